@@ -1,0 +1,29 @@
+# Each target makes what it needs; the first on a fresh machine also makes the environment.
+PYTHON ?= python3.11
+PY := .venv/bin/python
+
+.PHONY: env sweep test test-faults lint clean
+
+env: .venv/.complete
+
+.venv/.complete: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet uv
+	.venv/bin/uv pip install --quiet --python $(PY) -r requirements.txt
+	touch $@
+
+sweep: env
+	$(PY) -m orchestrator sweep experiments/quickstart.yaml
+
+test: env
+	$(PY) -m pytest -m "not fault"
+
+test-faults: env
+	$(PY) -m pytest -m fault
+
+lint: env
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+clean:
+	rm -rf .venv runs

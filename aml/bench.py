@@ -1,0 +1,153 @@
+"""What a step costs: python -m aml.bench step --model small --image-size 112 --batch 32
+
+Modes and presets are timed in turn in one process, so that a ratio compares like with like; JSON on the last line.
+"""
+
+import argparse
+import json
+import statistics
+import time
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from aml.data import Batch
+from aml.learner import Learner, OptimConfig, TrainConfig, TrainSums, losses
+from aml.masking import MaskingConfig, Masker, preset
+from aml.models import build
+
+ARMS = {
+    "off": lambda: preset(mode="off"),
+    "random": lambda: preset(mode="random"),
+    "aml/calibrated": preset,
+    "aml/paper": lambda: preset("paper"),
+}
+VOCABULARY = [f"word{i}" for i in range(1000)]
+
+
+def noise_batch(model, batch: int, size: int, device="cpu") -> Batch:
+    """A batch of noise with sentences of five words, as large as a real one."""
+    generator = torch.Generator().manual_seed(0)
+    tokens, token_mask = model.tokenise([" ".join(VOCABULARY[i : i + 5]) for i in range(batch)])
+    ids = torch.arange(batch)
+    return Batch(
+        image=torch.randint(0, 256, (batch, 3, size, size), generator=generator, dtype=torch.uint8),
+        tokens=tokens,
+        token_mask=token_mask,
+        mask=torch.rand(batch, size, size, generator=generator) < 0.05,
+        real=torch.tensor([[0, 0, size, size]]).expand(batch, 4),
+        size=torch.full((batch, 2), size),
+        valid=torch.ones(batch, dtype=torch.bool),
+        no_target=torch.zeros(batch, dtype=torch.bool),
+        item=ids,
+        image_id=ids,
+        ref_id=ids,
+        sent_id=ids,
+        dataset=torch.zeros_like(ids),
+        index=ids,
+        total=batch,
+    ).to(device)
+
+
+def make(masking: MaskingConfig, spec: dict, *, batch: int, size: int, precision: str = "fp32", device="cpu") -> tuple[Learner, Batch]:
+    """A learner of these settings and a batch for it."""
+    torch.manual_seed(0)
+    spec = dict(spec)
+    model = build(spec.pop("name"), vocabulary=VOCABULARY, **spec)
+    masker = Masker(masking, model=model, image_size=size)
+    learner = Learner(model, masker, optim=OptimConfig(), train=TrainConfig(batch=batch, precision=precision), steps=1000, device=device)
+    return learner, noise_batch(model, batch, size, device)
+
+
+def step_flops(learner: Learner, batch: Batch) -> int:
+    """FLOPs of one training step, stage 1 included (torch's counter: matrix products, convolutions, attention)."""
+    learner.model.train()
+    with FlopCounterMode(display=False) as counter:
+        learner.step(batch, learner.masker.config.warmup_epochs, 0, TrainSums(learner.device))
+    return counter.get_total_flops()
+
+
+def timed(learner: Learner, batch: Batch, index: int) -> float:
+    """Seconds of one step, the device waited for."""
+    sums, start = TrainSums(learner.device), time.perf_counter()
+    learner.step(batch, learner.masker.config.warmup_epochs, index, sums)
+    if learner.device.type == "cuda":
+        torch.cuda.synchronize(learner.device)
+    return time.perf_counter() - start
+
+
+def bare_step(learner: Learner, batch: Batch, optimizer) -> float:
+    """Seconds of forward, loss, backward, clip and step written out, without the learner."""
+    start = time.perf_counter()
+    logits = learner.model(learner.model.normalise(batch.image), batch.tokens, batch.token_mask)
+    losses(logits.float(), batch.mask, "ce").mean().backward()
+    torch.nn.utils.clip_grad_norm_(learner.model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    if learner.device.type == "cuda":
+        torch.cuda.synchronize(learner.device)
+    return time.perf_counter() - start
+
+
+def compare(spec: dict, *, batch: int, size: int, precision: str, device: str, rounds: int) -> dict:
+    """Every arm in turn, `rounds` times: median ms, its quartiles, samples/s, FLOPs, and ratios to off paired round by round."""
+    learners = {arm: make(config(), spec, batch=batch, size=size, precision=precision, device=device) for arm, config in ARMS.items()}
+    flops = {arm: step_flops(*pair) for arm, pair in learners.items()}
+    bare, bare_batch = make(ARMS["off"](), spec, batch=batch, size=size, device=device)
+    optimizer = torch.optim.AdamW(bare.model.parameters(), fused=True)
+    times: dict[str, list[float]] = {arm: [] for arm in [*learners, "bare loop"]}
+    for index in range(rounds + 2):
+        for arm, (learner, noise) in learners.items():
+            times[arm].append(timed(learner, noise, index))
+        times["bare loop"].append(bare_step(bare, bare_batch, optimizer))
+    times = {arm: t[2:] for arm, t in times.items()}  # the first two warm caches up
+    rows = {}
+    for arm, t in times.items():
+        ratio = [a / b for a, b in zip(t, times["off"], strict=True)]
+        rows[arm] = {
+            "ms": round(1e3 * statistics.median(t), 2),
+            "ms_quartiles": [round(1e3 * q, 2) for q in statistics.quantiles(t, n=4)[::2]],
+            "samples_per_s": round(batch / statistics.median(t), 1),
+            "time_to_off": round(statistics.median(ratio), 4),
+            **({"gflops": round(flops[arm] / 1e9, 3), "flops_to_off": round(flops[arm] / flops["off"], 4)} if arm in flops else {}),
+        }
+    return {"model": spec, "batch": batch, "image_size": size, "precision": precision, "device": device, "threads": torch.get_num_threads(), "arms": rows}
+
+
+def step_seconds(experiment, steps: int = 3) -> tuple[int, float]:
+    """Samples and seconds of one step of an experiment's sizes on one worker of this machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, int(experiment.resources.cpus_per_worker)))
+    batch = experiment.train.batch // experiment.resources.workers
+    learner, noise = make(experiment.aml, experiment.model, batch=batch, size=experiment.data.size, precision=experiment.train.precision)
+    seconds = statistics.median([timed(learner, noise, i) for i in range(steps + 1)][1:])
+    torch.set_num_threads(before)
+    return batch, seconds
+
+
+def main(arguments=None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m aml.bench", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    step = commands.add_parser("step", help="time, FLOPs and memory of a training step, each arm as a ratio to off")
+    step.add_argument("--model", default="small")
+    step.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="a model option, as width=64")
+    step.add_argument("--image-size", type=int, default=112)
+    step.add_argument("--batch", type=int, default=32)
+    step.add_argument("--precision", default="fp32")
+    step.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    step.add_argument("--rounds", type=int, default=7)
+    step.add_argument("--threads", type=int, default=None)
+    given = parser.parse_args(arguments)
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    options = {k: json.loads(v) for k, v in (o.split("=", 1) for o in given.option)}
+    found = compare(
+        {"name": given.model, **options}, batch=given.batch, size=given.image_size, precision=given.precision, device=given.device, rounds=given.rounds
+    )
+    for arm, row in found["arms"].items():
+        print(f"{arm:16} {row['ms']:9.2f} ms  x{row['time_to_off']:.3f} time" + (f"  x{row['flops_to_off']:.3f} FLOPs" if "flops_to_off" in row else ""))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

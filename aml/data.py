@@ -1,0 +1,289 @@
+"""Rows to arrays, arrays to batches; which items a step takes is a plan, not a stream.
+
+    row      one image: its JPEG once, every annotated object as RLE, its refs with their sentences   (aml.refer)
+    decoded  one image at network size: pixels, packed referent masks, the rest of the row as JSON    (decode_row)
+    Items    refs or sentences of a split over decoded blocks, gathered by index                      (Batch)
+
+    B samples, H W network image, L tokens
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from PIL import Image
+
+from aml.draws import uniform
+from aml.errors import UserError
+
+LETTERBOX = (124, 116, 104)
+"""Colour around a letterboxed picture: the mean of natural images."""
+
+# ---- rows to arrays at network size ---------------------------------------------------------------------------------
+
+
+class UnreadableImage(UserError):
+    """A JPEG that cannot be decoded whole."""
+
+
+def decode_image(jpeg: bytes, name: str) -> np.ndarray:
+    """JPEG (colour or grey) -> (H, W, 3) uint8 RGB. UnreadableImage names the file."""
+    try:
+        return np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error ... on damaged files
+        raise UnreadableImage(f"{name} cannot be decoded ({error}); get the image again, or pass skip_unreadable to leave such images out") from None
+
+
+def place(height: int, width: int, size: int, fit: str) -> tuple[int, int, int, int]:
+    """Where an image lands in the size x size network image: top, left, bottom, right in pixels."""
+    if fit == "square":
+        return 0, 0, size, size
+    scale = size / max(height, width)
+    h, w = max(1, round(height * scale)), max(1, round(width * scale))
+    top, left = (size - h) // 2, (size - w) // 2
+    return top, left, top + h, left + w
+
+
+def fit_image(image: np.ndarray, size: int, fit: str) -> np.ndarray:
+    """(H, W, 3) uint8 -> (size, size, 3) uint8, bilinear with antialiasing (Pillow's, as the published loaders do it)."""
+    top, left, bottom, right = place(*image.shape[:2], size, fit)
+    out = np.full((size, size, 3), LETTERBOX, np.uint8)
+    out[top:bottom, left:right] = np.asarray(Image.fromarray(image).resize((right - left, bottom - top), Image.Resampling.BILINEAR))
+    return out
+
+
+def fit_mask(mask: np.ndarray, size: int, fit: str) -> np.ndarray:
+    """(H, W) uint8 0/1 -> (size, size) bool, nearest as Pillow does it."""
+    top, left, bottom, right = place(*mask.shape, size, fit)
+    out = np.zeros((size, size), bool)
+    out[top:bottom, left:right] = np.asarray(Image.fromarray(mask).resize((right - left, bottom - top), Image.Resampling.NEAREST))
+    return out
+
+
+def rasterise(counts: str, height: int, width: int) -> np.ndarray:
+    """Compressed RLE counts -> (height, width) uint8 of 0 and 1."""
+    from pycocotools import mask
+
+    return mask.decode({"size": [height, width], "counts": counts.encode()})
+
+
+def decode_row(row: dict, size: int, fit: str = "square") -> dict:
+    """A row with its `jpeg` -> image (size, size, 3) uint8, masks bytes (one bit a pixel, refs after one another), meta JSON text."""
+    image = fit_image(decode_image(row["jpeg"], row["file_name"]), size, fit)
+    rles = {o["ann_id"]: o["rle"] for o in row["objects"]}
+    masks = [fit_mask(rasterise(rles[ref["ann_id"]], row["height"], row["width"]), size, fit) for ref in row["refs"]]
+    meta = {key: value for key, value in row.items() if key not in ("jpeg", "path")}
+    return {"image": image, "masks": np.packbits(np.stack(masks).reshape(len(masks), -1), axis=1).tobytes(), "meta": json.dumps(meta)}
+
+
+def block_of(decoded: list[dict]) -> dict:
+    """Decoded rows to one block: image (n, H, W, 3) uint8, masks list of bytes, meta list of str."""
+    return {"image": np.stack([d["image"] for d in decoded]), "masks": [d["masks"] for d in decoded], "meta": [d["meta"] for d in decoded]}
+
+
+# ---- items and batches ----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Batch:
+    """One step's samples on one rank. The image is raw; normalisation is the model's."""
+
+    image: torch.Tensor
+    """(B, 3, H, W) uint8"""
+    tokens: torch.Tensor
+    """(B, L) int64"""
+    token_mask: torch.Tensor
+    """(B, L) bool"""
+    mask: torch.Tensor
+    """(B, H, W) bool: the referent"""
+    real: torch.Tensor
+    """(B, 4) int64: top, left, bottom, right of the picture inside its letterbox"""
+    size: torch.Tensor
+    """(B, 2) int64: original height, width"""
+    valid: torch.Tensor
+    """(B,) bool: False for padding"""
+    no_target: torch.Tensor
+    """(B,) bool: the expression names nothing in the picture"""
+    item: torch.Tensor
+    """(B,) int64: hash of (dataset, split_by, ref_id, sent_id), the key of every draw"""
+    image_id: torch.Tensor
+    ref_id: torch.Tensor
+    sent_id: torch.Tensor
+    dataset: torch.Tensor
+    """(B,) int64: place in Items.datasets"""
+    index: torch.Tensor
+    """(B,) int64: place in Items"""
+    total: int
+    """Valid samples of this step on all ranks: what the loss is divided by."""
+
+    def to(self, device) -> "Batch":
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in moved.items()})
+
+    def part(self, rows: slice) -> "Batch":
+        """Some of the rows, for micro-steps; `total` stays that of the whole step."""
+        cut = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{k: v[rows] if isinstance(v, torch.Tensor) else v for k, v in cut.items()})
+
+
+def item_key(dataset: str, split_by: str, ref_id: int, sent_id: int) -> int:
+    """A stable signed 64-bit hash of an item's identity."""
+    digest = hashlib.blake2b(f"{dataset}/{split_by}/{ref_id}/{sent_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One ref with one of its sentences."""
+
+    block: int
+    row: int
+    ref: int
+    """Place of the ref, and of its mask, in the row."""
+    sentence: dict
+    key: int
+
+
+class Items:
+    """The items of a split over decoded blocks, gathered by index into batches.
+
+    unit `ref`: one item a ref, its sentence drawn anew each epoch by u(seed, epoch, ref). unit `sentence`: one item a sentence.
+    UserError where the split holds nothing.
+    """
+
+    def __init__(self, blocks: list[dict], split: str, *, size: int, fit: str = "square", unit: str = "ref", limit: int | None = None):
+        self.blocks, self.split, self.size, self.fit, self.unit = blocks, split, size, fit, unit
+        self.meta = [[json.loads(text) for text in block["meta"]] for block in blocks]
+        self.refs = [
+            (b, r, k)
+            for b, rows in enumerate(self.meta)
+            for r, row in enumerate(rows)
+            for k, ref in enumerate(row["refs"])
+            if ref["split"] == split
+        ]
+        self.refs.sort(key=self._identity)  # the plan must not depend on how rows were spread over blocks
+        if not self.refs:
+            have = sorted({ref["split"] for rows in self.meta for row in rows for ref in row["refs"]})
+            raise UserError(f"split {split!r} is empty; the data hold {', '.join(have) or 'no refs at all'}")
+        self.datasets = sorted({row["dataset"] for rows in self.meta for row in rows})
+        self.choices = [[self._item(*place, s) for s in self._ref(place)["sentences"]] for place in self.refs]
+        if unit == "sentence":
+            self.choices = [[item] for items in self.choices for item in items]
+        self.choices = self.choices[:limit]
+        self._ref_keys = torch.tensor([items[0].key for items in self.choices])
+        self._tokens: tuple[object, torch.Tensor, torch.Tensor, dict[int, int]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.choices)
+
+    def pick(self, index: int, seed: int, epoch: int) -> Item:
+        """The item at this index in this epoch."""
+        return self.picks(np.array([index]), seed, epoch)[0]
+
+    def picks(self, indices: np.ndarray, seed: int, epoch: int) -> list[Item]:
+        u = uniform(seed, epoch, self._ref_keys[torch.as_tensor(indices)], "sentence")[:, 0].tolist()
+        return [self.choices[i][int(x * len(self.choices[i]))] for i, x in zip(indices.tolist(), u, strict=True)]
+
+    def image(self, item: Item) -> np.ndarray:
+        """(H, W, 3) uint8 at network size."""
+        return self.blocks[item.block]["image"][item.row]
+
+    def mask(self, item: Item) -> np.ndarray:
+        """(H, W) bool at network size."""
+        packed = np.frombuffer(self.blocks[item.block]["masks"][item.row], np.uint8)
+        step = -(-self.size * self.size // 8)
+        bits = np.unpackbits(packed[item.ref * step : (item.ref + 1) * step], count=self.size * self.size)
+        return bits.reshape(self.size, self.size).astype(bool)
+
+    def row(self, item: Item) -> dict:
+        return self.meta[item.block][item.row]
+
+    def ref(self, item: Item) -> dict:
+        return self.row(item)["refs"][item.ref]
+
+    def batch(self, indices: np.ndarray, model, *, seed: int = 0, epoch: int = 0, total: int | None = None, pad_to: int | None = None) -> Batch:
+        """Items by index, padded with repeats marked invalid up to pad_to. The model only tokenises."""
+        items = self.picks(indices, seed, epoch)
+        n = len(items)
+        if pad_to is not None:
+            items = items + items[:1] * (pad_to - n)
+        rows = [self.row(item) for item in items]
+        tokens, token_mask = self._tokenise(model, items)
+
+        def column(values):
+            return torch.tensor(values, dtype=torch.int64)
+
+        return Batch(
+            image=torch.from_numpy(np.stack([self.image(i) for i in items])).permute(0, 3, 1, 2),
+            tokens=tokens,
+            token_mask=token_mask,
+            mask=torch.from_numpy(np.stack([self.mask(i) for i in items])),
+            real=column([place(r["height"], r["width"], self.size, self.fit) for r in rows]),
+            size=column([(r["height"], r["width"]) for r in rows]),
+            valid=torch.arange(len(items)) < n,
+            no_target=torch.zeros(len(items), dtype=torch.bool),
+            item=column([i.key for i in items]),
+            image_id=column([r["image_id"] for r in rows]),
+            ref_id=column([self.ref(i)["ref_id"] for i in items]),
+            sent_id=column([i.sentence["sent_id"] for i in items]),
+            dataset=column([self.datasets.index(r["dataset"]) for r in rows]),
+            index=column([*indices.tolist(), *[-1] * (len(items) - n)]),
+            total=n if total is None else total,
+        )
+
+    def _identity(self, place_: tuple[int, int, int]) -> tuple[str, str, int, int]:
+        row = self.meta[place_[0]][place_[1]]
+        return row["dataset"], row["split_by"], row["image_id"], self._ref(place_)["ref_id"]
+
+    def _ref(self, place_: tuple[int, int, int]) -> dict:
+        block, row, ref = place_
+        return self.meta[block][row]["refs"][ref]
+
+    def _item(self, block: int, row: int, ref: int, sentence: dict) -> Item:
+        meta = self.meta[block][row]
+        key = item_key(meta["dataset"], meta["split_by"], meta["refs"][ref]["ref_id"], sentence["sent_id"])
+        return Item(block, row, ref, sentence, key)
+
+    def _tokenise(self, model, items: list[Item]):
+        """All sentences of the split are tokenised once for a model, then looked up."""
+        if self._tokens is None or self._tokens[0] is not model:
+            every = [item for items_ in self.choices for item in items_]
+            tokens, token_mask = model.tokenise([item.sentence["sent"] for item in every])
+            self._tokens = model, tokens, token_mask, {item.key: i for i, item in enumerate(every)}
+        _, tokens, token_mask, where = self._tokens
+        rows = torch.tensor([where[item.key] for item in items])
+        return tokens[rows], token_mask[rows]
+
+
+# ---- the plan -------------------------------------------------------------------------------------------------------
+
+
+def steps_per_epoch(n: int, batch: int) -> int:
+    """Whole global batches in n items; at least one. The rest of an epoch's permutation waits for another epoch."""
+    return max(1, n // batch)
+
+
+def train_batches(items: Items, model, *, batch: int, seed: int, epoch: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+    """One rank's batches of an epoch: step k takes perm[kB:(k+1)B] of permutation(seed, epoch), rank r its r-th contiguous part."""
+    order = np.random.default_rng([seed, epoch]).permutation(len(items))
+    part = batch // world
+    for step in range(steps_per_epoch(len(items), batch)):
+        whole = order[step * batch : (step + 1) * batch]
+        mine = whole[rank * part : (rank + 1) * part]
+        if len(mine):
+            yield items.batch(mine, model, seed=seed, epoch=epoch, total=len(whole), pad_to=part)
+        else:  # fewer items than ranks: this rank steps along with nothing of its own
+            padding = items.batch(whole[:1], model, seed=seed, epoch=epoch, total=len(whole), pad_to=part)
+            padding.valid[:] = False
+            yield padding
+
+
+def eval_batches(items: Items, model, *, batch: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+    """Every item exactly once over all ranks, in order; the last batch of a rank is shorter."""
+    low, high = rank * len(items) // world, (rank + 1) * len(items) // world
+    for start in range(low, high, batch):
+        yield items.batch(np.arange(start, min(start + batch, high)), model)

@@ -1,0 +1,48 @@
+"""Random draws without a generator: u(seed, epoch, item, what, index), a hash of its arguments to [0, 1).
+
+The same draw on any number of workers, in any batch order, after a resume, on CPU and on CUDA. The mixer is
+splitmix64 (Steele, Lea, Flood 2014) in int64 arithmetic, which wraps around in torch as it does in C.
+"""
+
+import zlib
+
+import torch
+
+GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
+MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+MIX_2 = 0x94D049BB133111EB - (1 << 64)
+
+
+def uniform(seed: int, epoch: int, item: torch.Tensor, what: str, count: int = 1) -> torch.Tensor:
+    """Draws in [0, 1).   item (B,) int64 -> (B, count) float32, the draws of index 0 .. count-1 named `what`."""
+    state = _mix(item + _constant(seed, epoch, what))
+    index = torch.arange(1, count + 1, device=item.device)
+    bits = _mix(state[:, None] + index * GOLDEN)
+    return _shift(bits, 40).to(torch.float32) * 2.0**-24  # the 24 bits a float32 holds exactly
+
+
+def _constant(seed: int, epoch: int, what: str) -> int:
+    """One signed 64-bit number out of what all items of a step share (plain integers: no tensor, no device)."""
+    state = 0
+    for part in (seed, epoch, zlib.crc32(what.encode())):
+        state = _mix_int((state ^ part) + GOLDEN)
+    return state - (1 << 64) if state >= 1 << 63 else state
+
+
+def _mix_int(x: int) -> int:
+    mask = (1 << 64) - 1
+    x &= mask
+    x = (x ^ (x >> 30)) * (MIX_1 & mask) & mask
+    x = (x ^ (x >> 27)) * (MIX_2 & mask) & mask
+    return x ^ (x >> 31)
+
+
+def _mix(x: torch.Tensor) -> torch.Tensor:
+    x = (x ^ _shift(x, 30)) * MIX_1
+    x = (x ^ _shift(x, 27)) * MIX_2
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """Logical right shift; torch's >> on int64 keeps the sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,0 +1,451 @@
+"""The training loop, written once: it knows batches, a model and a masker, and no cluster.
+
+    for result in fit(learner, train_items, val_items):
+        report(result.metrics); learner.save(folder)
+
+Plain code, a light trial and a distributed worker drive the same generator. A step is: stage 1 (forward only) decides what to hide,
+stage 2 trains on the masked image against the full mask. A resumed run repeats the interrupted epoch with the same order and draws.
+
+    B samples of this rank, H W network image, h w logits
+"""
+
+import math
+import resource
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+from aml.data import Batch, Items, eval_batches, train_batches
+from aml.diagnostics import MaskSums
+from aml.errors import UserError
+from aml.masking import Masker
+from aml.metrics import THRESHOLDS, Sums, counts, score
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+LOSSES = ("ce", "ce+dice")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW, warm-up then poly decay per step."""
+
+    lr: float = 1e-3
+    encoder_lr: float = 0.1
+    """Rate of the parameters in model.encoders, as a share of lr."""
+    weight_decay: float = 0.01
+    """0 on norms, biases, scales and what the model lists in no_decay."""
+    warmup_epochs: float = 0.0
+    """Linear from 1e-3 of the rate; give this or warmup_steps."""
+    warmup_steps: int = 0
+    power: float = 0.9
+    """Of the poly decay (1 - step/steps)^power."""
+    clip: float | None = 1.0
+    """Largest gradient norm; null: none."""
+    loss: str = "ce"
+    """ce: cross-entropy with weights 0.9 (background) and 1.1. ce+dice: plus 1 - Dice."""
+
+    def __post_init__(self):
+        if not self.lr > 0 or self.weight_decay < 0 or self.encoder_lr < 0 or (self.clip is not None and self.clip <= 0):
+            raise UserError(
+                f"optim.lr {self.lr}, weight_decay {self.weight_decay}, encoder_lr {self.encoder_lr}, clip {self.clip}: "
+                "lr and clip must be above 0, the others not below"
+            )
+        if self.warmup_epochs and self.warmup_steps:
+            raise UserError(f"optim.warmup_epochs is {self.warmup_epochs} and optim.warmup_steps is {self.warmup_steps}; give one of them")
+        if min(self.warmup_epochs, self.warmup_steps, self.power) < 0:
+            raise UserError(f"optim.warmup_epochs, warmup_steps and power must not be below 0; got {self.warmup_epochs}, {self.warmup_steps}, {self.power}")
+        if self.loss not in LOSSES:
+            raise UserError(f"optim.loss is {self.loss!r}; known: {', '.join(LOSSES)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Length and arithmetic of training."""
+
+    epochs: int = 10
+    batch: int = 32
+    """Global batch: samples of one optimiser step over all workers."""
+    accumulate: int = 1
+    """Micro-steps a step: a rank's part is cut into as many."""
+    precision: str = "fp32"
+    """fp32, bf16 or fp16 (with a loss scaler)."""
+    max_skipped: float = 0.2
+    """Share of an epoch's steps that may be skipped for a non-finite loss or gradient before the run stops."""
+
+    def __post_init__(self):
+        if min(self.epochs, self.batch, self.accumulate) < 1:
+            raise UserError(f"train.epochs {self.epochs}, batch {self.batch}, accumulate {self.accumulate}: each must be at least 1")
+        if self.precision not in PRECISIONS:
+            raise UserError(f"train.precision is {self.precision!r}; known: {', '.join(PRECISIONS)}")
+        if not 0 <= self.max_skipped <= 1:
+            raise UserError(f"train.max_skipped is {self.max_skipped}; it must lie in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Validation at each epoch's end."""
+
+    batch: int = 64
+    """Sentences at a time on a worker."""
+    threshold: float = 0.5
+    """A pixel is the referent's from this probability on."""
+    probe: int = 128
+    """Validation sentences, always the same, on which the mask is diagnosed."""
+    pictures: int = 8
+    """Validation sentences, always the same, that are drawn."""
+
+    def __post_init__(self):
+        if self.batch < 1 or self.probe < 0 or self.pictures < 0:
+            raise UserError(f"evaluate.batch {self.batch}, probe {self.probe}, pictures {self.pictures}: batch must be at least 1, the others 0")
+        if not 0 < self.threshold < 1:
+            raise UserError(f"evaluate.threshold is {self.threshold}; it must lie between 0 and 1")
+
+
+class NonFinite(RuntimeError):
+    """Too many steps of an epoch had a loss or gradient that is not finite."""
+
+
+class World:
+    """The workers that train together; one process unless torch.distributed is up."""
+
+    def __init__(self):
+        up = dist.is_available() and dist.is_initialized()
+        self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if up else (0, 1)
+
+    def sum(self, x: torch.Tensor) -> torch.Tensor:
+        if self.size > 1:
+            dist.all_reduce(x)
+        return x
+
+    def mean(self, x: torch.Tensor) -> torch.Tensor:
+        return self.sum(x) / self.size
+
+
+class Result(NamedTuple):
+    """What an epoch brought."""
+
+    epoch: int
+    """1-based: epochs done."""
+    metrics: dict[str, float]
+    improved: bool
+    """The best validation mIoU so far."""
+
+
+@dataclass
+class Progress:
+    """What resuming needs besides model, optimiser and masker."""
+
+    epoch: int = 0
+    """Epochs done."""
+    best: float = -1.0
+    """Best validation mIoU so far."""
+    history: list[dict] = field(default_factory=list)
+
+
+class Learner:
+    """Model, masker and optimiser, and the step that moves them."""
+
+    def __init__(
+        self,
+        model,
+        masker: Masker,
+        *,
+        optim: OptimConfig,
+        train: TrainConfig,
+        steps: int,
+        seed: int = 0,
+        device="cpu",
+        wrap: Callable | None = None,
+    ):
+        """steps: optimiser steps an epoch. wrap: makes the module that training calls (DDP); everything else uses the bare model."""
+        self.world, self.device, self.seed = World(), torch.device(device), seed
+        if train.batch % (self.world.size * train.accumulate):
+            raise UserError(
+                f"train.batch {train.batch} does not divide into {self.world.size} workers x {train.accumulate} micro-steps; "
+                f"choose a multiple of {self.world.size * train.accumulate}"
+            )
+        self.model, self.masker = model.to(self.device), masker
+        masker.mean_over_ranks = self.world.mean
+        self.wrapped = wrap(self.model) if wrap else self.model
+        self.optim_config, self.config, self.steps = optim, train, steps
+        self.total_steps = steps * train.epochs
+        self.warmup = optim.warmup_steps or round(optim.warmup_epochs * steps)
+        self.optimizer = torch.optim.AdamW(parameter_groups(model, optim), lr=optim.lr, fused=True)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=train.precision == "fp16")
+        self.progress = Progress()
+
+    # -- one step
+
+    def step(self, batch: Batch, epoch: int, index: int, sums: "TrainSums") -> None:
+        """One optimiser step on this rank's part of a global batch; index counts steps within the epoch."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * lr_factor(epoch * self.steps + index, self.total_steps, self.warmup, self.optim_config.power)
+        batch, loss_before = batch.to(self.device), sums.loss.clone()
+        size = len(batch.valid) // self.config.accumulate
+        for micro in range(self.config.accumulate):
+            self._accumulate(batch.part(slice(micro * size, (micro + 1) * size)), epoch, sums, last=micro == self.config.accumulate - 1)
+        skipped = self._update()
+        sums.skipped += skipped
+        sums.loss = torch.where(skipped > 0, loss_before, sums.loss)
+
+    def _accumulate(self, batch: Batch, epoch: int, sums: "TrainSums", *, last: bool) -> None:
+        """Forward and backward; gradients meet the other ranks' in the last backward only."""
+        config, clean_logits = self.masker.config, None
+        x = self.model.normalise(batch.image)
+        clean_weight = config.clean_weight if self.masker.active(epoch) else 0.0
+        if clean_weight:
+            clean_logits = self._backward(x, batch, clean_weight, sums, sync=last and clean_weight == 1)
+        start = time.perf_counter()
+        with self.autocast():
+            mask = self.masker(
+                self.model, x, batch.tokens, batch.token_mask, epoch=epoch, item=batch.item, real=batch.real, target=batch.mask, logits=clean_logits
+            )
+        sums.stage1_s += time.perf_counter() - start
+        sums.masks.add(mask, batch.mask, batch.valid, self.masker.block)
+        if clean_weight < 1:
+            self._backward(self.masker.hide(x, mask) if self.masker.active(epoch) else x, batch, 1 - clean_weight, sums, sync=last)
+
+    def _backward(self, x, batch: Batch, weight: float, sums: "TrainSums", *, sync: bool):
+        """Loss on x at this weight, backward.   -> logits (B, h, w) without gradient"""
+        with nullcontext() if sync or self.world.size == 1 else self.wrapped.no_sync():
+            with self.autocast():
+                logits = self.wrapped(x, batch.tokens, batch.token_mask)
+            each = losses(logits.float(), batch.mask, self.optim_config.loss)
+            loss = weight * torch.where(batch.valid, each, 0.0).sum() / batch.total
+            # DDP averages gradients over ranks; the loss is divided by the samples of all ranks already.
+            self.scaler.scale(loss * self.world.size).backward()
+        sums.loss += loss.detach()
+        return logits.detach()
+
+    def _update(self) -> torch.Tensor:
+        """Clip, step, clear. A non-finite gradient skips the step on every rank alike.   -> () float: 1 where skipped
+
+        Gradients are summed over ranks before, so the norm is not finite on all ranks or on none: no message and no wait is needed,
+        the fused optimiser reads the flag on the device.
+        """
+        self.scaler.unscale_(self.optimizer)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.optim_config.clip or math.inf)
+        skipped = (~torch.isfinite(norm)).float()
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self.optimizer.found_inf = skipped
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return skipped
+
+    def autocast(self):
+        dtype = PRECISIONS[self.config.precision]
+        return torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext()
+
+    # -- epochs
+
+    def train_epoch(self, batches: Iterable[Batch], epoch: int) -> dict[str, float]:
+        """All steps of an epoch (0-based). NonFinite if too many were skipped."""
+        reseed(self.seed, epoch, self.world.rank)
+        self.wrapped.train()
+        sums, start = TrainSums(self.device), time.perf_counter()
+        for index, batch in enumerate(batches):
+            self.step(batch, epoch, index, sums)
+        metrics = sums.means(self.steps, self.world)
+        if metrics["train/skipped"] > max(1, self.config.max_skipped * self.steps):
+            raise NonFinite(
+                f"{metrics['train/skipped']:.0f} of {self.steps} steps of epoch {epoch + 1} had a non-finite loss or gradient; "
+                "lower optim.lr, set optim.clip, or use train.precision bf16 or fp32"
+            )
+        if self.masker.calibrating is False and self.masker.config.mode == "aml":
+            metrics["aml/scale"] = self.masker.scale
+        return metrics | {"time/train_s": time.perf_counter() - start, "optim/lr": self.optimizer.param_groups[0]["lr"]}
+
+    def evaluate(self, batches: Iterable[Batch], threshold: float = 0.5) -> Sums:
+        """Sums over the sentences of all ranks, square protocol (prediction and truth at network size)."""
+        total = Sums()
+        for batch, logits in self.predict(batches):
+            total = total + score(*counts(segment(logits, batch.mask.shape[1:], threshold), batch.mask), batch.valid)
+        return Sums.from_tensor(self.world.sum(total.to_tensor().to(self.device)))
+
+    @torch.inference_mode()
+    def predict(self, batches: Iterable[Batch], masked: bool = False, sums: MaskSums | None = None) -> Iterator[tuple[Batch, torch.Tensor]]:
+        """Logits (B, h, w) of each batch, on whole images or, for diagnostics, under the training mask."""
+        self.model.eval()
+        for batch in batches:
+            batch = batch.to(self.device)
+            x = self.model.normalise(batch.image)
+            with self.autocast():
+                if masked:
+                    mask = self.mask(x, batch)
+                    sums.add(mask, batch.mask, batch.valid, self.masker.block)
+                    x = self.masker.hide(x, mask)
+                yield batch, self.model(x, batch.tokens, batch.token_mask).float()
+
+    def mask(self, x, batch: Batch):
+        """The mask of normalised x (B, 3, H, W) as training would draw it in the present epoch, warm-up or not."""
+        return self.masker(
+            self.model, x, batch.tokens, batch.token_mask, epoch=self.progress.epoch, item=batch.item, real=batch.real, target=batch.mask, probe=True
+        )
+
+    def diagnose(self, batches: Iterable[Batch], clean: Iterable[Batch], threshold: float = 0.5) -> dict[str, float]:
+        """The probe: what the mask knows of the target, and leak = mIoU with training masks on minus without."""
+        sums, masked, whole = MaskSums(self.device), Sums(), Sums()
+        for batch, logits in self.predict(batches, masked=True, sums=sums):
+            masked = masked + score(*counts(segment(logits, batch.mask.shape[1:], threshold), batch.mask), batch.valid)
+        for batch, logits in self.predict(clean):
+            whole = whole + score(*counts(segment(logits, batch.mask.shape[1:], threshold), batch.mask), batch.valid)
+        masked, whole = (Sums.from_tensor(self.world.sum(s.to_tensor().to(self.device))) for s in (masked, whole))
+        found = {f"aml/probe_{name}": value for name, value in sums.means(self.world.sum).items()}
+        return found | ({"aml/leak": masked.scores()["mIoU"] - whole.scores()["mIoU"]} if self.masker.config.mode != "off" else {})
+
+    # -- state
+
+    def state_dict(self) -> dict:
+        """Everything an exact resume needs besides the model's weights."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "masker": self.masker.state_dict(),
+            "progress": vars(self.progress),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.masker.load_state_dict(state["masker"])
+        self.progress = Progress(**state["progress"])
+
+
+class TrainSums:
+    """Running sums of an epoch, on the device."""
+
+    def __init__(self, device):
+        self.loss, self.skipped = torch.zeros((), device=device), torch.zeros((), device=device)
+        self.masks, self.stage1_s = MaskSums(device), 0.0
+
+    def means(self, steps: int, world: World) -> dict[str, float]:
+        loss = float(world.sum(self.loss)) / max(1.0, steps - float(self.skipped))
+        masks = {f"aml/{name}": value for name, value in self.masks.means(world.sum).items()}
+        return {"train/loss": loss, "train/skipped": float(self.skipped), **masks, "time/stage1_s": self.stage1_s}
+
+
+def fit(learner: Learner, train: Items, val: Items, config: EvalConfig = EvalConfig()) -> Iterator[Result]:  # noqa: B008 (frozen)
+    """Train from learner.progress to the last epoch, one Result an epoch; the caller saves, reports and may stop at any of them."""
+    world, batch = learner.world, learner.config.batch
+    probe = probe_indices(len(val), config.probe)
+    for epoch in range(learner.progress.epoch, learner.config.epochs):
+        start = time.perf_counter()
+        metrics = learner.train_epoch(
+            train_batches(train, learner.model, batch=batch, seed=learner.seed, epoch=epoch, rank=world.rank, world=world.size), epoch
+        )
+        before = time.perf_counter()
+        sums = learner.evaluate(eval_batches(val, learner.model, batch=config.batch, rank=world.rank, world=world.size), config.threshold)
+        metrics |= validation_metrics(sums)
+        if len(probe):
+            mine = probe[world.rank :: world.size]
+            metrics |= learner.diagnose(some_batches(val, learner.model, mine, config.batch), some_batches(val, learner.model, mine, config.batch), config.threshold)
+        improved = metrics["val/mIoU"] > learner.progress.best
+        learner.progress.best = max(learner.progress.best, metrics["val/mIoU"])
+        learner.progress.epoch = epoch + 1
+        metrics |= {
+            "epoch": epoch + 1,
+            "val/mIoU_best": learner.progress.best,
+            "time/val_s": time.perf_counter() - before,
+            "time/epoch_s": time.perf_counter() - start,
+            "mem/peak_mb": peak_memory_mb(learner.device),
+        }
+        warn_of_vacuous_masks(learner.masker, metrics)
+        learner.progress.history.append(metrics)
+        yield Result(epoch + 1, metrics, improved)
+
+
+def validation_metrics(sums: Sums) -> dict[str, float]:
+    """The scores under the names the tracker takes: val/P0.5, since it refuses @."""
+    scores = sums.scores()
+    precision = {f"val/P0.{x // 10}": scores[f"P@0.{x // 10}"] for x in THRESHOLDS}
+    return {"val/mIoU": scores["mIoU"], "val/oIoU": scores["oIoU"], **precision, "val/n": scores["n"]}
+
+
+def probe_indices(n: int, count: int) -> np.ndarray:
+    """`count` places spread evenly over n, the same in every run on the same data."""
+    return np.unique(np.linspace(0, n - 1, min(n, count)).round().astype(int)) if count else np.array([], int)
+
+
+def some_batches(items: Items, model, indices: np.ndarray, batch: int) -> Iterator[Batch]:
+    for start in range(0, len(indices), batch):
+        yield items.batch(indices[start : start + batch], model)
+
+
+def warn_of_vacuous_masks(masker: Masker, metrics: dict) -> None:
+    """Say once a run, with the realised numbers, when a mask hides all or nothing."""
+    hidden = metrics.get("aml/hidden")
+    if masker.config.mode != "aml" or masker.calibrating or metrics["epoch"] != masker.config.warmup_epochs + 1 or hidden is None or 0.001 < hidden < 0.9:
+        return
+    what = "nearly the whole image" if hidden >= 0.9 else "almost nothing"
+    warnings.warn(
+        f"{masker.config.arm} with tau {masker.config.tau} and rho {masker.config.rho} called {metrics['aml/weak']:.1%} of the image weak and hid "
+        f"{hidden:.1%}, {what}; its settings say little about alignment (aml.threshold_mode quantile hides tau*rho exactly)",
+        stacklevel=2,
+    )
+
+
+# ---- pure parts -----------------------------------------------------------------------------------------------------
+
+
+def losses(logits, mask, kind: str) -> torch.Tensor:
+    """Segmentation loss of each sample.   logits (B, h, w) float, mask (B, H, W) bool -> (B,)
+
+    ce is two-class cross-entropy at image size with weights 0.9 and 1.1, as LAVT and CARIS train: a foreground logit z is the pair (0, z).
+    """
+    z = F.interpolate(logits[:, None], mask.shape[1:], mode="bilinear", align_corners=False)[:, 0]
+    y = mask.to(z.dtype)
+    weight = 0.9 + 0.2 * y
+    each = F.binary_cross_entropy_with_logits(z, y, weight, reduction="none").flatten(1).sum(1) / weight.flatten(1).sum(1)
+    if kind == "ce+dice":
+        p = z.sigmoid()
+        each = each + 1 - (2 * (p * y).flatten(1).sum(1) + 1) / (p.flatten(1).sum(1) + y.flatten(1).sum(1) + 1)
+    return each
+
+
+def segment(logits, size: tuple[int, int], threshold: float = 0.5) -> torch.Tensor:
+    """logits (B, h, w) -> prediction (B, H, W) bool: probability at or above the threshold, after bilinear resizing."""
+    z = F.interpolate(logits[:, None], tuple(size), mode="bilinear", align_corners=False)[:, 0]
+    return z >= math.log(threshold / (1 - threshold))
+
+
+def lr_factor(step: int, total: int, warmup: int, power: float) -> float:
+    """Linear from 1e-3 to 1 over the warm-up steps, then (1 - done)^power of what remains."""
+    if step < warmup:
+        return 1e-3 + (1 - 1e-3) * step / warmup
+    return (1 - (step - warmup) / max(1, total - warmup)) ** power
+
+
+def parameter_groups(model, optim: OptimConfig) -> list[dict]:
+    """Trainable parameters by (encoder or not) x (decayed or not). 0-d, 1-d and model.no_decay ones are not decayed."""
+    groups: dict[tuple[float, float], list] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            plain = parameter.ndim <= 1 or parameter.squeeze().ndim <= 1 or name.startswith(tuple(model.no_decay))
+            rate = optim.lr * (optim.encoder_lr if name.startswith(tuple(model.encoders)) and model.encoders else 1.0)
+            groups.setdefault((rate, 0.0 if plain else optim.weight_decay), []).append(parameter)
+    return [{"params": p, "lr": rate, "base_lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
+
+
+def reseed(seed: int, epoch: int, rank: int) -> None:
+    """Dropout's generator, a function of where we are: an interrupted epoch repeats with the same draws."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1, np.uint64)[0] >> 1))
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Peak of this process (CPU, resident) or of this device's allocator (CUDA), in MiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+

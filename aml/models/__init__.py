@@ -1,0 +1,71 @@
+"""Architectures, one file each, and the interface the loop and masking know them by.
+
+    name, sources       the model's name; which of encoder, joint, prediction alignment can be read from
+    image_multiple      side lengths must be multiples of this
+    normalise(image)                       (B, 3, H, W) uint8 -> float, the data mean at 0
+    forward(x, tokens, token_mask)         normalised x -> foreground logits (B, h, w), h and w any fixed share of H and W
+    features(x, tokens, token_mask, upto)  Features at `encoder` or `joint`, running no deeper than that needs
+    tokenise(sentences)                    list of str -> tokens (B, L) int64, token_mask (B, L) bool, L fixed
+    encoders                               prefixes of the parameters trained at optim.encoder_lr times the rate
+    no_decay                               prefixes of parameters never decayed (all 0-d and 1-d ones are not either)
+
+A new model is one file with a frozen dataclass of options and a class taking (options, vocabulary), named in MODELS below.
+"""
+
+from dataclasses import asdict, fields
+from difflib import get_close_matches
+from importlib import import_module
+from typing import NamedTuple
+
+import torch
+
+from aml.errors import UserError
+
+MODELS = {"small": ("aml.models.small", "SmallOptions", "Small")}
+
+
+class Features(NamedTuple):
+    """What alignment is computed from."""
+
+    visual: torch.Tensor
+    """(B, D_v, h, w)"""
+    text: torch.Tensor
+    """(B, L, D_t)"""
+    words: torch.Tensor
+    """(B, L) bool: tokens that are words of the sentence."""
+    pooled: torch.Tensor
+    """(B, L) bool: the one token the model pools the sentence into."""
+
+
+def options(name: str, **given):
+    """The model's options dataclass, checked. UserError names an unknown model or option and the nearest known one."""
+    module, options_class, _ = _entry(name)
+    cls = getattr(import_module(module), options_class)
+    known = [f.name for f in fields(cls)]
+    for key in given:
+        if key not in known:
+            near = get_close_matches(key, known, n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise UserError(f"model.{key} is not an option of model {name}{hint}; known: {', '.join(known)}")
+    return cls(**given)
+
+
+def build(name: str, *, vocabulary: list[str], **given):
+    """A freshly initialised model; the caller seeds torch."""
+    model = model_class(name)(options(name, **given), vocabulary)
+    model.spec = {"name": name, **asdict(model.options)}
+    return model
+
+
+def model_class(name: str):
+    """The class: name, sources and image_multiple can be read without building one."""
+    module, _, class_name = _entry(name)
+    return getattr(import_module(module), class_name)
+
+
+def _entry(name: str) -> tuple[str, str, str]:
+    if name not in MODELS:
+        near = get_close_matches(str(name), MODELS, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise UserError(f"model.name is {name!r}{hint}; known: {', '.join(MODELS)}")
+    return MODELS[name]

@@ -1,0 +1,164 @@
+"""REFER files (RefCOCO, RefCOCO+, RefCOCOg) to rows: one row an image, its objects as RLE, its refs with their sentences.
+
+Format: refer (github.com/lichengunc/refer). `file_name` of a ref is not a file: only its image_id leads to the JPEG.
+"""
+
+import json
+import pickle
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from aml.errors import UserError
+
+SPLITS_BY = {"refcoco": ("unc", "google"), "refcoco+": ("unc",), "refcocog": ("umd", "google")}
+
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Admits containers and scalars, which need no import; any named class or function is refused before it is looked up."""
+
+    def find_class(self, module, name):
+        raise UserError(
+            f"the pickle names {module}.{name}, which a refs file never holds; nothing of it was run, get the file from its source again"
+        )
+
+
+def load_refs(path: Path) -> list[dict]:
+    """REFER's refs(split_by).p as a list of dicts. UserError for a pickle that holds more than plain data, or is damaged."""
+    try:
+        with open(path, "rb") as file:
+            refs = _PlainUnpickler(file, encoding="utf-8", errors="replace").load()
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; it is REFER's list of referents for one dataset and split_by, put it there") from None
+    except Exception as error:  # a damaged pickle may raise almost anything
+        raise UserError(f"{path} cannot be read as a refs pickle ({type(error).__name__}: {error}); get the file again") from None
+    needed = {"ref_id", "ann_id", "image_id", "split", "sentences"}
+    if not isinstance(refs, list) or not all(isinstance(r, dict) and needed <= r.keys() for r in refs):
+        raise UserError(f"{path} is not REFER's list of refs (dicts with {', '.join(sorted(needed))}); get the file again")
+    return refs
+
+
+def read_refer(refer_root: Path, images: Path, dataset: str, split_by: str) -> list[dict]:
+    """Rows without their JPEG, one an image, in the order of image_id; `path` names the file.
+
+    refer_root holds <dataset>/refs(<split_by>).p and <dataset>/instances.json; images holds the JPEGs.
+    UserError: unknown dataset or split_by, a missing file, a ref whose annotation or image record is missing, an image that is not on disk.
+    """
+    if dataset not in SPLITS_BY:
+        raise UserError(f"dataset {dataset!r} is not known; use one of {', '.join(SPLITS_BY)}")
+    if split_by not in SPLITS_BY[dataset]:
+        raise UserError(f"{dataset} has no split_by {split_by!r}; it has {', '.join(SPLITS_BY[dataset])}")
+    folder = Path(refer_root) / dataset
+    refs, instances = load_refs(folder / f"refs({split_by}).p"), _load_instances(folder / "instances.json")
+    records = {i["id"]: i for i in instances["images"]}
+    categories = {c["id"]: c["name"] for c in instances["categories"]}
+    objects: dict[int, list[dict]] = {}
+    for annotation in instances["annotations"]:
+        objects.setdefault(annotation["image_id"], []).append(annotation)
+    by_image: dict[int, list[dict]] = {}
+    for ref in refs:
+        by_image.setdefault(ref["image_id"], []).append(ref)
+    unknown = sorted(set(by_image) - set(records))
+    if unknown:
+        raise UserError(f"{folder}/instances.json lacks image {unknown[0]} ({len(unknown)} in all) that refs({split_by}).p names; use matching files")
+    paths = {i: _find_image(Path(images), records[i]["file_name"]) for i in by_image}
+    absent = sorted(records[i]["file_name"] for i, path in paths.items() if path is None)
+    if absent:
+        raise UserError(f"{len(absent)} of {len(paths)} images are not under {images}, the first is {absent[0]}; put COCO's train2014 JPEGs there")
+    return [
+        _row(dataset, split_by, records[i], by_image[i], objects.get(i, []), categories) | {"path": str(paths[i])} for i in sorted(by_image)
+    ]
+
+
+def _load_instances(path: Path) -> dict:
+    try:
+        instances = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; it holds the annotations (masks) of the refs, put it there") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); get the file again") from None
+    missing = [key for key in ("images", "annotations", "categories") if key not in instances]
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(missing)}; it must be COCO's instances format")
+    return instances
+
+
+def _find_image(folder: Path, file_name: str) -> Path | None:
+    """The images folder may be train2014 itself or lie one or two above it."""
+    for place in (folder, folder / "train2014", folder / "images" / "train2014"):
+        if (place / file_name).is_file():
+            return place / file_name
+    return None
+
+
+def _row(dataset, split_by, record, refs, annotations, categories) -> dict:
+    height, width = record["height"], record["width"]
+    known = {a["id"] for a in annotations}
+    for ref in refs:
+        if ref["ann_id"] not in known:
+            raise UserError(f"ref {ref['ref_id']} of {dataset} ({split_by}) names annotation {ref['ann_id']}, which instances.json lacks; use matching files")
+    return {
+        "dataset": dataset,
+        "split_by": split_by,
+        "image_id": record["id"],
+        "file_name": record["file_name"],
+        "height": height,
+        "width": width,
+        "objects": [
+            {"ann_id": a["id"], "category": categories.get(a["category_id"], str(a["category_id"])), "rle": to_rle(a["segmentation"], height, width)}
+            for a in annotations
+        ],
+        "refs": [
+            {
+                "ref_id": ref["ref_id"],
+                "ann_id": ref["ann_id"],
+                "split": ref["split"],
+                "sentences": [{"sent_id": s["sent_id"], "sent": s["sent"], "raw": s.get("raw", s["sent"])} for s in ref["sentences"]],
+            }
+            for ref in refs
+        ],
+    }
+
+
+def to_rle(segmentation, height: int, width: int) -> str:
+    """COCO polygons (parts of one object may overlap: the union counts), list-count RLE or compressed RLE -> compressed counts."""
+    from pycocotools import mask
+
+    if isinstance(segmentation, list):
+        parts = [part for part in segmentation if len(part) >= 6]
+        if not parts:
+            return mask.encode(np.zeros((height, width), np.uint8, order="F"))["counts"].decode()
+        rle = mask.merge(mask.frPyObjects(parts, height, width))
+    elif isinstance(segmentation["counts"], list):
+        rle = mask.frPyObjects(segmentation, height, width)
+    else:
+        return segmentation["counts"] if isinstance(segmentation["counts"], str) else segmentation["counts"].decode()
+    return rle["counts"].decode()
+
+
+def words(sentence: str) -> list[str]:
+    """Lower-cased words, punctuation taken off their ends."""
+    return [w for w in (part.strip(".,;:!?\"'()") for part in sentence.lower().split()) if w]
+
+
+def vocabulary(rows: list[dict]) -> list[str]:
+    """Words of the train split's sentences (of all, where there is no train split), the most frequent first, then by alphabet."""
+    train = [r for row in rows for r in row["refs"] if r["split"] == "train"] or [r for row in rows for r in row["refs"]]
+    counted = Counter(word for ref in train for s in ref["sentences"] for word in words(s["sent"]))
+    return sorted(counted, key=lambda word: (-counted[word], word))
+
+
+def split_counts(rows: list[dict]) -> dict[str, dict[str, int]]:
+    """{"val": {"refs": n, "sentences": n, "images": n}, ...}"""
+    counts: dict[str, dict] = {}
+    for row in rows:
+        for ref in row["refs"]:
+            entry = counts.setdefault(ref["split"], {"refs": 0, "sentences": 0, "images": set()})
+            entry["refs"] += 1
+            entry["sentences"] += len(ref["sentences"])
+            entry["images"].add(row["image_id"])
+    return {split: {**c, "images": len(c["images"])} for split, c in sorted(counts.items())}

@@ -1,0 +1,288 @@
+"""The commands. Each imports what it needs when it runs, so that --help answers at once.
+
+Exit codes: 0 done; 1 the run failed; 2 the input is wrong, with one sentence; 130 interrupted, state saved.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from aml.errors import UserError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Alignment-aware masked learning, measured honestly.")
+data_app = typer.Typer(no_args_is_help=True, help="Look at shards.")
+bench_app = typer.Typer(no_args_is_help=True, help="Measure; JSON on the last line.")
+app.add_typer(data_app, name="data")
+app.add_typer(bench_app, name="bench")
+
+Config = Annotated[str, typer.Argument(metavar="CONFIG", help="An experiment's YAML file.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Dotted settings, as optim.lr=1e-4.")]
+Resume = Annotated[str | None, typer.Option(metavar="NAME", help="Continue this run, whatever the present config says.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start another run instead of continuing the one of the same settings.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on the last line.")]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command and leave with its exit code."""
+    try:
+        sys.exit(app(arguments, standalone_mode=False) or 0)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is saved, the same command continues", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        # typer vendors its own click; its usage errors are known by what they can do
+        if hasattr(error, "show") and hasattr(error, "exit_code"):
+            error.show()
+            sys.exit(error.exit_code)
+        raise
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+@app.command()
+def synth(
+    out: Path,
+    dataset: Annotated[str, typer.Option(help="refcoco, refcoco+ or refcocog.")] = "refcoco",
+    images: Annotated[int, typer.Option(help="Pictures.")] = 2000,
+    size: Annotated[int, typer.Option(metavar="PX", help="Longer side of a picture.")] = 128,
+    seed: int = 0,
+) -> None:
+    """Generate a RefCOCO look-alike in REFER's own files."""
+    from aml.synthetic import generate
+
+    counts = generate(out, dataset, images=images, size=size, seed=seed)
+    for split, c in counts.items():
+        say(f"{split:14} {c['refs']:6} refs {c['sentences']:7} sentences {c['images']:6} images")
+
+
+@app.command()
+def shard(
+    refer_root: Annotated[Path | None, typer.Option(help="Holds <dataset>/refs(<split_by>).p and <dataset>/instances.json.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Holds the JPEGs.")] = None,
+    dataset: Annotated[str, typer.Option(help="refcoco, refcoco+ or refcocog.")] = "refcoco",
+    split_by: Annotated[str, typer.Option(help="unc, umd or google.")] = "unc",
+    out: Annotated[str | None, typer.Option(metavar="URI", help="Folder or s3:// address of the shards.")] = None,
+    verify: Annotated[str | None, typer.Option(metavar="URI", help="Re-read shards and report damage instead.")] = None,
+    skip_unreadable: Annotated[bool, typer.Option("--skip-unreadable", help="Leave images out that do not decode.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Convert annotations and images once into shards."""
+    from orchestrator import cluster, shards
+    from orchestrator.config import storage_root
+
+    if verify:
+        found = shards.verify(shards.Store(verify, storage_root()))
+        say(f"{verify} is whole: {shards.describe(found)}")
+    elif not (refer_root and images and out):
+        raise UserError("shard needs --refer-root, --images and --out (or --verify); give all three")
+    else:
+        from aml.refer import read_refer
+
+        read_refer(refer_root, images, dataset, split_by)  # refuse wrong input before Ray starts
+        cluster.start()
+        found = shards.write(refer_root, images, dataset, split_by, shards.Store(out, storage_root()), skip_unreadable=skip_unreadable)
+        for error in found["skipped"]:
+            say(f"left out: {error}")
+        for split, c in found["splits"].items():
+            say(f"{split:14} {c['refs']:6} refs {c['sentences']:7} sentences {c['images']:6} images")
+        say(f"wrote {out}, fingerprint {found['fingerprint']}")
+    if as_json:
+        say(json.dumps({"splits": found["splits"], "fingerprint": found["fingerprint"]}))
+
+
+@data_app.command("show")
+def data_show(uri: str, split: str = "val", n: int = 12, out: Path = Path("data.html")) -> None:
+    """A page of pictures with masks and sentences, and statistics."""
+    from orchestrator import inspect, shards
+    from orchestrator.config import storage_root
+
+    say(f"wrote {inspect.show(shards.Store(uri, storage_root()), split, n, out)}")
+
+
+@app.command()
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    resume: Resume = None,
+    fresh: Fresh = False,
+    init: Annotated[str | None, typer.Option(metavar="CHECKPOINT", help="Start from these weights.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run and start nothing.")] = False,
+) -> int:
+    """Train one model with the settings of CONFIG, on one or many workers."""
+    from orchestrator import train
+    from orchestrator.config import load
+
+    experiment = load(config, overrides or [])
+    announce(experiment)
+    return train.run(experiment, resume=resume, fresh=fresh, init=checkpoint_folder(init), dry_run=dry_run, say=say)
+
+
+@app.command()
+def sweep(
+    config: Config,
+    overrides: Overrides = None,
+    resume: Resume = None,
+    fresh: Fresh = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print trials, placement and estimated time; start nothing.")] = False,
+) -> int:
+    """Search settings in every arm, confirm the best on fresh seeds, compare, report."""
+    from orchestrator import tune
+    from orchestrator.config import load
+
+    experiment = load(config, overrides or [])
+    announce(experiment)
+    return tune.run(experiment, resume=resume, fresh=fresh, dry_run=dry_run, say=say)
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[str, typer.Argument(help="A folder, a run, or models:/NAME@champion.")],
+    data: Annotated[str, typer.Option(metavar="URI", help="Shards.")],
+    out: Annotated[Path, typer.Option(help="Folder for metrics.json and per_sentence.jsonl.")],
+    splits: Annotated[str, typer.Option(help="As val,testA.")] = "val",
+    protocol: Annotated[str, typer.Option(help="square: at network size. original: at the picture's size.")] = "square",
+    corrupt: Annotated[str, typer.Option(help="As fog:3,noise:1 or all:all.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Score a checkpoint on whole splits, every sentence once."""
+    from aml import corruptions
+    from orchestrator import evaluate, shards
+    from orchestrator.config import storage_root
+
+    names = [s for s in splits.split(",") if s]
+    found = evaluate.evaluate(
+        checkpoint_folder(checkpoint), shards.Store(data, storage_root()), names, protocol=protocol, corruptions=corruptions.parse(corrupt) if corrupt else [], out=out, say=say
+    )
+    for split, scores in found.items():
+        say(f"{split:20} " + "  ".join(f"{k} {v:.4f}" if k != "n" else f"n {v}" for k, v in scores.items()))
+    say(f"wrote {out / 'metrics.json'} and {out / 'per_sentence.jsonl'}")
+    if as_json:
+        say(json.dumps(found))
+
+
+@app.command()
+def predict(
+    checkpoint: str,
+    image: Annotated[Path, typer.Option(help="A picture.")],
+    text: Annotated[str, typer.Option(help="The expression.")],
+    out: Annotated[Path, typer.Option(help="The mask, PNG.")] = Path("mask.png"),
+    overlay: Annotated[Path | None, typer.Option(help="The picture with the mask, PNG.")] = None,
+) -> None:
+    """Segment the referent of a sentence in a picture of your own."""
+    from orchestrator import evaluate
+
+    say(evaluate.predict(checkpoint_folder(checkpoint), image, text, out, overlay))
+
+
+@app.command()
+def preview(
+    config: Config,
+    overrides: Overrides = None,
+    n: Annotated[int, typer.Option(help="Pictures.")] = 16,
+    out: Annotated[Path, typer.Option(help="The page.")] = Path("preview.html"),
+    init: Annotated[str | None, typer.Option(metavar="CHECKPOINT", help="Alignment of this model, not of an untrained one.")] = None,
+) -> None:
+    """A page of what would be hidden at these settings."""
+    from orchestrator import inspect
+    from orchestrator.config import load
+
+    say(f"wrote {inspect.preview(load(config, overrides or []), n, out, init=checkpoint_folder(init))}")
+
+
+@app.command()
+def report(run: str, out: Annotated[Path | None, typer.Option(help="Folder; default: the run's own report/.")] = None) -> None:
+    """Write a run's page and CSV again, from its folder alone."""
+    from orchestrator import report as page
+    from orchestrator import runs
+    from orchestrator.config import storage_root
+
+    folder = Path(run) if Path(run).is_dir() else runs.find(storage_root(), run).folder
+    say(f"wrote {page.write(folder, out)}")
+
+
+@app.command("runs")
+def runs_() -> None:
+    """What is there: state, best, disk."""
+    from orchestrator import runs
+    from orchestrator.config import storage_root
+
+    found = runs.listing(storage_root())
+    for run in found:
+        say(runs.line(run))
+    if not found:
+        say(f"no runs under {storage_root()}")
+
+
+@app.command()
+def stop(name: str) -> None:
+    """Interrupt a run of this machine; its state is saved and the same command continues it."""
+    from orchestrator import runs
+    from orchestrator.config import storage_root
+
+    run = runs.find(storage_root(), name)
+    pid = runs.holder(run)
+    if pid is None:
+        raise UserError(f"{run.name} is not being worked on by any process of this machine; nothing to stop")
+    os.kill(pid, signal.SIGINT)
+    say(f"asked process {pid} to stop {run.name}")
+
+
+@app.command()
+def prune() -> None:
+    """Remove what only unfinished runs need from finished ones: training states, logs."""
+    from orchestrator import runs
+    from orchestrator.config import storage_root
+
+    for text in runs.prune(storage_root()) or ["nothing to remove"]:
+        say(text)
+
+
+@app.command()
+def ui(port: int = 5000, host: str = "127.0.0.1") -> int:
+    """The MLflow UI on the tracking store in use."""
+    from orchestrator import tools
+
+    return tools.ui(host, port, say)
+
+
+@app.command()
+def doctor() -> int:
+    """What is installed, what is reachable, what is missing."""
+    from orchestrator import tools
+
+    return tools.doctor(say)
+
+
+@bench_app.command("trial")
+def bench_trial(
+    epochs: Annotated[int, typer.Option(help="Alternating epochs of each loop.")] = 10,
+    as_is: Annotated[bool, typer.Option("--distributed/--no-distributed", help="Also start one distributed trial.")] = True,
+) -> None:
+    """Start-up of light and distributed trials, and an epoch's time against the plain loop's."""
+    from orchestrator import bench
+
+    say(json.dumps(bench.trial(epochs=epochs, distributed=as_is, say=say)))
+
+
+def announce(experiment) -> None:
+    """The first line: where things go."""
+    say(f"{experiment.name}: results go to {experiment.root}")
+
+
+def checkpoint_folder(text: str | None) -> Path | None:
+    if text is None:
+        return None
+    from orchestrator import evaluate
+    from orchestrator.config import storage_root
+
+    return evaluate.find_checkpoint(text, storage_root(), None)

@@ -1,0 +1,108 @@
+"""The end of a sweep: champion, baselines, cost, report, and what is said of it."""
+
+import time
+
+from aml import bench
+from aml.data import Items
+from orchestrator import evaluate, report, shards
+from orchestrator.runs import Run
+from orchestrator.shards import Shared
+
+WORDS = {
+    "champion": "champion",
+    "untrained": "untrained model",
+    "random_object": "random object",
+    "largest_object": "largest object",
+    "wrong_sentence": "same checkpoint, another referent's sentence",
+}
+
+
+def sweep(driver, store: shards.Store, shared: Shared) -> int:
+    """Finish a Sweep whose trials have ended.   -> exit code: 0 where at least one trial of each arm finished"""
+    this, experiment, say = driver.run, driver.experiment, driver.say
+    driver.board.close()
+    records = list(driver.plan.records.values())
+    without = [arm for arm in experiment.search.arms if not any(r["arm"] == arm and r["state"] != "failed" for r in records)]
+    best = champion(records, experiment.search.metric, experiment.search.mode)
+    if best is None:
+        this.update(state="failed", ended=time.time(), settings_tried=driver.plan.tried(), error=records[0]["error"] if records else "no trial ran")
+        say(f"{this.name} failed: no trial finished; the first error: {this.state['error']}")
+        return 1
+    checkpoint = this.folder / "trials" / best["trial"] / "last"
+    val = Items(shared.open(), experiment.data.val_split, size=experiment.data.size, fit=experiment.data.fit, unit="sentence", limit=experiment.data.val_limit)
+    arms = {r["arm"]: driver.plan.best(r["arm"]) for r in records}
+    this.update(
+        state="failed" if without else "done",
+        ended=time.time(),
+        settings_tried=driver.plan.tried(),
+        champion={"trial": best["trial"], "arm": best["arm"], "checkpoint": f"trials/{best['trial']}/last"},
+        baselines=evaluate.baselines(checkpoint, val, batch=experiment.evaluate.batch, seed=experiment.seed),
+        cost=cost(experiment, {arm: overrides for arm, overrides in arms.items() if overrides is not None}),
+    )
+    parent = driver.tracker.record("sweep")
+    this.update(mlflow=parent)
+    page = report.write(this.folder)
+    driver.tracker.artifact("sweep", page.parent, "report")
+    champion_metrics = {k: v for k, v in best["history"][-1].items() if k.startswith("val/") and v is not None}
+    driver.tracker.metrics("sweep", best["epochs"], champion_metrics | {f"baseline/{k}": v["mIoU"] for k, v in this.state["baselines"].items() if k != "n"})
+    driver.tracker.model("sweep", checkpoint, experiment.name, champion_metrics)
+    say(summary(this))
+    if without:
+        say(f"no trial of {', '.join(without)} finished: the comparison is not whole")
+    return 1 if without else 0
+
+
+def champion(records: list[dict], metric: str, mode: str) -> dict | None:
+    """The best confirmation trial at its last epoch; without a confirmation stage the best of those that trained longest."""
+    sign = 1 if mode == "max" else -1
+    usable = [r for r in records if r["state"] != "failed" and r["history"] and r["history"][-1].get(metric) is not None]
+    pool = [r for r in usable if r["stage"] == "confirm" and r["state"] == "done"] or usable
+    return max(pool, key=lambda r: (r["epochs"], sign * r["history"][-1][metric]), default=None)
+
+
+def cost(experiment, arms: dict[str, dict]) -> dict[str, dict]:
+    """FLOPs a sample of one training step in each arm's best setting, and the ratio to `off` (counted whether or not it ran)."""
+
+    def flops(arm: str, overrides: dict) -> float:
+        trial = experiment.for_arm(arm, overrides)
+        batch = min(trial.train.batch, 8)
+        learner, noise = bench.make(trial.aml, trial.model, batch=batch, size=trial.data.size)
+        return bench.step_flops(learner, noise) / batch
+
+    base = flops("off", {})
+    return {arm: {"flops_per_item": (f := flops(arm, overrides)), "ratio": f / base} for arm, overrides in arms.items()}
+
+
+def summary(this: Run) -> str:
+    """What a person wants to read at the end, and where the rest is."""
+    state = this.state
+    if "champion" not in state:
+        return f"{this.name}: {state.get('state')}"
+    counts: dict[str, int] = {}
+    for r in this.ledger():
+        counts[r["state"]] = counts.get(r["state"], 0) + 1
+    lines = [f"{this.name}: " + ", ".join(f"{n} trials {how}" for how, n in sorted(counts.items()))]
+    lines += [f"  {r['trial']} failed: {r['error']}" for r in this.ledger() if r["state"] == "failed"]
+    for arm, row in confirmed(this).items():
+        lines.append(f"  {arm:16} val mIoU {row}")
+    b = state["baselines"]
+    lines.append(f"beside the champion ({state['champion']['trial']}) on {b['n']} validation sentences:")
+    lines += [f"  {words:46} mIoU {b[key]['mIoU']:.3f}  oIoU {b[key]['oIoU']:.3f}" for key, words in WORDS.items()]
+    ratios = ", ".join(f"{arm} x{c['ratio']:.3f}" for arm, c in state["cost"].items() if arm != "off")
+    lines.append(f"arms are compared at equal epochs, not at equal compute; FLOPs of a training step against off: {ratios}")
+    lines += [
+        f"report      {this.folder / 'report' / 'index.html'}   (open it in a browser)",
+        f"MLflow      {state.get('mlflow', {}).get('uri')}   (python -m orchestrator ui)",
+        f"champion    {this.folder / state['champion']['checkpoint']}   (python -m orchestrator evaluate | predict)",
+    ]
+    return "\n".join(lines)
+
+
+def confirmed(this: Run) -> dict[str, str]:
+    """Mean and seeds of each arm's confirmation."""
+    found: dict[str, list[float]] = {}
+    for r in this.ledger():
+        if r["stage"] == "confirm" and r["state"] == "done":
+            found.setdefault(r["arm"], []).append(r["history"][-1]["val/mIoU"])
+    return {arm: f"{sum(v) / len(v):.3f} over {len(v)} fresh seeds ({', '.join(f'{x:.3f}' for x in v)})" for arm, v in found.items()}
+

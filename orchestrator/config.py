@@ -1,0 +1,401 @@
+"""The Experiment: strict YAML, dotted overrides, every setting checked before anything is started.
+
+A key nobody knows is refused with the nearest known one; a value that cannot mean anything is refused by the dataclass it belongs to.
+The resolved experiment names its run: <name>-<8 hex of settings, data fingerprint and code version>.
+"""
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import yaml
+
+from aml.errors import UserError
+from aml.learner import EvalConfig, OptimConfig, TrainConfig
+from aml.masking import MaskingConfig, preset
+
+ARMS = ("off", "random", "aml/calibrated", "aml/paper")
+METHODS = ("grid", "random", "tpe")
+SCHEDULERS = ("none", "asha")
+DRIVERS = ("auto", "light", "train")
+EQUALITIES = ("epochs",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynthConfig:
+    """Generated data made where data.train holds none yet."""
+
+    dataset: str = "refcoco"
+    images: int = 2000
+    size: int = 96
+    """Longer side of the generated pictures, pixels."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which shards, which splits, and what an item is."""
+
+    train: str
+    """Shards: a folder, relative to storage.root, or a URI."""
+    val: str | None = None
+    """Shards of the validation split; null: those of train."""
+    train_split: str = "train"
+    val_split: str = "val"
+    size: int = 112
+    """Side of the network image, pixels."""
+    fit: str = "square"
+    """square: plain resize. letterbox: keep the aspect ratio, pad."""
+    unit: str = "ref"
+    """Training item: ref (one sentence drawn anew each epoch) or sentence (every one)."""
+    train_limit: int | None = None
+    val_limit: int | None = None
+    """Use the first so many items only."""
+    synth: SynthConfig | None = None
+
+    def __post_init__(self):
+        _choice("data.fit", self.fit, ("square", "letterbox"))
+        _choice("data.unit", self.unit, ("ref", "sentence"))
+        for name in ("size", "train_limit", "val_limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"data.{name} is {value}; it must be 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedsConfig:
+    """Seeds of a sweep."""
+
+    search: int = 1
+    """Each setting is searched with this many seeds: seed, seed + 1, ..."""
+    confirm: int = 2
+    """Each arm's best setting is trained again with this many fresh seeds; 0: no confirmation."""
+
+    def __post_init__(self):
+        if self.search < 1 or self.confirm < 0:
+            raise UserError(f"search.seeds is search {self.search}, confirm {self.confirm}; search must be at least 1, confirm 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AshaConfig:
+    """Rungs of ASHA, inside one arm."""
+
+    grace: int = 2
+    """No trial stops before this epoch."""
+    reduction: int = 3
+    """One in so many goes on from each rung."""
+
+    def __post_init__(self):
+        if self.grace < 1 or self.reduction < 2:
+            raise UserError(f"search.asha is grace {self.grace}, reduction {self.reduction}; grace must be at least 1, reduction at least 2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """What a sweep searches. `train` does not read it."""
+
+    arms: list[str] = field(default_factory=lambda: ["off", "random", "aml/calibrated"])
+    space: dict[str, Any] = field(default_factory=lambda: {"aml.tau": [0.25, 0.5], "aml.rho": [0.5, 1.0]})
+    """Dotted key -> list of values, or {low, high, log} for random and tpe."""
+    method: str = "grid"
+    scheduler: str = "none"
+    asha: AshaConfig = field(default_factory=AshaConfig)
+    metric: str = "val/mIoU"
+    mode: str = "max"
+    trials: int | None = None
+    """Search trials of every arm; null: the whole grid."""
+    max_concurrent: int | None = None
+    """Null: as many as the cluster holds."""
+    seeds: SeedsConfig = field(default_factory=SeedsConfig)
+    equal: str = "epochs"
+    """What arms are compared at."""
+    time_limit_s: float | None = None
+    """A trial stops at the end of the epoch in which it passes this."""
+
+    def __post_init__(self):
+        for arm in self.arms:
+            _choice("search.arms", arm, ARMS)
+        if not self.arms or len(set(self.arms)) < len(self.arms):
+            raise UserError(f"search.arms is {self.arms}; it must name at least one arm, each once, out of {', '.join(ARMS)}")
+        _choice("search.method", self.method, METHODS)
+        _choice("search.scheduler", self.scheduler, SCHEDULERS)
+        _choice("search.mode", self.mode, ("max", "min"))
+        _choice("search.equal", self.equal, EQUALITIES)
+        for key, values in self.space.items():
+            _check_dimension(key, values, self.method)
+        if self.method != "grid" and self.trials is None:
+            raise UserError(f"search.method {self.method} needs search.trials, the number of trials of every arm; set it")
+        if self.trials is not None and self.trials < 1:
+            raise UserError(f"search.trials is {self.trials}; it must be 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResourcesConfig:
+    """What a run or a trial gets."""
+
+    workers: int = 1
+    cpus_per_worker: float = 1
+    gpus_per_worker: float = 0
+    driver: str = "auto"
+    """auto: trials of one worker are light (inside the Tune process), others use Ray Train. light, train: force it."""
+    max_failures: int = 2
+    """Restarts of a run or trial after a killed worker."""
+
+    def __post_init__(self):
+        _choice("resources.driver", self.driver, DRIVERS)
+        if self.workers < 1 or self.cpus_per_worker <= 0 or self.gpus_per_worker < 0 or self.max_failures < 0:
+            raise UserError(
+                f"resources: workers {self.workers}, cpus_per_worker {self.cpus_per_worker}, gpus_per_worker {self.gpus_per_worker}, "
+                f"max_failures {self.max_failures}: workers must be at least 1, CPUs above 0, the others not below 0"
+            )
+        if self.driver == "light" and self.workers > 1:
+            raise UserError(f"resources.driver light runs one worker, but resources.workers is {self.workers}; use driver train or workers 1")
+
+    @property
+    def light(self) -> bool:
+        return self.driver == "light" or (self.driver == "auto" and self.workers == 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Where MLflow is."""
+
+    uri: str | None = None
+    """Null: MLFLOW_TRACKING_URI, else SQLite under storage.root. none: no tracking."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorageConfig:
+    """Where results go."""
+
+    root: str | None = None
+    """Null: AMLRIS_HOME, else runs/ here, or ~/amlris inside a Ray job."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One resolved experiment."""
+
+    name: str
+    seed: int = 0
+    data: DataConfig
+    model: dict[str, Any] = field(default_factory=lambda: {"name": "small"})
+    """name, and that model's options."""
+    aml: MaskingConfig = field(default_factory=MaskingConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvalConfig = field(default_factory=EvalConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
+
+    def __post_init__(self):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,60}", self.name):
+            raise UserError(f"name is {self.name!r}; use letters, digits, '_', '.' and '-', at most 61 of them: it names folders and runs")
+        if self.seed < 0:
+            raise UserError(f"seed is {self.seed}; it must be 0 or more")
+        share = self.resources.workers * self.train.accumulate
+        if self.train.batch % share:
+            raise UserError(
+                f"train.batch {self.train.batch} does not divide into {self.resources.workers} workers x {self.train.accumulate} micro-steps; "
+                f"choose a multiple of {share}"
+            )
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+    def with_overrides(self, overrides: dict[str, Any]) -> "Experiment":
+        """The same experiment with dotted leaves replaced, checked again."""
+        tree = self.to_dict()
+        for key, value in overrides.items():
+            _set(tree, key, value)
+        return from_dict(tree)
+
+    def for_arm(self, arm: str, overrides: dict[str, Any]) -> "Experiment":
+        """This experiment as a trial of an arm: `off` ignores masking leaves, `random` hides tau*rho blindly."""
+        if arm == "off":
+            overrides = {k: v for k, v in overrides.items() if not k.startswith("aml.")} | {"aml.mode": "off"}
+        elif arm == "random":
+            overrides = overrides | {"aml.mode": "random"}
+        else:
+            changed = {k: v for k, v in asdict(self.aml).items() if v != getattr(preset(self.aml.preset), k) and k not in ("mode", "preset")}
+            base = self.to_dict() | {"aml": {"mode": "aml", "preset": arm.removeprefix("aml/"), **changed}}
+            return from_dict(base).with_overrides(overrides)
+        return self.with_overrides(overrides)
+
+    def run_name(self, fingerprint: str) -> str:
+        """<name>-<8 hex>. Where and on how many machines it runs is left out: it may continue elsewhere."""
+        tree = {k: v for k, v in self.to_dict().items() if k not in ("resources", "tracking", "storage")}
+        tree["search"].pop("max_concurrent")
+        digest = hashlib.sha256(json.dumps([tree, fingerprint, code_version()], sort_keys=True).encode())
+        return f"{self.name}-{digest.hexdigest()[:8]}"
+
+    @property
+    def root(self) -> Path:
+        return storage_root(self.storage.root)
+
+
+def storage_root(configured: str | None = None) -> Path:
+    """Absolute folder of results: the configured one, AMLRIS_HOME, runs/ here; ~/amlris in a Ray job, whose folder is thrown away."""
+    given = configured or os.environ.get("AMLRIS_HOME")
+    if given:
+        return Path(given).expanduser().absolute()
+    in_job = "RAY_JOB_ID" in os.environ or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    return Path("~/amlris").expanduser() if in_job else Path("runs").absolute()
+
+
+def code_version() -> str:
+    """Hash of what computes the results: the sources of aml."""
+    import aml
+
+    files = sorted(Path(aml.__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:12]
+
+
+# ---- reading --------------------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-3 as text and `off` as false; here they are the number and the word everybody means."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True|false|False)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?([eE][-+]?\d+)$"), list("-+0123456789")
+)
+
+
+def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Experiment:
+    """An experiment from a YAML file and key=value overrides. UserError says what is wrong in one sentence."""
+    try:
+        text = Path(path).read_text("utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); give the path of an experiment's YAML file") from None
+    return from_text(text, overrides, str(path))
+
+
+def from_text(text: str, overrides=(), where: str = "the experiment") -> Experiment:
+    try:
+        tree = yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{where} is not valid YAML: {' '.join(str(error).split())}; correct it") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{where} holds {type(tree).__name__}, not a mapping; its top-level keys are {', '.join(_names(Experiment))}")
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise UserError(f"override {override!r} is not key=value, as in optim.lr=1e-4")
+        _set(tree, key, yaml.load(value, _Loader))  # noqa: S506
+    return from_dict(tree)
+
+
+def from_dict(tree: dict) -> Experiment:
+    """A checked Experiment out of plain data."""
+    from aml.models import options
+
+    tree = dict(tree)
+    _check_keys(Experiment, tree, "")
+    masking = tree.pop("aml", None) or {}
+    if not isinstance(masking, dict):
+        raise UserError(f"aml is {masking!r}; it must be a mapping of masking settings")
+    model = {"name": "small"} | (tree.get("model") or {})
+    checked = options(**_plain(model, "model"))
+    tree["model"] = {"name": model["name"], **asdict(checked)}
+    tree["aml"] = preset(masking.get("preset", "calibrated"), **{k: v for k, v in masking.items() if k != "preset"})
+    return _build(Experiment, tree, "")
+
+
+def _plain(tree, where: str) -> dict:
+    if not isinstance(tree, dict):
+        raise UserError(f"{where} is {tree!r}; it must be a mapping")
+    return tree
+
+
+def _build(cls, tree: dict, where: str):
+    """A dataclass out of a mapping, nested ones too; types are checked, never guessed."""
+    hints, values = get_type_hints(cls), {}
+    for f in fields(cls):
+        if f.name in tree:
+            values[f.name] = _value(hints[f.name], tree[f.name], f"{where}{f.name}")
+        elif f.default is f.default_factory:  # both MISSING: no default
+            raise UserError(f"{where}{f.name} is missing; set it")
+    return cls(**values)
+
+
+def _value(hint, value, where: str):
+    section = next((t for t in (hint, *get_args(hint)) if is_dataclass(t)), None)
+    if section and isinstance(value, dict):
+        _check_keys(section, value, f"{where}.")
+        return _build(section, value, f"{where}.")
+    kinds = [t for t in (get_args(hint) if not _generic(hint) else [_generic(hint)]) if isinstance(t, type)] or [hint]
+    kinds = [_generic(t) or t for t in kinds]
+    if section and not isinstance(value, section) and not (value is None and type(None) in kinds):
+        raise UserError(f"{where} is {value!r}; it must be a mapping of {', '.join(_names(section))}")
+    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
+        return float(value) if int not in kinds else value
+    if isinstance(value, bool) and bool not in kinds or not isinstance(value, tuple(kinds)):
+        wanted = " or ".join("null" if k is type(None) else {"str": "text", "int": "a whole number", "float": "a number"}.get(k.__name__, k.__name__) for k in kinds)
+        raise UserError(f"{where} is {value!r}; it must be {wanted}")
+    return value
+
+
+def _generic(hint):
+    """list[str] -> list; dict[str, Any] -> dict; None for anything else."""
+    origin = getattr(hint, "__origin__", None)
+    return origin if origin in (list, dict) else None
+
+
+def _check_keys(cls, tree, where: str) -> None:
+    known = _names(cls)
+    for key in tree:
+        if key not in known:
+            near = get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean {where}{near[0]}?" if near else ";"
+            raise UserError(f"unknown key {where}{key}{hint} known here: {', '.join(known)}")
+
+
+def _set(tree: dict, dotted: str, value) -> None:
+    *path, last = dotted.split(".")
+    for part in path:
+        tree = tree.setdefault(part, {})
+        if not isinstance(tree, dict):
+            raise UserError(f"override {dotted}: {part} is not a section; its keys cannot be set")
+    tree[last] = value
+
+
+def _check_dimension(key: str, values, method: str) -> None:
+    if key.split(".")[0] not in ("data", "model", "aml", "optim", "train") or "." not in key:
+        raise UserError(f"search.space names {key!r}; a dimension is a dotted key of data, model, aml, optim or train, as aml.tau")
+    if isinstance(values, list) and values:
+        return
+    if not isinstance(values, dict) or not {"low", "high"} <= set(values) <= {"low", "high", "log"}:
+        raise UserError(f"search.space {key} is {values!r}; give a list of values, or low and high (and log: true) for method random or tpe")
+    if method == "grid":
+        raise UserError(f"search.space {key} is a range, which a grid cannot enumerate; list its values or use search.method random or tpe")
+    if not values["low"] < values["high"] or (values.get("log") and values["low"] <= 0):
+        raise UserError(f"search.space {key}: low {values['low']} must lie below high {values['high']}, and above 0 with log")
+
+
+def _choice(name: str, value, known) -> None:
+    if value not in known:
+        near = get_close_matches(str(value), known, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise UserError(f"{name} is {value!r}{hint}; known: {', '.join(known)}")
+
+
+def _names(cls) -> list[str]:
+    return [f.name for f in fields(cls)]

@@ -1,0 +1,262 @@
+"""Which trials a sweep runs, in which order: pure bookkeeping, without Ray.
+
+Every arm gets the same number of search trials, taken in turn. When an arm's search is over, its best setting is trained again on fresh
+seeds, to the end and without a scheduler (method: search, then confirmation). Told again what a killed sweep had finished, a Plan goes on
+where that stopped.
+"""
+
+import itertools
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from aml.errors import UserError
+from aml.models import model_class
+from orchestrator.config import Experiment
+
+CONFIRM_SEEDS = 1000
+"""Confirmation seeds start so far above the search seeds: never the same."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of one setting with one seed."""
+
+    id: str
+    arm: str
+    stage: str
+    seed: int
+    overrides: dict
+
+    def experiment(self, base: Experiment) -> Experiment:
+        return base.for_arm(self.arm, {**self.overrides, "seed": self.seed})
+
+    def describe(self, base: Experiment) -> dict:
+        """What the ledger and MLflow know a trial by: arm, stage, seed, tau, rho, and the leaves that vary."""
+        tau, rho = self.experiment(base).aml.coordinates
+        others = {k: v for k, v in self.overrides.items() if k not in ("aml.tau", "aml.rho")}
+        return {
+            "trial": self.id,
+            "arm": self.arm,
+            "stage": self.stage,
+            "seed": self.seed,
+            "tau": tau,
+            "rho": rho,
+            "params": {"aml.tau": tau, "aml.rho": rho, **others},
+        }
+
+
+class Plan:
+    """Hands out trials and hears how they ended."""
+
+    def __init__(self, experiment: Experiment, records: list[dict] = (), started: list[Trial] = ()):
+        search = experiment.search
+        self.experiment, self.sign = experiment, 1 if search.mode == "max" else -1
+        self.settings = {arm: distinct_settings(experiment, arm) for arm in search.arms}
+        widest = max(len(s) for s in self.settings.values())
+        self.per_arm = search.trials or widest * search.seeds.search
+        self.studies = {arm: Study(experiment, arm) for arm in search.arms} if search.method == "tpe" else {}
+        self.records: dict[str, dict] = {}
+        self.live: set[str] = set()
+        self.waiting = [t for t in started if t.id not in {r["trial"] for r in records}]
+        self.handed = {arm: {"search": 0, "confirm": 0} for arm in search.arms}
+        for record in records:
+            self.finished(record)
+        for trial in [*(r["trial"] for r in records), *(t.id for t in self.waiting)]:
+            arm, stage, index = self.parse(trial)
+            self.handed[arm][stage] = max(self.handed[arm][stage], index + 1)
+
+    @property
+    def total(self) -> int:
+        return len(self.experiment.search.arms) * (self.per_arm + self.experiment.search.seeds.confirm)
+
+    @property
+    def done(self) -> bool:
+        return not self.waiting and not self.live and self.next(peek=True) is None
+
+    def next(self, peek: bool = False) -> Trial | None:
+        """The trial to start now; None while there is nothing to start before another trial ends (or ever: see `done`)."""
+        if self.waiting:
+            trial = self.waiting[0] if peek else self.waiting.pop(0)
+        else:
+            trial = self._next_search(peek) or self._next_confirmation()
+        if trial and not peek:
+            self.live.add(trial.id)
+            arm, stage, index = self.parse(trial.id)
+            self.handed[arm][stage] = max(self.handed[arm][stage], index + 1)
+        return trial
+
+    def finished(self, record: dict) -> None:
+        """A trial has ended: done, stopped or failed."""
+        self.live.discard(record["trial"])
+        self.records[record["trial"]] = record
+        if record["arm"] in self.studies and record["stage"] == "search":
+            value = value_of(record, self.experiment.search.metric)
+            self.studies[record["arm"]].tell(record, None if value is None else self.sign * value)
+
+    def best(self, arm: str) -> dict | None:
+        """The setting (overrides) of the arm with the best mean over its search seeds, among those that got furthest."""
+        groups: dict[str, list[dict]] = {}
+        for r in self.records.values():
+            if r["arm"] == arm and r["stage"] == "search" and value_of(r, self.experiment.search.metric) is not None:
+                groups.setdefault(json.dumps(r["overrides"], sort_keys=True), []).append(r)
+        if not groups:
+            return None
+
+        def rank(records):
+            furthest = max(r["epochs"] for r in records)
+            values = [self.sign * value_of(r, self.experiment.search.metric) for r in records if r["epochs"] == furthest]
+            return furthest, sum(values) / len(values)
+
+        return json.loads(max(groups, key=lambda key: rank(groups[key])))
+
+    def tried(self) -> dict[str, int]:
+        """Distinct settings searched, by arm."""
+        seen = {arm: set() for arm in self.experiment.search.arms}
+        for r in self.records.values():
+            if r["stage"] == "search":
+                seen[r["arm"]].add(json.dumps(r["overrides"], sort_keys=True))
+        return {arm: len(keys) for arm, keys in seen.items()}
+
+    def parse(self, trial_id: str) -> tuple[str, str, int]:
+        """arm, stage, index out of a trial's id."""
+        slug, stage, index = trial_id.rsplit("-", 2)
+        return next(a for a in self.experiment.search.arms if slugify(a) == slug), stage, int(index)
+
+    def _next_search(self, peek: bool) -> Trial | None:
+        arm = min(self.experiment.search.arms, key=lambda a: self.handed[a]["search"])
+        index = self.handed[arm]["search"]
+        if index >= self.per_arm:
+            return None
+        overrides, seed = ({}, 0) if peek else self._propose(arm, index)
+        return Trial(f"{slugify(arm)}-search-{index:03d}", arm, "search", self.experiment.seed + seed, overrides)
+
+    def _propose(self, arm: str, index: int) -> tuple[dict, int]:
+        """Overrides and seed offset of an arm's search trial."""
+        search = self.experiment.search
+        if search.method == "tpe":
+            return self.studies[arm].ask(f"{slugify(arm)}-search-{index:03d}"), 0
+        if search.method == "random":
+            return fold(arm, sample(search.space, [self.experiment.seed, index])), 0
+        settings = self.settings[arm]
+        if self.per_arm < len(settings):
+            order = np.random.default_rng(self.experiment.seed).permutation(len(settings))
+            return settings[order[index]], 0
+        return settings[index % len(settings)], index // len(settings)
+
+    def _next_confirmation(self) -> Trial | None:
+        wanted = self.experiment.search.seeds.confirm
+        for arm in self.experiment.search.arms:
+            index = self.handed[arm]["confirm"]
+            searched = [r for r in self.records.values() if r["arm"] == arm and r["stage"] == "search"]
+            if index < wanted and len(searched) >= self.per_arm and (best := self.best(arm)) is not None:
+                return Trial(f"{slugify(arm)}-confirm-{index:03d}", arm, "confirm", self.experiment.seed + CONFIRM_SEEDS + index, best)
+        return None
+
+
+class Study:
+    """One Optuna study an arm: TPE over the dimensions the arm has."""
+
+    def __init__(self, experiment: Experiment, arm: str):
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.arm, self.optuna = arm, optuna
+        self.space = {k: _distribution(v) for k, v in experiment.search.space.items() if k in fold(arm, experiment.search.space)}
+        self.study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=experiment.seed, n_startup_trials=4))
+        self.asked: dict[str, object] = {}
+
+    def ask(self, trial_id: str) -> dict:
+        self.asked[trial_id] = trial = self.study.ask(self.space)
+        return dict(trial.params)
+
+    def tell(self, record: dict, value: float | None) -> None:
+        """Also of trials another process asked for: then the study learns of them as they are."""
+        state = self.optuna.trial.TrialState
+        trial = self.asked.pop(record["trial"], None)
+        if trial is not None:
+            self.study.tell(trial, value, state=state.COMPLETE if value is not None else state.FAIL)
+        elif value is not None:
+            self.study.add_trial(self.optuna.trial.create_trial(params=record["overrides"], distributions=self.space, value=value))
+
+
+def distinct_settings(experiment: Experiment, arm: str) -> list[dict]:
+    """The grid as the arm sees it: `off` has no masking leaves, `random` one setting for each product tau * rho. [{}] without a grid."""
+    search = experiment.search
+    if search.method != "grid":
+        return [{}]
+    keys = list(search.space)
+    every = [fold(arm, dict(zip(keys, values, strict=True))) for values in itertools.product(*search.space.values())]
+    distinct: dict[str, dict] = {}
+    for overrides in every:
+        trial = experiment.for_arm(arm, overrides)
+        distinct.setdefault(json.dumps([round(trial.aml.share, 9) if arm == "random" else overrides, _others(overrides)], sort_keys=True), overrides)
+    return list(distinct.values())
+
+
+def fold(arm: str, overrides: dict) -> dict:
+    """The dimensions an arm has: `off` has none of masking's."""
+    return {k: v for k, v in overrides.items() if not (arm == "off" and k.startswith("aml."))}
+
+
+def _others(overrides: dict) -> dict:
+    return {k: v for k, v in overrides.items() if k not in ("aml.tau", "aml.rho")}
+
+
+def sample(space: dict, key: list[int]) -> dict:
+    """One draw of each dimension, the same for every arm."""
+    rng = np.random.default_rng(key)
+    return {name: _draw(values, rng.random()) for name, values in space.items()}
+
+
+def _draw(values, u: float):
+    if isinstance(values, list):
+        return values[int(u * len(values))]
+    low, high = values["low"], values["high"]
+    return float(low * (high / low) ** u if values.get("log") else low + u * (high - low))
+
+
+def _distribution(values):
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+    if isinstance(values, list):
+        return CategoricalDistribution(values)
+    return FloatDistribution(values["low"], values["high"], log=bool(values.get("log")))
+
+
+def value_of(record: dict, metric: str) -> float | None:
+    """The metric at the trial's last epoch; None where it failed or has none."""
+    if record["state"] == "failed" or not record["history"]:
+        return None
+    return record["history"][-1].get(metric)
+
+
+def slugify(arm: str) -> str:
+    return arm.replace("/", "_")
+
+
+def check(experiment: Experiment) -> None:
+    """Refuse, before anything starts, a sweep any of whose corners could not train."""
+    search = experiment.search
+    corners = {k: v if isinstance(v, list) else [v["low"], v["high"]] for k, v in search.space.items()}
+    for arm in search.arms:
+        for values in itertools.product(*corners.values()):
+            check_run(experiment.for_arm(arm, fold(arm, dict(zip(corners, values, strict=True)))))
+
+
+def check_run(experiment: Experiment) -> None:
+    """Refuse settings the model cannot train with."""
+    model = model_class(experiment.model["name"])
+    if experiment.data.size % model.image_multiple:
+        raise UserError(f"data.size is {experiment.data.size}, but model {model.name} needs a multiple of {model.image_multiple}; choose one")
+    experiment.aml.check(model, experiment.data.size)
+
+
+def to_json(trial: Trial) -> str:
+    return json.dumps(asdict(trial))
+
+
+def from_json(text: str) -> Trial:
+    return Trial(**json.loads(text))

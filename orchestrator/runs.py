@@ -1,0 +1,198 @@
+"""Run folders: what a run is, what it has finished, who is working on it.
+
+    <root>/<name>-<8 hex>/   config.yaml   sweep.json or train.json (state)   ledger.jsonl (finished trials)   lock
+"""
+
+import fcntl
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from aml.errors import UserError
+from orchestrator.config import Experiment, from_text
+from orchestrator.trial import clean, write_atomic
+
+KINDS = ("sweep", "train")
+
+
+class Run:
+    """One run folder; `state` is its JSON, `update` writes it."""
+
+    def __init__(self, folder: Path, kind: str):
+        self.folder, self.kind = folder, kind
+        self.state = self._read()
+        self._lock = None
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def finished(self) -> bool:
+        return self.state.get("state") == "done"
+
+    def update(self, **values) -> None:
+        self.state |= values
+        write_atomic(self.folder / f"{self.kind}.json", json.dumps(self.state, indent=1).encode())
+
+    def lock(self) -> None:
+        """Hold the folder until the process ends. UserError where another live process holds it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = open(self.folder / "lock", "a+")  # noqa: SIM115 (held until the process ends)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.seek(0)
+            raise UserError(
+                f"{self.name} is being worked on by process {self._lock.read() or '?'}; wait for it, stop it, or start another with --fresh"
+            ) from None
+        self._lock.truncate(0)
+        self._lock.write(str(os.getpid()))
+        self._lock.flush()
+
+    def unlock(self) -> None:
+        if self._lock:
+            self._lock.close()
+            self._lock = None
+
+    def append(self, record: dict) -> None:
+        """One line of the ledger, on disk before this returns."""
+        record = record | {"history": [clean(epoch) for epoch in record["history"]]}
+        with open(self.folder / "ledger.jsonl", "ab") as file:
+            file.write(json.dumps(record).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def ledger(self) -> list[dict]:
+        """Finished trials; a line cut off by a crash is not one."""
+        path = self.folder / "ledger.jsonl"
+        if not path.exists():
+            return []
+        records = []
+        for line in path.read_bytes().splitlines():
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                print(f"{path}: a cut-off line is left out", flush=True)
+        return records
+
+    def experiment(self) -> Experiment:
+        return from_text((self.folder / "config.yaml").read_text("utf-8"), where=str(self.folder / "config.yaml"))
+
+    def _read(self) -> dict:
+        path = self.folder / f"{self.kind}.json"
+        return json.loads(path.read_text("utf-8")) if path.exists() else {}
+
+
+def start(experiment: Experiment, kind: str, manifest: dict, *, fresh: bool) -> Run:
+    """The run of these settings and data: a new folder, or the unfinished (or finished) one of the same name."""
+    name = base = experiment.run_name(manifest["fingerprint"])
+    number = 1
+    while fresh and (experiment.root / name).exists():
+        number += 1
+        name = f"{base}-{number}"
+    run = Run(experiment.root / name, kind)
+    if not run.state:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(run.folder / "config.yaml", experiment.to_yaml().encode())
+    return run
+
+
+def find(root: Path, name: str) -> Run:
+    """A run by name, or by the start of one. UserError where there is none or several."""
+    runs = listing(root)
+    matches = [r for r in runs if r.name == name] or [r for r in runs if r.name.startswith(name)]
+    if len(matches) != 1:
+        found = ", ".join(r.name for r in (matches or runs)[:8]) or "none"
+        raise UserError(f"{'no run' if not matches else 'more than one run'} under {root} is called {name!r}; there: {found}")
+    return matches[0]
+
+
+def listing(root: Path) -> list[Run]:
+    """All runs under the root, the newest first."""
+    found = [Run(p.parent, kind) for kind in KINDS for p in Path(root).glob(f"*/{kind}.json")]
+    return sorted(found, key=lambda run: -run.state.get("started", 0))
+
+
+def line(run: Run) -> str:
+    """A run in one line: state, how far, best, disk."""
+    records, state = run.ledger(), run.state
+    values = [e["val/mIoU"] for r in records for e in r["history"] if e.get("val/mIoU") is not None] + [e["val/mIoU"] for e in state.get("history", [])]
+    is_live = holder(run) is not None
+    shown = state["state"] if is_live or state["state"] != "running" else "lost (the same command continues it)"
+    best = f"best mIoU {max(values):.3f}" if values else "no result yet"
+    return f"{run.name:32} {run.kind:6} {shown:12} {f'{len(records)} trials' if records else '':10} {best:18} {disk_mb(run.folder):8.1f} MB"
+
+
+def holder(run: Run) -> int | None:
+    """The process of this machine that works on the run; None where there is none."""
+    path = run.folder / "lock"
+    if not path.exists():
+        return None
+    with open(path) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return None
+        except OSError:
+            return int(file.read() or 0) or None
+
+
+def begin(run: Run, experiment: Experiment, manifest: dict, uri: str) -> None:
+    """Note who runs what: at the start and at each continuation."""
+    given = run.state.get("data", {}).get("fingerprint")
+    if given and given != manifest["fingerprint"]:
+        raise UserError(f"{run.name} was made with data {given}, but {uri} now holds {manifest['fingerprint']}; restore those data or start another with --fresh")
+    sha, dirty = git_state()
+    run.update(
+        run=run.name,
+        name=experiment.name,
+        kind=run.kind,
+        state="running",
+        started=run.state.get("started", time.time()),
+        ended=None,
+        command=" ".join(["python -m orchestrator", *sys.argv[1:]]),
+        git_sha=sha,
+        git_dirty=dirty,
+        versions={"python": platform.python_version(), **{p: version(p) for p in ("torch", "ray", "mlflow", "transformers", "timm")}},
+        data={"uri": uri, "fingerprint": manifest["fingerprint"], "splits": manifest["splits"]},
+        epochs=experiment.train.epochs,
+    )
+
+
+def git_state() -> tuple[str, bool]:
+    """Commit and whether the tree differs from it; what `submit` hands over where there is no repository."""
+    if "AMLRIS_GIT_SHA" in os.environ:
+        return os.environ["AMLRIS_GIT_SHA"], os.environ.get("AMLRIS_GIT_DIRTY") == "1"
+    here = Path(__file__).parent
+    try:
+        sha = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+        return sha, bool(subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True).stdout.strip())
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown", False
+
+
+def disk_mb(folder: Path) -> float:
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) / 2**20
+
+
+def prune(root: Path) -> list[str]:
+    """Remove what only an unfinished run needs (training states, drafts, logs of finished ones).   -> lines saying what was freed"""
+    freed = []
+    for run in listing(root):
+        if not run.finished:
+            continue
+        keep = run.state.get("champion", {}).get("checkpoint", "")
+        doomed = [p for p in run.folder.rglob("*") if p.name in ("state.pt",) or p.name.endswith((".previous", ".draft"))]
+        doomed += [p for p in (run.folder / "tune", run.folder / "ray") if p.exists()]
+        doomed = [p for p in doomed if not (keep and p == run.folder / keep)]
+        size = sum(disk_mb(p) if p.is_dir() else p.stat().st_size / 2**20 for p in doomed if p.exists())
+        for path in doomed:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        freed.append(f"{run.name}: {size:.1f} MB")
+    return freed

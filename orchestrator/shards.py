@@ -1,0 +1,265 @@
+"""Shards: Parquet files with each image's JPEG once, and a marker written last. Ray Data writes them, reads them, and decodes once a sweep.
+
+    URI/part-*.parquet     image_id, splits, jpeg, meta (the row of aml.refer as JSON)
+    URI/vocabulary.json    words of the train split, the most frequent first
+    URI/_COMPLETE.json     dataset, split_by, counts by split, fingerprint of the content, files; readers look for this file first
+
+Trials do not run Ray Data: they get references to the decoded blocks in the object store and gather from them by index.
+"""
+
+import hashlib
+import json
+import posixpath
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from aml.data import UnreadableImage, block_of, decode_image, decode_row
+from aml.errors import UserError
+from aml.refer import read_refer, split_counts, vocabulary
+from orchestrator.config import DataConfig, SynthConfig
+
+MARKER = "_COMPLETE.json"
+FORMAT = 1
+ROWS_PER_GROUP = 64
+"""Images a row group: about 6 MB of COCO JPEGs, the unit of random access."""
+
+
+class Store:
+    """A folder on local disk or on object storage, through pyarrow's file systems."""
+
+    def __init__(self, uri: str | Path, root: Path | None = None):
+        from pyarrow import fs
+
+        text = str(uri)
+        if "://" not in text:
+            text = str((root or Path()) / Path(text).expanduser())
+            self.fs, self.path = fs.LocalFileSystem(), str(Path(text).absolute())
+        else:
+            self.fs, self.path = fs.FileSystem.from_uri(text)
+        self.uri = text
+
+    def join(self, name: str) -> str:
+        return posixpath.join(self.path, name)
+
+    def read(self, name: str) -> bytes | None:
+        """The file's bytes; None where it is absent."""
+        try:
+            with self.fs.open_input_stream(self.join(name)) as stream:
+                return stream.read()
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, data: bytes) -> None:
+        """Complete or absent: local files are written beside and renamed; object stores do so themselves."""
+        self.fs.create_dir(self.path)
+        draft = self.join(name + ".tmp")
+        with self.fs.open_output_stream(draft) as stream:
+            stream.write(data)
+        self.fs.move(draft, self.join(name))
+
+    def clear(self) -> None:
+        from pyarrow import fs
+
+        if self.fs.get_file_info(self.path).type != fs.FileType.NotFound:
+            self.fs.delete_dir_contents(self.path)
+
+
+def write(refer_root: Path, images: Path, dataset: str, split_by: str, out: Store, *, skip_unreadable: bool = False) -> dict:
+    """Convert one dataset; returns the manifest. A complete folder with the same content is left as it is.
+
+    UserError: whatever aml.refer.read_refer refuses, an image that cannot be decoded (unless skip_unreadable), a folder with other data.
+    """
+    import ray
+
+    rows = read_refer(refer_root, images, dataset, split_by)
+    source = hashlib.sha256(json.dumps([FORMAT, [{k: v for k, v in r.items() if k != "path"} for r in rows]], sort_keys=True).encode()).hexdigest()
+    present = out.read(MARKER)
+    if present is not None:
+        manifest = json.loads(present)
+        if manifest.get("source") == source:
+            return manifest
+        raise UserError(f"{out.uri} holds other data ({manifest.get('dataset')}, {manifest.get('split_by')}); choose another --out or delete that folder")
+    out.clear()  # what an interrupted conversion left
+    packed = [{"path": r["path"], "meta": json.dumps({k: v for k, v in r.items() if k != "path"})} for r in rows]
+    shards = ray.data.from_items(packed, override_num_blocks=max(1, min(len(packed) // 256, 512))).map_batches(_attach, batch_size=64)
+    shards = shards.materialize()
+    bad = [r["error"] for r in shards.filter(expr="error != ''").select_columns(["error"]).take_all()]
+    if bad and not skip_unreadable:
+        raise UserError(f"{len(bad)} of {len(rows)} images cannot be decoded, the first: {bad[0]}".replace("skip_unreadable", "--skip-unreadable"))
+    good = shards.filter(expr="error == ''").drop_columns(["error", "digest"])
+    good.write_parquet(out.path, filesystem=out.fs, row_group_size=ROWS_PER_GROUP, min_rows_per_file=ROWS_PER_GROUP)
+    digests = {r["image_id"]: r["digest"] for r in shards.filter(expr="error == ''").select_columns(["image_id", "digest"]).take_all()}
+    kept = [r for r in rows if r["image_id"] in digests]
+    out.write("vocabulary.json", json.dumps(vocabulary(kept)).encode())
+    content = "".join(digests[i] for i in sorted(digests))
+    manifest = {
+        "format": FORMAT,
+        "dataset": dataset,
+        "split_by": split_by,
+        "splits": split_counts(kept),
+        "images": len(kept),
+        "skipped": bad,
+        "fingerprint": hashlib.sha256((source + content).encode()).hexdigest()[:16],
+        "source": source,
+        "files": sorted(_parquet_files(out)),
+    }
+    out.write(MARKER, json.dumps(manifest, indent=1).encode())
+    return manifest
+
+
+def _attach(batch: dict) -> dict:
+    """Paths to JPEG bytes; a file that does not decode gets an error instead.   Runs in Ray Data tasks."""
+    out = {"image_id": [], "splits": [], "jpeg": [], "meta": [], "error": [], "digest": []}
+    for path, text in zip(batch["path"], batch["meta"], strict=True):
+        meta, jpeg, error = json.loads(str(text)), Path(str(path)).read_bytes(), ""
+        try:
+            decode_image(jpeg, meta["file_name"])
+        except UnreadableImage as problem:
+            error = str(problem)
+        out["image_id"].append(meta["image_id"])
+        out["splits"].append(",".join(sorted({r["split"] for r in meta["refs"]})))
+        out["jpeg"].append(jpeg)
+        out["meta"].append(str(text))
+        out["error"].append(error)
+        out["digest"].append(hashlib.sha256(jpeg).hexdigest())
+    return {key: np.array(values, dtype=object) if key == "jpeg" else np.array(values) for key, values in out.items()}
+
+
+def _parquet_files(store: Store) -> list[str]:
+    from pyarrow import fs
+
+    infos = store.fs.get_file_info(fs.FileSelector(store.path))
+    return [posixpath.basename(i.path) for i in infos if i.path.endswith(".parquet")]
+
+
+def manifest(store: Store) -> dict:
+    """The marker's content. UserError where there are no shards, or unfinished ones, or a file of them is missing."""
+    data = store.read(MARKER)
+    if data is None:
+        raise UserError(f"{store.uri} has no {MARKER}, so there are no complete shards there; make them with: python -m orchestrator shard --out {store.uri} ...")
+    found = json.loads(data)
+    missing = sorted(set(found["files"]) - set(_parquet_files(store)))
+    if missing:
+        raise UserError(f"{store.uri} lacks {len(missing)} of its {len(found['files'])} files, the first is {missing[0]}; copy it again or write the shards again")
+    return found
+
+
+def verify(store: Store) -> dict:
+    """Read everything again: files whole, every JPEG decodes, counts and fingerprint as noted.   -> the manifest; UserError names the damage"""
+    import pyarrow.parquet as pq
+
+    noted, rows, digests = manifest(store), [], {}
+    for name in noted["files"]:
+        try:
+            table = pq.read_table(store.join(name), filesystem=store.fs, columns=["jpeg", "meta"])
+        except Exception as error:  # pyarrow raises several kinds on cut-off or altered files
+            raise UserError(f"{store.uri}/{name} is damaged ({type(error).__name__}: {' '.join(str(error).split())[:120]}); write the shards again") from None
+        for jpeg, text in zip(table["jpeg"].to_pylist(), table["meta"].to_pylist(), strict=True):
+            rows.append(json.loads(text))
+            decode_image(jpeg, rows[-1]["file_name"])
+            digests[rows[-1]["image_id"]] = hashlib.sha256(jpeg).hexdigest()
+    content = hashlib.sha256((noted["source"] + "".join(digests[i] for i in sorted(digests))).encode()).hexdigest()[:16]
+    if split_counts(rows) != noted["splits"] or content != noted["fingerprint"]:
+        raise UserError(f"{store.uri} does not hold what its marker says (content {content}, noted {noted['fingerprint']}); write the shards again")
+    return noted
+
+
+def words(store: Store) -> list[str]:
+    """The vocabulary stored with the shards."""
+    return json.loads(store.read("vocabulary.json"))
+
+
+def prepare(data: DataConfig, root: Path, say=print) -> tuple[Store, dict]:
+    """The training shards and their manifest; generated first where the experiment asks for generated data and none is there."""
+    store = Store(data.train, root)
+    if data.synth is not None and store.read(MARKER) is None:
+        make_synthetic(data.synth, store, root, say)
+    return store, manifest(store)
+
+
+def make_synthetic(synth: SynthConfig, store: Store, root: Path, say=print) -> None:
+    from aml.synthetic import generate
+
+    source = root / "generated" / f"{synth.dataset}-{synth.images}-{synth.size}-{synth.seed}"
+    say(f"generating {synth.images} pictures of {synth.size} px for {synth.dataset} into {source}")
+    generate(source, synth.dataset, images=synth.images, size=synth.size, seed=synth.seed)
+    split_by = "umd" if synth.dataset == "refcocog" else "unc"
+    made = write(source, source / "images", synth.dataset, split_by, store)
+    say(f"wrote shards to {store.uri}: {describe(made)}")
+
+
+def describe(found: dict) -> str:
+    """Counts in words, a part a split."""
+    return "; ".join(f"{split} {c['refs']} refs, {c['sentences']} sentences, {c['images']} images" for split, c in found["splits"].items())
+
+
+# ---- decoded blocks in the object store -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Decoded blocks in Ray's object store: cheap to hand to a trial, mapped there without a copy."""
+
+    refs: tuple
+    """Object references of Arrow tables with columns image, masks, meta."""
+
+    def open(self) -> list[dict]:
+        """The blocks as aml.data.Items takes them."""
+        import ray
+        from ray.data.block import BlockAccessor
+
+        blocks = []
+        for table in ray.get(list(self.refs)):
+            images = BlockAccessor.for_block(table).to_numpy(["image"])["image"]
+            blocks.append({"image": images, "masks": _Binary(table["masks"]), "meta": table["meta"].to_pylist()})
+        return blocks
+
+
+class _Binary:
+    """An Arrow binary column indexed without copying its values."""
+
+    def __init__(self, column):
+        self.column = column
+
+    def __getitem__(self, row: int):
+        return self.column[row].as_buffer()
+
+
+def decode(store: Store, splits: set[str], size: int, fit: str) -> Shared:
+    """Decode every image that has a ref in one of the splits, in parallel, into the object store."""
+    import ray
+
+    files = [store.join(name) for name in manifest(store)["files"]]
+    rows = ray.data.read_parquet(files, filesystem=store.fs).select_columns(["splits", "jpeg", "meta"])
+    decoded = rows.map_batches(_decode, fn_kwargs={"splits": splits, "size": size, "fit": fit}, batch_size=64).materialize()
+    return Shared(tuple(entry.ref for bundle in decoded.iter_internal_ref_bundles() for entry in bundle.blocks if entry.metadata.num_rows))
+
+
+def _decode(batch: dict, *, splits: set[str], size: int, fit: str) -> dict:
+    rows = [
+        decode_row(json.loads(str(meta)) | {"jpeg": jpeg}, size, fit)
+        for of, jpeg, meta in zip(batch["splits"], batch["jpeg"], batch["meta"], strict=True)
+        if splits & set(str(of).split(","))
+    ]
+    if not rows:
+        return {"image": np.zeros((0, size, size, 3), np.uint8), "masks": np.array([], dtype=object), "meta": np.array([], dtype=str)}
+    block = block_of(rows)
+    masks = np.empty(len(rows), dtype=object)
+    masks[:] = block["masks"]
+    return {"image": block["image"], "masks": masks, "meta": np.array(block["meta"])}
+
+
+def local_blocks(store: Store, splits: set[str], size: int, fit: str) -> list[dict]:
+    """The same blocks decoded in this process, without Ray: for evaluation and pictures of one machine."""
+    import pyarrow.parquet as pq
+
+    blocks = []
+    for name in manifest(store)["files"]:
+        table = pq.read_table(store.join(name), filesystem=store.fs, columns=["splits", "jpeg", "meta"])
+        batch = {"splits": table["splits"].to_pylist(), "jpeg": table["jpeg"].to_pylist(), "meta": table["meta"].to_pylist()}
+        block = _decode(batch, splits=splits, size=size, fit=fit)
+        if len(block["image"]):
+            blocks.append(block)
+    return blocks

@@ -1,0 +1,228 @@
+"""Ray Train around the loop: one run on one or many workers, resumed by the same command."""
+
+import queue
+import threading
+import time
+from pathlib import Path
+
+from aml.errors import UserError
+from aml.learner import NonFinite
+from orchestrator import cluster, runs, shards, trial
+from orchestrator.config import Experiment, from_dict
+from orchestrator.shards import Shared
+from orchestrator.tracking_setup import describe_run, open_tracker
+
+# ---- inside a worker ------------------------------------------------------------------------------------------------
+
+
+def worker_loop(config: dict) -> None:
+    """Ray Train's train_loop_per_worker: the same loop, reported through ray.train."""
+    import ray.train
+    import ray.train.torch
+    import torch
+
+    experiment = from_dict(config["experiment"])
+    world, device = ray.train.get_context().get_world_size(), ray.train.torch.get_device()
+    torch.set_num_threads(max(1, int(experiment.resources.cpus_per_worker)))
+
+    def wrap(model):
+        ids = [device] if device.type == "cuda" else None
+        return torch.nn.parallel.DistributedDataParallel(model, device_ids=ids) if world > 1 else model
+
+    def report(metrics: dict) -> None:
+        ray.train.report(trial.clean(metrics))
+
+    try:
+        trial.run(
+            experiment, config["shared"].open, config["vocabulary"], Path(config["folder"]), report, device=device, wrap=wrap, init=config["init"]
+        )
+    except (NonFinite, UserError) as error:  # would happen again: no restart
+        report({"epoch": -1, "failed": trial.failure(error)})
+
+
+def make_trainer(experiment: Experiment, shared: Shared, vocabulary: list[str], folder: Path, *, callbacks, init=None):
+    """A TorchTrainer over the run folder. Resuming is the loop's: it finds last/ there, so Ray's own run is new each time."""
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    r = experiment.resources
+    return TorchTrainer(
+        worker_loop,
+        train_loop_config={"experiment": experiment.to_dict(), "shared": shared, "vocabulary": vocabulary, "folder": str(folder), "init": init},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=r.workers, use_gpu=r.gpus_per_worker > 0, resources_per_worker=_per_worker(r.cpus_per_worker, r.gpus_per_worker)
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"attempt-{time.time_ns()}",
+            storage_path=str(folder / "ray"),
+            failure_config=ray.train.FailureConfig(max_failures=r.max_failures),
+            callbacks=callbacks,
+        ),
+    )
+
+
+def _per_worker(cpus: float, gpus: float) -> dict[str, float]:
+    return {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
+
+
+# ---- the driver -----------------------------------------------------------------------------------------------------
+
+
+def run(experiment: Experiment, *, resume: str | None = None, fresh: bool = False, init: Path | None = None, dry_run: bool = False, say=print) -> int:
+    """Train one model to the end.   -> exit code"""
+    from orchestrator.plan import check_run
+
+    if resume:
+        experiment = runs.find(experiment.root, resume).experiment()
+    check_run(experiment)
+    if experiment.data.synth is None:
+        shards.manifest(shards.Store(experiment.data.train, experiment.root))  # refuse before Ray starts
+    if dry_run:
+        say(cluster.place(experiment, cluster.capacity()).arithmetic.replace("a trial", "the run"))
+        say(f"{experiment.train.epochs} epochs of {experiment.aml.arm}; nothing was started")
+        return 0
+    cluster.start()
+    cluster.place(experiment, cluster.capacity())
+    store, manifest = shards.prepare(experiment.data, experiment.root, say)
+    this = runs.start(experiment, "train", manifest, fresh=fresh) if not resume else runs.find(experiment.root, resume)
+    this.lock()
+    if this.finished:
+        say(f"{this.name} has finished: {summary(this.state)} (--fresh starts another)")
+        return 0
+    say(f"{'continuing' if this.state else 'starting'} {this.name} in {this.folder}")
+    runs.begin(this, experiment, manifest, store.uri)
+    return _fit(this, experiment, store, init, say)
+
+
+def _fit(this: runs.Run, experiment: Experiment, store: shards.Store, init, say) -> int:
+    from ray.train import TrainingFailedError
+
+    data = experiment.data
+    tracker = open_tracker(this, experiment)
+    key = "train"
+    tracker.run(key, this.name, params=describe_run(experiment), tags={**_tags(this, experiment)})
+    epochs = Epochs(experiment.train.epochs, tracker, key, say)
+    code = 1
+    try:
+        shared = shards.decode(store, {data.train_split, data.val_split}, data.size, data.fit)
+        trainer = make_trainer(experiment, shared, shards.words(store), this.folder, callbacks=[epochs.callback()], init=init)
+        trainer.fit()
+        failed = epochs.close()
+        if failed:
+            this.update(state="failed", ended=time.time(), error=failed)
+            say(f"{this.name} failed: {failed}")
+        else:
+            _finish(this, experiment, epochs, tracker, key, say)
+            code = 0
+    except TrainingFailedError as error:
+        epochs.close()
+        this.update(state="failed", ended=time.time(), error=trial.failure(error))
+        say(f"{this.name} failed: {trial.failure(error)}; the same command continues it after epoch {epochs.last.get('epoch', 0)}")
+    except KeyboardInterrupt:
+        this.update(state="interrupted", ended=time.time())
+        say(f"{this.name} interrupted after epoch {epochs.last.get('epoch', 0)}; the same command continues it")
+        code = 130
+    tracker.end(key, {0: "FINISHED", 130: "KILLED"}.get(code, "FAILED"), tags={"stopped_by": {0: "", 130: "interrupt"}.get(code, "error")})
+    remaining = tracker.close()
+    if remaining:
+        say(remaining)
+    return code
+
+
+def _finish(this, experiment, epochs, tracker, key, say) -> None:
+    from orchestrator import report
+
+    history = [trial.json.loads(line) for line in (this.folder / "epochs.jsonl").read_text().splitlines()]
+    tau, rho = experiment.aml.coordinates
+    this.update(
+        state="done", ended=time.time(), history=history, arm=experiment.aml.arm, tau=tau, rho=rho, seed=experiment.seed, champion={"checkpoint": "best"}
+    )
+    page = report.write(this.folder)
+    for picture in sorted((this.folder / "pictures").glob("*.png"))[-1:]:
+        tracker.artifact(key, picture, "pictures")
+    tracker.artifact(key, page, "report")
+    tracker.artifact(key, this.folder / "config.yaml")
+    tracker.model(key, this.folder / "best", experiment.name, {k: v for k, v in history[-1].items() if k.startswith("val/")})
+    say(f"{this.name}: {summary(this.state)}")
+    say(f"report      {page}\ncheckpoint  {this.folder / 'best'}")
+
+
+def summary(state: dict) -> str:
+    last, best = state["history"][-1], max(epoch["val/mIoU"] for epoch in state["history"])
+    return f"epoch {last['epoch']}, val mIoU {last['val/mIoU']:.3f} (best {best:.3f}), oIoU {last['val/oIoU']:.3f} on {last['val/n']:.0f} sentences"
+
+
+def _tags(this: runs.Run, experiment: Experiment) -> dict:
+    return {
+        "arm": experiment.aml.arm,
+        "seed": experiment.seed,
+        "stage": "train",
+        "git_sha": this.state["git_sha"],
+        "git_dirty": this.state["git_dirty"],
+        "data_fingerprint": this.state["data"]["fingerprint"],
+    }
+
+
+class Epochs:
+    """The driver's ear: epochs reported in a worker arrive here through a Ray queue while fit() blocks."""
+
+    def __init__(self, epochs: int, tracker, key: str, say):
+        from ray.util.queue import Queue
+
+        self.epochs, self.tracker, self.key, self.say = epochs, tracker, key, say
+        self.queue, self.last, self.failed = Queue(actor_options={"num_cpus": 0}), {}, ""
+        self.closing = threading.Event()
+        self.thread = threading.Thread(target=self._listen, daemon=True)
+        self.thread.start()
+
+    def callback(self):
+        return _make_callback(self.queue)
+
+    def close(self) -> str:
+        """Hear what is left.   -> the sentence of a failed run, or nothing"""
+        self.closing.set()
+        self.thread.join(timeout=30)
+        self.queue.shutdown()
+        return self.failed
+
+    def _listen(self) -> None:
+        from ray.util.queue import Empty
+
+        while True:
+            try:
+                metrics = self.queue.get(timeout=0.5)
+            except Empty:
+                if self.closing.is_set():
+                    return
+                continue
+            except Exception:  # the queue's actor is gone with its cluster: nothing more will come
+                return
+            if "failed" in metrics:
+                self.failed = metrics["failed"]
+                continue
+            self.last = metrics
+            self.tracker.metrics(self.key, metrics["epoch"], metrics)
+            self.say(epoch_line(metrics, self.epochs))
+
+
+def epoch_line(m: dict, epochs: int) -> str:
+    left = m["time/epoch_s"] * (epochs - m["epoch"])
+    return (
+        f"epoch {m['epoch']}/{epochs}  loss {m['train/loss']:.4f}  mIoU {m['val/mIoU']:.4f} (best {m['val/mIoU_best']:.4f})  "
+        f"oIoU {m['val/oIoU']:.4f}  hidden {m.get('aml/hidden', 0):.1%}  {m['time/epoch_s']:.1f} s, {left:.0f} s left"
+    )
+
+
+def _make_callback(to):
+    from ray.train import UserCallback
+
+    class Forward(UserCallback):
+        """Runs in Ray Train's controller: hands rank 0's metrics to the driver."""
+
+        def after_report(self, run_context, metrics, checkpoint):
+            try:
+                to.put(metrics[0], timeout=5)
+            except queue.Full:  # the driver is gone; the epochs are on disk
+                return
+
+    return Forward()

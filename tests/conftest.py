@@ -1,0 +1,61 @@
+"""Fixtures shared by the tests: generated scenes, their rows, blocks and items, a quickly trained model; real data where they lie."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from aml import data, refer, synthetic
+from aml.models import build
+
+torch.set_num_threads(1)
+SIZE = 64
+"""Side of the network image, pixels."""
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder with mini_refer and coco128."""
+    folder = Path(os.environ.get("AMLRIS_REAL_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))
+    if not (folder / "mini_refer").is_dir():
+        pytest.skip(f"no real data at {folder}: set AMLRIS_REAL_DATA to a folder with mini_refer and coco128")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory) -> Path:
+    """40 generated pictures of 64 px as RefCOCO: 76 train refs, 30 val sentences."""
+    out = tmp_path_factory.mktemp("scenes")
+    synthetic.generate(out, "refcoco", images=40, size=SIZE, seed=0, workers=1)
+    return out
+
+
+@pytest.fixture(scope="session")
+def rows(scenes) -> list[dict]:
+    return refer.read_refer(scenes, scenes / "images", "refcoco", "unc")
+
+
+@pytest.fixture(scope="session")
+def blocks(rows) -> list[dict]:
+    """The rows decoded at network size, in two blocks."""
+    decoded = [data.decode_row(row | {"jpeg": Path(row["path"]).read_bytes()}, SIZE) for row in rows]
+    return [data.block_of(decoded[:17]), data.block_of(decoded[17:])]
+
+
+@pytest.fixture(scope="session")
+def items(blocks) -> dict[str, data.Items]:
+    """train: one item a ref. val: one item a sentence."""
+    return {"train": data.Items(blocks, "train", size=SIZE), "val": data.Items(blocks, "val", size=SIZE, unit="sentence")}
+
+
+@pytest.fixture(scope="session")
+def make_model(rows):
+    """make_model(seed=0, **options): a small model narrow enough for training steps in milliseconds."""
+    vocabulary = refer.vocabulary(rows)
+
+    def make(seed: int = 0, **options):
+        torch.manual_seed(seed)
+        return build("small", vocabulary=vocabulary, **{"width": 32, "stem": 16, "heads": 2, **options})
+
+    return make

@@ -1,0 +1,229 @@
+"""REFER files: the real ones read exactly, damaged and malicious ones refused by name."""
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco
+
+from aml import refer
+from aml.data import rasterise
+from aml.errors import UserError
+
+
+@pytest.fixture
+def folder(scenes, tmp_path):
+    """A copy of the generated annotations that a test may spoil; the pictures stay where they are."""
+    shutil.copytree(scenes / "refcoco", tmp_path / "refcoco")
+    return tmp_path
+
+
+def edit_instances(folder, change):
+    path = folder / "refcoco" / "instances.json"
+    instances = json.loads(path.read_text())
+    change(instances)
+    path.write_text(json.dumps(instances))
+
+
+def read(folder, scenes, dataset="refcoco", split_by="unc"):
+    return refer.read_refer(folder, scenes / "images", dataset, split_by)
+
+
+# ---- the pickle -----------------------------------------------------------------------------------------------------
+
+
+class Touch:
+    """Unpickling this would create a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 4, 5])
+def test_a_pickle_that_runs_a_command_is_refused_named_and_not_run(folder, scenes, protocol, tmp_path):
+    trace = tmp_path / "was-run"
+    bad = pickle.dumps([{"ref_id": 1, "payload": Touch(trace)}], protocol)
+    (folder / "refcoco" / "refs(unc).p").write_bytes(bad)
+    with pytest.raises(UserError, match=rf"refs\(unc\)\.p.*{os.system.__module__}\.system.*nothing of it was run"):
+        read(folder, scenes)
+    assert not trace.exists()
+    pickle.loads(bad)
+    assert trace.exists(), "the pickle would have run its command"
+
+
+def test_a_pickle_of_the_extension_registry_and_of_builtins_is_refused(tmp_path):
+    path = tmp_path / "refs.p"
+    for value in (eval, np.zeros(3), {1, 2}.__class__):
+        path.write_bytes(pickle.dumps([value]))
+        with pytest.raises(UserError, match="the pickle names"):
+            refer.load_refs(path)
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [(b"", "cannot be read as a refs pickle"), (b"not a pickle", "cannot be read as a refs pickle"), (pickle.dumps([{}])[:-2], "cannot be read"),
+     (pickle.dumps({"a": 1}), "is not REFER's list"), (pickle.dumps([{"ref_id": 1}]), "is not REFER's list")],
+)  # fmt: skip
+def test_a_damaged_or_other_pickle(tmp_path, content, words):
+    (tmp_path / "refs.p").write_bytes(content)
+    with pytest.raises(UserError, match=words):
+        refer.load_refs(tmp_path / "refs.p")
+
+
+def test_a_python_2_pickle_with_non_ascii_text(tmp_path):
+    """Protocol 2 as Python 2 wrote it: byte strings (U: short string), one of them UTF-8, one of them Latin-1."""
+
+    def text(raw: bytes) -> bytes:
+        return b"U" + bytes([len(raw)]) + raw
+
+    def number(n: int) -> bytes:
+        return b"J" + n.to_bytes(4, "little")
+
+    sentences = [b"caf\xc3\xa9 sign", b"caf\xe9 sign"]
+    body = b"".join(b"}(" + text(b"sent_id") + number(i) + text(b"sent") + text(s) + b"u" for i, s in enumerate(sentences))
+    ref = b"}(" + b"".join(text(k) + number(7) for k in (b"ref_id", b"ann_id", b"image_id")) + text(b"split") + text(b"val")
+    (tmp_path / "refs.p").write_bytes(b"\x80\x02](" + ref + text(b"sentences") + b"](" + body + b"e" + b"u" + b"e.")
+    (found,) = refer.load_refs(tmp_path / "refs.p")
+    assert found["ref_id"] == 7 and found["split"] == "val"
+    assert [s["sent"] for s in found["sentences"]] == ["café sign", "caf\ufffd sign"]
+
+
+# ---- what else may be wrong -----------------------------------------------------------------------------------------
+
+
+def test_missing_files_are_named(folder, scenes):
+    os.rename(folder / "refcoco" / "instances.json", folder / "away.json")
+    with pytest.raises(UserError, match=r"instances\.json is missing"):
+        read(folder, scenes)
+    os.remove(folder / "refcoco" / "refs(unc).p")
+    with pytest.raises(UserError, match=r"refs\(unc\)\.p is missing"):
+        read(folder, scenes)
+
+
+def test_a_missing_picture_is_named_and_counted(folder, scenes, rows, tmp_path):
+    some = tmp_path / "images" / "train2014"
+    shutil.copytree(scenes / "images" / "train2014", some)
+    for row in rows[3:5]:
+        os.remove(some / row["file_name"])
+    with pytest.raises(UserError, match=rf"2 of {len(rows)} images are not under .*first is {rows[3]['file_name']}"):
+        refer.read_refer(folder, tmp_path / "images", "refcoco", "unc")
+
+
+def test_unknown_dataset_and_split_by(folder, scenes):
+    with pytest.raises(UserError, match=r"'refcocoo' is not known; use one of refcoco, refcoco\+, refcocog"):
+        read(folder, scenes, "refcocoo")
+    with pytest.raises(UserError, match="refcoco has no split_by 'umd'; it has unc, google"):
+        read(folder, scenes, "refcoco", "umd")
+
+
+def test_a_ref_without_its_annotation_or_image(folder, scenes, rows):
+    lost = rows[0]["refs"][0]
+    edit_instances(folder, lambda d: d.update(annotations=[a for a in d["annotations"] if a["id"] != lost["ann_id"]]))
+    with pytest.raises(UserError, match=rf"ref {lost['ref_id']} of refcoco \(unc\) names annotation {lost['ann_id']}"):
+        read(folder, scenes)
+    edit_instances(folder, lambda d: d.update(images=[i for i in d["images"] if i["id"] != rows[2]["image_id"]]))
+    with pytest.raises(UserError, match=rf"lacks image {rows[2]['image_id']} \(1 in all\)"):
+        read(folder, scenes)
+
+
+@pytest.mark.parametrize("content, words", [("{", "is not valid JSON"), ('{"images": []}', "lacks annotations, categories")])
+def test_damaged_instances(folder, scenes, content, words):
+    (folder / "refcoco" / "instances.json").write_text(content)
+    with pytest.raises(UserError, match=words):
+        read(folder, scenes)
+
+
+# ---- masks ----------------------------------------------------------------------------------------------------------
+
+
+def test_overlapping_parts_of_an_object_are_united():
+    square = [2, 2, 8, 2, 8, 8, 2, 8]
+    shifted = [5, 5, 11, 5, 11, 11, 5, 11]
+    mask = rasterise(refer.to_rle([square, shifted], 12, 14), 12, 14)
+    assert mask.shape == (12, 14) and mask.max() == 1
+    assert mask.sum() == 36 + 36 - 9
+
+
+def test_a_part_of_two_points_is_no_part():
+    square = [2, 2, 8, 2, 8, 8, 2, 8]
+    assert refer.to_rle([[1, 1, 3, 3], square], 12, 14) == refer.to_rle([square], 12, 14)
+    assert rasterise(refer.to_rle([[1, 1, 3, 3]], 12, 14), 12, 14).sum() == 0
+
+
+def test_run_lengths_as_a_list_and_compressed():
+    mask = np.zeros((5, 4), np.uint8)
+    mask[1:3, 1] = 1  # column-major runs: 6 zeros, 2 ones, 12 zeros
+    as_list = refer.to_rle({"size": [5, 4], "counts": [6, 2, 12]}, 5, 4)
+    assert np.array_equal(rasterise(as_list, 5, 4), mask)
+    compressed = coco.encode(np.asfortranarray(mask))
+    assert refer.to_rle(compressed, 5, 4) == as_list
+    assert refer.to_rle({"size": [5, 4], "counts": compressed["counts"].decode()}, 5, 4) == as_list
+
+
+# ---- rows -----------------------------------------------------------------------------------------------------------
+
+
+def test_rows_hold_every_ref_once_in_the_order_of_images(scenes, rows):
+    refs = pickle.loads((scenes / "refcoco" / "refs(unc).p").read_bytes())
+    assert [row["image_id"] for row in rows] == sorted({r["image_id"] for r in refs})
+    flat = {ref["ref_id"]: (row, ref) for row in rows for ref in row["refs"]}
+    assert len(flat) == len(refs)
+    for given in refs:
+        row, ref = flat[given["ref_id"]]
+        assert (row["image_id"], ref["ann_id"], ref["split"]) == (given["image_id"], given["ann_id"], given["split"])
+        assert ref["sentences"] == [{k: s[k] for k in ("sent_id", "sent", "raw")} for s in given["sentences"]]
+        assert ref["ann_id"] in [o["ann_id"] for o in row["objects"]]
+
+
+def test_words_and_vocabulary():
+    assert refer.words('The  "Red" ball, (left)!') == ["the", "red", "ball", "left"]
+
+    def row(split, *sentences):
+        return {"image_id": 1, "refs": [{"split": split, "sentences": [{"sent": s} for s in sentences]}]}
+
+    rows = [row("train", "red ball", "red box"), row("val", "green green green")]
+    assert refer.vocabulary(rows) == ["red", "ball", "box"]
+    assert refer.vocabulary(rows[1:]) == ["green"]
+
+
+# ---- real data ------------------------------------------------------------------------------------------------------
+
+
+def test_real_refcoco_masks_are_exact(real_data):
+    root = real_data / "mini_refer"
+    rows = refer.read_refer(root, root / "images", "refcoco", "unc")
+    found = {ref["ref_id"]: (row, ref) for row in rows for ref in row["refs"]}
+    expected = json.loads((root / "expected.json").read_text())
+    assert set(found) == {e["ref_id"] for e in expected}
+    for e in expected:
+        row, ref = found[e["ref_id"]]
+        assert (row["image_id"], ref["ann_id"], ref["split"]) == (e["image_id"], e["ann_id"], e["split"])
+        rle = {o["ann_id"]: o["rle"] for o in row["objects"]}[ref["ann_id"]]
+        mask = rasterise(rle, row["height"], row["width"])
+        assert mask.sum() == e["mask_pixels"]
+        assert hashlib.sha256(np.ascontiguousarray(mask).tobytes()).hexdigest() == e["mask_sha256"]
+
+
+def test_real_refcoco_splits(real_data):
+    root = real_data / "mini_refer"
+    counts = refer.split_counts(refer.read_refer(root, root / "images" / "train2014", "refcoco", "unc"))
+    assert {split: c["refs"] for split, c in counts.items()} == {"val": 6, "testA": 4, "testB": 6}
+    assert sum(c["sentences"] for c in counts.values()) == 49 and sum(c["images"] for c in counts.values()) == 6
+
+
+def test_real_annotations_of_every_kind_have_their_area(real_data):
+    instances = json.loads((real_data / "coco128" / "instances_train2017.json").read_text())
+    sizes = {i["id"]: (i["height"], i["width"]) for i in instances["images"]}
+    crowds = [a for a in instances["annotations"] if a["iscrowd"]]
+    polygons = [a for a in instances["annotations"] if not a["iscrowd"] and a["area"] > 2000][:60]
+    assert crowds and polygons
+    for a in crowds + polygons:
+        area = int(rasterise(refer.to_rle(a["segmentation"], *sizes[a["image_id"]]), *sizes[a["image_id"]]).sum())
+        assert area == pytest.approx(a["area"], rel=0.001 if a["iscrowd"] else 0.1)

@@ -1,0 +1,694 @@
+"""Tracking: one contract for the MLflow tracker and its in-memory double; then what only the real one can get wrong."""
+
+import io
+import itertools
+import json
+import os
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from aml.errors import UserError
+from orchestrator import tracking
+from orchestrator.tracking import MemoryTracker, Tracker, reconcile, redact, tracking_uri
+
+NOBODY = "http://127.0.0.1:9"  # the discard port: connections are refused at once
+RUN = "quick-1a2b3c4d"
+numbers = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A storage root whose SQLite store is made once for all tests; each test has experiments of its own."""
+    path = tmp_path_factory.mktemp("root")
+    tracker = Tracker(path / "first", None, "first", path)
+    assert tracker.ready(120)
+    assert tracker.close() == ""
+    return path
+
+
+@pytest.fixture(autouse=True)
+def no_address_from_outside(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def client(root):
+    return tracking._client(tracking_uri(None, root))
+
+
+def abandon(tracker):
+    """What a killed process leaves behind: a thread that is no more, nothing flushed or ended."""
+    tracker._stop.set()
+    with tracker._cond:
+        tracker._cond.notify_all()
+    tracker._thread.join(20)
+    assert not tracker._thread.is_alive()
+
+
+class Real:
+    def __init__(self, root, folder):
+        self.root, self.folder, self.experiment = root, folder, f"contract-{next(numbers)}"
+
+    def start(self):
+        self.tracker = Tracker(self.folder, None, self.experiment, self.root)
+        return self.tracker
+
+    def look(self, key):
+        assert self.tracker.flush(30) == 0
+        api, run_id = client(self.root), self.tracker.record(key)["run_id"]
+        run = api.get_run(run_id)
+        keys = {
+            r.info.run_id: r.data.tags["amlris.key"].split("/")[1] for r in api.search_runs([run.info.experiment_id])
+        }
+        history = {name: [(m.step, m.value) for m in api.get_metric_history(run_id, name)] for name in run.data.metrics}
+        return {
+            "name": run.info.run_name,
+            "parent": keys.get(run.data.tags.get("mlflow.parentRunId")),
+            "status": run.info.status,
+            "params": run.data.params,
+            "tags": run.data.tags,
+            "metrics": history,
+            "artifacts": sorted(walk(api, run_id)),
+        }
+
+    def count(self):
+        assert self.tracker.flush(30) == 0
+        return len(client(self.root).search_runs([self.tracker.record("")["experiment_id"]]))
+
+
+class Memory:
+    def __init__(self, root, folder):
+        self.folder, self.runs = folder, {}
+        folder.mkdir()
+
+    def start(self):
+        self.tracker = MemoryTracker(self.folder, runs=self.runs)
+        return self.tracker
+
+    def look(self, key):
+        return {**self.runs[key], "artifacts": sorted(self.runs[key]["artifacts"])}
+
+    def count(self):
+        return len(self.runs)
+
+
+def walk(api, run_id, path=None):
+    for entry in api.list_artifacts(run_id, path):
+        yield from walk(api, run_id, entry.path) if entry.is_dir else [entry.path]
+
+
+@pytest.fixture(params=[Real, Memory], ids=["mlflow", "memory"])
+def store(request, root, tmp_path):
+    return request.param(root, tmp_path / RUN)
+
+
+# ---------------------------------------------------------------- the contract
+
+
+def test_a_sweep_is_a_parent_with_children_that_compare(store):
+    t = store.start()
+    t.run("parent", "quick", params={"optim.lr": 1e-3, "model.name": "small", "aml.on": True}, tags={"sweep": RUN})
+    for number, (tau, rho) in enumerate([(0, 0.0), (1, 0.4)]):
+        t.run(
+            f"t{number}", f"trial {number}", "parent", {"aml.tau": tau, "aml.rho": rho}, {"seed": number, "arm": "off"}
+        )
+        t.metrics(f"t{number}", 1, {"train/loss": 0.5, "val/mIoU": 0.1})
+        t.metrics(f"t{number}", 2, {"train/loss": 0.25, "val/mIoU": 0.2})
+        t.end(f"t{number}", tags={"stopped_by": "asha"})
+    t.end("parent")
+    child, parent = store.look("t1"), store.look("parent")
+    assert (child["name"], child["parent"], child["status"]) == ("trial 1", "parent", "FINISHED")
+    assert {name: float(value) for name, value in child["params"].items()} == {"aml.tau": 1.0, "aml.rho": 0.4}
+    assert child["tags"]["seed"] == "1" and child["tags"]["stopped_by"] == "asha"
+    assert child["metrics"] == {"train/loss": [(1, 0.5), (2, 0.25)], "val/mIoU": [(1, 0.1), (2, 0.2)]}
+    assert parent["parent"] is None and parent["tags"]["sweep"] == RUN
+    assert parent["params"] == {"optim.lr": "0.001", "model.name": "small", "aml.on": "true"}
+    assert store.look("t0")["params"] == {"aml.tau": "0", "aml.rho": "0"}
+    assert store.count() == 3
+    assert t.close() == ""
+
+
+def test_metrics_that_are_no_numbers_are_left_out_and_names_are_made_fit(store):
+    t = store.start()
+    t.run("a", "a")
+    t.metrics(
+        "a", 1, {"val/P@0.5": 0.25, "none": None, "nan": float("nan"), "inf": float("inf"), "np": np.float32(0.5)}
+    )
+    t.metrics("a", 1, {"nan": float("nan")})
+    t.metrics("a", 1, {"later, of the same step": 3})
+    assert store.look("a")["metrics"] == {
+        "val/P0.5": [(1, 0.25)],
+        "np": [(1, 0.5)],
+        "later_ of the same step": [(1, 3.0)],
+    }
+    assert t.close() == ""
+
+
+def test_a_continued_run_is_the_same_run_and_logs_no_step_twice(store):
+    t = store.start()
+    t.run("a", "first", params={"aml.tau": 0})
+    for step in (1, 2, 3):
+        t.metrics("a", step, {"val/mIoU": step / 10})
+    t.end("a", "KILLED", {"stopped_by": "lost"})
+    assert store.look("a")["status"] == "KILLED"
+    assert t.close() == ""
+    t = store.start()
+    t.run("a", "again", params={"aml.tau": 0.0})
+    for step in (2, 3, 4):
+        t.metrics("a", step, {"val/mIoU": step / 5})
+    seen = store.look("a")
+    assert (seen["name"], seen["status"], store.count()) == ("again", "RUNNING", 1)
+    assert seen["metrics"] == {"val/mIoU": [(1, 0.1), (2, 0.2), (3, 0.3), (4, 0.8)]}
+    assert "stopped_by" not in seen["tags"]
+    assert t.close() == ""
+
+
+def test_what_is_refused_for_good_is_said_and_skipped(store, caplog):
+    t = store.start()
+    t.run("a", "a", params={"lr": 1})
+    t.params("a", {"lr": 2})
+    t.metrics("nobody", 1, {"x": 1})
+    t.run("orphan", "orphan", parent="nobody")
+    t.artifact("a", store.folder / "missing.png")
+    t.metrics("a", 1, {"x": 1})
+    seen = store.look("a")
+    assert seen["params"] == {"lr": "1"} and seen["metrics"] == {"x": [(1, 1.0)]}
+    assert t.rejected == 4 and store.count() == 1
+    assert "params of run a" in caplog.text and "nobody" in caplog.text and "missing.png" in caplog.text
+    t.close()
+
+
+def test_artifacts(store, tmp_path):
+    t = store.start()
+    pictures = store.folder / "trials" / "a" / "pictures"
+    pictures.mkdir(parents=True)
+    for name in ("epoch-0001.png", "epoch-0002.png"):
+        (pictures / name).write_bytes(b"png")
+    (tmp_path / "notes.txt").write_text("elsewhere")
+    t.run("a", "a")
+    t.artifact("a", pictures, "all")
+    t.artifact("a", pictures / "epoch-0001.png", "pictures")
+    t.artifact("a", tmp_path / "notes.txt")
+    t.text("a", "config.yaml", "name: quick\n")
+    names = ["all/epoch-0001.png", "all/epoch-0002.png", "config.yaml", "notes.txt", "pictures/epoch-0001.png"]
+    assert store.look("a")["artifacts"] == names
+    assert t.close() == ""
+
+
+def test_every_run_ends(store):
+    t = store.start()
+    for key, status in (("a", "FINISHED"), ("b", "FAILED"), ("c", "KILLED")):
+        t.run(key, key)
+        t.end(key, status)
+    t.run("open", "open")
+    with pytest.raises(ValueError, match="FINISHED, FAILED, KILLED"):
+        t.end("open", "DONE")
+    assert t.close() == ""
+    statuses = [store.look(key)["status"] for key in ("a", "b", "c", "open")]
+    assert statuses == ["FINISHED", "FAILED", "KILLED", "KILLED"]
+    assert store.look("open")["tags"]["stopped_by"] == "interrupted"
+
+
+def test_model_names_are_checked_at_once(store, tmp_path):
+    with pytest.raises(UserError, match="a/b"):
+        store.start().model("a", tmp_path, "a/b")
+    store.tracker.close()
+
+
+def test_both_trackers_offer_the_same_calls():
+    def public(kind):
+        return {name for name in dir(kind) if not name.startswith("_")}
+
+    assert public(Tracker) - public(MemoryTracker(".")) == set()
+
+
+# ---------------------------------------------------------------- the queue
+
+
+def test_a_server_that_is_away_stops_nobody_and_gets_everything_later(root, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    t = Tracker(tmp_path / RUN, NOBODY, "away", root)
+    t.run("a", "a", params={"aml.tau": 0.5})
+    for step in range(1, 51):
+        t.metrics("a", step, {"val/mIoU": step})
+    t.end("a")
+    assert not t.ready(20)
+    assert NOBODY in t.problem and "does not answer" in t.problem
+    assert t.pending == 52
+    said = t.close(0.5)
+    assert said.startswith("52 tracking operations stay in tracking.queue.jsonl") and NOBODY in said
+    assert "kept on disk" in caplog.text
+    with (tmp_path / RUN / "tracking.queue.jsonl").open("ab") as queue:
+        queue.write(b'{"op": "metr')  # a crash in the middle of a line
+    t = Tracker(tmp_path / RUN, None, "away", root)
+    assert t.pending == 52
+    t.run("a", "a")
+    t.metrics("a", 51, {"val/mIoU": 51})
+    assert t.flush(30) == 0
+    api, run_id = client(root), t.record("a")["run_id"]
+    assert [(m.step, m.value) for m in api.get_metric_history(run_id, "val/mIoU")] == [
+        (s, float(s)) for s in range(1, 52)
+    ]
+    assert api.get_run(run_id).data.params == {"aml.tau": "0.5"}
+    assert t.close() == ""
+    assert sorted(p.name for p in (tmp_path / RUN).iterdir()) == []
+
+
+def test_a_queue_delivered_twice_changes_nothing(root, tmp_path):
+    folder = tmp_path / RUN
+    t = Tracker(folder, None, "twice", root)
+    t.run("p", "p")
+    t.run("a", "a", "p", {"aml.rho": 0.3}, {"seed": 1})
+    t.metrics("a", 1, {"x": 1})
+    t.metrics("a", 2, {"x": 2})
+    assert t.flush(30) == 0
+    run_id = t.record("a")["run_id"]
+    abandon(t)
+    assert int((folder / "tracking.queue.offset").read_text()) == (folder / "tracking.queue.jsonl").stat().st_size
+    (folder / "tracking.queue.offset").unlink()  # the process died before it noted how far it was
+    t = Tracker(folder, None, "twice", root)
+    assert t.pending == 4
+    t.metrics("a", 3, {"x": 3})
+    assert t.flush(30) == 0
+    assert t.record("a")["run_id"] == run_id
+    assert [m.step for m in client(root).get_metric_history(run_id, "x")] == [1, 2, 3]
+    assert len(client(root).search_runs([t.record("a")["experiment_id"]])) == 2
+    assert t.close() == "" and t.rejected == 0
+
+
+def test_an_outage_in_the_middle_loses_nothing(root, tmp_path, monkeypatch):
+    from mlflow.exceptions import MlflowException
+
+    t = Tracker(tmp_path / RUN, None, "outage", root)
+    t.run("a", "a")
+    assert t.flush(30) == 0
+    gone, tries = threading.Event(), []
+    gone.set()
+    whole = t._server.client
+
+    class Cable:
+        def __getattr__(self, name):
+            def call(*args, **kwargs):
+                if gone.is_set():
+                    tries.append(name)
+                    raise MlflowException("API request to http://u:hunter2@host failed")
+                return getattr(whole, name)(*args, **kwargs)
+
+            return call
+
+    t._server.client = Cable()
+    for step in (1, 2, 3):
+        t.metrics("a", step, {"x": step})
+    deadline = time.time() + 20
+    while len(tries) < 6 and time.time() < deadline:
+        t.flush(0.05)
+    assert t.pending == 3 and "does not answer" in t.problem and "hunter2" not in t.problem
+    gone.clear()
+    assert t.flush(30) == 0
+    assert [m.step for m in whole.get_metric_history(t.record("a")["run_id"], "x")] == [1, 2, 3]
+    assert t.close() == "" and t.rejected == 0
+
+
+def test_an_operation_that_fails_for_ever_does_not_block_the_others(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking, "MAX_DELAY", 0.02)
+    t = Tracker(tmp_path / RUN, None, "poison", root)
+    t.run("a", "a")
+    assert t.flush(30) == 0
+    (tmp_path / RUN / "a.txt").write_text("a")
+    tries = []
+
+    def no_store(run_id, path, to):
+        tries.append(path)
+        raise RuntimeError("no bucket at s3://key:hunter2@bucket")
+
+    monkeypatch.setattr(t._server.client, "log_artifact", no_store)
+    t.artifact("a", tmp_path / RUN / "a.txt")
+    t.artifact("a", tmp_path / RUN / "a.txt")
+    t.metrics("a", 1, {"x": 1})
+    assert t.flush(30) == 0
+    assert len(tries) == tracking.TRIES + 1  # patience with the first, none with the second
+    assert t._server.client.get_run(t.record("a")["run_id"]).data.metrics == {"x": 1.0}
+    assert "refused 2" in t.close()
+    lines = [json.loads(line) for line in (tmp_path / RUN / "tracking.rejected.jsonl").read_text().splitlines()]
+    assert [line["path"] for line in lines] == ["a.txt", "a.txt"]
+    assert "no bucket" in lines[0]["error"] and "hunter2" not in lines[0]["error"]
+
+
+def test_one_bad_step_does_not_take_its_neighbours_along(root, tmp_path):
+    t = Tracker(tmp_path / RUN, None, "neighbours", root)
+    t.run("a", "a")
+    for step, value in ((1, 1.0), (2, 2.0), (3, 3.0)):
+        t.metrics("a" if step != 2 else "never opened", step, {"x": value})
+    assert t.flush(30) == 0
+    assert [m.step for m in client(root).get_metric_history(t.record("a")["run_id"], "x")] == [1, 3]
+    assert t.rejected == 1
+    t.close()
+
+
+def test_sqlite_may_be_used_by_others_meanwhile(root, tmp_path):
+    t = Tracker(tmp_path / RUN, None, "shared", root)
+    t.run("a", "a")
+    assert t.flush(30) == 0
+    other = sqlite3.connect(root / "mlflow.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    t.metrics("a", 1, {"x": 1})
+    assert t.flush(0.5) == 1
+    other.execute("COMMIT")
+    other.close()
+    assert t.flush(30) == 0
+    assert client(root).get_run(t.record("a")["run_id"]).data.metrics == {"x": 1.0}
+    assert t.close() == "" and t.rejected == 0
+
+
+# ---------------------------------------------------------------- leases
+
+
+def statuses(root, experiment):
+    api = client(root)
+    found = api.search_runs([api.get_experiment_by_name(experiment).experiment_id])
+    return {run.info.run_name: (run.info.status, run.data.tags.get("stopped_by")) for run in found}
+
+
+def test_reconcile_kills_what_died_and_nothing_else(root, tmp_path):
+    api, now, host = client(root), int(time.time()), socket.gethostname()
+    experiment = api.create_experiment("leases", (root / "artifacts").as_uri())
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    leases = {
+        "live here": f"{host} {os.getpid()} {now}",
+        "dead here": f"{host} {dead.pid} {now}",
+        "live elsewhere": f"another-host {dead.pid} {now - 60}",
+        "silent elsewhere": f"another-host {os.getpid()} {now - 150}",
+        "not ours": None,
+    }
+    for name, lease in leases.items():
+        api.create_run(experiment, run_name=name, tags={"lease": lease} if lease else {})
+    assert sorted(reconcile(tracking_uri(None, root), "leases")) == ["dead here", "silent elsewhere"]
+    assert statuses(root, "leases") == {
+        "live here": ("RUNNING", None),
+        "dead here": ("KILLED", "lost"),
+        "live elsewhere": ("RUNNING", None),
+        "silent elsewhere": ("KILLED", "lost"),
+        "not ours": ("RUNNING", None),
+    }
+    assert reconcile(tracking_uri(None, root)) == []
+
+
+def test_reconcile_makes_no_store_and_names_one_that_is_away(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    assert reconcile(tracking_uri(None, tmp_path)) == [] and list(tmp_path.iterdir()) == []
+    with pytest.raises(ConnectionError, match="does not answer") as caught:
+        reconcile("http://me:hunter2@127.0.0.1:9", "x")
+    assert "hunter2" not in str(caught.value) and caught.value.__suppress_context__
+
+
+def test_a_new_tracker_reconciles_and_a_live_one_renews(root, tmp_path, monkeypatch):
+    monkeypatch.setenv("AMLRIS_LEASE_S", "1")
+    lost = Tracker(tmp_path / "lost-00000000", None, "renewal", root)
+    lost.run("a", "lost")
+    assert lost.flush(30) == 0
+    abandon(lost)
+    api = client(root)
+    api.set_tag(lost.record("a")["run_id"], "lease", f"another-host 1 {time.time() - 100:.0f}")
+    t = Tracker(tmp_path / RUN, None, "renewal", root)
+    t.run("p", "parent")
+    t.run("c", "child", "p")
+    t.run("e", "ended", "p")
+    t.end("e")
+    assert t.flush(30) == 0
+    leases = {key: set() for key in "pce"}
+    deadline = time.time() + 15
+    while time.time() < deadline and min(len(leases["p"]), len(leases["c"])) < 2:
+        for key in leases:
+            leases[key].add(api.get_run(t.record(key)["run_id"]).data.tags["lease"])
+        time.sleep(0.2)
+    assert len(leases["p"]) >= 2 and len(leases["c"]) >= 2 and len(leases["e"]) == 1
+    again = Tracker(tmp_path / "again-00000000", None, "renewal", root)
+    again.run("a", "again")
+    assert again.flush(30) == 0
+    assert statuses(root, "renewal") == {
+        "lost": ("KILLED", "lost"),
+        "parent": ("RUNNING", None),
+        "child": ("RUNNING", None),
+        "ended": ("FINISHED", None),
+        "again": ("RUNNING", None),
+    }
+    assert again.close() == "" and t.close() == ""
+
+
+def test_a_process_that_was_asleep_takes_its_runs_back(root, tmp_path):
+    t = Tracker(tmp_path / RUN, None, "asleep", root)
+    t.run("a", "a")
+    assert t.flush(30) == 0
+    api, run_id = client(root), t.record("a")["run_id"]
+    api.set_tag(run_id, "stopped_by", "lost")
+    api.set_terminated(run_id, "KILLED")
+    t._server.renewed -= 1000
+    t.tags("a", {"awake": "yes"})
+    assert t.flush(30) == 0
+    t.tags("a", {"awake": "still"})
+    assert t.flush(30) == 0
+    assert statuses(root, "asleep") == {"a": ("RUNNING", None)}
+    assert t.close() == ""
+
+
+def test_a_run_deleted_in_the_store_is_given_up(root, tmp_path):
+    t = Tracker(tmp_path / RUN, None, "deleted run", root)
+    t.run("a", "a")
+    t.run("b", "b")
+    assert t.flush(30) == 0
+    client(root).delete_run(t.record("a")["run_id"])
+    t._server.renewed -= 1000
+    t.metrics("a", 1, {"x": 1})
+    t.metrics("b", 1, {"x": 1})
+    assert t.flush(30) == 0
+    assert client(root).get_run(t.record("b")["run_id"]).data.metrics == {"x": 1.0}
+    t.close()
+
+
+# ---------------------------------------------------------------- addresses
+
+
+def test_addresses(tmp_path, monkeypatch):
+    assert tracking_uri(None, tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
+    assert tracking_uri("sqlite:///mine.db", tmp_path) == f"sqlite:///{tmp_path}/mine.db"
+    assert tracking_uri("sqlite:////srv/mine.db", tmp_path) == "sqlite:////srv/mine.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://host:5000")
+    assert tracking_uri(None, tmp_path) == "https://host:5000"
+    assert tracking_uri("http://other", tmp_path) == "http://other"
+    for wrong in ("mlruns", "file:///srv/mlruns", "ftp://me:hunter2@host"):
+        with pytest.raises(UserError, match="sqlite:///FILE") as caught:
+            tracking_uri(wrong, tmp_path)
+        assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://me:pw@host:5000/x", "http://***@host:5000/x"),
+        ("postgresql+psycopg2://me:p/w@host/db failed", "postgresql+psycopg2://***@host/db failed"),
+        ("mysql://me:p@ss@host/db", "mysql://***@host/db"),
+        ("https://token@host", "https://***@host"),
+        ("GET /a?X-Amz-Signature=abc&b=1", "GET /a?X-Amz-Signature=***&b=1"),
+        ("http://host:5000/users/a@b", "http://host:5000/users/a@b"),
+        ("sqlite:////srv/runs/mlflow.db", "sqlite:////srv/runs/mlflow.db"),
+    ],
+)
+def test_redact(text, shown):
+    assert redact(text) == shown
+
+
+def test_a_password_is_written_nowhere(tmp_path, monkeypatch, caplog, capfd):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    t = Tracker(tmp_path / RUN, "http://me:hunter2@127.0.0.1:9", "secret", tmp_path)
+    t.run("a", "a", params={"data.uri": "s3://key:hunter2@bucket/x"}, tags={"uri": "https://me:hunter2@host"})
+    t.text("a", "config.yaml", "uri: https://me:hunter2@host/x\n")
+    assert not t.ready(20)
+    said = t.close(0.2)
+    written = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
+    out = capfd.readouterr()
+    for text in (said, t.problem, json.dumps(t.record("a")), caplog.text, out.out, out.err, *written):
+        assert "hunter2" not in text
+    assert "***@127.0.0.1:9" in said and len(written) == 1
+
+
+def test_what_cannot_be_used_is_the_users_to_mend(root, tmp_path):
+    api = client(root)
+    api.delete_experiment(api.create_experiment("thrown away"))
+    t = Tracker(tmp_path / RUN, None, "thrown away", root)
+    with pytest.raises(UserError, match="thrown away.*deleted"):
+        t.ready(30)
+    assert "deleted" in (t.close(0.1) or t.problem)
+    (tmp_path / "file").write_text("")
+    t = Tracker(tmp_path / RUN, f"sqlite:///{tmp_path}/file/mlflow.db", "x", root)
+    with pytest.raises(UserError, match="cannot be used"):
+        t.ready(30)
+    t.close(0.1)
+
+
+def test_nothing_phones_home(root):
+    from mlflow.telemetry.utils import MLFLOW_DISABLE_TELEMETRY
+
+    assert MLFLOW_DISABLE_TELEMETRY.get() is True and os.environ["DO_NOT_TRACK"] == "true"
+
+
+def test_importing_costs_nothing():
+    code = "import sys, orchestrator.tracking; print([m for m in ('mlflow', 'pandas', 'ray') if m in sys.modules])"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
+
+
+# ---------------------------------------------------------------- the champion
+
+
+class BrightSegmenter:
+    """Stands for the real one: the referent is whatever is brighter than the checkpoint's threshold; silent
+    expressions find nothing."""
+
+    @classmethod
+    def load(cls, folder, device="cpu"):
+        self = cls()
+        assert device == "cpu" and not (Path(folder) / "state.pt").exists()
+        self.threshold = json.loads((Path(folder) / "config.json").read_text())["threshold"]
+        return self
+
+    def segment(self, image, sentence):
+        assert image.dtype == np.uint8 and image.ndim == 3
+        return image.max(axis=2).astype(np.float32) / 255 * bool(sentence)
+
+
+def encoded(pixels, kind="PNG"):
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, format=kind)
+    return out.getvalue()
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    folder = tmp_path / "best"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "state.pt").write_bytes(b"optimiser")
+    (folder / "config.json").write_text(
+        json.dumps({"model": {"name": "small"}, "threshold": 0.5, "trial": "t0", "epoch": 8})
+    )
+    return folder
+
+
+def test_the_champion_is_loaded_by_its_alias_and_predicts(root, tmp_path, checkpoint, monkeypatch):
+    monkeypatch.setitem(sys.modules, "aml.inference", types.SimpleNamespace(Segmenter=BrightSegmenter))
+    monkeypatch.chdir(tmp_path)
+    before = os.environ.get("MLFLOW_TRACKING_URI"), list(sys.path)
+    t = Tracker(tmp_path / RUN, None, "champion", root)
+    t.run("parent", "quick")
+    t.model("parent", checkpoint, "quick", {"val/mIoU": 0.25})
+    t.model("parent", checkpoint, "quick")  # the same weights again: as after a crash
+    assert t.flush(60) == 0 and t.rejected == 0
+    import mlflow
+    import pandas as pd
+
+    api = client(root)
+    assert (os.environ.get("MLFLOW_TRACKING_URI"), list(sys.path)) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", RUN]  # no store of MLflow's own choosing
+    version = api.get_model_version_by_alias("quick", "champion")
+    assert (int(version.version), version.run_id) == (1, t.record("parent")["run_id"])
+    assert len(api.search_model_versions("name = 'quick'")) == 1
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    mlflow.set_tracking_uri(tracking_uri(None, root))
+    try:
+        model = mlflow.pyfunc.load_model("models:/quick@champion")
+    finally:
+        mlflow.set_tracking_uri(None)
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+    image = np.zeros((20, 30, 3), np.uint8)
+    image[5:10, 6:12] = 255
+    table = pd.DataFrame(
+        {"image": [encoded(image), encoded(image, "JPEG"), encoded(image)], "expression": ["box", "box", ""]}
+    )
+    masks = [np.array(Image.open(io.BytesIO(mask))) for mask in model.predict(table)["mask"]]
+    expected = image[:, :, 0]
+    assert np.array_equal(masks[0], expected) and (masks[1] != expected).mean() < 0.1 and not masks[2].any()
+    with pytest.raises(Exception, match="row 1: the image cannot be read"):
+        model.predict(pd.DataFrame({"image": [encoded(image), b"no image"], "expression": ["a", "b"]}))
+
+    assert [c.name for c in model.metadata.get_input_schema()] == ["image", "expression"]
+    logged = api.get_logged_model(model.metadata.model_id)
+    assert {m.key: m.value for m in logged.metrics} == {"val/mIoU": 0.25} and logged.params["trial"] == "t0"
+    assert t.close() == ""
+
+
+def test_a_second_champion_takes_the_alias_over_and_a_missing_one_is_refused(root, tmp_path, checkpoint, monkeypatch):
+    monkeypatch.setitem(sys.modules, "aml.inference", types.SimpleNamespace(Segmenter=BrightSegmenter))
+    t = Tracker(tmp_path / RUN, None, "champions", root)
+    t.run("parent", "quick")
+    t.model("parent", checkpoint, "second")
+    assert t.flush(60) == 0
+    (checkpoint / "model.safetensors").write_bytes(b"better weights")
+    t.model("parent", checkpoint, "second")
+    t.model("parent", tmp_path, "second")
+    assert t.flush(60) == 0 and t.rejected == 1
+    assert int(client(root).get_model_version_by_alias("second", "champion").version) == 2
+    t.close()
+
+
+def test_requirements_are_pinned_ones():
+    small, big = tracking._requirements(big=False), tracking._requirements(big=True)
+    assert {"torch", "safetensors", "numpy", "pillow", "mlflow"} <= {line.split("=")[0].split(">")[0] for line in small}
+    assert any(line.startswith("transformers") for line in big) and all("=" in line and "#" not in line for line in big)
+
+
+def test_a_trained_champion_is_loaded_where_the_project_is_not(root, tmp_path):
+    """A fresh process, in another folder: what the store holds is enough, and the mask is the same."""
+    import torch
+
+    from aml.checkpoint import save
+    from aml.inference import Segmenter
+    from aml.models import build
+
+    torch.manual_seed(0)
+    save(
+        tmp_path / "last",
+        build("small", vocabulary=["left", "box"]),
+        {"image_size": 64, "fit": "square", "threshold": 0.5},
+    )
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    segmenter = Segmenter.load(tmp_path / "last")
+    probability = segmenter.segment(pixels, "left box")
+    config = tmp_path / "last" / "config.json"
+    middle = float(
+        np.median(probability)
+    )  # an untrained model is unsure: a threshold in its midst makes a mask of both kinds
+    config.write_text(json.dumps({**json.loads(config.read_text()), "threshold": middle}))
+    t = Tracker(tmp_path / RUN, None, "trained", root)
+    t.run("parent", "quick")
+    t.model("parent", tmp_path / "last", "trained")
+    assert t.flush(60) == 0 and t.rejected == 0 and t.close() == ""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "image.png").write_bytes(encoded(pixels))
+    code = (
+        "import mlflow, pandas as pd, pathlib\n"
+        "model = mlflow.pyfunc.load_model('models:/trained@champion')\n"
+        "row = pd.DataFrame({'image': [pathlib.Path('image.png').read_bytes()], 'expression': ['left box']})\n"
+        "pathlib.Path('mask.png').write_bytes(model.predict(row)['mask'][0])\n"
+        "import aml, orchestrator_is_absent\n"
+    )
+    (elsewhere / "orchestrator_is_absent.py").write_text(
+        "import importlib.util\nassert importlib.util.find_spec('orchestrator') is None\n"
+    )
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": tracking_uri(None, root)}
+    environment.pop("PYTHONPATH", None)
+    done = subprocess.run([sys.executable, "-c", code], cwd=elsewhere, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert np.array_equal(np.array(Image.open(elsewhere / "mask.png")) > 0, probability >= middle)
