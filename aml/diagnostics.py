@@ -12,7 +12,7 @@ uninformative       share of samples whose alignment map is constant
 import torch
 
 from aml.masking import Mask, block_sums
-from aml.metrics import weighted_auroc
+from aml.metrics import mask_auroc, weighted_auroc
 
 NAMES = ("weak", "hidden", "hidden_target", "auroc", "mask_auroc", "uninformative")
 
@@ -49,6 +49,6 @@ def measure(mask: Mask, target: torch.Tensor, block: int) -> torch.Tensor:
     shares = [(real * weak).sum(1) / real.sum(1), (real * hidden).sum(1) / real.sum(1), (on_target * hidden).sum(1) / on_target.sum(1)]
     cover, is_real = on_target / real.clamp(min=1), real > 0
     auroc = undefined if mask.alignment is None else weighted_auroc(mask.blocks.score.flatten(1).double(), cover, is_real)
-    of_mask = torch.where(hidden.any(1), weighted_auroc((~hidden).double(), cover, is_real), torch.nan)
+    of_mask = torch.where(hidden.any(1), mask_auroc(hidden, on_target, real), torch.nan)
     flat = undefined if mask.alignment is None else (~mask.alignment.informative).double()
     return torch.stack([*shares, auroc, of_mask, flat], 1)

@@ -198,11 +198,13 @@ class Learner:
 
     def _accumulate(self, batch: Batch, epoch: int, sums: "TrainSums", *, last: bool) -> None:
         """Forward and backward; gradients meet the other ranks' in the last backward only."""
-        config, clean_logits = self.masker.config, None
         x = self.model.normalise(batch.image)
-        clean_weight = config.clean_weight if self.masker.active(epoch) else 0.0
+        if not self.masker.active(epoch):
+            self._backward(x, batch, 1.0, sums, sync=last)
+            return
+        clean_weight, clean_logits = self.masker.config.clean_weight, None
         if clean_weight:
-            clean_logits = self._backward(x, batch, clean_weight, sums, sync=last and clean_weight == 1)
+            clean_logits = self._backward(x, batch, clean_weight, sums, sync=False)
         start = time.perf_counter()
         with self.autocast():
             mask = self.masker(
@@ -210,8 +212,7 @@ class Learner:
             )
         sums.stage1_s += time.perf_counter() - start
         sums.masks.add(mask, batch.mask, batch.valid, self.masker.block)
-        if clean_weight < 1:
-            self._backward(self.masker.hide(x, mask) if self.masker.active(epoch) else x, batch, 1 - clean_weight, sums, sync=last)
+        self._backward(self.masker.hide(x, mask), batch, 1 - clean_weight, sums, sync=last)
 
     def _backward(self, x, batch: Batch, weight: float, sums: "TrainSums", *, sync: bool):
         """Loss on x at this weight, backward.   -> logits (B, h, w) without gradient"""
@@ -332,7 +333,7 @@ class TrainSums:
 
     def means(self, steps: int, world: World) -> dict[str, float]:
         loss = float(world.sum(self.loss)) / max(1.0, steps - float(self.skipped))
-        masks = {f"aml/{name}": value for name, value in self.masks.means(world.sum).items()}
+        masks = {f"aml/{name}": value for name, value in ({"hidden": 0.0} | self.masks.means(world.sum)).items()}
         return {"train/loss": loss, "train/skipped": float(self.skipped), **masks, "time/stage1_s": self.stage1_s}
 
 

@@ -99,14 +99,18 @@ class MaskingConfig:
                 f"aml.source {self.source} with aml.score {self.score}: the prediction is scored by probability and nothing else is; "
                 "set both or neither"
             )
-        if self.scale != "auto" and not (isinstance(self.scale, (int, float)) and self.scale > 0):
+        if self.scale != "auto" and not (isinstance(self.scale, (int, float)) and 0 < self.scale < math.inf):
             raise UserError(f"aml.scale is {self.scale!r}; it must be a number above 0 or auto")
         if self.block is not None and self.block < 1:
             raise UserError(f"aml.block is {self.block} pixels; it must be 1 or more, or null for 1/14 of the side")
         if not 0 < self.stage1_scale <= 1:
             raise UserError(f"aml.stage1_scale is {self.stage1_scale}; it must lie in (0, 1]")
+        if self.clean_weight == 1:
+            raise UserError("aml.clean_weight is 1, which leaves nothing for the masked image; give less than 1, or use aml.mode off")
         if self.warmup_epochs < 0:
             raise UserError(f"aml.warmup_epochs is {self.warmup_epochs}; it must be 0 or more")
+        if self.width is not None and self.width < 1:
+            raise UserError(f"aml.width is {self.width}; it must be 1 or more, or null for the model's width")
         if self.width is not None and self.projection == "identity":
             raise UserError(f"aml.width is {self.width} but aml.projection identity keeps the model's width; drop one of them")
 
@@ -216,20 +220,27 @@ def token_entropy(s, kept) -> torch.Tensor:
 
     Samples with fewer than two kept tokens have no entropy to speak of and are left out.
     """
+    total, several = _token_entropies(s, kept)
+    return total / several.clamp(min=1)
+
+
+def _token_entropies(s, kept) -> torch.Tensor:
+    """Sum over the samples with two kept tokens or more, and their number.   -> (2,)"""
     log_p = s.masked_fill(~kept[:, None], -math.inf).log_softmax(-1)
     entropy = -(log_p.exp() * log_p.masked_fill(~kept[:, None], 0)).sum(-1).mean(1)
     tokens = kept.sum(1)
     several = tokens >= 2
     share = entropy / tokens.clamp(min=2).float().log()
-    return torch.where(several, share, 0.0).sum() / several.sum().clamp(min=1)
+    return torch.stack([torch.where(several, share, 0.0).sum(), several.sum().float()])
 
 
 def solve_scale(s, kept, mean: Callable[[torch.Tensor], torch.Tensor] = lambda x: x) -> float:
-    """The scale at which `token_entropy` is 0.5, by bisection in log scale.   s (B, N, L) at scale 1; `mean` averages over ranks."""
+    """The scale at which `token_entropy` is 0.5, by bisection in log scale.   s (B, N, L) at scale 1; `mean` averages a tensor over ranks."""
     low, high = math.log(1e-3), math.log(1e5)
     for _ in range(40):
         middle = (low + high) / 2
-        too_flat = float(mean(token_entropy(s * math.exp(middle), kept))) > 0.5
+        total, several = mean(_token_entropies(s * math.exp(middle), kept)).tolist()
+        too_flat = total > 0.5 * several  # ranks may hold different numbers of such samples: sums meet, not means
         low, high = (middle, high) if too_flat else (low, middle)
     return math.exp((low + high) / 2)
 
@@ -352,7 +363,7 @@ class Masker:
     """
 
     def __init__(self, config: MaskingConfig, *, model, image_size: int, seed: int = 0, mean_over_ranks=lambda x: x):
-        """mean_over_ranks averages a 0-d tensor over the workers; only the calibration of the scale uses it."""
+        """mean_over_ranks averages a tensor over the workers; only the calibration of the scale uses it."""
         config.check(model, image_size)
         self.config, self.seed = config, seed
         self.block = config.block_side(image_size)

@@ -8,6 +8,7 @@ sum I / sum U, P@X the share of sentences with I/U >= X. An empty union counts 0
 from dataclasses import dataclass, fields
 
 import torch
+import torch.nn.functional as F
 
 THRESHOLDS = (50, 60, 70, 80, 90)
 """The X of P@X, in per cent."""
@@ -68,8 +69,18 @@ def weighted_auroc(score: torch.Tensor, weight: torch.Tensor, valid: torch.Tenso
     score, weight (B, N) float, weight in [0, 1]; valid (B, N) bool -> (B,) float, NaN where a class is empty. It equals the pixel-level
     AUROC (Mann-Whitney: probability that a positive scores higher than a negative, ties 1/2) of a map that is constant over each cell.
     """
-    positive = weight * valid
-    negative = (1 - weight) * valid
-    above = (score[:, :, None] > score[:, None, :]).to(weight.dtype) + 0.5 * (score[:, :, None] == score[:, None, :]).to(weight.dtype)
-    wins = torch.einsum("bi,bij,bj->b", positive, above, negative)
+    positive, negative = weight * valid, (1 - weight) * valid
+    ascending, order = score.sort(1)
+    below = F.pad(negative.gather(1, order).cumsum(1), (1, 0))  # negatives among the k lowest scores
+    first = torch.searchsorted(ascending, score.contiguous())
+    last = torch.searchsorted(ascending, score.contiguous(), right=True)
+    wins = (positive * (below.gather(1, first) + below.gather(1, last)) / 2).sum(1)
     return wins / (positive.sum(1) * negative.sum(1))  # 0 / 0 is NaN: undefined, and left out of means
+
+
+def mask_auroc(hidden: torch.Tensor, weight: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
+    """The same of a mask that calls visible cells positive.   hidden (B, N) bool; weight (B, N) pixels of positives, size (B, N) pixels -> (B,)"""
+    visible = (~hidden).to(weight.dtype)
+    hit = (weight * visible).sum(1) / weight.sum(1)
+    alarm = ((size - weight) * visible).sum(1) / (size - weight).sum(1)
+    return (1 + hit - alarm) / 2  # the area under a ROC curve with one corner

@@ -110,13 +110,11 @@ def _client(root: Path, tracking_uri: str | None):
 
 
 def _ask(call, *args, what: str, uri: str):
-    from mlflow.exceptions import MlflowException
-
     from orchestrator.tracking import redact
 
     try:
         return call(*args)
-    except MlflowException as error:
+    except Exception as error:  # MLflow's own, and whatever the store behind it raises
         raise UserError(f"{what} cannot be had from MLflow at {redact(uri)} ({' '.join(redact(error).split())[:200]}); {WANTED}") from None
 
 

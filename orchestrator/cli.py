@@ -271,7 +271,7 @@ def bench_trial(
     """Start-up of light and distributed trials, and an epoch's time against the plain loop's."""
     from orchestrator import bench
 
-    say(json.dumps(bench.trial(epochs=epochs, distributed=as_is, say=say)))
+    say(json.dumps(bench.measure_trial(epochs=epochs, distributed=as_is, say=say)))
 
 
 def announce(experiment) -> None:

@@ -43,8 +43,10 @@ def start() -> None:
     if "RAY_ADDRESS" not in os.environ:
         options |= {"include_dashboard": False}
     ray.init(**options)
+    import ray.data
+
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    ray.data.DataContext.get_current().print_on_execution_start = False if hasattr(ray.data.DataContext, "print_on_execution_start") else None
 
 
 def capacity() -> dict[str, float]:

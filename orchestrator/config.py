@@ -43,8 +43,6 @@ class DataConfig:
 
     train: str
     """Shards: a folder, relative to storage.root, or a URI."""
-    val: str | None = None
-    """Shards of the validation split; null: those of train."""
     train_split: str = "train"
     val_split: str = "val"
     size: int = 112

@@ -12,6 +12,7 @@ picture's own size. A corruption acts on the native picture, before any resize.
 """
 
 import functools
+import itertools
 import json
 import math
 import platform
@@ -102,20 +103,11 @@ def evaluate(
     places = index(store, splits)
     expected = sum(manifest["splits"][split]["sentences"] for split in splits)
     say(f"{expected} sentences of {', '.join(splits)} on {len(places)} pictures, {len(views)} view(s) each, protocol {protocol}")
-    tally, words, start, said, done, waiting = Tally(), _Words(segmenter.model), time.monotonic(), time.monotonic(), 0, []
-    for row in read(store, places):
-        words.add(row, splits)
-        for sample in _samples(row, splits, views, segmenter, protocol):
-            waiting.append(sample)
-            if len(waiting) == batch:
-                tally.add(waiting, _predict(segmenter, waiting, protocol))
-                waiting = []
-        done += 1
-        if time.monotonic() - said > SAY_EVERY_S:
-            said = time.monotonic()
-            say(f"{done} of {len(places)} pictures, {said - start:.0f} s")
-    if waiting:
-        tally.add(waiting, _predict(segmenter, waiting, protocol))
+    tally, words, start = Tally(), _Words(segmenter.model), time.monotonic()
+    rows = _watched(read(store, places), len(places), say)
+    samples = (sample for row in rows for sample in _samples(words.add(row, splits), splits, views, segmenter, protocol))
+    while some := list(itertools.islice(samples, batch)):
+        tally.add(some, _predict(segmenter, some, protocol))
     if len(tally.lines) != expected * len(views):
         raise UserError(
             f"{store.uri} holds {len(tally.lines) // len(views)} sentences of {', '.join(splits)}, but its {shards.MARKER} says {expected}; "
@@ -139,8 +131,6 @@ def evaluate(
     write_atomic(Path(out) / "metrics.json", json.dumps(metrics, indent=1).encode())
     if words.share:
         say(f"{words.share:.1%} of the words are not in the checkpoint's vocabulary; the model reads them all as one unknown word")
-    for key, values in metrics.items():
-        say(f"{key:20} mIoU {values['mIoU']:.4f}  oIoU {values['oIoU']:.4f}  P@0.5 {values['P@0.5']:.4f}  P@0.9 {values['P@0.9']:.4f}  n {values['n']}")
     return metrics
 
 
@@ -185,6 +175,16 @@ def read(store: shards.Store, places: list[tuple[int, str, int, int]], *, jpeg: 
         yield meta | ({"jpeg": table["jpeg"][row].as_py()} if jpeg else {})
 
 
+def _watched(rows: Iterator[dict], total: int, say) -> Iterator[dict]:
+    """The rows, with a line now and then on how far they are."""
+    start = said = time.monotonic()
+    for done, row in enumerate(rows):
+        if time.monotonic() - said > SAY_EVERY_S:
+            said = time.monotonic()
+            say(f"{done} of {total} pictures, {said - start:.0f} s")
+        yield row
+
+
 def _samples(row: dict, splits: list[str], views: list[tuple[str, int]], segmenter: Segmenter, protocol: str) -> Iterator[Sample]:
     """Every sentence of the picture's refs in the splits, under each view; a view is made once a picture."""
     image, rles = decode_image(row["jpeg"], row["file_name"]), {o["ann_id"]: o["rle"] for o in row["objects"]}
@@ -216,10 +216,12 @@ class _Words:
     def __init__(self, model):
         self.known, self.n, self.unknown = set(model.vocabulary or ()), 0, 0
 
-    def add(self, row: dict, splits: list[str]) -> None:
+    def add(self, row: dict, splits: list[str]) -> dict:
+        """Count a row's words; the row comes back."""
         sentences = [s["sent"] for ref in row["refs"] if ref["split"] in splits for s in ref["sentences"]]
         found = [word for sentence in sentences for word in refer.words(sentence)]
         self.n, self.unknown = self.n + len(found), self.unknown + sum(word not in self.known for word in found)
+        return row
 
     @property
     def share(self) -> float | None:
@@ -326,9 +328,9 @@ def _object_scores(items: Items, chosen: list[Item]) -> tuple[dict, dict]:
 # ---- one picture ----------------------------------------------------------------------------------------------------
 
 
-def predict(checkpoint: Path, image_path: Path, text: str, out: Path, overlay: Path | None = None, *, device="cpu", say=print) -> np.ndarray:
+def predict(checkpoint: Path, image_path: Path, text: str, out: Path, overlay: Path | None = None, *, device="cpu") -> str:
     """Segment what `text` names in a picture: OUT is a PNG (255 the referent, 0 the rest) of the picture's size as it is seen
-    (its EXIF orientation applied); `overlay` a PNG of the picture with the rest dimmed.   -> (H, W) bool
+    (its EXIF orientation applied); `overlay` a PNG of the picture with the rest dimmed.   -> what came out, in words
 
     UserError: a picture that cannot be read, a sentence without a word, no checkpoint there.
     """
@@ -340,15 +342,15 @@ def predict(checkpoint: Path, image_path: Path, text: str, out: Path, overlay: P
     if not words:
         raise UserError(f"the sentence {text!r} holds no word; say what to look for, as in --text \"the left dog\"")
     image, segmenter = _open(Path(image_path)), Segmenter.load(checkpoint, device)
-    known = set(segmenter.model.vocabulary or ())
-    if known and not known & set(words):
-        say(f"no word of {text!r} is in the checkpoint's vocabulary of {len(known)} words: the mask says nothing about the sentence")
     mask = segmenter.mask(image, text)
     write_atomic(Path(out), pictures.png(Image.fromarray(mask.astype(np.uint8) * 255)))
     if overlay:
         write_atomic(Path(overlay), pictures.png(Image.fromarray(pictures.overlay(image, mask, pictures.PREDICTION))))
-    say(f"{mask.mean():.1%} of the picture, {int(mask.sum())} of {mask.size} pixels: {out}" + (f", {overlay}" if overlay else ""))
-    return mask
+    found = f"{mask.mean():.1%} of the picture, {int(mask.sum())} of {mask.size} pixels: {out}" + (f", {overlay}" if overlay else "")
+    known = set(segmenter.model.vocabulary or ())
+    if known and not known & set(words):
+        found += f"\nno word of {text!r} is in the checkpoint's vocabulary of {len(known)} words: the mask says nothing about the sentence"
+    return found
 
 
 def _open(path: Path) -> np.ndarray:

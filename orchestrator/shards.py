@@ -72,6 +72,7 @@ def write(refer_root: Path, images: Path, dataset: str, split_by: str, out: Stor
     UserError: whatever aml.refer.read_refer refuses, an image that cannot be decoded (unless skip_unreadable), a folder with other data.
     """
     import ray
+    from ray.data.expressions import col
 
     rows = read_refer(refer_root, images, dataset, split_by)
     source = hashlib.sha256(json.dumps([FORMAT, [{k: v for k, v in r.items() if k != "path"} for r in rows]], sort_keys=True).encode()).hexdigest()
@@ -85,12 +86,12 @@ def write(refer_root: Path, images: Path, dataset: str, split_by: str, out: Stor
     packed = [{"path": r["path"], "meta": json.dumps({k: v for k, v in r.items() if k != "path"})} for r in rows]
     shards = ray.data.from_items(packed, override_num_blocks=max(1, min(len(packed) // 256, 512))).map_batches(_attach, batch_size=64)
     shards = shards.materialize()
-    bad = [r["error"] for r in shards.filter(expr="error != ''").select_columns(["error"]).take_all()]
+    bad = [r["error"] for r in shards.filter(expr=col("error") != "").select_columns(["error"]).take_all()]
     if bad and not skip_unreadable:
         raise UserError(f"{len(bad)} of {len(rows)} images cannot be decoded, the first: {bad[0]}".replace("skip_unreadable", "--skip-unreadable"))
-    good = shards.filter(expr="error == ''").drop_columns(["error", "digest"])
+    good = shards.filter(expr=col("error") == "").drop_columns(["error", "digest"])
     good.write_parquet(out.path, filesystem=out.fs, row_group_size=ROWS_PER_GROUP, min_rows_per_file=ROWS_PER_GROUP)
-    digests = {r["image_id"]: r["digest"] for r in shards.filter(expr="error == ''").select_columns(["image_id", "digest"]).take_all()}
+    digests = {r["image_id"]: r["digest"] for r in shards.filter(expr=col("error") == "").select_columns(["image_id", "digest"]).take_all()}
     kept = [r for r in rows if r["image_id"] in digests]
     out.write("vocabulary.json", json.dumps(vocabulary(kept)).encode())
     content = "".join(digests[i] for i in sorted(digests))
@@ -176,7 +177,19 @@ def prepare(data: DataConfig, root: Path, say=print) -> tuple[Store, dict]:
     store = Store(data.train, root)
     if data.synth is not None and store.read(MARKER) is None:
         make_synthetic(data.synth, store, root, say)
-    return store, manifest(store)
+    return store, check(data, root)
+
+
+def check(data: DataConfig, root: Path) -> dict | None:
+    """The manifest; None where the data are still to be generated. UserError without shards, or where a split in use holds nothing."""
+    store = Store(data.train, root)
+    if data.synth is not None and store.read(MARKER) is None:
+        return None
+    found = manifest(store)
+    for key in ("train_split", "val_split"):
+        if (split := getattr(data, key)) not in found["splits"]:
+            raise UserError(f"data.{key} {split!r} is empty: {store.uri} holds {', '.join(found['splits'])}; name one of them")
+    return found
 
 
 def make_synthetic(synth: SynthConfig, store: Store, root: Path, say=print) -> None:

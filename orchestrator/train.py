@@ -75,8 +75,7 @@ def run(experiment: Experiment, *, resume: str | None = None, fresh: bool = Fals
     if resume:
         experiment = runs.find(experiment.root, resume).experiment()
     check_run(experiment)
-    if experiment.data.synth is None:
-        shards.manifest(shards.Store(experiment.data.train, experiment.root))  # refuse before Ray starts
+    shards.check(experiment.data, experiment.root)  # refuse before Ray starts
     if dry_run:
         say(cluster.place(experiment, cluster.capacity()).arithmetic.replace("a trial", "the run"))
         say(f"{experiment.train.epochs} epochs of {experiment.aml.arm}; nothing was started")

@@ -60,8 +60,7 @@ def run(experiment: Experiment, *, resume: str | None = None, fresh: bool = Fals
     if resume:
         experiment = runs.find(experiment.root, resume).experiment()
     plan.check(experiment)
-    if experiment.data.synth is None:
-        shards.manifest(shards.Store(experiment.data.train, experiment.root))  # refuse before Ray starts
+    shards.check(experiment.data, experiment.root)  # refuse before Ray starts
     if dry_run:
         placement = cluster.place(experiment, cluster.capacity())
         say(describe_plan(experiment, placement))
@@ -125,7 +124,13 @@ class Sweep:
 
     def fit(self, shared: Shared, vocabulary: list[str]) -> None:
         """Run every trial the plan has; returns when none is left."""
+        import logging
+
         from ray import tune
+
+        # Tune looks for result files of its own loggers, which are off, and names its own way to resume: the ledger has and does both.
+        for name in ("ray.tune.analysis.experiment_analysis", "ray.tune.tune"):
+            logging.getLogger(name).setLevel(logging.ERROR)
 
         if self.plan.done:
             return
@@ -154,6 +159,8 @@ class Sweep:
                 verbose=0,
             ),
         ).fit()
+        if not self.plan.done:  # Tune turns SIGINT into an early return
+            raise KeyboardInterrupt
 
     # -- what the seams call
 

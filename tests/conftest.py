@@ -59,3 +59,35 @@ def make_model(rows):
         return build("small", vocabulary=vocabulary, **{"width": 32, "stem": 16, "heads": 2, **options})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def ray_session():
+    """ray_session(arguments) -> exit code, what was printed: commands run in this process on one Ray for the whole session."""
+    import contextlib
+    import io
+
+    import ray
+
+    from orchestrator import cluster
+    from orchestrator.cli import main
+
+    cluster.start()
+
+    def command(arguments: list[str]) -> tuple[int, str]:
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out), pytest.raises(SystemExit) as left:
+            main(arguments)
+        return left.value.code, out.getvalue()
+
+    yield command
+    ray.shutdown()
+
+
+@pytest.fixture
+def unused_port() -> int:
+    import socket
+
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]

@@ -39,7 +39,7 @@ def test_equals_a_plain_integer_reference(seed, epoch, what):
 
 
 def test_a_pinned_value():
-    assert uniform(0, 0, torch.tensor([42]), "select", 3).tolist() == [PINNED]
+    assert uniform(0, 0, torch.tensor([42]), "select", 3).tolist() == [[0.6262809038162231, 0.6101240515708923, 0.08468747138977051]]
 
 
 def test_same_for_any_batch_order_size_and_count():
@@ -72,7 +72,11 @@ def test_every_argument_gives_independent_draws(other):
 
 @pytest.mark.parametrize(
     "draws",
-    [uniform(0, 0, torch.arange(20000), "select"), uniform(0, 0, torch.tensor([5]), "select", 20000), uniform(1, 9, torch.arange(100) << 40, "tie", 200)],
+    [
+        uniform(0, 0, torch.arange(20000), "select"),
+        uniform(0, 0, torch.tensor([5]), "select", 20000),
+        uniform(1, 9, torch.arange(100) << 40, "tie", 200),
+    ],
     ids=["over items", "over indices", "over both"],
 )
 def test_uniform(draws):

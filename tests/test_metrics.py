@@ -9,7 +9,7 @@ from scipy import stats
 
 from aml.diagnostics import NAMES, MaskSums, measure
 from aml.masking import Alignment, Blocks, Mask
-from aml.metrics import THRESHOLDS, Sums, counts, score, weighted_auroc
+from aml.metrics import THRESHOLDS, Sums, counts, mask_auroc, score, weighted_auroc
 
 
 def reference(predictions, truths):
@@ -93,6 +93,16 @@ def test_weighted_auroc_equals_the_mann_whitney_statistic_over_pixels():
     found = weighted_auroc(torch.from_numpy(score_), torch.from_numpy(positive / pixels), torch.from_numpy(valid))
     for s, p, v, auroc in zip(score_, positive, valid, found.tolist(), strict=True):
         ones, zeros = np.repeat(s[v], p[v]), np.repeat(s[v], pixels - p[v])
+        assert auroc == pytest.approx(stats.mannwhitneyu(ones, zeros).statistic / (len(ones) * len(zeros)), abs=1e-9)
+
+
+def test_mask_auroc_equals_the_mann_whitney_statistic_over_pixels():
+    rng = np.random.default_rng(0)
+    size = rng.integers(0, 17, (6, 12))  # border blocks are smaller, blocks of letterbox hold no pixel
+    positive, hidden = rng.integers(0, size + 1), rng.random((6, 12)) < 0.4
+    found = mask_auroc(torch.from_numpy(hidden), torch.from_numpy(positive).double(), torch.from_numpy(size).double())
+    for h, p, n, auroc in zip(hidden, positive, size, found.tolist(), strict=True):
+        ones, zeros = np.repeat(~h, p), np.repeat(~h, n - p)
         assert auroc == pytest.approx(stats.mannwhitneyu(ones, zeros).statistic / (len(ones) * len(zeros)), abs=1e-9)
 
 

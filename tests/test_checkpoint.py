@@ -1,0 +1,200 @@
+"""Checkpoint folders: what comes back is what went in, and what is damaged is said."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import SIZE
+
+from aml.checkpoint import load_model, load_training, load_weights, read_config, save
+from aml.data import fit_image, place
+from aml.errors import UserError
+from aml.inference import Segmenter, to_original
+from aml.learner import Learner, OptimConfig, TrainConfig
+from aml.masking import Masker, preset
+
+INFO = {"image_size": SIZE, "fit": "square", "threshold": 0.4, "epoch": 3, "metrics": {"val/mIoU": 0.25}}
+
+
+def learner_of(model):
+    masker = Masker(preset(), model=model, image_size=SIZE)
+    return Learner(model, masker, optim=OptimConfig(), train=TrainConfig(epochs=2, batch=4), steps=1)
+
+
+def trained(model, items, epochs=1):
+    """A learner with an optimiser state; progress says `epochs`."""
+    from aml.learner import TrainSums
+
+    learner = learner_of(model)
+    learner.step(items["train"].batch(np.arange(4), model), 0, 0, TrainSums("cpu"))
+    learner.progress.epoch = epochs
+    return learner
+
+
+def picture(height=50, width=70):
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def damage(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.fixture
+def folder(make_model, tmp_path):
+    save(tmp_path / "best", make_model(), INFO)
+    return tmp_path / "best"
+
+
+# ---- round trips ----------------------------------------------------------------------------------------------------
+
+
+def test_a_loaded_model_predicts_the_same_bits(make_model, folder):
+    again, config = load_model(folder)
+    segmenter, original = Segmenter.load(folder), make_model()
+    expected = Segmenter(original, image_size=SIZE, threshold=0.4).segment(picture(), "left red circle")
+    assert not again.training and config["epoch"] == 3
+    assert np.array_equal(segmenter.segment(picture(), "left red circle"), expected)
+    assert not np.array_equal(segmenter.segment(picture(), "blue square"), expected)
+    assert segmenter.threshold == 0.4 and np.array_equal(segmenter.mask(picture(), "left red circle"), expected >= 0.4)
+
+
+def test_config_is_plain_json(folder, make_model):
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    assert config == read_config(folder) == {"model": make_model().spec, "vocabulary": make_model().vocabulary, **INFO}
+    assert config["model"]["name"] == "small" and config["model"]["width"] == 32
+    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_training_state_comes_back(make_model, items, tmp_path):
+    learner = trained(make_model(), items)
+    learner.progress.history.append({"epoch": 1, "val/mIoU": 0.1})
+    learner.masker.log_scales.append(1.5)
+    save(tmp_path / "last", learner.model, INFO, learner.state_dict())
+    other = learner_of(make_model(seed=5))
+    assert load_training(tmp_path / "last", other)
+    assert vars(other.progress) == vars(learner.progress) and other.masker.log_scales == [1.5]
+    assert all(torch.equal(a, b) for a, b in zip(other.model.state_dict().values(), learner.model.state_dict().values(), strict=True))
+    a, b = (x.optimizer.state_dict()["state"] for x in (learner, other))
+    assert a.keys() == b.keys() and all(torch.equal(a[k][n], b[k][n]) for k in a for n in a[k])
+
+
+# ---- damage ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", ["state.pt", "model.safetensors"])
+def test_a_damaged_last_gives_way_to_the_one_before_and_says_so(make_model, items, tmp_path, capsys, file):
+    last = tmp_path / "last"
+    for epoch in (1, 2):
+        learner = trained(make_model(seed=epoch), items, epoch)
+        save(last, learner.model, INFO, learner.state_dict())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last", "last.previous"]
+    damage(last / file)
+    resumed = learner_of(make_model(seed=9))
+    assert load_training(last, resumed) and resumed.progress.epoch == 1
+    assert f"checkpoint {last} is damaged" in capsys.readouterr().out
+    first = trained(make_model(seed=1), items)
+    assert all(torch.equal(a, b) for a, b in zip(resumed.model.state_dict().values(), first.model.state_dict().values(), strict=True))
+
+
+def test_a_crash_between_the_two_renames_loses_nothing(make_model, items, tmp_path):
+    learner = trained(make_model(), items)
+    save(tmp_path / "last", learner.model, INFO, learner.state_dict())
+    (tmp_path / "last").rename(tmp_path / "last.previous")
+    resumed = learner_of(make_model(seed=9))
+    assert load_training(tmp_path / "last", resumed) and resumed.progress.epoch == 1
+
+
+def test_a_half_written_draft_is_never_read(make_model, items, tmp_path):
+    draft = tmp_path / "last.draft"
+    draft.mkdir()
+    (draft / "state.pt").write_bytes(b"half")
+    learner = trained(make_model(), items)
+    assert not load_training(tmp_path / "last", learner)
+    save(tmp_path / "last", learner.model, INFO, learner.state_dict())
+    assert [p.name for p in tmp_path.iterdir()] == ["last"] and load_training(tmp_path / "last", learner)
+
+
+def test_nothing_there_is_not_an_error(make_model, tmp_path):
+    learner = learner_of(make_model())
+    assert load_training(tmp_path / "last", learner) is False and learner.progress.epoch == 0
+
+
+def test_a_state_that_runs_code_is_not_run(make_model, tmp_path):
+    import os
+    import pickle
+
+    class Touch:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'was-run'}",)
+
+    learner = learner_of(make_model())
+    save(tmp_path / "last", learner.model, INFO, learner.state_dict())
+    (tmp_path / "last" / "state.pt").write_bytes(pickle.dumps({"payload": Touch()}))
+    assert load_training(tmp_path / "last", learner) is False
+    assert not (tmp_path / "was-run").exists()
+
+
+# ---- not a checkpoint -----------------------------------------------------------------------------------------------
+
+
+def test_not_a_checkpoint(tmp_path):
+    for content in (None, "{", "\xff"):
+        if content is not None:
+            (tmp_path / "config.json").write_bytes(content.encode("latin-1"))
+        with pytest.raises(UserError, match="is not a checkpoint folder"):
+            Segmenter.load(tmp_path)
+
+
+def test_damaged_and_missing_weights_are_named(folder):
+    damage(folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"model\.safetensors cannot be read .*use another checkpoint"):
+        load_model(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"model\.safetensors cannot be read"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("options", [{"stem": 24}, {"layers": 3}, {"blocks": 2}])
+def test_weights_of_another_shape(make_model, folder, options):
+    with pytest.raises(UserError, match=r"does not fit this model, first at [\w.]+ \(\d+ parameters\)"):
+        load_weights(make_model(**options), folder)
+
+
+def test_another_vocabulary_does_not_fit(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["vocabulary"].append("zebra")
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"first at text\.embed\.weight \(1 parameters\); use the model and vocabulary"):
+        load_model(folder)
+
+
+# ---- inference ------------------------------------------------------------------------------------------------------
+
+
+def test_probabilities_have_the_pictures_own_size(make_model):
+    segmenter = Segmenter(make_model(), image_size=SIZE, fit="letterbox")
+    for height, width in ((50, 70), (90, 31), (64, 64)):
+        p = segmenter.segment(picture(height, width), "red circle")
+        assert p.shape == (height, width) and p.dtype == np.float32 and 0 <= p.min() <= p.max() <= 1
+
+
+@pytest.mark.parametrize("fit", ["square", "letterbox"])
+def test_what_is_found_returns_to_where_it_was(fit):
+    """A spot of the picture, fitted as the picture is, comes back to the same place."""
+    height, width = 120, 200
+    spot = np.zeros((height, width, 3), np.uint8)
+    spot[30:60, 140:180] = 255
+    small = torch.from_numpy(fit_image(spot, 100, fit)[..., 0].astype(np.float32))
+    top, left, bottom, right = place(height, width, 100, fit)
+    assert (bottom - top, right - left) == ((100, 100) if fit == "square" else (60, 100))
+    back = to_original(small, (height, width), 100, fit).numpy() > 127
+    assert back.shape == (height, width)
+    assert (back & (spot[..., 0] > 0)).sum() / (back | (spot[..., 0] > 0)).sum() > 0.95
+
+
+def test_the_folder_may_move(folder, tmp_path):
+    before = Segmenter.load(folder).segment(picture(), "red circle")
+    shutil.move(folder, tmp_path / "elsewhere")
+    assert np.array_equal(Segmenter.load(tmp_path / "elsewhere").segment(picture(), "red circle"), before)

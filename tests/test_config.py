@@ -1,0 +1,112 @@
+"""The experiment file: strict, explained, and the name it gives a run."""
+
+from pathlib import Path
+
+import pytest
+
+from aml.errors import UserError
+from orchestrator.config import from_text, load, storage_root
+
+ROOT = Path(__file__).parents[1]
+MINIMAL = "name: x\ndata: {train: shards}\n"
+
+
+def test_defaults_fill_what_is_not_said():
+    experiment = from_text(MINIMAL)
+    assert (experiment.data.size, experiment.aml.arm, experiment.model["name"]) == (112, "aml/calibrated", "small")
+    assert experiment.search.arms == ["off", "random", "aml/calibrated"]
+
+
+def test_overrides_are_yaml_and_reach_any_leaf():
+    experiment = from_text(MINIMAL, ["aml.tau=0.3", "optim.lr=1e-4", "model.width=96", "search.arms=[off, random]", "data.val_limit=null"])
+    assert (experiment.aml.tau, experiment.optim.lr, experiment.model["width"]) == (0.3, 1e-4, 96)
+    assert experiment.search.arms == ["off", "random"]  # YAML 1.1 would read `off` as false
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("optm.lr=1", "did you mean optim"),
+        ("optim.learning=1", "unknown key optim.learning"),
+        ("aml.ta=0.1", "did you mean tau"),
+        ("aml.tau=1.5", "aml.tau is 1.5; it must be a number in [0, 1]"),
+        ("aml.source=jont", "did you mean joint"),
+        ("aml.source=encoder", "scored by probability"),
+        ("model.name=smal", "did you mean small"),
+        ("model.widht=8", "did you mean width"),
+        ("train.epochs=two", "train.epochs is 'two'; it must be a whole number"),
+        ("train.batch=33", None),
+        ("resources.workers=5", "does not divide"),
+        ("search.method=grd", "did you mean grid"),
+        ("search.arms=[offf]", "did you mean off"),
+        ("search.space={aml.tau: {low: 0, high: 1}}", "a grid cannot enumerate"),
+        ("search.space={tau: [0.1]}", "dotted key"),
+        ("search.method=tpe", "needs search.trials"),
+        ("optim=3", "optim is 3; it must be a mapping"),
+        ("name=a/b", "letters, digits"),
+        ("nonsense", "not key=value"),
+        ("data.size=true", "data.size is True"),
+    ],
+)
+def test_wrong_values_get_one_sentence(override, said):
+    if said is None:
+        from_text(MINIMAL, [override])
+        return
+    with pytest.raises(UserError) as caught:
+        from_text(MINIMAL, [override])
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["- a\n", "name: x\n", "name: [\n", "data: {train: x}\n"])
+def test_a_file_that_is_no_experiment_is_refused(text):
+    with pytest.raises(UserError):
+        from_text(text)
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(UserError, match="nowhere.yaml cannot be read"):
+        load("nowhere.yaml")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_experiment_loads_and_names_itself(path):
+    from orchestrator.plan import check
+
+    experiment = load(path)
+    assert experiment.name == path.stem
+    check(experiment)
+    head = path.read_text()
+    assert "# Run:" in head and "# Cost:" in head and "# Expect:" in head
+
+
+def test_the_run_name_follows_settings_and_data_but_not_the_machines():
+    a = from_text(MINIMAL)
+    assert a.run_name("f") == from_text(MINIMAL, ["resources.workers=2", "search.max_concurrent=1", "tracking.uri=none"]).run_name("f")
+    assert len({a.run_name("f"), a.run_name("g"), from_text(MINIMAL, ["aml.tau=0.4"]).run_name("f"), from_text(MINIMAL, ["seed=1"]).run_name("f")}) == 4
+    assert a.run_name("f").startswith("x-") and len(a.run_name("f")) == 10
+
+
+def test_a_resolved_experiment_reads_back_as_itself():
+    a = from_text(MINIMAL, ["aml.preset=paper", "aml.tau=0.3", "search.space={optim.lr: [1e-3, 1e-4]}"])
+    assert from_text(a.to_yaml()) == a
+
+
+def test_an_arm_keeps_explicit_settings_and_takes_its_preset():
+    base = from_text(MINIMAL, ["aml.block=16"])
+    paper = base.for_arm("aml/paper", {"aml.tau": 0.1})
+    assert (paper.aml.arm, paper.aml.score, paper.aml.block, paper.aml.tau) == ("aml/paper", "token_softmax", 16, 0.1)
+    random = base.for_arm("random", {"aml.tau": 0.5, "aml.rho": 0.4})
+    assert random.aml.coordinates == (1.0, 0.2)
+    off = base.for_arm("off", {"aml.tau": 0.5, "optim.lr": 1.0})
+    assert off.aml.coordinates == (0.0, 0.0) and off.optim.lr == 1.0
+
+
+def test_results_go_to_the_home_folder_inside_a_ray_job(monkeypatch, tmp_path):
+    monkeypatch.delenv("AMLRIS_HOME", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert storage_root() == tmp_path / "runs"
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert storage_root() == Path.home() / "amlris"
+    monkeypatch.setenv("AMLRIS_HOME", str(tmp_path / "given"))
+    assert storage_root() == tmp_path / "given"

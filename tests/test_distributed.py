@@ -1,0 +1,49 @@
+"""Two workers and one, step by step, without Ray: the same batches, losses and validation sums."""
+
+import copy
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from aml.data import eval_batches, train_batches
+from aml.learner import Learner, OptimConfig, TrainConfig, TrainSums
+from aml.masking import Masker, preset
+
+BATCH, STEPS = 16, 4
+
+
+def one_epoch(items, model, mode: str, wrap=None) -> tuple[list[float], list[int]]:
+    """Per-step loss of the global batch, then validation I, U and n."""
+    masker = Masker(preset(mode=mode, tau=0.5, rho=0.5, stage1_scale=1.0), model=model, image_size=64)
+    learner = Learner(model, masker, optim=OptimConfig(clip=1.0), train=TrainConfig(batch=BATCH, epochs=2), steps=STEPS, wrap=wrap)
+    per_step, world = [], learner.world
+    for index, batch in enumerate(train_batches(items["train"], model, batch=BATCH, seed=0, epoch=0, rank=world.rank, world=world.size)):
+        sums = TrainSums("cpu")
+        learner.wrapped.train()
+        learner.step(batch, 0, index, sums)
+        per_step.append(float(world.sum(sums.loss)))
+    found = learner.evaluate(eval_batches(items["val"], model, batch=7, rank=world.rank, world=world.size))
+    return per_step, [found.intersection, found.union, found.n]
+
+
+def worker(rank: int, port: int, items, model, mode: str, results) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    model = copy.deepcopy(model)  # what spawn hands over is shared memory: both workers would update one set of weights
+    results[rank] = one_epoch(items, model, mode, wrap=torch.nn.parallel.DistributedDataParallel)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("mode", ["off", "aml"])
+def test_two_workers_take_the_steps_one_takes(items, make_model, mode, unused_port):
+    alone, sums = one_epoch(items, make_model(dropout=0.0), mode)
+    assert len(alone) == STEPS
+    with mp.get_context("spawn").Manager() as manager:
+        results = manager.dict()
+        mp.spawn(worker, args=(unused_port, items, make_model(dropout=0.0), mode, results), nprocs=2)
+        (first, both), (second, _) = results[0], results[1]
+    assert first == second == pytest.approx(alone, rel=1e-4)
+    assert both[2] == sums[2] == len(items["val"])
+    assert both[:2] == pytest.approx(sums[:2], rel=1e-3)

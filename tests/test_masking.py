@@ -1,0 +1,544 @@
+"""Masking: scores by hand, shares by counting, what the settings refuse, and that looking changes nothing."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from aml.draws import uniform
+from aml.errors import UserError
+from aml.masking import (
+    CALIBRATION_BATCHES,
+    FLAT,
+    Masker,
+    MaskingConfig,
+    frozen,
+    hide,
+    patch_scores,
+    preset,
+    select_blocks,
+    select_pixels,
+    similarity,
+    solve_scale,
+    spread,
+    token_entropy,
+    weak_blocks,
+)  # fmt: skip
+from aml.models import Features
+
+ENCODER = {"source": "encoder", "score": "token_softmax", "scale": 1.0, "stage1_scale": 1.0}
+
+
+class Stub(nn.Module):
+    """Patches are 8 px means of the image, tokens rows of a table: stage 1 with numbers a test can choose."""
+
+    name, sources, image_multiple = "stub", ("encoder", "prediction"), 8
+
+    def __init__(self, width=3, text_width=3):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.register_buffer("table", torch.randn(20, text_width, generator=generator))
+        self.calls = 0
+
+    def features(self, x, tokens, token_mask, upto):
+        self.calls += 1
+        pooled = torch.zeros_like(token_mask)
+        pooled[:, 0] = True
+        return Features(F.avg_pool2d(x, 8), self.table[tokens], token_mask & ~pooled, pooled)
+
+    def forward(self, x, tokens, token_mask):
+        self.calls += 1
+        return torch.einsum("bchw,bc->bhw", F.avg_pool2d(x, 8), self.table[tokens[:, 1]])
+
+
+def inputs(n, size=64, words=4, length=6, seed=0):
+    """x (n, 3, size, size), tokens, token_mask (one pooling token, `words` words, padding), item."""
+    g = torch.Generator().manual_seed(seed)
+    x = F.interpolate(torch.randn(n, 3, size // 8, size // 8, generator=g), (size, size))
+    tokens = torch.randint(1, 20, (n, length), generator=g)
+    token_mask = (torch.arange(length) <= words).expand(n, length)
+    return x, tokens * token_mask, token_mask, torch.randint(-(2**62), 2**62, (n,), generator=g)
+
+
+def masker_of(size=64, model=None, seed=0, **settings):
+    model = model or Stub()
+    return Masker(preset(**{"block": 8, **settings}), model=model, image_size=size, seed=seed), model
+
+
+def mask_of(masker, model, n=500, epoch=0, size=64, **kwargs):
+    x, tokens, token_mask, item = inputs(n, size)
+    return masker(model, x, tokens, token_mask, epoch=epoch, item=item, **kwargs)
+
+
+def everything(*shape):
+    return torch.ones(*shape, dtype=torch.bool)
+
+
+# ---- PMME -----------------------------------------------------------------------------------------------------------
+
+
+def test_similarity_by_hand():
+    v, t = torch.tensor([[[3.0, 4.0]]]), torch.tensor([[[0.0, 2.0], [1.0, 0.0]]])
+    assert similarity(v, t, normalise=False).tolist() == [[[8, 3]]]
+    assert similarity(v, t, scale=10.0).flatten().tolist() == pytest.approx([8, 6])
+    w_i, w_t = torch.tensor([[1.0, 1.0]]), torch.tensor([[2.0, 5.0]])  # after the norm: v' = 1.4, t' = 5 and 2
+    assert similarity(v, t, w_i=w_i, w_t=w_t).flatten().tolist() == pytest.approx([7, 2.8])
+
+
+@pytest.mark.parametrize("projection, mean, sd", [("gaussian", 0.0, 2048**-0.5), ("shared", 1.0, (2 / 2048) ** 0.5)])
+def test_independent_projections_destroy_inner_products_and_a_shared_one_keeps_them(projection, mean, sd):
+    v = F.normalize(torch.randn(2000, 1, 192, generator=torch.Generator().manual_seed(1)), dim=-1)
+    masker, _ = masker_of(**ENCODER, projection=projection, width=2048)
+    w_i, w_t = masker._projections(192, 192, v.device)
+    products = similarity(v, v, w_i=w_i, w_t=w_t).flatten()  # the same vector on both sides: 1 without projection
+    assert products.mean() == pytest.approx(mean, abs=0.006)
+    assert products.std() == pytest.approx(sd, rel=0.15)
+
+
+def test_projections_are_seeded_and_outside_the_checkpoint():
+    one, again, other = (masker_of(**ENCODER, projection="gaussian", width=16, seed=s)[0] for s in (3, 3, 4))
+    a, b, c = (m._projections(8, 5, torch.device("cpu")) for m in (one, again, other))
+    assert a[0].shape == (16, 8) and a[1].shape == (16, 5)
+    assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) and not torch.equal(a[0], c[0])
+    assert one.state_dict() == {"log_scales": []}
+
+
+@pytest.mark.parametrize("tokens, plain, projected", [(3, 0.354, 0.340), (5, 0.217, 0.205), (10, 0.111, 0.1035), (20, 0.0567, 0.0521)])
+def test_the_papers_softmax_is_flat_so_every_patch_is_weak(tokens, plain, projected):
+    """l2 norms and no temperature: the maximum over tokens is barely above 1 / tokens, with the paper's projections even less so."""
+    g = torch.Generator().manual_seed(tokens)
+    visual, text = torch.randn(50, 49, 192, generator=g), torch.randn(50, tokens, 192, generator=g)
+    masker, _ = masker_of(**ENCODER, projection="gaussian", width=2048)
+    w_i, w_t = masker._projections(192, 192, visual.device)
+    kept, real = everything(50, tokens), everything(50, 49)
+    for s, expected in ((similarity(visual, text), plain), (similarity(visual, text, w_i=w_i, w_t=w_t), projected)):
+        a = patch_scores(s, "token_softmax", kept, kept, real)
+        assert a.mean() == pytest.approx(expected, rel=0.01)
+        assert weak_blocks(a, real, tau=0.4, mode="absolute", tie=None, u=None).double().mean() > 0.98
+    assert a.max() < 0.4, "projected: every single patch"
+
+
+def test_token_softmax_does_not_see_what_all_words_share():
+    s = torch.randn(4, 10, 5)
+    kept, real = everything(4, 5), everything(4, 10)
+    shifted = patch_scores(s + 3 * torch.randn(4, 10, 1), "token_softmax", kept, kept, real)
+    assert torch.allclose(shifted, patch_scores(s, "token_softmax", kept, kept, real), atol=1e-6)
+
+
+S = torch.tensor([[[0.0, 0.0], [math.log(2), math.log(4)], [math.log(2), 0.0]]])  # three patches, two tokens
+
+
+@pytest.mark.parametrize(
+    "score, kept, expected",
+    [("token_softmax", [1, 1], [1 / 2, 2 / 3, 2 / 3]), ("token_softmax", [1, 0], [1, 1, 1]), ("token_softmax", [0, 0], [0, 0, 0]),
+     ("patch_softmax", [1, 1], [1 / 2, 1, 1]), ("patch_softmax", [0, 1], [1 / 4, 1, 1 / 4]),
+     ("cosine", [1, 1], [0, 1, 0.5]), ("cosine", [1, 0], [0, 1, 1]), ("sentence", [1, 1], [0, 1, 0])],
+)  # fmt: skip
+def test_patch_scores_by_hand(score, kept, expected):
+    kept, pooled = torch.tensor([kept], dtype=torch.bool), torch.tensor([[False, True]])
+    assert patch_scores(S, score, kept, pooled, everything(1, 3))[0].tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("score", ["patch_softmax", "cosine", "sentence"])
+def test_a_patch_outside_the_picture_sets_no_extreme(score):
+    real = torch.tensor([[True, False, True]])
+    kept = pooled = torch.tensor([[True, False]])
+    assert patch_scores(S, score, kept, pooled, real)[0, [0, 2]].tolist() == pytest.approx([0.5 if score == "patch_softmax" else 0, 1])
+
+
+@pytest.mark.parametrize("score", ["token_softmax", "cosine", "sentence"])
+def test_rounding_is_no_alignment(score):
+    """Similarities that differ by float noise only make a constant map."""
+    s = 0.5 + 1e-7 * torch.rand(2, 30, 1).expand(2, 30, 3)
+    a = patch_scores(s, score, everything(2, 3), torch.tensor([[True, False, False]] * 2), everything(2, 30))
+    assert float(a.max() - a.min()) < FLAT
+
+
+@pytest.mark.parametrize("share", [0.5, 0.0])
+def test_probability_is_the_sigmoid_of_the_foreground(share):
+    masker, model = masker_of()
+    logits = torch.tensor([[[0.0, math.log(3)], [-math.log(3), math.log(4)]]])
+    x, tokens, token_mask, _ = inputs(1)
+    a = masker.align(model, x, tokens, token_mask, torch.tensor([[0, 0, 64, 64]]), logits)
+    assert a.map.flatten().tolist() == pytest.approx([0.5, 0.75, 0.25, 0.8]) and a.informative.all() and model.calls == 0
+
+
+@pytest.mark.parametrize("mode", ["absolute", "minmax", "quantile"])
+def test_a_one_word_sentence_is_uninformative_and_nothing_is_weak(mode):
+    masker, model = masker_of(**ENCODER, threshold_mode=mode, tau=1.0, rho=1.0)
+    x, tokens, token_mask, item = inputs(8, words=1)
+    mask = masker(model, x, tokens, token_mask, epoch=0, item=item)
+    assert torch.equal(mask.alignment.map, torch.ones(8, 8, 8))
+    assert not mask.alignment.informative.any() and not mask.weak.any() and not mask.hidden.any()
+    assert mask_of(masker, model, 8).hidden.any(), "with several words something is"
+
+
+@pytest.mark.parametrize("tokens, n", [("all", 6), ("words", 4), ("words+pooled", 5)])
+def test_which_tokens_take_part(tokens, n):
+    masker, model = masker_of(**ENCODER, tokens=tokens)
+    model.table.zero_()  # all tokens alike: every maximum is 1 / n
+    assert torch.allclose(mask_of(masker, model, 3).alignment.map, torch.full((3, 8, 8), 1 / n))
+
+
+# ---- the scale ------------------------------------------------------------------------------------------------------
+
+
+def test_solve_scale_by_hand():
+    """Two tokens 0.1 apart: an entropy of half a bit needs log odds of 2.0907."""
+    s, kept = torch.tensor([[[0.0, 0.1]]]), everything(1, 2)
+    assert solve_scale(s, kept) == pytest.approx(20.907, rel=1e-3)
+
+
+def test_solve_scale_halves_the_entropy_and_leaves_single_tokens_out():
+    g = torch.Generator().manual_seed(0)
+    s = torch.randn(16, 49, 10, generator=g) * 0.02
+    kept = torch.arange(10) < torch.randint(1, 11, (16, 1), generator=g)
+    kept[0] = torch.arange(10) < 1
+    assert token_entropy(s * solve_scale(s, kept), kept) == pytest.approx(0.5, abs=1e-3)
+    assert token_entropy(s, kept) == pytest.approx(float(token_entropy(s[kept.sum(1) > 1], kept[kept.sum(1) > 1])))
+
+
+def test_auto_scale_is_measured_once_then_fixed_and_saved():
+    settings = {**ENCODER, "scale": "auto", "warmup_epochs": 1}
+    masker, model = masker_of(**settings)
+    mask_of(masker, model, 8, epoch=0)
+    assert masker.log_scales == [], "warm-up measures nothing"
+    expected = []
+    for k in range(CALIBRATION_BATCHES):
+        x, tokens, token_mask, item = inputs(8, seed=k)
+        f = model.features(x, tokens, token_mask, "encoder")
+        expected.append(solve_scale(similarity(f.visual.flatten(2).mT, f.text), f.words))
+        hidden = masker(model, x, tokens, token_mask, epoch=1, item=item).hidden
+        assert hidden.any() == (k == CALIBRATION_BATCHES - 1), "nothing is hidden until the scale is known"
+    scale = masker.scale
+    assert scale == pytest.approx(float(np.exp(np.mean(np.log(expected)))))
+    mask_of(masker, model, 8, epoch=2)
+    assert masker.scale == scale and not masker.calibrating
+    resumed, _ = masker_of(**settings)
+    resumed.load_state_dict(copy.deepcopy(masker.state_dict()))
+    assert resumed.scale == scale and torch.equal(mask_of(resumed, model, 8, epoch=2).hidden, mask_of(masker, model, 8, epoch=2).hidden)
+
+
+def test_a_probe_does_not_calibrate():
+    masker, model = masker_of(**{**ENCODER, "scale": "auto"})
+    mask_of(masker, model, 8, probe=True)
+    assert masker.log_scales == [] and masker.calibrating
+
+
+# ---- AFM: from scores to blocks -------------------------------------------------------------------------------------
+
+
+def test_absolute_and_minmax_thresholds_by_hand():
+    score, candidate = torch.tensor([[0.2, 0.4, 0.6, 0.0]]), torch.tensor([[True, True, True, False]])
+    for mode, tau, expected in (
+        ("absolute", 0.4, [1, 0, 0, 0]),
+        ("absolute", 0.41, [1, 1, 0, 0]),
+        ("minmax", 0.6, [1, 1, 0, 0]),
+        ("minmax", 0.4, [1, 0, 0, 0]),
+    ):
+        assert weak_blocks(score, candidate, tau=tau, mode=mode, tie=None, u=None)[0].int().tolist() == expected
+
+
+@pytest.mark.parametrize("n, tau, rho", [(49, 0.5, 0.4), (64, 0.3, 0.5), (196, 0.16, 1.0), (25, 1.0, 0.16), (10, 0.33, 0.77)])
+def test_quantile_and_block_hide_exactly_floor_of_share_plus_u(n, tau, rho):
+    items = torch.arange(4000)
+    u = {name: uniform(0, 0, items, name) for name in ("weak-round", "select-round")}
+    score, tie, order = (uniform(0, 0, items, name, n) for name in ("score", "tie", "order"))
+    weak = weak_blocks(score, everything(4000, n), tau=tau, mode="quantile", tie=tie, u=u["weak-round"])
+    hidden = select_blocks(weak, rho=rho, order=order, u=u["select-round"])
+    k = np.floor(np.float32(tau * n) + u["weak-round"][:, 0].numpy())
+    assert np.array_equal(weak.sum(1), k)
+    assert np.array_equal(hidden.sum(1), np.floor(np.float32(rho) * k.astype(np.float32) + u["select-round"][:, 0].numpy()))
+    assert (hidden & ~weak).sum() == 0
+    lowest = score.masked_fill(~weak, 0).amax(1) <= score.masked_fill(weak, 1).amin(1)
+    assert lowest.all(), "the weak are the lowest"
+    shares = hidden.double().mean(1)
+    assert shares.mean() == pytest.approx(tau * rho, abs=4 * float(shares.std()) / 4000**0.5 + 1e-9)
+
+
+@pytest.mark.parametrize("size", [56, 64, 60])
+@pytest.mark.parametrize("tau, rho", [(0.5, 0.4), (0.2, 1.0), (1.0, 0.2)])
+def test_the_expected_hidden_share_is_tau_times_rho(size, tau, rho):
+    masker, model = masker_of(size, tau=tau, rho=rho, stage1_scale=1.0)
+    logits = torch.randn(3000, 8, 8, generator=torch.Generator().manual_seed(0))
+    x, tokens, token_mask, item = torch.zeros(3000, 1, size, size), None, None, torch.arange(3000)
+    hidden = masker(model, x, tokens, token_mask, epoch=0, item=item, logits=logits).hidden.flatten(1).double()
+    assert hidden.shape[1] == math.ceil(size / 8) ** 2
+    shares = hidden.mean(1)
+    assert shares.mean() == pytest.approx(tau * rho, abs=4 * float(shares.std()) / 3000**0.5)
+
+
+def test_equal_scores_are_taken_in_the_order_of_the_draw():
+    items = torch.arange(4000)
+    score = torch.tensor([0.1] + [0.5] * 9).expand(4000, 10)
+    tie = uniform(0, 0, items, "tie", 10)
+    weak = weak_blocks(score, everything(4000, 10), tau=0.4, mode="quantile", tie=tie, u=torch.zeros(4000, 1))
+    assert weak[:, 0].all()
+    assert weak[:, 1:].double().mean(0).tolist() == pytest.approx([3 / 9] * 9, abs=0.04)
+    third = tie[:, 1:].sort(1).values[:, 2:3]
+    assert torch.equal(weak[:, 1:], tie[:, 1:] <= third)
+
+
+def test_select_pixels_has_the_distribution_of_a_draw_per_pixel():
+    counts, n = torch.tensor([0.0, 1.0, 3.0, 8.0, 16.0, 64.0]), 20000
+    hidden = select_pixels(counts.expand(n, 6), rho=0.25, order=uniform(0, 0, torch.arange(n), "select", 6)).double().mean(0)
+    rng = np.random.default_rng(0)
+    brute = [(rng.random((n, int(c))) < 0.25).any(1).mean() for c in counts]
+    assert hidden.tolist() == pytest.approx(brute, abs=0.02)
+    assert hidden.tolist() == pytest.approx((1 - 0.75**counts).tolist(), abs=0.015)
+    assert pytest.approx(0.99, abs=0.001) == 1 - 0.75**16
+
+
+def test_the_paper_hides_everything():
+    """Flat softmax under tau 0.4, then rho per pixel: all weak, and every block has a drawn pixel."""
+    masker, model = masker_of(**ENCODER, projection="gaussian", threshold_mode="absolute", tau=0.4, rho=0.25, selection="pixel")
+    model.table /= 100  # words barely apart, as real l2-normalised features are after the projection
+    masker = Masker(preset("paper", block=8), model=model, image_size=64)
+    mask = mask_of(masker, model, 50)
+    assert mask.weak.double().mean() > 0.95 and mask.hidden.double().mean() > 0.95
+
+
+def test_pixel_selection_counts_the_weak_pixels_of_a_block():
+    masker, model = masker_of(selection="pixel", threshold_mode="absolute", tau=0.5, rho=1.0)
+    logits = torch.full((1, 8, 8), 4.0)
+    logits[0, :4] = -4.0
+    x, tokens, token_mask, item = inputs(1)
+    hidden = masker(model, x, tokens, token_mask, epoch=0, item=item, logits=logits).hidden[0]
+    assert hidden[:4].all() and not hidden[4:].any()
+
+
+def test_hide_blanks_whole_blocks_and_cuts_those_at_the_border():
+    x = torch.arange(300.0).view(1, 3, 10, 10)
+    hidden = torch.zeros(1, 3, 3, dtype=torch.bool)
+    hidden[0, 0, 1] = hidden[0, 2, 2] = True
+    expected = x.clone()
+    expected[:, :, 0:4, 4:8] = expected[:, :, 8:, 8:] = 0
+    assert torch.equal(hide(x, hidden, 4), expected)
+    assert spread(hidden, 4, 10, 10).sum() == 16 + 4
+    pixels = everything(1, 10, 10).clone()
+    pixels[:, :5] = False
+    mean = hide(x, hidden, 4, "mean", pixels)
+    assert mean[0, :, 9, 9].tolist() == pytest.approx(x[0, :, 5:].mean((1, 2)).tolist())
+    assert torch.equal(mean == x, expected == x)
+    assert hide(x, hidden, 4, "mean")[0, :, 9, 9].tolist() == pytest.approx(x[0].mean((1, 2)).tolist())
+
+
+# ---- Masker ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["aml", "random"])
+def test_blocks_of_letterbox_are_neither_counted_nor_hidden(mode):
+    masker, model = masker_of(mode=mode, tau=0.5, rho=0.5)
+    real = torch.tensor([[16, 0, 48, 64]]).expand(2000, 4)
+    mask = mask_of(masker, model, 2000, real=real)
+    border = torch.tensor([0, 1, 6, 7])
+    assert not mask.hidden[:, border].any() and not mask.weak[:, border].any() and (mask.blocks.real[:, border] == 0).all()
+    assert mask.hidden.sum((1, 2)).double().mean() == pytest.approx(0.25 * 32, abs=0.05)
+
+
+def test_random_hides_at_its_rate_and_never_looks():
+    masker, model = masker_of(mode="random", rate=0.2)
+    mask = mask_of(masker, model, 2000)
+    counts = mask.hidden.sum((1, 2))
+    assert model.calls == 0 and mask.alignment is None
+    u = uniform(0, 0, inputs(2000)[3], "select-round")[:, 0]
+    assert torch.equal(counts, (0.2 * 64 + u).floor().long())
+    assert counts.double().mean() == pytest.approx(12.8, abs=0.05)
+    assert mask.hidden.double().mean(0).flatten().tolist() == pytest.approx([0.2] * 64, abs=0.05)
+    assert mask_of(masker_of(mode="random", tau=0.4, rho=0.5)[0], model, 2000).hidden.equal(mask.hidden), "the rate is tau * rho by default"
+
+
+@pytest.mark.parametrize("settings", [{}, {**ENCODER, "threshold_mode": "absolute", "tau": 0.6}, {**ENCODER, "scale": "auto"}])
+def test_match_hides_as_many_as_aml_elsewhere(settings):
+    settings = {"tau": 0.45, "rho": 0.33, **settings}
+    (aml, model), (match, _) = masker_of(**settings), masker_of(mode="random", rate="match", **settings)
+    for _ in range(CALIBRATION_BATCHES + 1):  # the last one is past the calibration of an auto scale
+        a, b = mask_of(aml, model, 80), mask_of(match, model, 80)
+        assert torch.equal(a.hidden.sum((1, 2)), b.hidden.sum((1, 2)))
+    assert a.hidden.any() and a.hidden.sum((1, 2)).unique().numel() > 1
+    overlap = (a.hidden & b.hidden).sum() / a.hidden.sum()
+    assert overlap == pytest.approx(float(a.hidden.double().mean()), abs=0.1), "places are independent of alignment"
+
+
+@pytest.mark.parametrize("mode, selection", [("aml", "block"), ("aml", "pixel"), ("random", "block")])
+def test_protect_target(mode, selection):
+    masker, model = masker_of(mode=mode, selection=selection, protect_target=True, tau=1.0, rho=0.9)
+    target = torch.zeros(500, 64, 64, dtype=torch.bool)
+    target[:, 20:30, 9] = True  # blocks (2, 1) and (3, 1)
+    hidden = mask_of(masker, model, 500, target=target).hidden
+    assert not hidden[:, 2:4, 1].any() and hidden[:, 2:4, 2].double().mean() > 0.8
+
+
+def test_warm_up_and_off_neither_look_nor_hide():
+    for settings, epoch in (({"warmup_epochs": 2}, 1), ({"mode": "off"}, 5)):
+        masker, model = masker_of(**settings)
+        mask = mask_of(masker, model, epoch=epoch)
+        assert not masker.active(epoch) and model.calls == 0 and not mask.hidden.any() and mask.alignment is None
+    masker, model = masker_of(warmup_epochs=2)
+    assert masker.active(2) and mask_of(masker, model, epoch=2).hidden.any()
+
+
+def test_a_probe_looks_in_every_mode():
+    for mode, hides in (("off", False), ("random", True), ("aml", True)):
+        masker, model = masker_of(mode=mode, warmup_epochs=3)
+        mask = mask_of(masker, model, probe=True)
+        assert mask.alignment is not None and mask.hidden.any() == hides
+
+
+def test_draws_depend_on_seed_and_epoch():
+    (one, model), (two, _) = masker_of(mode="random"), masker_of(mode="random", seed=1)
+    first = mask_of(one, model).hidden
+    assert torch.equal(first, mask_of(one, model).hidden)
+    assert not torch.equal(first, mask_of(one, model, epoch=1).hidden) and not torch.equal(first, mask_of(two, model).hidden)
+
+
+SETTINGS = [
+    {},
+    {"mode": "random"},
+    {**ENCODER},
+    {**ENCODER, "score": "cosine", "stage1_scale": 0.5},
+    {**ENCODER, "source": "joint", "selection": "pixel"},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_a_sample_loses_the_same_blocks_in_any_batch(settings, items, make_model):
+    model = make_model().eval()
+    masker = Masker(preset(tau=0.5, rho=0.5, **settings), model=model, image_size=64)
+
+    def hidden(indices):
+        b = items["train"].batch(np.array(indices), model)
+        mask = masker(model, model.normalise(b.image), b.tokens, b.token_mask, epoch=3, item=b.item, real=b.real)
+        return dict(zip(indices, mask.hidden, strict=True))
+
+    together = hidden(list(range(12)))
+    for part in ([5], [11, 3], [7, 2, 0, 9, 4, 1, 10]):
+        assert all(torch.equal(h, together[i]) for i, h in hidden(part).items())
+
+
+class Counting(nn.Module):
+    """A buffer that moves with every training-mode forward, as BatchNorm's do, and a part its owner keeps in eval."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.inner, self.kept_in_eval = model, nn.Dropout(0.5)
+        self.register_buffer("seen", torch.zeros(()))
+        self.name, self.sources, self.image_multiple = model.name, model.sources, model.image_multiple
+
+    def features(self, x, *args, **kwargs):
+        self.seen += self.training
+        return self.inner.features(x + self.kept_in_eval(torch.zeros_like(x)), *args, **kwargs)
+
+    def forward(self, x, *args):
+        self.seen += self.training
+        return self.inner(x, *args)
+
+
+@pytest.mark.parametrize("settings", [{}, {**ENCODER}, {**ENCODER, "projection": "gaussian", "width": 64, "scale": "auto"}])
+def test_stage_1_leaves_the_model_and_the_generator_as_they_were(settings, items, make_model):
+    model = Counting(make_model(dropout=0.3)).train()
+    model.kept_in_eval.eval()
+    b = items["train"].batch(np.arange(4), model.inner)
+    x = model.inner.normalise(b.image)
+    model(x, b.tokens, b.token_mask).sum().backward()
+    before = copy.deepcopy(model.state_dict())
+    grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    flags, state = {name: m.training for name, m in model.named_modules()}, torch.get_rng_state()
+    mask = Masker(preset(**settings), model=model, image_size=64)(model, x, b.tokens, b.token_mask, epoch=0, item=b.item)
+    assert mask.alignment is not None and not mask.alignment.map.requires_grad
+    assert torch.equal(torch.get_rng_state(), state)
+    assert {name: m.training for name, m in model.named_modules()} == flags and flags["inner"] and not flags["kept_in_eval"]
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert all(torch.equal(p.grad, grads[name]) for name, p in model.named_parameters() if name in grads)
+    assert torch.is_grad_enabled()
+
+
+def test_frozen_gives_the_model_back_after_an_error():
+    model = nn.Sequential(nn.Dropout(), nn.Dropout()).train()
+    with pytest.raises(RuntimeError, match="stage 1"), frozen(model):
+        assert not model[0].training
+        raise RuntimeError("stage 1")
+    assert model.training and model[0].training and torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_inference_is_the_same_bits_with_masking_configured_or_not(settings, items, make_model):
+    model = make_model().eval()
+    b = items["val"].batch(np.arange(4), model)
+    x = model.normalise(b.image)
+    with torch.no_grad():
+        alone = model(x, b.tokens, b.token_mask)
+        masker = Masker(preset(**settings), model=model, image_size=64)
+        masker(model, x, b.tokens, b.token_mask, epoch=0, item=b.item)
+        assert torch.equal(model(x, b.tokens, b.token_mask), alone)
+
+
+# ---- settings -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [({"tua": 0.4}, r"aml\.tua is not a masking setting \(did you mean tau\?\)"), ({"name": "calibratd"}, r"did you mean calibrated\?"),
+     ({"mode": "alm"}, r"aml\.mode is 'alm' \(did you mean aml\?\); known: off, random, aml"),
+     ({"fill": "black"}, r"aml\.fill is 'black'; known: zero, mean"),
+     ({"tau": 1.2}, r"aml\.tau is 1\.2; it must be a number in \[0, 1\]"),
+     ({"rho": -0.1}, r"aml\.rho is -0\.1"),
+     ({"tau": math.nan}, r"aml\.tau is nan"),
+     ({"tau": True}, r"aml\.tau is True"), ({"rho": "half"}, r"aml\.rho is 'half'"),
+     ({"clean_weight": 2}, r"aml\.clean_weight is 2"),
+     ({"clean_weight": 1}, "leaves nothing for the masked image"),
+     ({"rate": "same"}, r"aml\.rate is 'same'.*or match"),
+     ({"rate": 1.5}, r"aml\.rate is 1\.5"),
+     ({"source": "encoder"}, "the prediction is scored by probability and nothing else is"), ({"score": "cosine"}, "set both or neither"),
+     ({"scale": 0}, r"aml\.scale is 0; it must be a number above 0 or auto"), ({"scale": "large"}, r"aml\.scale is 'large'"),
+     ({"scale": math.inf}, r"aml\.scale is inf"), ({"block": 0}, r"aml\.block is 0 pixels"), ({"stage1_scale": 0}, r"aml\.stage1_scale is 0"),
+     ({"stage1_scale": 1.5}, r"must lie in \(0, 1\]"), ({"warmup_epochs": -1}, r"aml\.warmup_epochs is -1"),
+     ({"width": 64}, "projection identity keeps the model's width"), ({"width": 0, "projection": "gaussian"}, r"aml\.width is 0")],
+)  # fmt: skip
+def test_refused_settings(settings, words):
+    with pytest.raises(UserError, match=words):
+        preset(**settings)
+
+
+@pytest.mark.parametrize("settings", [{"tau": 0.1, "rho": 0.1}, {"mode": "random", "rate": 0.01}, {"tau": 0.0}])
+def test_a_share_that_hides_less_than_one_block_is_refused(settings):
+    with pytest.raises(UserError, match=r"tau\*rho\*n = .* less than one.*at least 0\.0156"):
+        masker_of(**settings)
+    masker_of(mode="off", **{k: v for k, v in settings.items() if k != "mode"})
+    masker_of(tau=0.125, rho=0.125)  # exactly one of 64
+
+
+def test_a_source_the_model_lacks_is_refused_with_its_list():
+    with pytest.raises(UserError, match="source joint is not offered by model stub; it offers encoder, prediction"):
+        masker_of(**{**ENCODER, "source": "joint"})
+
+
+def test_unequal_widths_need_a_gaussian_projection():
+    model = Stub(text_width=5)
+    for projection in ("identity", "shared"):
+        with pytest.raises(UserError, match=rf"projection {projection} needs equal widths, but encoder gives 3 \(image\) and 5 \(text\)"):
+            mask_of(*masker_of(model=model, projection=projection, **ENCODER))
+    assert mask_of(*masker_of(model=model, projection="gaussian", **ENCODER)).hidden.any()
+
+
+def test_presets():
+    assert preset() == MaskingConfig() and preset().threshold_mode == "quantile" and preset().selection == "block"
+    paper = preset("paper")
+    assert (paper.tau, paper.rho, paper.width, paper.source, paper.score) == (0.4, 0.25, 2048, "encoder", "token_softmax")
+    assert (paper.projection, paper.threshold_mode, paper.selection, paper.tokens, paper.scale) == ("gaussian", "absolute", "pixel", "all", 1.0)
+    assert preset("paper", tau=0.1) == MaskingConfig(**{**vars(paper), "tau": 0.1})
+    assert [preset("paper").block_side(size) for size in (448, 112, 480)] == [32, 8, 34] and preset(block=5).block_side(448) == 5
+
+
+@pytest.mark.parametrize(
+    "settings, arm, share, coordinates",
+    [({}, "aml/calibrated", 0.25, (0.5, 0.5)), ({"name": "paper"}, "aml/paper", 0.1, (0.4, 0.25)), ({"mode": "off"}, "off", 0, (0, 0)),
+     ({"mode": "random"}, "random", 0.25, (1, 0.25)), ({"mode": "random", "rate": 0.16}, "random", 0.16, (1, 0.16))],
+)  # fmt: skip
+def test_arms_and_their_coordinates(settings, arm, share, coordinates):
+    config = preset(**settings)
+    assert (config.arm, config.share, config.coordinates) == (arm, share, coordinates)

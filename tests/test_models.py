@@ -1,0 +1,179 @@
+"""One suite for every model: what the loop and masking expect of it."""
+
+import pytest
+import torch
+from torch import nn
+
+from aml.errors import UserError
+from aml.models import MODELS, Features, build, model_class, options
+
+VOCABULARY = ["left", "red", "circle", "blue", "right", "square", "the", "of"]
+SENTENCES = ["left red circle", "the blue square right of the circle", "square"]
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(name):
+    torch.manual_seed(0)
+    return build(name, vocabulary=VOCABULARY).eval()
+
+
+def inputs(model, height=64, width=64, sentences=SENTENCES):
+    generator = torch.Generator().manual_seed(1)
+    image = torch.randint(0, 256, (len(sentences), 3, height, width), generator=generator, dtype=torch.uint8)
+    return model.normalise(image), *model.tokenise(sentences)
+
+
+def test_what_it_says_of_itself(model, name):
+    cls = model_class(name)
+    assert cls.name == model.name == name and model.spec["name"] == name and model.vocabulary == VOCABULARY
+    assert set(cls.sources) <= {"encoder", "joint", "prediction"} and "prediction" in cls.sources and cls.image_multiple >= 1
+    parameters = [n for n, _ in model.named_parameters()]
+    for prefix in (*model.encoders, *model.no_decay):
+        assert any(n.startswith(prefix) for n in parameters), f"{prefix} names no parameter"
+
+
+def test_a_model_is_rebuilt_from_its_spec(model):
+    spec = dict(model.spec)
+    again = build(spec.pop("name"), vocabulary=model.vocabulary, **spec)
+    again.load_state_dict(model.state_dict())
+    x = inputs(model)
+    with torch.no_grad():
+        assert torch.equal(again.eval()(*x), model(*x))
+
+
+def test_normalised_pictures_are_centred(model):
+    grey = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    x = model.normalise(grey)
+    assert x.shape == grey.shape and x.is_floating_point()
+    assert x.mean().abs() < 0.5 and x.min() < 0 < x.max()
+
+
+def test_tokens(model):
+    tokens, mask = model.tokenise([*SENTENCES, "zebra", "", " ".join(["red"] * 100)])
+    assert tokens.dtype == torch.int64 and mask.dtype == torch.bool and tokens.shape == mask.shape
+    assert (mask.long().diff(dim=1) <= 0).all(), "tokens first, padding after"
+    assert mask.sum(1)[:3].diff().sign().tolist() == [1, -1]
+    assert mask[5].all(), "a long sentence fills the length and is cut"
+    assert mask[4].sum() < mask[3].sum(), "an unknown word is still a token"
+    assert torch.equal(model.tokenise(["zebra"])[0], model.tokenise(["giraffe"])[0])
+    assert not torch.equal(model.tokenise(["red"])[0], model.tokenise(["blue"])[0])
+    assert torch.equal(model.tokenise([SENTENCES[1]])[0][0], tokens[1]), "the same length and ids in any batch"
+
+
+@pytest.mark.parametrize("scale", [(4, 4), (3, 5), (7, 7)])
+def test_logits_at_any_multiple(model, scale):
+    height, width = (model.image_multiple * s for s in scale)
+    with torch.no_grad():
+        logits = model(*inputs(model, height, width))
+    assert logits.ndim == 3 and len(logits) == 3 and logits.isfinite().all()
+    assert height % logits.shape[1] == 0 and width % logits.shape[2] == 0
+    assert height // logits.shape[1] == width // logits.shape[2]
+
+
+def test_the_sentence_matters_and_padding_does_not(model):
+    x, tokens, mask = inputs(model)
+    with torch.no_grad():
+        logits = model(x, tokens, mask)
+        assert not torch.allclose(model(x, tokens[[1, 2, 0]], mask[[1, 2, 0]]), logits, atol=1e-4)
+        # what lies in the padding is not read
+        assert torch.allclose(model(x, torch.where(mask, tokens, 5), mask), logits, atol=1e-5)
+
+
+def test_a_sample_is_independent_of_its_batch(model):
+    x = inputs(model)
+    with torch.no_grad():
+        together = model(*x)
+        for i in range(3):
+            assert torch.allclose(model(*(t[i : i + 1] for t in x))[0], together[i], atol=1e-4)
+
+
+def test_features_of_every_source(model):
+    x, tokens, mask = inputs(model, 96, 64)
+    for source in model.sources:
+        if source == "prediction":
+            continue
+        with torch.no_grad():
+            f = model.features(x, tokens, mask, upto=source)
+        assert isinstance(f, Features)
+        b, _, h, w = f.visual.shape
+        assert b == 3 and f.text.shape[:2] == tokens.shape and 96 * w == 64 * h
+        assert f.visual.isfinite().all() and f.text.isfinite().all() and f.visual.flatten(2).std(2).mean() > 0
+        if source == "joint":
+            assert f.visual.shape[1] == f.text.shape[2], "the pair that the model multiplies has one width"
+        assert f.words.dtype == f.pooled.dtype == torch.bool
+        assert (f.pooled.sum(1) == 1).all() and not (f.words & f.pooled).any() and not (f.words & ~mask).any()
+        assert f.words.sum(1).tolist() == [3, 7, 1]
+
+
+def test_features_run_no_deeper_than_they_need(model):
+    """A parameter behind the source gets no gradient, and the encoder's picture does not depend on the words."""
+    x, tokens, mask = inputs(model)
+    encoder = model.features(x, tokens, mask, upto="encoder")
+    other = model.features(x, tokens[[1, 2, 0]], mask[[1, 2, 0]], upto="encoder")
+    assert torch.equal(encoder.visual, other.visual)
+    for source in ("encoder", "joint"):
+        model.zero_grad()
+        f = model.features(x, tokens, mask, upto=source)
+        (f.visual.sum() + f.text.sum()).backward()
+        assert 0 < sum(p.grad is not None for p in model.parameters()) < len(list(model.parameters()))
+    model.zero_grad()
+
+
+def test_every_parameter_learns(model):
+    model.zero_grad()
+    model(*inputs(model)).square().sum().backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+    model.zero_grad()
+
+
+def test_no_batch_statistics(model):
+    assert not [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+
+def test_dropout_only_in_training(model):
+    x = inputs(model)
+    with torch.no_grad():
+        assert torch.equal(model(*x), model(*x))
+        model.train()
+        assert not torch.equal(model(*x), model(*x))
+    model.eval()
+
+
+def test_unknown_options_are_refused_with_the_nearest(name):
+    with pytest.raises(UserError, match=rf"model\.dropuot is not an option of model {name} \(did you mean dropout\?\)"):
+        options(name, dropuot=0.1)
+    with pytest.raises(UserError, match=rf"model\.name is '{name}l' \(did you mean {name}\?\); known: "):
+        build(name + "l", vocabulary=VOCABULARY)
+
+
+# ---- the small model ------------------------------------------------------------------------------------------------
+
+
+def test_the_small_model_is_small():
+    count = sum(p.numel() for p in build("small", vocabulary=VOCABULARY).parameters())
+    assert 2e6 < count < 6e6
+
+
+def test_features_of_the_small_model():
+    small = build("small", vocabulary=VOCABULARY, width=32, stem=16, heads=2).eval()
+    x, tokens, mask = inputs(small, 96, 64)
+    with torch.no_grad():
+        assert small.features(x, tokens, mask, "encoder").visual.shape == (3, 32, 6, 4)
+        assert small.features(x, tokens, mask, "joint").visual.shape == (3, 32, 12, 8)
+        assert small(x, tokens, mask).shape == (3, 24, 16)
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [({"width": 100}, "must be multiples of 8"), ({"stem": 60}, "must be multiples of 8"), ({"heads": 5}, r"width of model\.heads 5"),
+     ({"layers": 1}, "layers at least 2"), ({"blocks": 0}, "must be at least 1"), ({"dropout": 1.0}, r"dropout in \[0, 1\)"),
+     ({"max_words": 0}, "must be at least 1")],
+)  # fmt: skip
+def test_refused_options_of_the_small_model(given, words):
+    with pytest.raises(UserError, match=words):
+        options("small", **given)

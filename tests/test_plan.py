@@ -1,0 +1,130 @@
+"""Which trials a sweep runs: equal counts, fresh confirmation seeds, and going on after a kill."""
+
+import pytest
+
+from aml.errors import UserError
+from orchestrator.cluster import place
+from orchestrator.config import from_text
+from orchestrator.plan import Plan, check, from_json, to_json
+
+BASE = "name: x\ndata: {train: shards}\n"
+GRID = ["search.space={aml.tau: [0.25, 0.5], aml.rho: [0.5, 1.0]}", "search.seeds={search: 1, confirm: 2}"]
+
+
+def end(trial, experiment, value, epochs=10, state="done"):
+    facts = trial.describe(experiment) | {"overrides": trial.overrides, "state": state, "stopped_by": "", "error": "", "epochs": epochs}
+    return facts | {"history": [{"epoch": epochs, "val/mIoU": value}]}
+
+
+def run_through(plan, experiment, value=lambda trial: 0.5, stop_after=None):
+    order = []
+    while not plan.done and (stop_after is None or len(order) < stop_after):
+        trial = plan.next()
+        order.append(trial)
+        plan.finished(end(trial, experiment, value(trial)))
+    return order
+
+
+def test_every_arm_gets_the_same_number_of_trials_in_turn():
+    experiment = from_text(BASE, GRID)
+    order = run_through(Plan(experiment), experiment)
+    search = [t.arm for t in order if t.stage == "search"]
+    assert search[:6] == ["off", "random", "aml/calibrated"] * 2
+    assert {arm: search.count(arm) for arm in set(search)} == {"off": 4, "random": 4, "aml/calibrated": 4}
+    assert len([t for t in order if t.stage == "confirm"]) == 6 and len({t.id for t in order}) == len(order) == Plan(experiment).total
+
+
+def test_arms_with_fewer_settings_spend_their_trials_on_further_seeds():
+    experiment = from_text(BASE, GRID)
+    order = run_through(Plan(experiment), experiment)
+    off = [t.seed for t in order if t.arm == "off" and t.stage == "search"]
+    assert off == [0, 1, 2, 3]
+    random = [(t.experiment(experiment).aml.share, t.seed) for t in order if t.arm == "random" and t.stage == "search"]
+    assert sorted(random) == [(0.125, 0), (0.125, 1), (0.25, 0), (0.5, 0)]  # 0.25 * 1.0 and 0.5 * 0.5 are one setting of random
+
+
+def test_the_best_setting_is_confirmed_on_seeds_never_searched():
+    experiment = from_text(BASE, GRID)
+    order = run_through(Plan(experiment), experiment, value=lambda t: 0.9 if t.overrides.get("aml.tau") == 0.25 and t.overrides.get("aml.rho") == 1.0 else 0.1)
+    confirm = [t for t in order if t.arm == "aml/calibrated" and t.stage == "confirm"]
+    assert [t.overrides for t in confirm] == [{"aml.tau": 0.25, "aml.rho": 1.0}] * 2
+    assert {t.seed for t in confirm} & {t.seed for t in order if t.stage == "search"} == set()
+
+
+def test_a_setting_that_was_stopped_early_does_not_beat_one_that_went_to_the_end():
+    experiment = from_text(BASE, ["search.arms=[aml/calibrated]", "search.space={aml.tau: [0.25, 0.5]}"])
+    plan = Plan(experiment)
+    plan.finished(end(plan.next(), experiment, 0.9, epochs=2, state="stopped"))
+    plan.finished(end(plan.next(), experiment, 0.4))
+    assert plan.best("aml/calibrated") == {"aml.tau": 0.5}
+
+
+def test_lower_is_better_where_the_mode_says_so():
+    experiment = from_text(BASE, ["search.arms=[aml/calibrated]", "search.space={aml.tau: [0.25, 0.5]}", "search.mode=min"])
+    plan = Plan(experiment)
+    plan.finished(end(plan.next(), experiment, 0.9))
+    plan.finished(end(plan.next(), experiment, 0.4))
+    assert plan.best("aml/calibrated") == {"aml.tau": 0.5}
+
+
+@pytest.mark.parametrize("method", ["grid", "random", "tpe"])
+def test_a_killed_sweep_goes_on_where_it_stopped(method):
+    more = [] if method == "grid" else ["search.trials=4", "search.space={aml.tau: {low: 0.2, high: 0.8}, aml.rho: {low: 0.3, high: 1.0}}"]
+    experiment = from_text(BASE, [*GRID, *more, f"search.method={method}"])
+    plan = Plan(experiment)
+    finished, records = run_through(plan, experiment, stop_after=5), []
+    records = list(plan.records.values())
+    cut = plan.next()  # started, not finished
+    again = Plan(experiment, records, [from_json(to_json(t)) for t in [*finished, cut]])
+    rest = run_through(again, experiment)
+    assert rest[0] == cut
+    ids = [t.id for t in [*finished, *rest]]
+    assert len(ids) == len(set(ids)) == plan.total
+    if method != "tpe":  # TPE proposes by what it has seen
+        whole = run_through(Plan(experiment), experiment)
+        assert {(t.id, str(t.overrides)) for t in whole} == {(t.id, str(t.overrides)) for t in [*finished, *rest]}
+
+
+def test_random_search_tries_the_same_points_in_every_masking_arm():
+    experiment = from_text(BASE, ["search.method=random", "search.trials=3", "search.space={aml.tau: {low: 0.2, high: 0.8}}"])
+    order = run_through(Plan(experiment), experiment)
+    by_arm = {arm: [t.overrides["aml.tau"] for t in order if t.arm == arm and t.stage == "search"] for arm in ("random", "aml/calibrated")}
+    assert by_arm["random"] == by_arm["aml/calibrated"] and len(set(by_arm["random"])) == 3
+
+
+def test_tpe_turns_towards_the_better_region():
+    experiment = from_text(BASE, ["search.method=tpe", "search.trials=40", "search.arms=[aml/calibrated]", "search.space={aml.tau: {low: 0.1, high: 1.0}}"])
+    order = run_through(Plan(experiment), experiment, value=lambda t: -abs(t.overrides["aml.tau"] - 0.8))
+    taus = [t.overrides["aml.tau"] for t in order if t.stage == "search"]
+    assert sum(abs(t - 0.8) for t in taus[-15:]) / 15 < sum(abs(t - 0.8) for t in taus[:15]) / 15
+
+
+def test_an_arm_that_only_failed_is_not_confirmed():
+    experiment = from_text(BASE, ["search.arms=[off, random]", "search.space={aml.tau: [0.5]}"])
+    plan = Plan(experiment)
+    while (trial := plan.next()) is not None:
+        plan.finished(end(trial, experiment, 0.5, state="failed" if trial.arm == "random" else "done"))
+    assert plan.done
+    assert {r["arm"] for r in plan.records.values() if r["stage"] == "confirm"} == {"off"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["search.space={aml.tau: [0.01], aml.rho: [0.1]}"], "tau*rho*n"),
+        (["data.size=100"], "multiple of 16"),
+        (["search.space={aml.tau: [0.5, 1.5]}"], "in [0, 1]"),
+        (["search.space={model.wdth: [64]}"], "did you mean width"),
+    ],
+)
+def test_a_sweep_with_an_impossible_corner_is_refused_before_anything_starts(overrides, said):
+    with pytest.raises(UserError) as caught:
+        check(from_text(BASE, overrides))
+    assert said in str(caught.value)
+
+
+def test_an_impossible_placement_is_refused_with_its_sum():
+    with pytest.raises(UserError, match=r"2 worker\(s\) x 2 CPU \+ 0.01 for the driver = 4.01 CPU, but the cluster has 4 CPU"):
+        place(from_text(BASE, ["resources.workers=2", "resources.cpus_per_worker=2"]), {"CPU": 4, "GPU": 0})
+    fits = place(from_text(BASE, ["resources.gpus_per_worker=0.25"]), {"CPU": 16, "GPU": 2})
+    assert fits.concurrent == 8
