@@ -69,8 +69,11 @@ def load_weights(model, folder: Path) -> None:
 
 
 def load_training(folder: Path, learner) -> bool:
-    """Restore model and training state from folder or, where that is damaged, folder.previous.   -> whether one was there"""
-    folder = Path(folder)
+    """Restore model and training state from folder or, where that is damaged, folder.previous.   -> whether one was there
+
+    UserError where something was there but nothing of it can be used: starting over in silence would lose the run.
+    """
+    folder, problems = Path(folder), []
     for place in (folder, folder.with_name(folder.name + ".previous")):
         if not (place / "state.pt").exists():
             continue
@@ -80,5 +83,8 @@ def load_training(folder: Path, learner) -> bool:
             learner.load_state_dict(state)
             return True
         except Exception as error:  # a cut-off file raises EOFError, RuntimeError, UnpicklingError ...
-            print(f"checkpoint {place} is damaged ({type(error).__name__}); trying the one before", flush=True)
+            problems.append(f"{place} ({' '.join(str(error).split())[:160] or type(error).__name__})")
+            print(f"checkpoint {problems[-1]} cannot be used; trying the one before", flush=True)
+    if problems:
+        raise UserError(f"no checkpoint of this run can be used: {'; '.join(problems)}; restore one of them, or start another run with --fresh")
     return False

@@ -259,7 +259,8 @@ class Learner:
         for index, batch in enumerate(batches):
             self.step(batch, epoch, index, sums)
         metrics = sums.means(self.steps, self.world)
-        if metrics["train/skipped"] > max(1, self.config.max_skipped * self.steps):
+        searching = 8 if self.scaler.is_enabled() else 0  # a loss scaler finds its scale by overflowing
+        if metrics["train/skipped"] > self.config.max_skipped * self.steps + searching:
             raise NonFinite(
                 f"{metrics['train/skipped']:.0f} of {self.steps} steps of epoch {epoch + 1} had a non-finite loss or gradient; "
                 "lower optim.lr, set optim.clip, or use train.precision bf16 or fp32"

@@ -6,9 +6,7 @@ What is written (``generate``)::
     OUT/<dataset>/instances.json          COCO: every object of every picture, with ``attributes`` as a side-car
     OUT/images/train2014/COCO_train2014_000000000001.jpg ...
 
-A sentence is a `Query` (attributes, place, rank, relations) put into words.  It is kept when `judge` finds it true of
-the referent and clearly false of every other object of the scene; `check` reads the words back (`parse`) and judges
-them again from the annotation file alone.
+The sentences are `aml.language`'s.  `check` reads them back and judges them again from the annotation file alone.
 """
 
 import io
@@ -19,7 +17,6 @@ import multiprocessing
 import os
 import pickle
 import random
-import re
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -30,19 +27,18 @@ import cv2
 import numpy as np
 
 from aml.errors import UserError
+from aml.language import COLOURS, POSITION_WORDS, as_typed, fact, judge, parse, sentences
 
 SHAPES = ("circle", "ring", "heart", "square", "triangle", "star", "cross", "diamond")
 ROUND = SHAPES[:3]  # testA's classes (RefCOCO's people); testB has the others
-COLOURS = {"red": (206, 36, 40), "orange": (240, 134, 22), "yellow": (244, 222, 48), "green": (34, 150, 60),
-           "blue": (36, 78, 208), "purple": (124, 44, 164), "pink": (246, 138, 190), "gray": (132, 132, 134)}
 TEXTURES = ("plain", "striped", "dotted", "checked")
 SPLIT_BYS = {"refcoco": ("unc",), "refcoco+": ("unc",), "refcocog": ("umd", "google")}
-SPLITS = ("train train val train train testA train testB " "train train train train val train train train").split()
+SPLITS = (
+    *("train", "train", "val", "train", "train", "testA", "train", "testB"),
+    *("train", "train", "train", "train", "val", "train", "train", "train"),
+)
 SHARE = {"small": (0.013, 0.021), "big": (0.048, 0.095), "huge": (0.105, 0.135)}  # full area, as a share of the picture
 SUPERSAMPLE = 3
-POSITION_WORDS = frozenset(
-    "left right top bottom upper lower middle center centre leftmost rightmost topmost bottommost uppermost lowest "
-    "highest above over below under beneath corner side from".split())
 
 # ------------------------------------------------------------------------------------------ scenes
 
@@ -66,16 +62,18 @@ def _outlines():
     disc = np.stack([np.cos(turn), np.sin(turn)], 1)
     tips = np.linspace(0, 2 * np.pi, 10, endpoint=False) - np.pi / 2
     reach = np.where(np.arange(10) % 2, 0.45, 1.0)
-    heart = np.stack([16 * np.sin(turn) ** 3, -13 * np.cos(turn) + 5 * np.cos(2 * turn) + 2 * np.cos(3 * turn)
-                      + np.cos(4 * turn)], 1)
+    heart = np.stack([16 * np.sin(turn) ** 3, -13 * np.cos(turn) + 5 * np.cos(2 * turn) + 2 * np.cos(3 * turn) + np.cos(4 * turn)], 1)
     a = 0.34
-    raw = {"circle": [disc], "ring": [disc, 0.5 * disc], "heart": [heart],
-           "square": [np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], float)],
-           "triangle": [np.array([[0, -1.1], [1, 0.75], [-1, 0.75]])],
-           "star": [np.stack([reach * np.cos(tips), reach * np.sin(tips)], 1)],
-           "cross": [np.array([[-a, -1], [a, -1], [a, -a], [1, -a], [1, a], [a, a], [a, 1], [-a, 1], [-a, a], [-1, a],
-                               [-1, -a], [-a, -a]])],
-           "diamond": [np.array([[0, -1.2], [0.75, 0], [0, 1.2], [-0.75, 0]])]}
+    raw = {
+        "circle": [disc],
+        "ring": [disc, 0.5 * disc],
+        "heart": [heart],
+        "square": [np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], float)],
+        "triangle": [np.array([[0, -1.1], [1, 0.75], [-1, 0.75]])],
+        "star": [np.stack([reach * np.cos(tips), reach * np.sin(tips)], 1)],
+        "cross": [np.array([[-a, -1], [a, -1], [a, -a], [1, -a], [1, a], [a, a], [a, 1], [-a, 1], [-a, a], [-1, a], [-1, -a], [-a, -a]])],
+        "diamond": [np.array([[0, -1.2], [0.75, 0], [0, 1.2], [-0.75, 0]])],
+    }
     scaled = {}
     for shape, parts in raw.items():
         areas = [abs(np.sum(p[:, 0] * np.roll(p[:, 1], -1) - p[:, 1] * np.roll(p[:, 0], -1))) / 2 for p in parts]
@@ -165,7 +163,7 @@ def draw_scene(noise, width, height, objects):
             weave = _texture(o.texture, o.side * k, o.angle + 0.5, *here.shape)
             canvas[y0:y1, x0:x1][weave & (here == index + 1)] = other
     picture = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA)
-    return picture, np.ascontiguousarray(labels[k // 2::k, k // 2::k])
+    return picture, np.ascontiguousarray(labels[k // 2 :: k, k // 2 :: k])
 
 
 def polygons(mask):
@@ -177,7 +175,7 @@ def polygons(mask):
     mask = np.ascontiguousarray(mask, np.uint8)
     twice = mask.repeat(2, 0).repeat(2, 1)
     contours, tree = cv2.findContours(twice, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    for contour, links in zip(contours, tree[0] if tree is not None else ()):
+    for contour, links in zip(contours, tree[0] if tree is not None else (), strict=True):
         if links[3] >= 0:
             column = (int(contour[:, 0, 0].min()) + int(contour[:, 0, 0].max()) + 2) // 4
             left, right = mask.copy(), mask.copy()
@@ -192,312 +190,6 @@ def polygons(mask):
     return parts
 
 
-# ------------------------------------------------------------------------------------------ language
-
-
-class Fact(NamedTuple):
-    """What can be said of an object: x, y in 0..1 of the picture, u, v in longer sides, area in pixels."""
-
-    shape: str
-    colour: str
-    size: str
-    texture: str
-    x: float
-    y: float
-    u: float
-    v: float
-    area: float
-
-
-class Query(NamedTuple):
-    """A sentence's meaning. named: (shape, colour, size, texture), None where unsaid; where: places that all hold;
-    best: (direction, rank from 1) among the objects so named; relations: ((kind, named landmark), ...)."""
-
-    named: tuple = (None, None, None, None)
-    where: tuple = ()
-    best: tuple = None
-    relations: tuple = ()
-
-
-def fact(annotation, image):
-    """Fact of a COCO annotation with `attributes`."""
-    a, (x, y, w, h) = annotation["attributes"], annotation["bbox"]
-    x, y, longer = x + w / 2, y + h / 2, max(image["width"], image["height"])
-    return Fact(a["shape"], a["colour"], a["size"], a["texture"], x / image["width"], y / image["height"], x / longer,
-                y / longer, annotation["area"])
-
-
-def _fits(named, f):
-    return ((named[0] is None or named[0] == f.shape) and (named[1] is None or named[1] == f.colour)
-            and (named[2] is None or named[2] == f.size) and (named[3] is None or named[3] == f.texture))
-
-
-def _grade(value, yes, no):
-    """1 where value is beyond `yes`, 0 beyond `no` on the other side, 0.5 (a matter of opinion) between them."""
-    sign = 1 if yes > no else -1
-    return 1.0 if sign * value >= sign * yes else 0.0 if sign * value <= sign * no else 0.5
-
-
-def _place(place, f):
-    if place == "middle":
-        return min(_grade(abs(f.x - 0.5), 0.14, 0.24), _grade(abs(f.y - 0.5), 0.18, 0.28))
-    value = f.x if place in ("left", "right") else f.y
-    return _grade(value, 0.38, 0.54) if place in ("left", "top") else _grade(value, 0.62, 0.46)
-
-
-def _rank(keys, index, rank, gap):
-    """Whether keys[index] is the rank-th smallest, where keys nearer than `gap` count as tied."""
-    mine = keys[index]
-    better = sum(k < mine - gap for k in keys.values())
-    tied = sum(abs(k - mine) <= gap for k in keys.values()) - 1
-    return (0.5 if tied else 1.0) if better <= rank - 1 <= better + tied else 0.0
-
-
-BEST = {"left": (lambda f: f.x, 0.06), "right": (lambda f: -f.x, 0.06), "top": (lambda f: f.y, 0.06),
-        "bottom": (lambda f: -f.y, 0.06), "big": (lambda f: -math.log(f.area), math.log(1.5)),
-        "small": (lambda f: math.log(f.area), math.log(1.5))}
-
-
-def _related(kind, f, mark):
-    du, dv = mark.u - f.u, mark.v - f.v
-    if kind == "near":
-        return _grade(math.hypot(du, dv), 0.34, 0.46)
-    ahead, aside = {"left": (du, dv), "right": (-du, dv), "above": (dv, du), "below": (-dv, du)}[kind]
-    value = _grade(ahead, 0.09, -0.02)
-    return value if value < 1 or abs(aside) <= 1.5 * ahead else 0.5
-
-
-def judge(query, facts):
-    """[0 no, 0.5 a matter of opinion, 1 yes] for every Fact of a scene; a landmark must be one object only."""
-    values = [1.0 if _fits(query.named, f) else 0.0 for f in facts]
-    pool = [i for i, v in enumerate(values) if v]
-    for i in pool:
-        for place in query.where:
-            values[i] = min(values[i], _place(place, facts[i]))
-    if query.best:
-        key, gap = BEST[query.best[0]]
-        keys = {i: key(facts[i]) for i in pool}
-        for i in pool:
-            values[i] = min(values[i], _rank(keys, i, query.best[1], gap))
-    for kind, named in query.relations:
-        marks = [i for i, f in enumerate(facts) if _fits(named, f)]
-        if len(marks) != 1:
-            return [0.5 * (v > 0) for v in values]
-        mark = facts[marks[0]]
-        keys = {i: math.hypot(facts[i].u - mark.u, facts[i].v - mark.v) for i in pool if i != marks[0]}
-        for i in pool:
-            if i == marks[0]:
-                values[i] = 0.0
-            else:
-                holds = _rank(keys, i, 1, 0.08) if kind == "closest" else _related(kind, facts[i], mark)
-                values[i] = min(values[i], holds)
-    return values
-
-
-NOUNS = {"circle": ("circle", "disc"), "ring": ("ring", "donut"), "heart": ("heart",), "square": ("square", "box"),
-         "triangle": ("triangle",), "star": ("star",), "cross": ("cross", "plus"), "diamond": ("diamond",)}
-SIZES = {"small": ("small", "little", "tiny"), "big": ("big", "large")}
-WEAVES = {"plain": ("plain", "solid"), "striped": ("striped",), "dotted": ("dotted", "spotted"),
-          "checked": ("checked",)}
-PLACES = {"left": ("left",), "right": ("right",), "top": ("top", "upper"), "bottom": ("bottom", "lower"),
-          "middle": ("middle", "center")}
-FIRSTS = {"left": ("leftmost", "far left"), "right": ("rightmost", "far right"), "top": ("topmost", "highest"),
-          "bottom": ("bottommost", "lowest"), "big": ("largest", "biggest"), "small": ("smallest", "tiniest")}
-RANKS = {"second": 2, "third": 3}
-LINKS = {"left": ("left of", "to the left of"), "right": ("right of", "to the right of"), "above": ("above", "over"),
-         "below": ("below", "under"), "near": ("near", "next to"), "closest": ("closest to", "nearest to")}
-ANY = ("one", "thing", "shape", "object")
-FILLERS = frozenset("a an the that is which and on in at side corner with".split()) | set(ANY)
-
-
-def _lexicon():
-    words = {}
-    for slot, table in enumerate((NOUNS, {c: (c,) for c in COLOURS}, SIZES, WEAVES)):
-        words |= {w: (slot, value) for value, forms in table.items() for w in forms}
-    words |= {w: ("where", value) for value, forms in PLACES.items() for w in forms}
-    words |= {w.replace(" ", "-"): ("best", (value, 1)) for value, forms in FIRSTS.items() for w in forms}
-    words |= {f"<{w.replace(' ', '-')}>": ("link", value) for value, forms in LINKS.items() for w in forms}
-    return words | {w: ("rank", value) for w, value in RANKS.items()}
-
-
-LEXICON = _lexicon()
-_LINK = re.compile(r"\b(" + "|".join(sorted((w for f in LINKS.values() for w in f), key=len, reverse=True)) + r")\b")
-
-
-def parse(sentence):
-    """Query of a cleaned sentence. Raises ValueError for a word or an order of words that is not in the grammar."""
-    text = re.sub(r"[.,]", " ", sentence)
-    text = re.sub(r"\bof the (picture|image)\b", " ", text)
-    text = re.sub(r"\bfrom (?:the )?(left|right|top|bottom)\b", r"from-\1", text)
-    text = re.sub(r"\bfar (left|right)\b", r"far-\1", text)
-    text = _LINK.sub(lambda m: f"<{m[1].replace(' ', '-')}>", text)
-    nps, links, where, best, rank, edge = [[None] * 4], [], [], None, None, None
-    for word in text.split():
-        if word in FILLERS:
-            continue
-        slot, value = ("edge", word[5:]) if word.startswith("from-") else LEXICON.get(word, (None, word))
-        if slot == "link":
-            links.append(value)
-            nps.append([None] * 4)
-        elif isinstance(slot, int) and nps[-1][slot] is None:
-            nps[-1][slot] = value
-        elif slot == "where" and not links:
-            where.append(value)
-        elif slot == "best" and not links and best is None:
-            best = value
-        elif slot == "rank" and not links and rank is None:
-            rank = value
-        elif slot == "edge" and rank and edge is None:
-            edge = value
-        else:
-            raise ValueError(f"the word {word!r} has no place in {sentence!r}")
-    if bool(rank) != bool(edge) or (rank and best) or any(not any(np_) for np_ in nps[1:]):
-        raise ValueError(f"{sentence!r} is not a whole sentence")
-    return Query(tuple(nps[0]), tuple(where), (edge, rank) if rank else best,
-                 tuple((k, tuple(n)) for k, n in zip(links, nps[1:])))
-
-
-def _noun_phrase(rng, named, bare):
-    """Words of (shape, colour, size, texture); without a shape a general noun, or none where `bare`."""
-    shape, colour, size, texture = named
-    words = [rng.choice(SIZES[size])] if size else []
-    words += [rng.choice(WEAVES[texture])] if texture else []
-    words += [colour] if colour else []
-    if shape:
-        words.append(NOUNS[shape][0] if rng.random() < 0.88 else NOUNS[shape][-1])
-    elif not bare:
-        words.append(rng.choice(ANY))
-    return words
-
-
-def _words(rng, query, long, corner=False):
-    """Tokens that say `query`; `long` in RefCOCOg's manner; `corner` where two places may be called a corner."""
-    only = not (query.where or query.best or query.relations)
-    bare = rng.random() < (0.5 if query.relations else 0.75) and not long and (any(query.named) or not only)
-    if query.relations and not any(query.named) and not query.where and not query.best:
-        bare = False
-    core, after = _noun_phrase(rng, query.named, bare), []
-    if query.best:
-        direction, rank = query.best
-        if rank == 1:
-            core = rng.choice(FIRSTS[direction]).split() + core
-        else:
-            core = [next(w for w, r in RANKS.items() if r == rank)] + core
-            after += ["from", "the", direction] if long or rng.random() < 0.4 else ["from", direction]
-    if query.where:
-        place = [rng.choice(PLACES[p]) for p in query.where]
-        style = rng.random()
-        if not core or (style < 0.4 and not long):
-            core = place + core
-        else:
-            the = ["the"] if long or rng.random() < 0.4 else []
-            place = [query.where[0]] if len(place) == 1 and place[0] in ("upper", "lower") else place
-            tail = ["corner"] if corner and len(place) == 2 and style > 0.7 else []
-            tail = ["side"] if place[0] in ("left", "right") and (style > 0.95 or (long and style > 0.6)) else tail
-            tail += ["of", "the", "picture" if style > 0.7 else "image"] if long and style > 0.4 else []
-            if place[0] in PLACES["middle"] or "corner" in tail:
-                after += ["in"] + the + place + tail
-            else:
-                after += (["on"] if place[0] in ("left", "right") else ["at"]) + the + place + tail
-    for number, (kind, named) in enumerate(query.relations):
-        link = rng.choice(LINKS[kind] if not long else LINKS[kind][-1:]).split()
-        lead = (["that", "is"] if number == 0 else ["and"]) if long and (number or rng.random() < 0.4) else []
-        if long and number == 0 and rng.random() < 0.12:
-            lead = [",", "which", "is"]
-        the = ["the"] if long or rng.random() < 0.45 else []
-        after += lead + link + the + _noun_phrase(rng, named, False)
-    tokens = core + after
-    if long or (len(tokens) > 1 and rng.random() < 0.12):
-        tokens = ["a" if long and not query.best and rng.random() < 0.4 else "the"] + tokens
-    return tokens + ["."] if long and rng.random() < 0.15 else tokens
-
-
-# kind of sentence -> weight; a second relation only in RefCOCOg
-MIX = {"refcoco": {"one": 36, "named": 26, "where": 58, "best": 22, "rank": 8, "relation": 8, "full": 4},
-       "refcoco+": {"one": 24, "named": 50, "best": 26, "relation": 16, "full": 4},
-       "refcocog": {"named": 18, "where": 24, "best": 14, "relation": 32, "full": 14}}
-
-
-def _some(rng, f, chances):
-    return tuple(value if rng.random() < chance else None for value, chance in zip(f[:4], chances))
-
-
-def _landmark(rng, facts, index):
-    """(index, shortest unique name) of another object, or None."""
-    other = rng.choice([i for i in range(len(facts)) if i != index])
-    f = facts[other]
-    for keep in ((0,), (2, 0), (1, 0), (3, 0), (1, 2, 0)):
-        named = tuple(f[s] if s in keep else None for s in range(4))
-        if sum(_fits(named, g) for g in facts) == 1:
-            return other, named
-    return None
-
-
-def _propose(rng, facts, index, kind, plus):
-    """A Query of that kind that may be true of facts[index], or None."""
-    f = facts[index]
-    if kind == "one":
-        slot = rng.choice((0, 0, 1, 1, 3, "best"))
-        if slot == "best":
-            return Query(best=(rng.choice(("big", "small") if plus else tuple(BEST)), 1))
-        return Query(tuple(f[s] if s == slot else None for s in range(4)))
-    if kind == "named":
-        named = _some(rng, f, (0.75, 0.45, 0.45, 0.4))
-        return Query(named) if any(named) else None
-    named = _some(rng, f, (0.72, 0.2, 0.12, 0.1) if kind != "full" else (1, 0.8, 0.6, 0.5))
-    where = tuple(p for p in ("top", "bottom", "left", "right") if _place(p, f) == 1)
-    where = ("middle",) if _place("middle", f) == 1 else where
-    where = where if rng.random() < 0.4 or kind == "full" else where[-1:] if rng.random() < 0.7 else where[:1]
-    if kind == "where":
-        return Query(named, where) if where else None
-    if kind in ("best", "rank"):
-        pool = sum(_fits(named, g) for g in facts)
-        rank = 1 if kind == "best" else rng.choice((2, 2, 3))
-        ways = ("big", "small") if plus else ("left", "right", "top", "bottom") + ("big", "small") * 2 * (rank == 1)
-        return Query(named, best=(rng.choice(ways), rank)) if pool > rank else None
-    relations = []
-    for _ in range(1 + (kind == "full" and rng.random() < 0.4)):
-        mark = _landmark(rng, facts, index)
-        kinds = ("near", "closest") if plus else ("left", "right", "above", "below", "near", "closest")
-        holds = [k for k in kinds if mark and (k == "closest" or _related(k, f, facts[mark[0]]) == 1)]
-        if holds:
-            relations.append((rng.choice(holds[:-1] or holds), mark[1]))
-    if not relations or len({k for k, _ in relations}) < len(relations):
-        return None
-    return Query(named, where if kind == "full" and not plus and rng.random() < 0.5 else (), None, tuple(relations))
-
-
-def _sentences(rng, facts, index, dataset, wanted):
-    """Up to `wanted` different token lists, each true of facts[index] alone."""
-    plus, long = dataset == "refcoco+", dataset == "refcocog"
-    kinds, weights = zip(*MIX[dataset].items())
-    found = []
-    for _ in range(14 * wanted):
-        if len(found) == wanted:
-            break
-        kind = rng.choices(kinds, weights)[0]
-        for _ in range(3):
-            query = _propose(rng, facts, index, kind, plus)
-            if query is None:
-                continue
-            values = judge(query, facts)
-            if values[index] == 1 and sum(v > 0 for v in values) == 1:
-                corner = abs(facts[index].x - 0.5) > 0.2 and abs(facts[index].y - 0.5) > 0.2
-                tokens = _words(rng, query, long or (kind == "full" and rng.random() < 0.6), corner)
-                if tokens not in found and len(tokens) <= (28 if long else 20):
-                    found.append(tokens)
-                break
-    return found
-
-
-def _raw(rng, sent):
-    """The sentence as somebody might have typed it."""
-    raw = sent.replace("gray", "grey") if rng.random() < 0.5 else sent
-    raw = raw.replace("second", "2nd") if rng.random() < 0.4 else raw
-    case = rng.random()
-    return raw.upper() if case < 0.04 else raw.capitalize() if case < 0.14 else raw
-
-
 # ------------------------------------------------------------------------------------------ files
 
 
@@ -509,9 +201,18 @@ def _annotations(labels, objects, image_id):
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         x0, y0, x1, y1 = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
         parts = [[v + (x0, y0)[i % 2] for i, v in enumerate(p)] for p in polygons(mask[y0:y1, x0:x1])]
-        out.append({"id": image_id * 10 + index, "image_id": image_id, "category_id": SHAPES.index(o.shape) + 1,
-                    "segmentation": parts, "area": int(mask.sum()), "bbox": [x0, y0, x1 - x0, y1 - y0], "iscrowd": 0,
-                    "attributes": {"shape": o.shape, "colour": o.colour, "size": o.size, "texture": o.texture}})
+        out.append(
+            {
+                "id": image_id * 10 + index,
+                "image_id": image_id,
+                "category_id": SHAPES.index(o.shape) + 1,
+                "segmentation": parts,
+                "area": int(mask.sum()),
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "iscrowd": 0,
+                "attributes": {"shape": o.shape, "colour": o.colour, "size": o.size, "texture": o.texture},
+            }
+        )
     return out
 
 
@@ -525,7 +226,7 @@ def _scene(seed, index, size):
         while len(objects) >= 4:
             picture, labels = draw_scene(np.random.default_rng(paint), width, height, objects)
             seen = np.bincount(labels.ravel(), minlength=len(objects) + 1)[1:]
-            kept = [o for o, n in zip(objects, seen) if n >= 0.72 * o.side**2]
+            kept = [o for o, n in zip(objects, seen, strict=True) if n >= 0.72 * o.side**2]
             if len(kept) == len(objects):
                 return picture, labels, objects
             objects = kept
@@ -549,8 +250,7 @@ def _one(index, out, dataset, size, seed):
     """
     picture, labels, objects = _scene(seed, index, size)
     image_id = index + 1
-    image = {"id": image_id, "file_name": f"COCO_train2014_{image_id:012d}.jpg", "width": picture.shape[1],
-             "height": picture.shape[0], "license": 1}
+    image = {"id": image_id, "file_name": f"COCO_train2014_{image_id:012d}.jpg", "width": picture.shape[1], "height": picture.shape[0], "license": 1}
     path = Path(out) / "images" / "train2014" / image["file_name"]
     jpeg = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()
     if not path.exists():
@@ -558,8 +258,7 @@ def _one(index, out, dataset, size, seed):
         part.write_bytes(jpeg)
         os.replace(part, path)
     elif path.read_bytes() != jpeg:
-        raise UserError(f"{path} is another picture than the one to be written (other seed or size, or not generated); "
-                        "choose an empty folder.")
+        raise UserError(f"{path} is another picture than the one to be written (other seed or size, or not generated); choose an empty folder.")
     annotations = _annotations(labels, objects, image_id)
     facts = [fact(a, image) for a in annotations]
     rng = random.Random(int(np.random.default_rng([seed, index, 1 + tuple(SPLIT_BYS).index(dataset)]).integers(2**62)))
@@ -574,9 +273,9 @@ def _one(index, out, dataset, size, seed):
         if len(refs) == wanted:
             break
         many = rng.choices((1, 2, 3, 4), (20, 70, 10, 0) if dataset == "refcocog" else (6, 4, 88, 2))[0]
-        tokens = _sentences(rng, facts, i, dataset, many)
+        tokens = sentences(rng, facts, i, dataset, many)
         if tokens:
-            refs.append((i, [(" ".join(t), _raw(rng, " ".join(t)), t) for t in tokens], rng.random()))
+            refs.append((i, [(" ".join(t), as_typed(rng, " ".join(t)), t) for t in tokens], rng.random()))
     return image, annotations, refs
 
 
@@ -597,26 +296,38 @@ def _records(results, dataset, split_by):
     """REFER's list of referents and {split: {"refs", "sentences", "images"}}."""
     refs, images, sent_id = [], {}, 0
     for number, (image, annotations, found) in enumerate(results):
-        for i, sentences, draw in found:
+        for i, said, draw in found:
             split = SPLITS[number % len(SPLITS)]
             if split_by == "umd":
                 split = split[:4] if split.startswith("test") else split
             elif split_by == "google":
                 split = "val" if draw < 0.12 else "train"
             ann_id, ref_id = annotations[i]["id"], len(refs)
-            ids = list(range(sent_id, sent_id + len(sentences)))
+            ids = list(range(sent_id, sent_id + len(said)))
             sent_id += len(ids)
             suffix = ann_id if dataset == "refcocog" else ref_id
-            refs.append({"sent_ids": ids, "file_name": image["file_name"].replace(".jpg", f"_{suffix}.jpg"),
-                         "ann_id": ann_id, "ref_id": ref_id, "image_id": image["id"], "split": split,
-                         "sentences": [{"tokens": t, "raw": raw, "sent_id": n, "sent": sent}
-                                       for n, (sent, raw, t) in zip(ids, sentences)],
-                         "category_id": annotations[i]["category_id"]})
+            refs.append(
+                {
+                    "sent_ids": ids,
+                    "file_name": image["file_name"].replace(".jpg", f"_{suffix}.jpg"),
+                    "ann_id": ann_id,
+                    "ref_id": ref_id,
+                    "image_id": image["id"],
+                    "split": split,
+                    "sentences": [{"tokens": t, "raw": raw, "sent_id": n, "sent": sent} for n, (sent, raw, t) in zip(ids, said, strict=True)],
+                    "category_id": annotations[i]["category_id"],
+                }
+            )
             images.setdefault(split, set()).add(image["id"])
     order = sorted(images, key=lambda s: ("train", "val", "testA", "testB", "test").index(s))
-    return refs, {s: {"refs": sum(r["split"] == s for r in refs),
-                      "sentences": sum(len(r["sent_ids"]) for r in refs if r["split"] == s), "images": len(images[s])}
-                  for s in order}
+    return refs, {
+        s: {
+            "refs": sum(r["split"] == s for r in refs),
+            "sentences": sum(len(r["sent_ids"]) for r in refs if r["split"] == s),
+            "images": len(images[s]),
+        }
+        for s in order
+    }
 
 
 def _write(path, data):
@@ -655,11 +366,13 @@ def generate(out, dataset="refcoco", images=2000, size=128, seed=0, workers=None
     workers = workers or max(1, min(os.cpu_count() or 1, images // 200))
     job = partial(_one, out=str(out), dataset=dataset, size=size, seed=seed)
     results = list(_all(job, images, workers))
-    instances = {"info": {"description": f"generated {dataset} look-alike", "seed": seed, "size": size},
-                 "licenses": [{"id": 1, "name": "generated, no rights reserved", "url": ""}],
-                 "images": [r[0] for r in results], "annotations": [a for r in results for a in r[1]],
-                 "categories": [{"id": i + 1, "name": s, "supercategory": "round" if s in ROUND else "angular"}
-                                for i, s in enumerate(SHAPES)]}
+    instances = {
+        "info": {"description": f"generated {dataset} look-alike", "seed": seed, "size": size},
+        "licenses": [{"id": 1, "name": "generated, no rights reserved", "url": ""}],
+        "images": [r[0] for r in results],
+        "annotations": [a for r in results for a in r[1]],
+        "categories": [{"id": i + 1, "name": s, "supercategory": "round" if s in ROUND else "angular"} for i, s in enumerate(SHAPES)],
+    }
     _write(out / dataset / "instances.json", json.dumps(instances).encode())
     counts = {}
     for split_by in SPLIT_BYS[dataset]:
@@ -690,7 +403,7 @@ def check(out, dataset="refcoco", split_by=None):
             except ValueError as error:
                 wrong.append(f"{label}: {error}")
                 continue
-            fitting = {a["id"]: v for a, v in zip(group, values) if v > 0}
+            fitting = {a["id"]: v for a, v in zip(group, values, strict=True) if v > 0}
             if fitting.get(ref["ann_id"]) != 1.0 or len(fitting) != 1:
                 wrong.append(f"{label}: fits {fitting or 'nothing'}, the referent is {ref['ann_id']}")
     return wrong

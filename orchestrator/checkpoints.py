@@ -71,7 +71,7 @@ def _named(text: str, root: Path) -> Path:
 
 def _logged(run_id: str, root: Path, tracking_uri: str | None) -> Path:
     """An MLflow run leads to its run folder by its tag; where that folder is not here, to the model it logged."""
-    from orchestrator.tracking import KEY_TAG
+    from orchestrator.mlflow_store import KEY_TAG
 
     client, uri = _client(root, tracking_uri)
     run = _ask(client.get_run, run_id, what=f"MLflow run {run_id}", uri=uri)
@@ -99,18 +99,18 @@ def _registered(text: str, root: Path, tracking_uri: str | None) -> Path:
 
 def _client(root: Path, tracking_uri: str | None):
     """-> client, the address in use. A SQLite file that is not there is not made."""
-    from orchestrator import tracking
+    from orchestrator import mlflow_store
 
     if tracking_uri == "none":
         raise UserError("tracking.uri is none, so no MLflow store knows runs or models; give a checkpoint folder or a run's name")
-    uri = tracking.tracking_uri(tracking_uri, root)
+    uri = mlflow_store.tracking_uri(tracking_uri, root)
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
         raise UserError(f"there is no MLflow store at {uri}; train something first, or set MLFLOW_TRACKING_URI")
-    return tracking._client(uri), uri
+    return mlflow_store.connect(uri), uri
 
 
 def _ask(call, *args, what: str, uri: str):
-    from orchestrator.tracking import redact
+    from orchestrator.mlflow_store import redact
 
     try:
         return call(*args)

@@ -100,11 +100,11 @@ def evaluate(
     manifest, splits, views = shards.manifest(store), list(dict.fromkeys(splits)), [CLEAN, *dict.fromkeys(tuple(c) for c in corruptions)]
     _check(manifest, store, splits, protocol, batch, Path(out))
     segmenter, config = Segmenter.load(checkpoint, device), read_config(checkpoint)
-    places = index(store, splits)
+    places = shards.index(store, splits)
     expected = sum(manifest["splits"][split]["sentences"] for split in splits)
     say(f"{expected} sentences of {', '.join(splits)} on {len(places)} pictures, {len(views)} view(s) each, protocol {protocol}")
     tally, words, start = Tally(), _Words(segmenter.model), time.monotonic()
-    rows = _watched(read(store, places), len(places), say)
+    rows = _watched(shards.read(store, places), len(places), say)
     samples = (sample for row in rows for sample in _samples(words.add(row, splits), splits, views, segmenter, protocol))
     while some := list(itertools.islice(samples, batch)):
         tally.add(some, _predict(segmenter, some, protocol))
@@ -146,35 +146,6 @@ def _check(manifest: dict, store: shards.Store, splits: list[str], protocol: str
         raise UserError(f"{out} is a file; give a folder for the results")
 
 
-def index(store: shards.Store, splits: list[str]) -> list[tuple[int, str, int, int]]:
-    """Where the pictures with a ref in one of the splits are: (image_id, file, row group, row), in the order of image_id."""
-    import pyarrow.parquet as pq
-
-    found = []
-    for name in shards.manifest(store)["files"]:
-        with pq.ParquetFile(store.join(name), filesystem=store.fs) as file:
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(group, columns=["image_id", "splits"])
-                pairs = zip(table["image_id"].to_pylist(), table["splits"].to_pylist(), strict=True)
-                found += [(i, name, group, r) for r, (i, of) in enumerate(pairs) if set(splits) & set(of.split(","))]
-    return sorted(found)
-
-
-def read(store: shards.Store, places: list[tuple[int, str, int, int]], *, jpeg: bool = True) -> Iterator[dict]:
-    """The rows at some places, with or without their `jpeg`, one at a time; a few row groups are kept in memory."""
-    import pyarrow.parquet as pq
-
-    @functools.lru_cache(maxsize=4)
-    def group_of(name: str, group: int):
-        with pq.ParquetFile(store.join(name), filesystem=store.fs) as file:
-            return file.read_row_group(group, columns=["meta", "jpeg"] if jpeg else ["meta"])
-
-    for _, name, group, row in places:
-        table = group_of(name, group)
-        meta = json.loads(table["meta"][row].as_py())
-        yield meta | ({"jpeg": table["jpeg"][row].as_py()} if jpeg else {})
-
-
 def _watched(rows: Iterator[dict], total: int, say) -> Iterator[dict]:
     """The rows, with a line now and then on how far they are."""
     start = said = time.monotonic()
@@ -195,7 +166,12 @@ def _samples(row: dict, splits: list[str], views: list[tuple[str, int]], segment
         seen = image if (name, severity) == CLEAN else corrupt(image, name, severity, row["image_id"])
         small = fit_image(seen, segmenter.image_size, segmenter.fit)
         for ref, truth in zip(refs, truths, strict=True):
-            of_ref = {key: row[key] for key in ("dataset", "split_by")} | {"split": ref["split"], "image_id": row["image_id"], "ref_id": ref["ref_id"]}
+            of_ref = {
+                **{key: row[key] for key in ("dataset", "split_by")},
+                "split": ref["split"],
+                "image_id": row["image_id"],
+                "ref_id": ref["ref_id"],
+            }
             for sentence in ref["sentences"]:
                 what = {"sent_id": sentence["sent_id"], "no_target": False, "protocol": protocol, "corruption": name, "severity": severity}
                 yield Sample(small, sentence["sent"], truth, of_ref | what)
@@ -340,7 +316,7 @@ def predict(checkpoint: Path, image_path: Path, text: str, out: Path, overlay: P
 
     words = refer.words(text)
     if not words:
-        raise UserError(f"the sentence {text!r} holds no word; say what to look for, as in --text \"the left dog\"")
+        raise UserError(f'the sentence {text!r} holds no word; say what to look for, as in --text "the left dog"')
     image, segmenter = _open(Path(image_path)), Segmenter.load(checkpoint, device)
     mask = segmenter.mask(image, text)
     write_atomic(Path(out), pictures.png(Image.fromarray(mask.astype(np.uint8) * 255)))

@@ -24,7 +24,7 @@ from aml.models import build
 from aml.pictures import panels, png
 from orchestrator import shards
 from orchestrator.config import Experiment
-from orchestrator.evaluate import index, read
+from orchestrator.shards import index, read
 from orchestrator.trial import write_atomic
 
 MEASURED = 64

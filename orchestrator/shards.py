@@ -7,9 +7,11 @@
 Trials do not run Ray Data: they get references to the decoded blocks in the object store and gather from them by index.
 """
 
+import functools
 import hashlib
 import json
 import posixpath
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,14 +83,15 @@ def write(refer_root: Path, images: Path, dataset: str, split_by: str, out: Stor
         manifest = json.loads(present)
         if manifest.get("source") == source:
             return manifest
-        raise UserError(f"{out.uri} holds other data ({manifest.get('dataset')}, {manifest.get('split_by')}); choose another --out or delete that folder")
+        held = f"{manifest.get('dataset')}, {manifest.get('split_by')}"
+        raise UserError(f"{out.uri} holds other data ({held}); choose another --out or delete that folder")
     out.clear()  # what an interrupted conversion left
     packed = [{"path": r["path"], "meta": json.dumps({k: v for k, v in r.items() if k != "path"})} for r in rows]
     shards = ray.data.from_items(packed, override_num_blocks=max(1, min(len(packed) // 256, 512))).map_batches(_attach, batch_size=64)
     shards = shards.materialize()
     bad = [r["error"] for r in shards.filter(expr=col("error") != "").select_columns(["error"]).take_all()]
     if bad and not skip_unreadable:
-        raise UserError(f"{len(bad)} of {len(rows)} images cannot be decoded, the first: {bad[0]}".replace("skip_unreadable", "--skip-unreadable"))
+        raise UserError(f"{len(bad)} of {len(rows)} images cannot be used, the first: {bad[0]}".replace("skip_unreadable", "--skip-unreadable"))
     good = shards.filter(expr=col("error") == "").drop_columns(["error", "digest"])
     good.write_parquet(out.path, filesystem=out.fs, row_group_size=ROWS_PER_GROUP, min_rows_per_file=ROWS_PER_GROUP)
     digests = {r["image_id"]: r["digest"] for r in shards.filter(expr=col("error") == "").select_columns(["image_id", "digest"]).take_all()}
@@ -116,7 +119,9 @@ def _attach(batch: dict) -> dict:
     for path, text in zip(batch["path"], batch["meta"], strict=True):
         meta, jpeg, error = json.loads(str(text)), Path(str(path)).read_bytes(), ""
         try:
-            decode_image(jpeg, meta["file_name"])
+            found = decode_image(jpeg, meta["file_name"]).shape[:2]
+            if found != (meta["height"], meta["width"]):
+                error = f"{meta['file_name']} is {found[1]} x {found[0]}, but its annotations are for {meta['width']} x {meta['height']}; get the original image"
         except UnreadableImage as problem:
             error = str(problem)
         out["image_id"].append(meta["image_id"])
@@ -139,11 +144,13 @@ def manifest(store: Store) -> dict:
     """The marker's content. UserError where there are no shards, or unfinished ones, or a file of them is missing."""
     data = store.read(MARKER)
     if data is None:
-        raise UserError(f"{store.uri} has no {MARKER}, so there are no complete shards there; make them with: python -m orchestrator shard --out {store.uri} ...")
+        how = f"python -m orchestrator shard --out {store.uri} ..."
+        raise UserError(f"{store.uri} has no {MARKER}, so there are no complete shards there; make them with: {how}")
     found = json.loads(data)
     missing = sorted(set(found["files"]) - set(_parquet_files(store)))
     if missing:
-        raise UserError(f"{store.uri} lacks {len(missing)} of its {len(found['files'])} files, the first is {missing[0]}; copy it again or write the shards again")
+        lack = f"{len(missing)} of its {len(found['files'])} files, the first is {missing[0]}"
+        raise UserError(f"{store.uri} lacks {lack}; copy it again or write the shards again")
     return found
 
 
@@ -156,7 +163,8 @@ def verify(store: Store) -> dict:
         try:
             table = pq.read_table(store.join(name), filesystem=store.fs, columns=["jpeg", "meta"])
         except Exception as error:  # pyarrow raises several kinds on cut-off or altered files
-            raise UserError(f"{store.uri}/{name} is damaged ({type(error).__name__}: {' '.join(str(error).split())[:120]}); write the shards again") from None
+            what = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+            raise UserError(f"{store.uri}/{name} is damaged ({what}); write the shards again") from None
         for jpeg, text in zip(table["jpeg"].to_pylist(), table["meta"].to_pylist(), strict=True):
             rows.append(json.loads(text))
             decode_image(jpeg, rows[-1]["file_name"])
@@ -165,6 +173,35 @@ def verify(store: Store) -> dict:
     if split_counts(rows) != noted["splits"] or content != noted["fingerprint"]:
         raise UserError(f"{store.uri} does not hold what its marker says (content {content}, noted {noted['fingerprint']}); write the shards again")
     return noted
+
+
+def index(store: Store, splits: list[str]) -> list[tuple[int, str, int, int]]:
+    """Where the pictures with a ref in one of the splits are: (image_id, file, row group, row), in the order of image_id."""
+    import pyarrow.parquet as pq
+
+    found = []
+    for name in manifest(store)["files"]:
+        with pq.ParquetFile(store.join(name), filesystem=store.fs) as file:
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group, columns=["image_id", "splits"])
+                pairs = zip(table["image_id"].to_pylist(), table["splits"].to_pylist(), strict=True)
+                found += [(i, name, group, r) for r, (i, of) in enumerate(pairs) if set(splits) & set(of.split(","))]
+    return sorted(found)
+
+
+def read(store: Store, places: list[tuple[int, str, int, int]], *, jpeg: bool = True) -> Iterator[dict]:
+    """The rows at some places, with or without their `jpeg`, one at a time; a few row groups are kept in memory."""
+    import pyarrow.parquet as pq
+
+    @functools.lru_cache(maxsize=4)
+    def group_of(name: str, group: int):
+        with pq.ParquetFile(store.join(name), filesystem=store.fs) as file:
+            return file.read_row_group(group, columns=["meta", "jpeg"] if jpeg else ["meta"])
+
+    for _, name, group, row in places:
+        table = group_of(name, group)
+        meta = json.loads(table["meta"][row].as_py())
+        yield meta | ({"jpeg": table["jpeg"][row].as_py()} if jpeg else {})
 
 
 def words(store: Store) -> list[str]:
@@ -262,17 +299,3 @@ def _decode(batch: dict, *, splits: set[str], size: int, fit: str) -> dict:
     masks = np.empty(len(rows), dtype=object)
     masks[:] = block["masks"]
     return {"image": block["image"], "masks": masks, "meta": np.array(block["meta"])}
-
-
-def local_blocks(store: Store, splits: set[str], size: int, fit: str) -> list[dict]:
-    """The same blocks decoded in this process, without Ray: for evaluation and pictures of one machine."""
-    import pyarrow.parquet as pq
-
-    blocks = []
-    for name in manifest(store)["files"]:
-        table = pq.read_table(store.join(name), filesystem=store.fs, columns=["splits", "jpeg", "meta"])
-        batch = {"splits": table["splits"].to_pylist(), "jpeg": table["jpeg"].to_pylist(), "meta": table["meta"].to_pylist()}
-        block = _decode(batch, splits=splits, size=size, fit=fit)
-        if len(block["image"]):
-            blocks.append(block)
-    return blocks

@@ -13,7 +13,7 @@ PACKAGES = ("ray", "torch", "torchvision", "transformers", "timm", "mlflow", "py
 
 def ui(host: str, port: int, say) -> int:
     """Serve the store in use until interrupted."""
-    from orchestrator.tracking import redact, tracking_uri
+    from orchestrator.mlflow_store import redact, tracking_uri
 
     uri = tracking_uri(None, storage_root())
     say(f"MLflow UI of {redact(uri)} on http://{host}:{port}")
@@ -53,7 +53,7 @@ def doctor(say) -> int:
 
 def store_problem(root) -> str:
     """Why the tracking store cannot be used, or nothing."""
-    from orchestrator.tracking import redact, tracking_uri
+    from orchestrator.mlflow_store import redact, tracking_uri
 
     uri = tracking_uri(None, root)
     if uri.startswith("sqlite"):

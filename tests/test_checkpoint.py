@@ -131,7 +131,7 @@ def test_a_state_that_runs_code_is_not_run(make_model, tmp_path):
 
     learner = learner_of(make_model())
     save(tmp_path / "last", learner.model, INFO, learner.state_dict())
-    (tmp_path / "last" / "state.pt").write_bytes(pickle.dumps({"payload": Touch()}))
+    (tmp_path / "last" / "state.pt").write_bytes(pickle.dumps({"payload": Touch()}, 2))
     assert load_training(tmp_path / "last", learner) is False
     assert not (tmp_path / "was-run").exists()
 

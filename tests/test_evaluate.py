@@ -331,14 +331,19 @@ def test_without_a_second_referent_of_the_split_the_wrong_sentence_has_no_senten
     assert run_baselines(monkeypatch, items, Deaf())["wrong_sentence"]["n"] == 0
 
 
+def val_items(data, size):
+    decoded = [decode_row(row, size) for row in shards.read(data.store, shards.index(data.store, ["val"]))]
+    return Items([block_of(decoded)], "val", size=size, unit="sentence")
+
+
 def test_baselines_of_a_checkpoint_agree_with_its_evaluation(data, tmp_path):
-    items = Items(shards.local_blocks(data.store, {"val"}, SIZE, "square"), "val", size=SIZE, unit="sentence")
+    items = val_items(data, SIZE)
     got = evaluate.baselines(data.checkpoint, items, seed=0)
     whole = evaluate.evaluate(data.checkpoint, data.store, ["val"], out=tmp_path, say=lambda _: None)["val"]
     assert got["champion"] == {key: whole[key] for key in ("mIoU", "oIoU", "n")}
     assert got["untrained"] != got["champion"] and got == evaluate.baselines(data.checkpoint, items, seed=0)
     with pytest.raises(UserError, match="was trained at 32 px"):
-        evaluate.baselines(data.checkpoint, Items(shards.local_blocks(data.store, {"val"}, 16, "square"), "val", size=16, unit="sentence"))
+        evaluate.baselines(data.checkpoint, val_items(data, 16))
 
 
 # ---- predict
@@ -412,7 +417,7 @@ def test_what_names_no_checkpoint_is_refused(root, text, says, monkeypatch):
 
 
 def test_an_mlflow_run_and_a_registered_model_lead_to_their_checkpoint(root, monkeypatch):
-    from orchestrator import tracking
+    from orchestrator import mlflow_store
 
     logged = root / "artifacts" / "m-1"
     save_model(logged / "artifacts" / "checkpoint", ["red"])
@@ -421,7 +426,7 @@ def test_an_mlflow_run_and_a_registered_model_lead_to_their_checkpoint(root, mon
     class Client:
         def get_run(self, run_id):
             outputs = SimpleNamespace(model_outputs=[SimpleNamespace(model_id="m-1")] if run_id[0] == "d" else [])
-            return SimpleNamespace(data=SimpleNamespace(tags={tracking.KEY_TAG: keys[run_id]}), info=SimpleNamespace(run_name="r"), outputs=outputs)
+            return SimpleNamespace(data=SimpleNamespace(tags={mlflow_store.KEY_TAG: keys[run_id]}), info=SimpleNamespace(run_name="r"), outputs=outputs)
 
         def get_logged_model(self, model_id):
             return SimpleNamespace(artifact_location=logged.as_uri(), model_id=model_id)
@@ -433,7 +438,7 @@ def test_an_mlflow_run_and_a_registered_model_lead_to_their_checkpoint(root, mon
 
     (root / "mlflow.db").touch()
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(tracking, "_client", lambda uri: Client())
+    monkeypatch.setattr(mlflow_store, "connect", lambda uri: Client())
     found = {letter: checkpoints.find_checkpoint(letter * 32, root) for letter in "abcd"}
     assert [found[x].relative_to(root).as_posix() for x in "abc"] == [
         "quick-11111111/trials/aml-03/last",

@@ -149,7 +149,8 @@ def test_probe_indices():
 
 @pytest.mark.parametrize(
     "config, given, words",
-    [(OptimConfig, {"lr": 0}, r"optim\.lr 0"), (OptimConfig, {"clip": 0}, "clip 0"), (OptimConfig, {"warmup_epochs": 1, "warmup_steps": 5}, "give one of them"),
+    [(OptimConfig, {"lr": 0}, r"optim\.lr 0"), (OptimConfig, {"clip": 0}, "clip 0"),
+     (OptimConfig, {"warmup_epochs": 1, "warmup_steps": 5}, "give one of them"),
      (OptimConfig, {"power": -1}, "must not be below 0"), (OptimConfig, {"loss": "bce"}, r"optim\.loss is 'bce'; known: ce, ce\+dice"),
      (TrainConfig, {"epochs": 0}, "each must be at least 1"), (TrainConfig, {"precision": "fp8"}, r"known: fp32, bf16, fp16"),
      (TrainConfig, {"max_skipped": 2}, r"must lie in \[0, 1\]"), (EvalConfig, {"batch": 0}, "batch must be at least 1"),

@@ -158,8 +158,7 @@ def test_rounding_is_no_alignment(score):
     assert float(a.max() - a.min()) < FLAT
 
 
-@pytest.mark.parametrize("share", [0.5, 0.0])
-def test_probability_is_the_sigmoid_of_the_foreground(share):
+def test_probability_is_the_sigmoid_of_the_foreground():
     masker, model = masker_of()
     logits = torch.tensor([[[0.0, math.log(3)], [-math.log(3), math.log(4)]]])
     x, tokens, token_mask, _ = inputs(1)

@@ -324,3 +324,17 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
     (tmp_path / "sweep.json").write_text("{")
     with pytest.raises(UserError, match="cannot be read"):
         report.write(tmp_path)
+
+
+def test_the_wrong_sentence_stands_beside_the_champion_on_the_same_sentences(tmp_path):
+    wrong = {"mIoU": 0.5, "n": 7, "champion_mIoU": 0.4321, "champion_oIoU": 0.5}
+    sweep = {**SWEEP, "baselines": {**SWEEP["baselines"], "wrong_sentence": wrong}}
+    html = report.write(folder_of(tmp_path, sweep, ledger())).read_text(encoding="utf-8")
+    assert html.count("the champion on the same") == 1 and "the champion on the same 7 sentences: 43.21<" in html
+    assert "does not score above this baseline: Champion, another referent" in html, "0.5 is under 0.56 but over 0.4321"
+
+
+@pytest.mark.parametrize("wrong", [{"mIoU": 0.3}, {"mIoU": 0.0, "n": 0, "champion_mIoU": 0.0}])
+def test_a_wrong_sentence_without_a_champion_on_the_same_sentences_stands_alone(wrong):
+    bar = next(b for b in report.baselines({"baselines": {"champion": {"mIoU": 0.56}, "wrong_sentence": wrong}}) if b["key"] == "wrong_sentence")
+    assert bar["same"] == "" and bar["same_mIoU"] == 0.56

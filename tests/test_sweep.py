@@ -117,6 +117,7 @@ def test_dry_run_starts_nothing(home, ray_session):
 
 def test_a_reused_process_gives_a_trial_the_bits_it_has_alone(finished, home):
     """The confirmation trials ran in actors that had run other trials; alone, in this process, the same numbers come out."""
+    from aml.data import block_of, decode_row
     from orchestrator import plan, shards, trial
 
     run, _ = finished
@@ -125,7 +126,8 @@ def test_a_reused_process_gives_a_trial_the_bits_it_has_alone(finished, home):
     spec = plan.Trial(record["trial"], record["arm"], record["stage"], record["seed"], record["overrides"])
     store = shards.Store(experiment.data.train, home)
     heard = []
-    blocks = shards.local_blocks(store, {"train", "val"}, experiment.data.size, experiment.data.fit)
+    rows = shards.read(store, shards.index(store, ["train", "val"]))
+    blocks = [block_of([decode_row(row, experiment.data.size, experiment.data.fit) for row in rows])]
     trial._ITEMS.clear()
     trial.run(spec.experiment(experiment), lambda: blocks, shards.words(store), home / "alone", heard.append)
     names = ("train/loss", "val/mIoU", "val/oIoU", "aml/hidden", "aml/auroc")

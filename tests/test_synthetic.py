@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from aml import synthetic
+from aml import language, synthetic
 from aml.errors import UserError
 
 IMAGES, SIZE = 60, 96
@@ -129,7 +129,7 @@ def test_plain_descriptions_counted_without_the_grammar(made):
         scene = scenes[ref["image_id"]]
         for s in sentences([ref]):
             words = set(s["tokens"])
-            if words <= set(synthetic.SHAPES) | set(synthetic.COLOURS):
+            if words <= set(synthetic.SHAPES) | set(language.COLOURS):
                 fit = [a["id"] for a in scene if words <= {a["attributes"]["shape"], a["attributes"]["colour"]}]
                 assert fit == [ref["ann_id"]], s["sent"]
                 plain += 1
@@ -179,31 +179,31 @@ def test_check_reports_a_position_word_in_refcoco_plus(made, tmp_path):
 
 
 def test_words_parse_back_to_the_meaning():
-    assert synthetic.parse("the small red star that is to the left of the blue square .") == synthetic.Query(
+    assert language.parse("the small red star that is to the left of the blue square .") == language.Query(
         ("star", "red", "small", None), (), None, (("left", ("square", "blue", None, None)),))
-    assert synthetic.parse("second one from the left") == synthetic.Query(best=("left", 2))
-    assert synthetic.parse("far right striped donut") == synthetic.Query(
+    assert language.parse("second one from the left") == language.Query(best=("left", 2))
+    assert language.parse("far right striped donut") == language.Query(
         ("ring", None, None, "striped"), best=("right", 1))
-    assert synthetic.parse("a box on the left side of the picture") == synthetic.Query(
+    assert language.parse("a box on the left side of the picture") == language.Query(
         ("square", None, None, None), ("left",))
-    assert synthetic.parse("upper left") == synthetic.Query(where=("top", "left"))
+    assert language.parse("upper left") == language.Query(where=("top", "left"))
 
 
 def scene_of(*objects):
     """Facts of (shape, x, y, area) on a square picture."""
-    return [synthetic.Fact(s, "red", "big", "plain", x, y, x, y, area) for s, x, y, area in objects]
+    return [language.Fact(s, "red", "big", "plain", x, y, x, y, area) for s, x, y, area in objects]
 
 
 def test_judge_keeps_doubtful_cases_apart():
     near = scene_of(("star", 0.2, 0.5, 100), ("star", 0.24, 0.5, 100), ("ring", 0.9, 0.5, 130))
-    assert synthetic.judge(synthetic.parse("leftmost star"), near) == [0.5, 0.5, 0.0]
-    assert synthetic.judge(synthetic.parse("largest"), near) == [0.5, 0.5, 0.5]
+    assert language.judge(language.parse("leftmost star"), near) == [0.5, 0.5, 0.0]
+    assert language.judge(language.parse("largest"), near) == [0.5, 0.5, 0.5]
     apart = scene_of(("star", 0.2, 0.5, 100), ("star", 0.45, 0.5, 300), ("ring", 0.7, 0.5, 130))
-    assert synthetic.judge(synthetic.parse("left star"), apart) == [1.0, 0.5, 0.0]
-    assert synthetic.judge(synthetic.parse("second thing from left"), apart) == [0.0, 1.0, 0.0]
-    assert synthetic.judge(synthetic.parse("largest star"), apart) == [0.0, 1.0, 0.0]
-    assert synthetic.judge(synthetic.parse("star closest to ring"), apart) == [0.0, 1.0, 0.0]
-    assert synthetic.judge(synthetic.parse("ring right of the star"), apart) == [0.0, 0.0, 0.5], "which star?"
+    assert language.judge(language.parse("left star"), apart) == [1.0, 0.5, 0.0]
+    assert language.judge(language.parse("second thing from left"), apart) == [0.0, 1.0, 0.0]
+    assert language.judge(language.parse("largest star"), apart) == [0.0, 1.0, 0.0]
+    assert language.judge(language.parse("star closest to ring"), apart) == [0.0, 1.0, 0.0]
+    assert language.judge(language.parse("ring right of the star"), apart) == [0.0, 0.0, 0.5], "which star?"
 
 
 def test_statistics_are_near_the_real_ones(made):
@@ -213,15 +213,15 @@ def test_statistics_are_near_the_real_ones(made):
     assert 3.2 < length.mean() < 4.1 and np.median(length) == 3 and 5 <= np.percentile(length, 95) <= 9
     assert 11 <= length.max() <= 21
     assert 0.05 < (length == 1).mean() < 0.14
-    assert 0.55 < np.mean([bool(synthetic.POSITION_WORDS & set(t)) for t in said]) < 0.75
-    assert 0.25 < np.mean([bool(set(synthetic.COLOURS) & set(t)) for t in said]) < 0.50
+    assert 0.55 < np.mean([bool(language.POSITION_WORDS & set(t)) for t in said]) < 0.75
+    assert 0.25 < np.mean([bool(set(language.COLOURS) & set(t)) for t in said]) < 0.50
     assert 2.6 < len(said) / len(refs) < 3.0 and 2.2 < len(refs) / IMAGES < 2.8
     assert any(s["raw"] != s["sent"] for s in sentences(refs))
 
 
 def test_refcoco_plus_and_refcocog_differ_as_they_should(made):
     plus, _ = load(made[0], "refcoco+")
-    assert not any(synthetic.POSITION_WORDS & set(s["tokens"]) for s in sentences(plus))
+    assert not any(language.POSITION_WORDS & set(s["tokens"]) for s in sentences(plus))
     umd, _ = load(made[0], "refcocog", "umd")
     length = [len(s["tokens"]) for s in sentences(umd)]
     assert 7.4 < np.mean(length) < 9.6

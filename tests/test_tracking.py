@@ -18,8 +18,9 @@ import pytest
 from PIL import Image
 
 from aml.errors import UserError
-from orchestrator import tracking
-from orchestrator.tracking import MemoryTracker, Tracker, reconcile, redact, tracking_uri
+from orchestrator import mlflow_store, tracking
+from orchestrator.mlflow_store import reconcile, redact, tracking_uri
+from orchestrator.tracking import MemoryTracker, Tracker
 
 NOBODY = "http://127.0.0.1:9"  # the discard port: connections are refused at once
 RUN = "quick-1a2b3c4d"
@@ -42,7 +43,7 @@ def no_address_from_outside(monkeypatch):
 
 
 def client(root):
-    return tracking._client(tracking_uri(None, root))
+    return mlflow_store.connect(tracking_uri(None, root))
 
 
 def abandon(tracker):
@@ -643,7 +644,7 @@ def test_a_second_champion_takes_the_alias_over_and_a_missing_one_is_refused(roo
 
 
 def test_requirements_are_pinned_ones():
-    small, big = tracking._requirements(big=False), tracking._requirements(big=True)
+    small, big = mlflow_store._requirements(big=False), mlflow_store._requirements(big=True)
     assert {"torch", "safetensors", "numpy", "pillow", "mlflow"} <= {line.split("=")[0].split(">")[0] for line in small}
     assert any(line.startswith("transformers") for line in big) and all("=" in line and "#" not in line for line in big)
 

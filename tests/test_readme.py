@@ -1,0 +1,124 @@
+"""Every command of the README is run, on small data; its snippet trains."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+TINY = [
+    "data.synth={images: 48, size: 48}",
+    "data.train=data/quickstart",
+    "data.size=32",
+    "data.val_limit=16",
+    "model={name: small, width: 16, stem: 8, heads: 2, dropout: 0.0}",
+    "train={epochs: 2, batch: 16}",
+    "evaluate={probe: 8, pictures: 2}",
+]
+"""What makes a README command small; the command itself stays as it is printed."""
+
+
+def commands() -> list[list[str]]:
+    """Argument lists of the README's `python -m orchestrator` lines."""
+    blocks = re.findall(r"```bash\n(.*?)```", README, re.S)
+    lines = [line for block in blocks for line in block.splitlines()]
+    return [shlex.split(line, comments=True)[3:] for line in lines if line.startswith("python -m orchestrator")]
+
+
+def small(arguments: list[str]) -> list[str]:
+    if arguments[0] in ("train", "sweep", "preview"):
+        quick = [a for a in TINY if not (arguments[1].endswith("refcoco.yaml") and a.startswith("data.train"))]
+        more = ["search.seeds={confirm: 1}", "search.space={aml.tau: [0.5]}"] if arguments[0] == "sweep" and "search.method=tpe" not in arguments else []
+        more += ["search.trials=2"] if "search.method=tpe" in arguments else []
+        return [*arguments, *quick, *more]
+    if arguments[0] == "synth":
+        return [a if a != "2000" else "16" for a in arguments]
+    return arguments
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, scenes):
+    """A working folder with what the README takes for granted: REFER's files, COCO's pictures, a picture of one's own."""
+    import os
+    import shutil
+
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "experiments").symlink_to(ROOT / "experiments")
+    shutil.copytree(scenes, folder / "REFER")
+    (folder / "COCO").symlink_to(folder / "REFER" / "images")
+    shutil.copy(sorted((scenes / "images" / "train2014").iterdir())[0], folder / "picture.jpg")
+    before, home = Path.cwd(), os.environ.pop("AMLRIS_HOME", None)
+    os.chdir(folder)
+    yield folder
+    os.chdir(before)
+    if home is not None:
+        os.environ["AMLRIS_HOME"] = home
+
+
+def test_the_commands_of_the_readme(place, ray_session):
+    skipped = ("ui",)  # serves until interrupted: tested by itself
+    todo = [c for c in commands() if c[0] not in skipped]
+    assert len(todo) > 12
+    # the file shows the dry run before the sweep that `make sweep` has made by then
+    for arguments in [["sweep", "experiments/quickstart.yaml"], *todo]:
+        if "quickstart" in arguments and arguments[0] in ("evaluate", "predict", "report"):
+            arguments = [name_of_sweep(place) if a == "quickstart" else a for a in arguments]
+        code, text = ray_session(small(arguments))
+        assert code == 0, (arguments, text)
+    for made in ("scores/metrics.json", "scores/per_sentence.jsonl", "robust/metrics.json", "mask.png", "overlay.png", "preview.html", "data.html", "page/index.html"):
+        assert (place / made).exists(), made
+
+
+def name_of_sweep(place: Path) -> str:
+    """With several quickstart runs about, a person gives more of the name."""
+    return sorted(p.parent.name for p in (place / "runs").glob("quickstart-*/sweep.json"))[0]
+
+
+def test_the_snippet_trains(make_model, items):
+    import torch
+
+    code = re.search(r"```python\n(.*?)```", README, re.S).group(1)
+    model = make_model(dropout=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    every = items["train"].batch(__import__("numpy").arange(16), model)
+    losses = []
+
+    def criterion(logits, truth):
+        from aml.learner import losses as each
+
+        losses.append(each(logits, truth, "ce").mean())
+        return losses[-1]
+
+    batches = [(every.image, every.tokens, every.token_mask, every.mask, every.item)]
+    exec(compile(code, "README.md", "exec"), {"model": model, "optimizer": optimizer, "criterion": criterion, "batches": batches, "epochs": 6})  # noqa: S102
+    assert losses[-1] < losses[0]
+
+
+def test_the_mlflow_ui_serves_the_store(place):
+    import os
+    import signal
+    import socket
+    import subprocess
+    import sys
+    import time
+    import urllib.request
+
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-m", "orchestrator", "ui", "--port", str(port)], env=environment, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                assert urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).read() == b"OK"
+                break
+            except OSError:
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(1)
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
