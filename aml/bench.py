@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from aml.data import Batch
 from aml.learner import Learner, OptimConfig, TrainConfig, TrainSums, losses
-from aml.masking import MaskingConfig, Masker, preset
+from aml.masking import Masker, MaskingConfig, preset
 from aml.models import build
 
 ARMS = {
@@ -111,7 +111,15 @@ def compare(spec: dict, *, batch: int, size: int, precision: str, device: str, r
             "time_to_off": round(statistics.median(ratio), 4),
             **({"gflops": round(flops[arm] / 1e9, 3), "flops_to_off": round(flops[arm] / flops["off"], 4)} if arm in flops else {}),
         }
-    return {"model": spec, "batch": batch, "image_size": size, "precision": precision, "device": device, "threads": torch.get_num_threads(), "arms": rows}
+    return {
+        "model": spec,
+        "batch": batch,
+        "image_size": size,
+        "precision": precision,
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "arms": rows,
+    }
 
 
 def step_seconds(experiment, steps: int = 3) -> tuple[int, float]:
@@ -142,10 +150,17 @@ def main(arguments=None) -> None:
         torch.set_num_threads(given.threads)
     options = {k: json.loads(v) for k, v in (o.split("=", 1) for o in given.option)}
     found = compare(
-        {"name": given.model, **options}, batch=given.batch, size=given.image_size, precision=given.precision, device=given.device, rounds=given.rounds
+        {"name": given.model, **options},
+        batch=given.batch,
+        size=given.image_size,
+        precision=given.precision,
+        device=given.device,
+        rounds=given.rounds,
     )
     for arm, row in found["arms"].items():
-        print(f"{arm:16} {row['ms']:9.2f} ms  x{row['time_to_off']:.3f} time" + (f"  x{row['flops_to_off']:.3f} FLOPs" if "flops_to_off" in row else ""))
+        print(
+            f"{arm:16} {row['ms']:9.2f} ms  x{row['time_to_off']:.3f} time" + (f"  x{row['flops_to_off']:.3f} FLOPs" if "flops_to_off" in row else "")
+        )
     print(json.dumps(found))
 
 

@@ -42,7 +42,9 @@ def read_config(folder: Path) -> dict:
     try:
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder} is not a checkpoint folder ({path.name}: {error.__class__.__name__}); give one that training wrote, as .../best") from None
+        raise UserError(
+            f"{folder} is not a checkpoint folder ({path.name}: {error.__class__.__name__}); give one that training wrote, as .../best"
+        ) from None
 
 
 def load_model(folder: Path, device="cpu"):
@@ -64,7 +66,9 @@ def load_weights(model, folder: Path) -> None:
     own = model.state_dict()
     wrong = [k for k in own if k not in weights or weights[k].shape != own[k].shape] + [k for k in weights if k not in own]
     if wrong:
-        raise UserError(f"{path} does not fit this model, first at {wrong[0]} ({len(wrong)} parameters); use the model and vocabulary it was trained with")
+        raise UserError(
+            f"{path} does not fit this model, first at {wrong[0]} ({len(wrong)} parameters); use the model and vocabulary it was trained with"
+        )
     model.load_state_dict(weights)
 
 

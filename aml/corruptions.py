@@ -88,9 +88,7 @@ def parse(text: str) -> list[tuple[str, int]]:
         if name != "all":
             _check_name(name)
         if level != "all" and level not in {"0", "1", "2", "3", "4", "5"}:
-            raise UserError(
-                f"Severity {level!r} of corruption {name!r} is not known; give 0 (clean), 1, 2, 3, 4, 5 or all."
-            )
+            raise UserError(f"Severity {level!r} of corruption {name!r} is not known; give 0 (clean), 1, 2, 3, 4, 5 or all.")
         names = CORRUPTIONS if name == "all" else (name,)
         levels = SEVERITIES if level == "all" else (int(level),)
         pairs.update(((n, s), None) for n in names for s in levels)
@@ -124,10 +122,7 @@ def _check_image(image: np.ndarray) -> None:
     if is_array and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
         return
     came = f"{image.dtype} array of shape {image.shape}" if is_array else type(image).__name__
-    raise UserError(
-        f"The image to corrupt came as {came}, wanted was a non-empty uint8 array of shape (H, W, 3); "
-        "convert it to 8-bit RGB first."
-    )
+    raise UserError(f"The image to corrupt came as {came}, wanted was a non-empty uint8 array of shape (H, W, 3); convert it to 8-bit RGB first.")
 
 
 def _generator(name: str, severity: int, image_id: int) -> np.random.Generator:

@@ -1,10 +1,10 @@
 """Rows to arrays, arrays to batches; which items a step takes is a plan, not a stream.
 
-    row      one image: its JPEG once, every annotated object as RLE, its refs with their sentences   (aml.refer)
-    decoded  one image at network size: pixels, packed referent masks, the rest of the row as JSON    (decode_row)
-    Items    refs or sentences of a split over decoded blocks, gathered by index                      (Batch)
+row      one image: its JPEG once, every annotated object as RLE, its refs with their sentences   (aml.refer)
+decoded  one image at network size: pixels, packed referent masks, the rest of the row as JSON    (decode_row)
+Items    refs or sentences of a split over decoded blocks, gathered by index                      (Batch)
 
-    B samples, H W network image, L tokens
+B samples, H W network image, L tokens
 """
 
 import hashlib
@@ -159,11 +159,7 @@ class Items:
         self.blocks, self.split, self.size, self.fit, self.unit = blocks, split, size, fit, unit
         self.meta = [[json.loads(text) for text in block["meta"]] for block in blocks]
         self.refs = [
-            (b, r, k)
-            for b, rows in enumerate(self.meta)
-            for r, row in enumerate(rows)
-            for k, ref in enumerate(row["refs"])
-            if ref["split"] == split
+            (b, r, k) for b, rows in enumerate(self.meta) for r, row in enumerate(rows) for k, ref in enumerate(row["refs"]) if ref["split"] == split
         ]
         self.refs.sort(key=self._identity)  # the plan must not depend on how rows were spread over blocks
         if not self.refs:

@@ -45,4 +45,3 @@ def to_original(logits: torch.Tensor, original: tuple[int, int], image_size: int
     square = F.interpolate(logits[None, None], (image_size, image_size), mode="bilinear", align_corners=False)
     picture = square[..., top:bottom, left:right]
     return F.interpolate(picture, tuple(original), mode="bilinear", align_corners=False)[0, 0]
-

@@ -61,7 +61,9 @@ class OptimConfig:
         if self.warmup_epochs and self.warmup_steps:
             raise UserError(f"optim.warmup_epochs is {self.warmup_epochs} and optim.warmup_steps is {self.warmup_steps}; give one of them")
         if min(self.warmup_epochs, self.warmup_steps, self.power) < 0:
-            raise UserError(f"optim.warmup_epochs, warmup_steps and power must not be below 0; got {self.warmup_epochs}, {self.warmup_steps}, {self.power}")
+            raise UserError(
+                f"optim.warmup_epochs, warmup_steps and power must not be below 0; got {self.warmup_epochs}, {self.warmup_steps}, {self.power}"
+            )
         if self.loss not in LOSSES:
             raise UserError(f"optim.loss is {self.loss!r}; known: {', '.join(LOSSES)}")
 
@@ -352,7 +354,9 @@ def fit(learner: Learner, train: Items, val: Items, config: EvalConfig = EvalCon
         metrics |= validation_metrics(sums)
         if len(probe):
             mine = probe[world.rank :: world.size]
-            metrics |= learner.diagnose(some_batches(val, learner.model, mine, config.batch), some_batches(val, learner.model, mine, config.batch), config.threshold)
+            metrics |= learner.diagnose(
+                some_batches(val, learner.model, mine, config.batch), some_batches(val, learner.model, mine, config.batch), config.threshold
+            )
         improved = metrics["val/mIoU"] > learner.progress.best
         learner.progress.best = max(learner.progress.best, metrics["val/mIoU"])
         learner.progress.epoch = epoch + 1
@@ -388,7 +392,13 @@ def some_batches(items: Items, model, indices: np.ndarray, batch: int) -> Iterat
 def warn_of_vacuous_masks(masker: Masker, metrics: dict) -> None:
     """Say once a run, with the realised numbers, when a mask hides all or nothing."""
     hidden = metrics.get("aml/hidden")
-    if masker.config.mode != "aml" or masker.calibrating or metrics["epoch"] != masker.config.warmup_epochs + 1 or hidden is None or 0.001 < hidden < 0.9:
+    if (
+        masker.config.mode != "aml"
+        or masker.calibrating
+        or metrics["epoch"] != masker.config.warmup_epochs + 1
+        or hidden is None
+        or 0.001 < hidden < 0.9
+    ):
         return
     what = "nearly the whole image" if hidden >= 0.9 else "almost nothing"
     warnings.warn(
@@ -450,4 +460,3 @@ def peak_memory_mb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-

@@ -540,4 +540,3 @@ def _check_share(name: str, value) -> None:
 def _nearest(value, known) -> str:
     near = get_close_matches(str(value), known, n=1)
     return f" (did you mean {near[0]}?)" if near else ""
-

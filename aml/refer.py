@@ -15,14 +15,11 @@ from aml.errors import UserError
 SPLITS_BY = {"refcoco": ("unc", "google"), "refcoco+": ("unc",), "refcocog": ("umd", "google")}
 
 
-
 class _PlainUnpickler(pickle.Unpickler):
     """Admits containers and scalars, which need no import; any named class or function is refused before it is looked up."""
 
     def find_class(self, module, name):
-        raise UserError(
-            f"the pickle names {module}.{name}, which a refs file never holds; nothing of it was run, get the file from its source again"
-        )
+        raise UserError(f"the pickle names {module}.{name}, which a refs file never holds; nothing of it was run, get the file from its source again")
 
 
 def load_refs(path: Path) -> list[dict]:
@@ -69,9 +66,7 @@ def read_refer(refer_root: Path, images: Path, dataset: str, split_by: str) -> l
     absent = sorted(records[i]["file_name"] for i, path in paths.items() if path is None)
     if absent:
         raise UserError(f"{len(absent)} of {len(paths)} images are not under {images}, the first is {absent[0]}; put COCO's train2014 JPEGs there")
-    return [
-        _row(dataset, split_by, records[i], by_image[i], objects.get(i, []), categories) | {"path": str(paths[i])} for i in sorted(by_image)
-    ]
+    return [_row(dataset, split_by, records[i], by_image[i], objects.get(i, []), categories) | {"path": str(paths[i])} for i in sorted(by_image)]
 
 
 def _load_instances(path: Path) -> dict:
@@ -100,7 +95,9 @@ def _row(dataset, split_by, record, refs, annotations, categories) -> dict:
     known = {a["id"] for a in annotations}
     for ref in refs:
         if ref["ann_id"] not in known:
-            raise UserError(f"ref {ref['ref_id']} of {dataset} ({split_by}) names annotation {ref['ann_id']}, which instances.json lacks; use matching files")
+            raise UserError(
+                f"ref {ref['ref_id']} of {dataset} ({split_by}) names annotation {ref['ann_id']}, which instances.json lacks; use matching files"
+            )
     return {
         "dataset": dataset,
         "split_by": split_by,

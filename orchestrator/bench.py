@@ -51,7 +51,9 @@ def measure_trial(*, epochs: int, distributed: bool, say=print) -> dict:
         if distributed:
             found["distributed_start_s"] = distributed_start(base, shared, words, root)
     say(f"light trial, first step after: fresh process {found['fresh_start_s']:.2f} s, reused process {found['reused_start_s']:.2f} s")
-    say(f"epoch in a light trial over the plain loop's: x{found['epoch_ratio']:.3f}, quartiles {found['epoch_ratio_quartiles']}, epochs of {found['epoch_s']:.1f} s")
+    say(
+        f"epoch in a light trial over the plain loop's: x{found['epoch_ratio']:.3f}, quartiles {found['epoch_ratio_quartiles']}, epochs of {found['epoch_s']:.1f} s"
+    )
     if distributed:
         say(f"distributed trial, first epoch reported after: {found['distributed_start_s']:.1f} s")
     return found
@@ -148,7 +150,9 @@ def distributed_start(base: Experiment, shared, words, root: Path) -> float:
     """Seconds from fit() to the report of a one-step epoch through Ray Train."""
     from orchestrator.train import make_trainer
 
-    short = base.with_overrides({"data.train_limit": 32, "data.val_limit": 8, "evaluate.probe": 0, "evaluate.pictures": 0, "resources.driver": "train"})
+    short = base.with_overrides(
+        {"data.train_limit": 32, "data.val_limit": 8, "evaluate.probe": 0, "evaluate.pictures": 0, "resources.driver": "train"}
+    )
     start = time.perf_counter()
     make_trainer(short, shared, words, root / "distributed", callbacks=[]).fit()
     return round(time.perf_counter() - start, 2)

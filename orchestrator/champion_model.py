@@ -41,9 +41,7 @@ class Champion(PythonModel):
         try:
             pixels = np.array(Image.open(io.BytesIO(image)).convert("RGB"))
         except OSError as error:
-            raise UserError(
-                f"row {row}: the image cannot be read ({error}); wanted the bytes of a JPEG or PNG file"
-            ) from error
+            raise UserError(f"row {row}: the image cannot be read ({error}); wanted the bytes of a JPEG or PNG file") from error
         chosen = self.segmenter.segment(pixels, expression) >= self.segmenter.threshold
         out = io.BytesIO()
         Image.fromarray(chosen.astype(np.uint8) * 255).save(out, format="PNG")

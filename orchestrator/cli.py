@@ -14,7 +14,9 @@ import typer
 
 from aml.errors import UserError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Alignment-aware masked learning, measured honestly.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Alignment-aware masked learning, measured honestly."
+)
 data_app = typer.Typer(no_args_is_help=True, help="Look at shards.")
 bench_app = typer.Typer(no_args_is_help=True, help="Measure; JSON on the last line.")
 app.add_typer(data_app, name="data")
@@ -161,7 +163,13 @@ def evaluate(
 
     names = [s for s in splits.split(",") if s]
     found = evaluate.evaluate(
-        checkpoint_folder(checkpoint), shards.Store(data, storage_root()), names, protocol=protocol, corruptions=corruptions.parse(corrupt) if corrupt else [], out=out, say=say
+        checkpoint_folder(checkpoint),
+        shards.Store(data, storage_root()),
+        names,
+        protocol=protocol,
+        corruptions=corruptions.parse(corrupt) if corrupt else [],
+        out=out,
+        say=say,
     )
     for split, scores in found.items():
         say(f"{split:20} " + "  ".join(f"{k} {v:.4f}" if k != "n" else f"n {v}" for k, v in scores.items()))

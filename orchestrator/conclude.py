@@ -4,7 +4,7 @@ import time
 
 from aml import bench
 from aml.data import Items
-from orchestrator import evaluate, report, shards
+from orchestrator import evaluate, report
 from orchestrator.runs import Run
 from orchestrator.shards import Shared
 
@@ -17,10 +17,10 @@ WORDS = {
 }
 
 
-def sweep(driver, store: shards.Store, shared: Shared) -> int:
+def sweep(driver, shared: Shared) -> int:
     """Finish a Sweep whose trials have ended.   -> exit code: 0 where at least one trial of each arm finished"""
     this, experiment, say = driver.run, driver.experiment, driver.say
-    driver.board.close()
+    driver.board.close()  # what follows is printed below the table
     records = list(driver.plan.records.values())
     without = [arm for arm in experiment.search.arms if not any(r["arm"] == arm and r["state"] != "failed" for r in records)]
     best = champion(records, experiment.search.metric, experiment.search.mode)
@@ -29,7 +29,9 @@ def sweep(driver, store: shards.Store, shared: Shared) -> int:
         say(f"{this.name} failed: no trial finished; the first error: {this.state['error']}")
         return 1
     checkpoint = this.folder / "trials" / best["trial"] / "last"
-    val = Items(shared.open(), experiment.data.val_split, size=experiment.data.size, fit=experiment.data.fit, unit="sentence", limit=experiment.data.val_limit)
+    val = Items(
+        shared.open(), experiment.data.val_split, size=experiment.data.size, fit=experiment.data.fit, unit="sentence", limit=experiment.data.val_limit
+    )
     arms = {r["arm"]: driver.plan.best(r["arm"]) for r in records}
     this.update(
         state="failed" if without else "done",
@@ -44,7 +46,9 @@ def sweep(driver, store: shards.Store, shared: Shared) -> int:
     page = report.write(this.folder)
     driver.tracker.artifact("sweep", page.parent, "report")
     champion_metrics = {k: v for k, v in best["history"][-1].items() if k.startswith("val/") and v is not None}
-    driver.tracker.metrics("sweep", best["epochs"], champion_metrics | {f"baseline/{k}": v["mIoU"] for k, v in this.state["baselines"].items() if k != "n"})
+    driver.tracker.metrics(
+        "sweep", best["epochs"], champion_metrics | {f"baseline/{k}": v["mIoU"] for k, v in this.state["baselines"].items() if k != "n"}
+    )
     driver.tracker.model("sweep", checkpoint, experiment.name, champion_metrics)
     say(summary(this))
     if without:
@@ -88,6 +92,10 @@ def summary(this: Run) -> str:
     b = state["baselines"]
     lines.append(f"beside the champion ({state['champion']['trial']}) on {b['n']} validation sentences:")
     lines += [f"  {words:46} mIoU {b[key]['mIoU']:.3f}  oIoU {b[key]['oIoU']:.3f}" for key, words in WORDS.items()]
+    swapped = b["wrong_sentence"]
+    lines.append(
+        f"  (the last on the {swapped['n']} sentences whose picture has another referent; the champion there: mIoU {swapped['champion_mIoU']:.3f})"
+    )
     ratios = ", ".join(f"{arm} x{c['ratio']:.3f}" for arm, c in state["cost"].items() if arm != "off")
     lines.append(f"arms are compared at equal epochs, not at equal compute; FLOPs of a training step against off: {ratios}")
     lines += [
@@ -105,4 +113,3 @@ def confirmed(this: Run) -> dict[str, str]:
         if r["stage"] == "confirm" and r["state"] == "done":
             found.setdefault(r["arm"], []).append(r["history"][-1]["val/mIoU"])
     return {arm: f"{sum(v) / len(v):.3f} over {len(v)} fresh seeds ({', '.join(f'{x:.3f}' for x in v)})" for arm, v in found.items()}
-

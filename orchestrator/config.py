@@ -211,6 +211,16 @@ class Experiment:
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
 
+    def leaves(self) -> dict[str, Any]:
+        """{"aml.tau": 0.5, ...}: every setting by its dotted key; lists and the search space stay whole."""
+        return _leaves(self.to_dict(), "")
+
+    def params(self, varying: set[str] = frozenset()) -> dict[str, Any]:
+        """What MLflow gets as params: every leaf but the varying ones, aml.tau and aml.rho as the numbers the arm is at."""
+        tau, rho = self.aml.coordinates
+        fixed = {k: v for k, v in self.leaves().items() if k not in varying and k.split(".")[0] not in ("tracking", "storage")}
+        return fixed | {k: v for k, v in {"aml.tau": tau, "aml.rho": rho}.items() if k not in varying}
+
     def with_overrides(self, overrides: dict[str, Any]) -> "Experiment":
         """The same experiment with dotted leaves replaced, checked again."""
         tree = self.to_dict()
@@ -272,9 +282,7 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True|false|False)$"), list("tTfF"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?([eE][-+]?\d+)$"), list("-+0123456789")
-)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?([eE][-+]?\d+)$"), list("-+0123456789"))
 
 
 def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Experiment:
@@ -346,7 +354,9 @@ def _value(hint, value, where: str):
     if float in kinds and isinstance(value, int) and not isinstance(value, bool):
         return float(value) if int not in kinds else value
     if isinstance(value, bool) and bool not in kinds or not isinstance(value, tuple(kinds)):
-        wanted = " or ".join("null" if k is type(None) else {"str": "text", "int": "a whole number", "float": "a number"}.get(k.__name__, k.__name__) for k in kinds)
+        wanted = " or ".join(
+            "null" if k is type(None) else {"str": "text", "int": "a whole number", "float": "a number"}.get(k.__name__, k.__name__) for k in kinds
+        )
         raise UserError(f"{where} is {value!r}; it must be {wanted}")
     return value
 
@@ -364,6 +374,14 @@ def _check_keys(cls, tree, where: str) -> None:
             near = get_close_matches(str(key), known, n=1)
             hint = f"; did you mean {where}{near[0]}?" if near else ";"
             raise UserError(f"unknown key {where}{key}{hint} known here: {', '.join(known)}")
+
+
+def _leaves(tree: dict, prefix: str) -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        flat |= _leaves(value, f"{name}.") if isinstance(value, dict) and name != "search.space" else {name: value}
+    return flat
 
 
 def _set(tree: dict, dotted: str, value) -> None:

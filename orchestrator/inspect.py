@@ -62,7 +62,9 @@ def preview(experiment: Experiment, n: int, out: Path, *, init: Path | None = No
     body = [_facts(_settings(experiment, masker, manifest, init)), _warnings(experiment, masker, init, _means(mask, batch, masker.block))]
     body.append("<h2>Realised shares</h2>" + _shares_table(experiment, masker, mask.alignment, model, batch))
     body.append(f"<h2>{min(n, len(items))} training items</h2>")
-    body.append('<p class="how">Alignment runs from dark (low) to yellow (high), each stretched over its own range. Grey squares are hidden in training.</p>')
+    body.append(
+        '<p class="how">Alignment runs from dark (low) to yellow (high), each stretched over its own range. Grey squares are hidden in training.</p>'
+    )
     for i, row in enumerate(panels(batch.image, mask, masker.block, truth=batch.mask)[:n]):
         shown = "".join(_figure(title, picture) for title, picture in row)
         said = f'<h3>{escape(sentences[i])}</h3><div class="panels">{shown}</div><p class="how">{_words_of(values[i])}</p>'
@@ -150,8 +152,10 @@ def _shares_table(experiment: Experiment, masker: Masker, alignment: Alignment, 
             means = _means(_mask(other, model, batch), batch, other.block)
             cells = "".join(f"<td>{_percent(means.get(k))}</td>" for k in ("weak", "hidden", "hidden_target"))
             cells += "".join(f"<td>{_number(means.get(k))}</td>" for k in ("lift", "auroc", "mask_auroc"))
-        lines.append(f'<tr{" class=here" if here else ""}><td>{tau:g}</td><td>{rho:g}</td>{cells}</tr>')
-    heads = "".join(f'<th scope="col">{h}</th>' for h in ("tau", "rho", "weak", "hidden", "hidden of target", "lift", "alignment AUROC", "mask AUROC"))
+        lines.append(f"<tr{' class=here' if here else ''}><td>{tau:g}</td><td>{rho:g}</td>{cells}</tr>")
+    heads = "".join(
+        f'<th scope="col">{h}</th>' for h in ("tau", "rho", "weak", "hidden", "hidden of target", "lift", "alignment AUROC", "mask AUROC")
+    )
     text = (
         f"Means over {len(batch.valid)} items, your settings in bold. Weak and hidden are shares of the image; lift is the hidden share of the target over "
         "that of the image (1: the mask knows nothing of the target); alignment AUROC 0.5: the alignment knows nothing of it; mask AUROC 0.5: the holes "
@@ -166,7 +170,11 @@ def _settings(experiment: Experiment, masker: Masker, manifest: dict, init: Path
     if aml.mode == "aml":
         facts += [("alignment", f"source {aml.source}, score {aml.score}, projection {aml.projection}, tokens {aml.tokens}")]
         facts += [("selection", f"{aml.selection}, threshold {aml.threshold_mode}")]
-        facts += [("scale", f"{masker.scale:.4g}" + (" (calibrated on these items)" if masker.log_scales else ""))] if aml.score.endswith("softmax") else []
+        facts += (
+            [("scale", f"{masker.scale:.4g}" + (" (calibrated on these items)" if masker.log_scales else ""))]
+            if aml.score.endswith("softmax")
+            else []
+        )
         facts += [("warm-up", f"{aml.warmup_epochs} epochs without masking")] if aml.warmup_epochs else []
     trained = f"{experiment.model['name']}, " + (f"trained: {init}" if init else f"untrained, seed {experiment.seed}")
     return [*facts, ("model", trained), ("data", f"{manifest['dataset']} ({manifest['split_by']}), split {experiment.data.train_split}")]
@@ -254,7 +262,10 @@ def _data_facts(manifest: dict, found: dict[str, list]) -> list[tuple[str, str]]
     single = mean(k == 1 for k in lengths)
     return [
         ("pictures", f"{len(found['refs'])}, median {width} x {height} px"),
-        ("refs", f"{len(sizes)}, {mean(found['refs']):.2f} a picture (most {max(found['refs'])}); {mean(found['objects']):.2f} annotated objects a picture"),
+        (
+            "refs",
+            f"{len(sizes)}, {mean(found['refs']):.2f} a picture (most {max(found['refs'])}); {mean(found['objects']):.2f} annotated objects a picture",
+        ),
         ("sentences", f"{len(lengths)}, {mean(found['sentences']):.2f} a ref"),
         ("words a sentence", f"mean {mean(lengths):.2f}, median {statistics.median(lengths):g}, longest {max(lengths)}; one word only {single:.1%}"),
         ("a position word", f"{mean(found['position']):.1%} of the sentences (left, right, front, second, ...)"),
@@ -356,7 +367,9 @@ def _page(title: str, body: list[str]) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}"><link rel="icon" href="data:,">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main><h1>{escape(title)}</h1>" + "\n".join(body) + "</main></body></html>\n"
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main><h1>{escape(title)}</h1>"
+        + "\n".join(body)
+        + "</main></body></html>\n"
     )
 
 

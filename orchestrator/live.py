@@ -39,7 +39,9 @@ class Board:
         self.rows.setdefault(record["trial"], dict(record))["state"] = record["state"]
         if self.live is None or record["state"] == "failed":
             how = {"done": "done", "stopped": f"stopped by {record['stopped_by']}", "failed": f"FAILED: {record['error']}"}[record["state"]]
-            self.say(f"{record['trial']:28} {how} after {record['epochs']} epochs, {record['seconds']:.0f} s ({len(self.plan.records)}/{self.plan.total} trials)")
+            self.say(
+                f"{record['trial']:28} {how} after {record['epochs']} epochs, {record['seconds']:.0f} s ({len(self.plan.records)}/{self.plan.total} trials)"
+            )
         self._show()
 
     def left(self) -> str:

@@ -7,7 +7,6 @@ where that stopped.
 
 import itertools
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -78,10 +77,7 @@ class Plan:
 
     def next(self, peek: bool = False) -> Trial | None:
         """The trial to start now; None while there is nothing to start before another trial ends (or ever: see `done`)."""
-        if self.waiting:
-            trial = self.waiting[0] if peek else self.waiting.pop(0)
-        else:
-            trial = self._next_search(peek) or self._next_confirmation()
+        trial = (self.waiting[0] if peek else self.waiting.pop(0)) if self.waiting else self._next_search(peek) or self._next_confirmation()
         if trial and not peek:
             self.live.add(trial.id)
             arm, stage, index = self.parse(trial.id)

@@ -1,6 +1,6 @@
 """Run folders: what a run is, what it has finished, who is working on it.
 
-    <root>/<name>-<8 hex>/   config.yaml   sweep.json or train.json (state)   ledger.jsonl (finished trials)   lock
+<root>/<name>-<8 hex>/   config.yaml   sweep.json or train.json (state)   ledger.jsonl (finished trials)   lock
 """
 
 import fcntl
@@ -123,7 +123,9 @@ def listing(root: Path) -> list[Run]:
 def line(run: Run) -> str:
     """A run in one line: state, how far, best, disk."""
     records, state = run.ledger(), run.state
-    values = [e["val/mIoU"] for r in records for e in r["history"] if e.get("val/mIoU") is not None] + [e["val/mIoU"] for e in state.get("history", [])]
+    values = [e["val/mIoU"] for r in records for e in r["history"] if e.get("val/mIoU") is not None] + [
+        e["val/mIoU"] for e in state.get("history", [])
+    ]
     is_live = holder(run) is not None
     shown = state["state"] if is_live or state["state"] != "running" else "lost (the same command continues it)"
     best = f"best mIoU {max(values):.3f}" if values else "no result yet"
@@ -147,7 +149,9 @@ def begin(run: Run, experiment: Experiment, manifest: dict, uri: str) -> None:
     """Note who runs what: at the start and at each continuation."""
     given = run.state.get("data", {}).get("fingerprint")
     if given and given != manifest["fingerprint"]:
-        raise UserError(f"{run.name} was made with data {given}, but {uri} now holds {manifest['fingerprint']}; restore those data or start another with --fresh")
+        raise UserError(
+            f"{run.name} was made with data {given}, but {uri} now holds {manifest['fingerprint']}; restore those data or start another with --fresh"
+        )
     sha, dirty = git_state()
     run.update(
         run=run.name,
@@ -163,6 +167,15 @@ def begin(run: Run, experiment: Experiment, manifest: dict, uri: str) -> None:
         data={"uri": uri, "fingerprint": manifest["fingerprint"], "splits": manifest["splits"]},
         epochs=experiment.train.epochs,
     )
+
+
+def open_tracker(run: Run, experiment: Experiment):
+    """MLflow as the experiment says, or its double in memory for tracking.uri none."""
+    from orchestrator.tracking import MemoryTracker, Tracker
+
+    if experiment.tracking.uri == "none":
+        return MemoryTracker(run.folder)
+    return Tracker(run.folder, experiment.tracking.uri, experiment.name, experiment.root)
 
 
 def git_state() -> tuple[str, bool]:

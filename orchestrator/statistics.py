@@ -122,9 +122,17 @@ def _difference(row: dict, name: str, a: dict, b: dict, comparisons: int) -> Non
     """Write the paired difference a - b into the row as <name>_*, with the verdict at level 1 - 0.05 / comparisons."""
     diff = paired_difference(a, b)
     corrected = paired_difference(a, b, 1 - 0.05 / max(comparisons, 1))
-    row.update({f"{name}_n": diff.n, f"{name}_mean": diff.mean, f"{name}_low": diff.low, f"{name}_high": diff.high,
-                f"{name}_excludes_zero": diff.excludes_zero, f"{name}_excludes_zero_corrected": corrected.excludes_zero,
-                f"{name}_detectable": smallest_detectable_difference(diff.sd, diff.n)})
+    row.update(
+        {
+            f"{name}_n": diff.n,
+            f"{name}_mean": diff.mean,
+            f"{name}_low": diff.low,
+            f"{name}_high": diff.high,
+            f"{name}_excludes_zero": diff.excludes_zero,
+            f"{name}_excludes_zero_corrected": corrected.excludes_zero,
+            f"{name}_detectable": smallest_detectable_difference(diff.sd, diff.n),
+        }
+    )
 
 
 def arm_rows(trials: list[dict], sweep: dict) -> list[dict]:
@@ -140,21 +148,30 @@ def arm_rows(trials: list[dict], sweep: dict) -> list[dict]:
     rows = []
     for arm in arms:
         miou = mean_interval(scores[arm].values())
-        settings = sorted({(number(t.get("tau")), number(t.get("rho")), *sorted(other_params(t).items()))
-                           for t in confirm[arm]}, key=str)
+        settings = sorted({(number(t.get("tau")), number(t.get("rho")), *sorted(other_params(t).items())) for t in confirm[arm]}, key=str)
         tau, rho, *other = settings[0] if settings else (NAN, NAN)
         tried = (sweep.get("settings_tried") or {}).get(arm)
-        row = {"arm": arm, "tau": tau, "rho": rho, "settings_confirmed": len(settings),
-               "other": "; ".join(f"{k}={v}" for k, v in other),
-               "seeds": miou.n, "not_finished": len(confirm[arm]) - len(done[arm]),
-               "epochs": max(map(epochs_of, done[arm]), default=0),
-               "mIoU": miou.mean, "mIoU_low": miou.low, "mIoU_high": miou.high, "mIoU_sd": miou.sd}
+        row = {
+            "arm": arm,
+            "tau": tau,
+            "rho": rho,
+            "settings_confirmed": len(settings),
+            "other": "; ".join(f"{k}={v}" for k, v in other),
+            "seeds": miou.n,
+            "not_finished": len(confirm[arm]) - len(done[arm]),
+            "epochs": max(map(epochs_of, done[arm]), default=0),
+            "mIoU": miou.mean,
+            "mIoU_low": miou.low,
+            "mIoU_high": miou.high,
+            "mIoU_sd": miou.sd,
+        }
         for name, key in (("oIoU", "val/oIoU"), ("P@0.5", "val/P0.5"), ("P@0.7", "val/P0.7"), ("P@0.9", "val/P0.9")):
             row[name] = mean_interval(by_seed(done[arm], key).values()).mean
         for name, other in (("vs_off", "off"), ("vs_random", "random")):
             _difference(row, name, scores[arm] if arm != other else {}, scores.get(other, {}), comparisons)
-        row["settings_tried"] = tried if tried is not None else len({str(t.get("params")) for t in trials
-                                                                     if t["arm"] == arm and t["stage"] == "search"})
+        row["settings_tried"] = (
+            tried if tried is not None else len({str(t.get("params")) for t in trials if t["arm"] == arm and t["stage"] == "search"})
+        )
         hidden = mean_interval(last(t, "aml/hidden") for t in done[arm]).mean
         row["hidden"] = 0.0 if arm == "off" and done[arm] and math.isnan(hidden) else hidden
         row["cost_ratio"] = number(((sweep.get("cost") or {}).get(arm) or {}).get("ratio"))
@@ -180,12 +197,25 @@ def map_rows(trials: list[dict]) -> list[dict]:
         kept = [t for t in members if t["state"] != "failed"]
         at_common = [number(e.get("val/mIoU")) for t in kept for e in t.get("history") or [] if e["epoch"] == common]
         best = mean_interval(map(best_so_far, kept))
-        rows.append({"arm": arm, "tau": tau, "rho": rho, "product": round(tau * rho, 6), "trials": len(kept),
-                     "seeds": len({t.get("seed") for t in kept}), "stopped": sum(t["state"] == "stopped" for t in kept),
-                     "failed": len(members) - len(kept), "epochs_min": min(map(epochs_of, kept), default=0),
-                     "epochs_max": max(map(epochs_of, kept), default=0), "mIoU_best": best.mean,
-                     "mIoU_best_sd": best.sd, "common_epoch": common, "mIoU_common": mean_interval(at_common).mean,
-                     "hidden": mean_interval(last(t, "aml/hidden") for t in kept).mean})
+        rows.append(
+            {
+                "arm": arm,
+                "tau": tau,
+                "rho": rho,
+                "product": round(tau * rho, 6),
+                "trials": len(kept),
+                "seeds": len({t.get("seed") for t in kept}),
+                "stopped": sum(t["state"] == "stopped" for t in kept),
+                "failed": len(members) - len(kept),
+                "epochs_min": min(map(epochs_of, kept), default=0),
+                "epochs_max": max(map(epochs_of, kept), default=0),
+                "mIoU_best": best.mean,
+                "mIoU_best_sd": best.sd,
+                "common_epoch": common,
+                "mIoU_common": mean_interval(at_common).mean,
+                "hidden": mean_interval(last(t, "aml/hidden") for t in kept).mean,
+            }
+        )
     return rows
 
 
@@ -202,7 +232,7 @@ def line_rows(cells: list[dict], tolerance: float = 1e-6) -> list[dict]:
         while left:
             r = left[0]["product"]
             line = [c for c in left if c["product"] - r <= tolerance]
-            left = left[len(line):]
+            left = left[len(line) :]
             line.sort(key=lambda c: (c["tau"], c["arm"] == "random"))
             if r > 0 and len(line) > 1 and any(c["arm"] == arm for c in line):
                 rows += [{"line_arm": arm, "line": r, **c} for c in line]
@@ -213,17 +243,21 @@ def curve_rows(trials: list[dict], *prefixes: str) -> list[dict]:
     """One row an epoch of every trial, with the keys that start with one of the prefixes."""
     keys = sorted({k for t in trials for e in t.get("history") or [] for k in e if k.startswith(prefixes)})
     names = ("trial", "arm", "stage", "seed")
-    return [{k: t.get(k, "") for k in names} | {"epoch": e.get("epoch")} | {k: e.get(k) for k in keys}
-            for t in trials for e in t.get("history") or []]
+    return [
+        {k: t.get(k, "") for k in names} | {"epoch": e.get("epoch")} | {k: e.get(k) for k in keys} for t in trials for e in t.get("history") or []
+    ]
 
 
 def trial_rows(trials: list[dict]) -> list[dict]:
     """One row a trial: the ledger line without its history, with its last and best scores."""
     names = ("trial", "arm", "stage", "seed", "tau", "rho", "state", "stopped_by", "error", "seconds")
     params = sorted({k for t in trials for k in other_params(t)})
-    return [{k: t.get(k, "") for k in names} | {k: other_params(t).get(k, "") for k in params} |
-            {"epochs": epochs_of(t), "mIoU_last": last(t, "val/mIoU"), "mIoU_best": best_so_far(t),
-             "oIoU_last": last(t, "val/oIoU")} for t in trials]
+    return [
+        {k: t.get(k, "") for k in names}
+        | {k: other_params(t).get(k, "") for k in params}
+        | {"epochs": epochs_of(t), "mIoU_last": last(t, "val/mIoU"), "mIoU_best": best_so_far(t), "oIoU_last": last(t, "val/oIoU")}
+        for t in trials
+    ]
 
 
 def mean_curve(trials: list[dict], key: str) -> list[tuple[int, float, float, float]]:
@@ -237,6 +271,7 @@ def mean_curve(trials: list[dict], key: str) -> list[tuple[int, float, float, fl
 
 
 # ---- what may be said ----
+
 
 def num(value: float, digits: int = 2, scale: float = 1.0, sign: bool = False) -> str:
     """A number with a true minus, or a dash where there is none."""
@@ -269,16 +304,16 @@ def versus(row: dict, other: dict, key: str, comparisons: int) -> str:
         return f"{lead} on the one seed they share: not distinguishable from {name}, as one seed says nothing of noise."
     lead += f" (95% t interval {points(row[f'{key}_low'])} to {points(row[f'{key}_high'])}, {n} paired seeds): "
     if not row[f"{key}_excludes_zero"]:
-        return lead + (f"not distinguishable from {name} with {n} seeds; these seeds would show a true difference of "
-                       f"{pct(row[f'{key}_detectable'])} points four times in five.")
+        return lead + (
+            f"not distinguishable from {name} with {n} seeds; these seeds would show a true difference of "
+            f"{pct(row[f'{key}_detectable'])} points four times in five."
+        )
     verdict = "above" if mean > 0 else "below"
     if comparisons < 2:
         return f"{lead}{verdict} {name} by more than seed noise explains."
     if row[f"{key}_excludes_zero_corrected"]:
-        return (f"{lead}{verdict} {name} by more than seed noise explains, also when corrected for {comparisons} "
-                "comparisons (Bonferroni).")
-    return (f"{lead}{verdict} {name} taken alone, but not when corrected for {comparisons} comparisons (Bonferroni): "
-            "weak evidence.")
+        return f"{lead}{verdict} {name} by more than seed noise explains, also when corrected for {comparisons} comparisons (Bonferroni)."
+    return f"{lead}{verdict} {name} taken alone, but not when corrected for {comparisons} comparisons (Bonferroni): weak evidence."
 
 
 def matched(row: dict, random: dict) -> str:
@@ -297,14 +332,15 @@ def summary(arms: list[dict], meta: dict) -> list[str]:
     scored = [a for a in arms if a["seeds"]]
     missing = [a["arm"] for a in arms if not a["seeds"]]
     if not scored:
-        return ["No arm has a finished confirmation trial, so there is no comparison of arms yet.",
-                "The search scores below are the best of several settings on one validation set: not a ranking."]
+        return [
+            "No arm has a finished confirmation trial, so there is no comparison of arms yet.",
+            "The search scores below are the best of several settings on one validation set: not a ranking.",
+        ]
     by_name = {a["arm"]: a for a in scored}
     best = max(scored, key=lambda a: a["mIoU"])
     score = f"{pct(best['mIoU'])}% (one seed, no interval)"
     if best["seeds"] > 1:
-        score = (f"{pct(best['mIoU'])}% (95% t interval {pct(best['mIoU_low'])} to {pct(best['mIoU_high'])}, "
-                 f"{best['seeds']} seeds)")
+        score = f"{pct(best['mIoU'])}% (95% t interval {pct(best['mIoU_low'])} to {pct(best['mIoU_high'])}, {best['seeds']} seeds)"
     lines = [f"In confirmation {best['arm']} ({setting_text(best)}) has the highest mean validation mIoU, {score}."]
     if len(scored) == 1:
         lines[0] = f"Only {best['arm']} has been confirmed: validation mIoU {score}. Nothing to compare it with."
@@ -336,8 +372,7 @@ def equality(best: dict, scored: list[dict], equal: str) -> str:
     else:
         text = f"The arms were run for equal {equal}; epochs: " + ", ".join(f"{a['arm']} {a['epochs']}" for a in scored)
     costs = ", ".join(f"{a['arm']} {num(a['cost_ratio'])}" for a in scored if math.isfinite(a["cost_ratio"]))
-    return f"{text}; " + (f"computation of one training step relative to off: {costs}." if costs else
-                          "the cost of a step was not measured.")
+    return f"{text}; " + (f"computation of one training step relative to off: {costs}." if costs else "the cost of a step was not measured.")
 
 
 def by_line(line: list[dict]) -> list[tuple[str, float, list[dict]]]:
@@ -353,8 +388,10 @@ def line_text(r: float, spots: list[dict]) -> str:
         return f"r = {r:.2g}: fewer than two points ran to their end; no line."
     left, right, seeds = full[0], full[-1], min(p["seeds"] for p in full)
     ends = (f"{pct(p['mIoU_best'])} at τ {p['tau']:.2g}{' (random)' * (p['arm'] == 'random')}" for p in (left, right))
-    return (f"r = {r:.2g}: {' against '.join(ends)}, {points(left['mIoU_best'] - right['mIoU_best'])} points "
-            f"({seeds} seed{'s' if seeds > 1 else ''} each).")
+    return (
+        f"r = {r:.2g}: {' against '.join(ends)}, {points(left['mIoU_best'] - right['mIoU_best'])} points "
+        f"({seeds} seed{'s' if seeds > 1 else ''} each)."
+    )
 
 
 def line_notes(line: list[dict]) -> list[str]:
@@ -372,6 +409,8 @@ def line_notes(line: list[dict]) -> list[str]:
         if uneven:
             notes.append(f"{arm}: points of one line trained for different numbers of epochs ({'; '.join(uneven)}).")
         if unequal:
-            notes.append(f"{arm}: the measured hidden shares are not equal ({'; '.join(unequal)}), so these lines "
-                         "say nothing about alignment; τρ is that share only with quantile thresholds and blocks.")
+            notes.append(
+                f"{arm}: the measured hidden shares are not equal ({'; '.join(unequal)}), so these lines "
+                "say nothing about alignment; τρ is that share only with quantile thresholds and blocks."
+            )
     return notes

@@ -8,7 +8,20 @@ from importlib.metadata import PackageNotFoundError, version
 
 from orchestrator.config import storage_root
 
-PACKAGES = ("ray", "torch", "torchvision", "transformers", "timm", "mlflow", "pyarrow", "optuna", "boto3", "pycocotools", "opencv-python-headless", "scipy")
+PACKAGES = (
+    "ray",
+    "torch",
+    "torchvision",
+    "transformers",
+    "timm",
+    "mlflow",
+    "pyarrow",
+    "optuna",
+    "boto3",
+    "pycocotools",
+    "opencv-python-headless",
+    "scipy",
+)
 
 
 def ui(host: str, port: int, say) -> int:

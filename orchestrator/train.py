@@ -10,7 +10,6 @@ from aml.learner import NonFinite
 from orchestrator import cluster, runs, shards, trial
 from orchestrator.config import Experiment, from_dict
 from orchestrator.shards import Shared
-from orchestrator.tracking_setup import describe_run, open_tracker
 
 # ---- inside a worker ------------------------------------------------------------------------------------------------
 
@@ -97,9 +96,9 @@ def _fit(this: runs.Run, experiment: Experiment, store: shards.Store, init, say)
     from ray.train import TrainingFailedError
 
     data = experiment.data
-    tracker = open_tracker(this, experiment)
+    tracker = runs.open_tracker(this, experiment)
     key = "train"
-    tracker.run(key, this.name, params=describe_run(experiment), tags={**_tags(this, experiment)})
+    tracker.run(key, this.name, params=experiment.params(), tags=_tags(this, experiment))
     epochs = Epochs(experiment.train.epochs, tracker, key, say)
     code = 1
     try:
@@ -117,14 +116,17 @@ def _fit(this: runs.Run, experiment: Experiment, store: shards.Store, init, say)
         epochs.close()
         this.update(state="failed", ended=time.time(), error=trial.failure(error))
         say(f"{this.name} failed: {trial.failure(error)}; the same command continues it after epoch {epochs.last.get('epoch', 0)}")
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # Ray turns SIGTERM, which stops a job, into SystemExit
         this.update(state="interrupted", ended=time.time())
         say(f"{this.name} interrupted after epoch {epochs.last.get('epoch', 0)}; the same command continues it")
         code = 130
-    tracker.end(key, {0: "FINISHED", 130: "KILLED"}.get(code, "FAILED"), tags={"stopped_by": {0: "", 130: "interrupt"}.get(code, "error")})
-    remaining = tracker.close()
-    if remaining:
-        say(remaining)
+    except BaseException as error:
+        this.update(state="failed", ended=time.time(), error=trial.failure(error))
+        raise
+    finally:
+        tracker.end(key, {0: "FINISHED", 130: "KILLED"}.get(code, "FAILED"), tags={"stopped_by": {0: "", 130: "interrupt"}.get(code, "error")})
+        if remaining := tracker.close():
+            say(remaining)
     return code
 
 
@@ -134,7 +136,14 @@ def _finish(this, experiment, epochs, tracker, key, say) -> None:
     history = [trial.json.loads(line) for line in (this.folder / "epochs.jsonl").read_text().splitlines()]
     tau, rho = experiment.aml.coordinates
     this.update(
-        state="done", ended=time.time(), history=history, arm=experiment.aml.arm, tau=tau, rho=rho, seed=experiment.seed, champion={"checkpoint": "best"}
+        state="done",
+        ended=time.time(),
+        history=history,
+        arm=experiment.aml.arm,
+        tau=tau,
+        rho=rho,
+        seed=experiment.seed,
+        champion={"checkpoint": "best"},
     )
     page = report.write(this.folder)
     for picture in sorted((this.folder / "pictures").glob("*.png"))[-1:]:

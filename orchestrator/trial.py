@@ -43,7 +43,9 @@ def run(experiment: Experiment, blocks: Callable[[], list[dict]], vocabulary: li
         if learner.world.rank == 0:
             save(learner, experiment, folder, result)
             if len(shown):
-                write_atomic(folder / "pictures" / f"epoch-{result.epoch:04d}.png", png(training_rows(learner, val, shown, experiment.evaluate.threshold)))
+                write_atomic(
+                    folder / "pictures" / f"epoch-{result.epoch:04d}.png", png(training_rows(learner, val, shown, experiment.evaluate.threshold))
+                )
         report(result.metrics)
 
 

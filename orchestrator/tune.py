@@ -14,7 +14,6 @@ from orchestrator import cluster, plan, runs, shards, trial
 from orchestrator.config import Experiment, from_dict
 from orchestrator.live import Board
 from orchestrator.shards import Shared
-from orchestrator.tracking_setup import describe_run, leaves, open_tracker
 
 PARENT = "sweep"
 """The tracker's key of the parent run."""
@@ -78,22 +77,27 @@ def run(experiment: Experiment, *, resume: str | None = None, fresh: bool = Fals
     say(f"{'continuing' if this.state else 'starting'} {this.name} in {this.folder}" + (f": {len(ledger)} trials have finished" if ledger else ""))
     runs.begin(this, experiment, manifest, store.uri)
     this.update(metric=experiment.search.metric, mode=experiment.search.mode)
-    tracker = open_tracker(this, experiment)
+    tracker = runs.open_tracker(this, experiment)
     data = experiment.data
     shared = shards.decode(store, {data.train_split, data.val_split}, data.size, data.fit)
     if not tracker.ready():  # the database is made before any trial
         say(f"tracking: {tracker.problem}; training goes on, what it misses is kept in {this.folder}")
-    sweep = Sweep(this, experiment, tracker, placement, say)
+    sweep, code = Sweep(this, experiment, tracker, placement, say), 1
     try:
         sweep.fit(shared, shards.words(store))
-        code = sweep.finish(store, shared)
-    except KeyboardInterrupt:
+        code = sweep.finish(shared)
+    except (KeyboardInterrupt, SystemExit):  # Ray turns SIGTERM, which stops a job, into SystemExit
         code = 130
         this.update(state="interrupted", ended=time.time())
         say(f"{this.name} interrupted with {len(sweep.plan.records)} of {sweep.plan.total} trials finished; the same command continues it")
-    tracker.end(PARENT, {0: "FINISHED", 130: "KILLED"}.get(code, "FAILED"), tags={"stopped_by": {0: "", 130: "interrupt"}.get(code, "error")})
-    if remaining := tracker.close():
-        say(remaining)
+    except BaseException as error:
+        this.update(state="failed", ended=time.time(), error=trial.failure(error))
+        raise
+    finally:
+        sweep.board.close()
+        tracker.end(PARENT, {0: "FINISHED", 130: "KILLED"}.get(code, "FAILED"), tags={"stopped_by": {0: "", 130: "interrupt"}.get(code, "error")})
+        if remaining := tracker.close():
+            say(remaining)
     return code
 
 
@@ -113,7 +117,7 @@ class Sweep:
         self.warned: set[str] = set()
         self.board = Board(self.plan, experiment, placement.concurrent, say)
         self.varying = {"seed", "aml.tau", "aml.rho", "aml.mode", "aml.preset", "aml.rate", *experiment.search.space}
-        tracker.run(PARENT, this.name, params=describe_run(experiment, self.varying), tags=self._tags() | {"sweep": this.name})
+        tracker.run(PARENT, this.name, params=experiment.params(self.varying), tags=self._tags() | {"sweep": this.name})
         tracker.artifact(PARENT, this.folder / "config.yaml")
 
     def __deepcopy__(self, memo):
@@ -183,7 +187,7 @@ class Sweep:
         self.since.setdefault(trial_id, time.time())
         self.histories.setdefault(trial_id, {})
         self.board.started(facts)
-        flat = leaves(spec.experiment(self.experiment).to_dict())
+        flat = spec.experiment(self.experiment).leaves()
         params = {k: flat[k] for k in self.varying if k in flat and k != "seed"} | facts["params"]
         tags = self._tags() | {"sweep": self.run.name, "trial_id": trial_id, "seed": spec.seed, "arm": spec.arm, "stage": spec.stage}
         name = f"{spec.arm} tau={facts['tau']:g} rho={facts['rho']:g} seed={spec.seed}" + (" confirm" if spec.stage == "confirm" else "")
@@ -212,11 +216,11 @@ class Sweep:
         if trial_id not in self.plan.records:
             self._over(trial_id, "failed", "error", error)
 
-    def finish(self, store: shards.Store, shared: Shared) -> int:
+    def finish(self, shared: Shared) -> int:
         """Baselines, cost, report, champion.   -> exit code"""
         from orchestrator import conclude
 
-        return conclude.sweep(self, store, shared)
+        return conclude.sweep(self, shared)
 
     # -- inside
 
@@ -237,7 +241,9 @@ class Sweep:
         self.plan.finished(record)
         for picture in sorted((folder / "pictures").glob("*.png"))[-1:]:
             self.tracker.artifact(trial_id, picture, "pictures")
-        self.tracker.end(trial_id, "FAILED" if state == "failed" else "FINISHED", tags={"stopped_by": stopped_by, **({"error": error} if error else {})})
+        self.tracker.end(
+            trial_id, "FAILED" if state == "failed" else "FINISHED", tags={"stopped_by": stopped_by, **({"error": error} if error else {})}
+        )
         self.board.over(record)
         return state, stopped_by
 
@@ -317,7 +323,10 @@ def describe_plan(experiment: Experiment, placement: cluster.Placement) -> str:
     lines.append(f"placement: {placement.arithmetic}")
     seconds = estimate_epoch_s(experiment)
     longest = made.total * experiment.train.epochs * seconds / placement.concurrent
-    lines.append(f"time: about {seconds:.1f} s an epoch (measured on this machine just now), so at most {longest / 60:.0f} min in all" + (" before ASHA stops trials" if search.scheduler == "asha" else ""))
+    lines.append(
+        f"time: about {seconds:.1f} s an epoch (measured on this machine just now), so at most {longest / 60:.0f} min in all"
+        + (" before ASHA stops trials" if search.scheduler == "asha" else "")
+    )
     lines.append("nothing was started")
     return "\n".join(lines)
 

@@ -47,7 +47,20 @@ def refer(scenes, tmp_path):
 
 
 def shard(folder, *more):
-    return ["shard", "--refer-root", folder, "--images", folder / "images", "--dataset", "refcoco", "--split-by", "unc", "--out", folder.parent / "out", *more]
+    return [
+        "shard",
+        "--refer-root",
+        folder,
+        "--images",
+        folder / "images",
+        "--dataset",
+        "refcoco",
+        "--split-by",
+        "unc",
+        "--out",
+        folder.parent / "out",
+        *more,
+    ]
 
 
 def test_help_imports_nothing_heavy():
@@ -65,7 +78,9 @@ def test_wrong_settings(command, experiment, capsys):
     refused([command, "absent.yaml"], capsys, "absent.yaml cannot be read")
     refused([command, experiment], capsys, "_COMPLETE.json", "no complete shards")
     refused([command, experiment, "--resume", "nothing"], capsys, "no run under")
-    refused([command, experiment, "data.synth={images: 100}", "resources.workers=2", "resources.cpus_per_worker=500", "--dry-run"], capsys, "500", "CPU")
+    refused(
+        [command, experiment, "data.synth={images: 100}", "resources.workers=2", "resources.cpus_per_worker=500", "--dry-run"], capsys, "500", "CPU"
+    )
 
 
 def test_a_mask_that_would_hide_nothing(experiment, capsys):
@@ -141,7 +156,22 @@ def test_the_real_mini_refcoco_goes_through(real_data, ray_session, tmp_path):
 
     folder = real_data / "mini_refer"
     out = tmp_path / "mini"
-    code, text = ray_session(["shard", "--refer-root", str(folder), "--images", str(folder / "images"), "--dataset", "refcoco", "--split-by", "unc", "--out", str(out), "--json"])
+    code, text = ray_session(
+        [
+            "shard",
+            "--refer-root",
+            str(folder),
+            "--images",
+            str(folder / "images"),
+            "--dataset",
+            "refcoco",
+            "--split-by",
+            "unc",
+            "--out",
+            str(out),
+            "--json",
+        ]
+    )
     assert code == 0, text
     splits = json.loads(text.splitlines()[-1])["splits"]
     assert {split: c["refs"] for split, c in splits.items()} == {"testA": 4, "testB": 6, "val": 6}

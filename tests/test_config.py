@@ -83,7 +83,9 @@ def test_every_shipped_experiment_loads_and_names_itself(path):
 def test_the_run_name_follows_settings_and_data_but_not_the_machines():
     a = from_text(MINIMAL)
     assert a.run_name("f") == from_text(MINIMAL, ["resources.workers=2", "search.max_concurrent=1", "tracking.uri=none"]).run_name("f")
-    assert len({a.run_name("f"), a.run_name("g"), from_text(MINIMAL, ["aml.tau=0.4"]).run_name("f"), from_text(MINIMAL, ["seed=1"]).run_name("f")}) == 4
+    assert (
+        len({a.run_name("f"), a.run_name("g"), from_text(MINIMAL, ["aml.tau=0.4"]).run_name("f"), from_text(MINIMAL, ["seed=1"]).run_name("f")}) == 4
+    )
     assert a.run_name("f").startswith("x-") and len(a.run_name("f")) == 10
 
 

@@ -76,7 +76,9 @@ def data(tmp_path_factory):
 
 
 def sentences_of(rows, *splits):
-    return sorted((row["image_id"], ref["ref_id"], s["sent_id"]) for row in rows for ref in row["refs"] if ref["split"] in splits for s in ref["sentences"])
+    return sorted(
+        (row["image_id"], ref["ref_id"], s["sent_id"]) for row in rows for ref in row["refs"] if ref["split"] in splits for s in ref["sentences"]
+    )
 
 
 def read_rows(out):
@@ -131,7 +133,10 @@ def test_true_pixels_are_counted_at_the_size_of_the_protocol(data, tmp_path):
 def test_corruption_of_severity_0_is_the_clean_picture_and_a_strong_one_is_not(data, tmp_path):
     got = evaluate.evaluate(data.checkpoint, data.store, ["val"], corruptions=[("noise", 0), ("noise", 5)], out=tmp_path, say=lambda _: None)
     assert got["val/noise:0"] == got["val"]
-    by = {s: [(r["sent_id"], r["pred_pixels"]) for r in read_rows(tmp_path) if (r["corruption"], r["severity"]) == s] for s in (("clean", 0), ("noise", 5))}
+    by = {
+        s: [(r["sent_id"], r["pred_pixels"]) for r in read_rows(tmp_path) if (r["corruption"], r["severity"]) == s]
+        for s in (("clean", 0), ("noise", 5))
+    }
     assert sorted(by["clean", 0]) != sorted(by["noise", 5])
 
 
@@ -143,9 +148,13 @@ def test_a_corruption_depends_on_the_picture_alone_and_other_splits_stay_out(dat
     rows[0]["refs"].append({"ref_id": 99, "ann_id": 1, "split": "train", "sentences": [{"sent_id": 99, "sent": "c", "raw": "c"}]})
     seen = []
     monkeypatch.setattr(
-        inference.Segmenter, "logits", lambda self, images, sentences: seen.extend(zip(images, sentences, strict=True)) or torch.ones(len(images), 8, 8)
+        inference.Segmenter,
+        "logits",
+        lambda self, images, sentences: seen.extend(zip(images, sentences, strict=True)) or torch.ones(len(images), 8, 8),
     )
-    evaluate.evaluate(data.checkpoint, write_store(tmp_path / "s", rows), ["val"], corruptions=[("noise", 5)], out=tmp_path / "out", say=lambda _: None)
+    evaluate.evaluate(
+        data.checkpoint, write_store(tmp_path / "s", rows), ["val"], corruptions=[("noise", 5)], out=tmp_path / "out", say=lambda _: None
+    )
     assert [(r["image_id"], r["corruption"], r["sent_id"] % 10) for r in read_rows(tmp_path / "out")] == [
         (number, name, k) for number in (7, 8) for name in ("clean", "noise") for k in (0, 1)
     ]
@@ -245,7 +254,9 @@ def test_real_refcoco(tmp_path):
     rows = read_refer(REAL, REAL / "images", "refcoco", "unc")
     store = write_store(tmp_path / "shards", rows)
     said = []
-    got = evaluate.evaluate(save_model(tmp_path / "model", vocabulary(rows)[:20]), store, ["val"], protocol="original", out=tmp_path / "out", say=said.append)
+    got = evaluate.evaluate(
+        save_model(tmp_path / "model", vocabulary(rows)[:20]), store, ["val"], protocol="original", out=tmp_path / "out", say=said.append
+    )
     truth = {entry["ref_id"]: entry["mask_pixels"] for entry in json.loads((REAL / "expected.json").read_text())}
     found = read_rows(tmp_path / "out")
     assert sorted((r["image_id"], r["ref_id"], r["sent_id"]) for r in found) == sentences_of(rows, "val") and got["val"]["n"] == len(found)
@@ -381,7 +392,12 @@ def test_predict_says_when_it_knows_no_word_and_refuses_bad_input(data, tmp_path
 def root(tmp_path, data):
     """A sweep with a champion, one without, a training."""
     words = vocabulary(data.rows)
-    for name in ("quick-11111111/trials/aml-03/last", "quick-11111111/trials/off-00/last", "quick-11111111/trials/off-00/best", "plain-33333333/best"):
+    for name in (
+        "quick-11111111/trials/aml-03/last",
+        "quick-11111111/trials/off-00/last",
+        "quick-11111111/trials/off-00/best",
+        "plain-33333333/best",
+    ):
         save_model(tmp_path / name, words)
     (tmp_path / "quick-11111111/sweep.json").write_text(json.dumps({"state": "done", "champion": {"checkpoint": "trials/aml-03/last"}}))
     (tmp_path / "young-22222222").mkdir()
@@ -426,7 +442,9 @@ def test_an_mlflow_run_and_a_registered_model_lead_to_their_checkpoint(root, mon
     class Client:
         def get_run(self, run_id):
             outputs = SimpleNamespace(model_outputs=[SimpleNamespace(model_id="m-1")] if run_id[0] == "d" else [])
-            return SimpleNamespace(data=SimpleNamespace(tags={mlflow_store.KEY_TAG: keys[run_id]}), info=SimpleNamespace(run_name="r"), outputs=outputs)
+            return SimpleNamespace(
+                data=SimpleNamespace(tags={mlflow_store.KEY_TAG: keys[run_id]}), info=SimpleNamespace(run_name="r"), outputs=outputs
+            )
 
         def get_logged_model(self, model_id):
             return SimpleNamespace(artifact_location=logged.as_uri(), model_id=model_id)
@@ -454,7 +472,12 @@ def test_an_mlflow_run_and_a_registered_model_lead_to_their_checkpoint(root, mon
 
 
 def experiment(data, **aml):
-    tree = {"name": "look", "data": {"train": str(data.root / "shards"), "size": SIZE}, "model": {"name": "small", "width": 32, "stem": 16}, "aml": aml}
+    tree = {
+        "name": "look",
+        "data": {"train": str(data.root / "shards"), "size": SIZE},
+        "model": {"name": "small", "width": 32, "stem": 16},
+        "aml": aml,
+    }
     return from_dict(tree)
 
 

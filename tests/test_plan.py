@@ -45,7 +45,9 @@ def test_arms_with_fewer_settings_spend_their_trials_on_further_seeds():
 
 def test_the_best_setting_is_confirmed_on_seeds_never_searched():
     experiment = from_text(BASE, GRID)
-    order = run_through(Plan(experiment), experiment, value=lambda t: 0.9 if t.overrides.get("aml.tau") == 0.25 and t.overrides.get("aml.rho") == 1.0 else 0.1)
+    order = run_through(
+        Plan(experiment), experiment, value=lambda t: 0.9 if t.overrides.get("aml.tau") == 0.25 and t.overrides.get("aml.rho") == 1.0 else 0.1
+    )
     confirm = [t for t in order if t.arm == "aml/calibrated" and t.stage == "confirm"]
     assert [t.overrides for t in confirm] == [{"aml.tau": 0.25, "aml.rho": 1.0}] * 2
     assert {t.seed for t in confirm} & {t.seed for t in order if t.stage == "search"} == set()
@@ -93,7 +95,9 @@ def test_random_search_tries_the_same_points_in_every_masking_arm():
 
 
 def test_tpe_turns_towards_the_better_region():
-    experiment = from_text(BASE, ["search.method=tpe", "search.trials=40", "search.arms=[aml/calibrated]", "search.space={aml.tau: {low: 0.1, high: 1.0}}"])
+    experiment = from_text(
+        BASE, ["search.method=tpe", "search.trials=40", "search.arms=[aml/calibrated]", "search.space={aml.tau: {low: 0.1, high: 1.0}}"]
+    )
     order = run_through(Plan(experiment), experiment, value=lambda t: -abs(t.overrides["aml.tau"] - 0.8))
     taus = [t.overrides["aml.tau"] for t in order if t.stage == "search"]
     assert sum(abs(t - 0.8) for t in taus[-15:]) / 15 < sum(abs(t - 0.8) for t in taus[:15]) / 15

@@ -30,7 +30,9 @@ def commands() -> list[list[str]]:
 def small(arguments: list[str]) -> list[str]:
     if arguments[0] in ("train", "sweep", "preview"):
         quick = [a for a in TINY if not (arguments[1].endswith("refcoco.yaml") and a.startswith("data.train"))]
-        more = ["search.seeds={confirm: 1}", "search.space={aml.tau: [0.5]}"] if arguments[0] == "sweep" and "search.method=tpe" not in arguments else []
+        more = (
+            ["search.seeds={confirm: 1}", "search.space={aml.tau: [0.5]}"] if arguments[0] == "sweep" and "search.method=tpe" not in arguments else []
+        )
         more += ["search.trials=2"] if "search.method=tpe" in arguments else []
         return [*arguments, *quick, *more]
     if arguments[0] == "synth":
@@ -67,7 +69,16 @@ def test_the_commands_of_the_readme(place, ray_session):
             arguments = [name_of_sweep(place) if a == "quickstart" else a for a in arguments]
         code, text = ray_session(small(arguments))
         assert code == 0, (arguments, text)
-    for made in ("scores/metrics.json", "scores/per_sentence.jsonl", "robust/metrics.json", "mask.png", "overlay.png", "preview.html", "data.html", "page/index.html"):
+    for made in (
+        "scores/metrics.json",
+        "scores/per_sentence.jsonl",
+        "robust/metrics.json",
+        "mask.png",
+        "overlay.png",
+        "preview.html",
+        "data.html",
+        "page/index.html",
+    ):
         assert (place / made).exists(), made
 
 

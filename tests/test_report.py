@@ -20,8 +20,7 @@ ERROR = 'loss is <nan> & "infinite" at step 7: lower optim.lr'
 
 def epoch(k, miou, hidden=None, **more):
     scores = {"val/mIoU": miou, "val/oIoU": miou + 0.05, "val/P0.5": miou, "val/P0.7": miou / 2, "val/P0.9": 0.1}
-    masks = {} if hidden is None else {
-        "aml/hidden": hidden, "aml/lift": 0.9, "aml/auroc": 0.6, "aml/probe_mask_auroc": 0.55, "aml/leak": None}
+    masks = {} if hidden is None else {"aml/hidden": hidden, "aml/lift": 0.9, "aml/auroc": 0.6, "aml/probe_mask_auroc": 0.55, "aml/leak": None}
     return {"epoch": k, "train/loss": 1 / k, **scores, **masks, **more}
 
 
@@ -29,16 +28,32 @@ def trial(name, arm, tau, rho, last, stage="search", seed=0, state="done", by=""
     """A ledger line whose val/mIoU climbs by 0.01 an epoch to `last`."""
     share = tau * rho if hidden is None and arm != "off" else hidden
     history = [epoch(k, last - 0.01 * (epochs - k), share) for k in range(1, epochs + 1)]
-    return {"trial": name, "arm": arm, "stage": stage, "seed": seed, "tau": tau, "rho": rho, "state": state,
-            "stopped_by": by, "params": {"aml.tau": tau, "aml.rho": rho}, "error": error, "seconds": 10.0,
-            "epochs": epochs, "history": history}
+    return {
+        "trial": name,
+        "arm": arm,
+        "stage": stage,
+        "seed": seed,
+        "tau": tau,
+        "rho": rho,
+        "state": state,
+        "stopped_by": by,
+        "params": {"aml.tau": tau, "aml.rho": rho},
+        "error": error,
+        "seconds": 10.0,
+        "epochs": epochs,
+        "history": history,
+    }
 
 
 def ledger():
     """Three arms. On confirmation seeds 1, 2, 3: off .50 .52 .51; random .53 .55 .53; aml .54 .56 .55: .04 over off."""
-    lines = [trial("off-0", "off", 0, 0, 0.50),
-             trial("random-0", "random", 1, 0.25, 0.53), trial("random-1", "random", 1, 0.5, 0.52),
-             trial("random-2", "random", 1, 0.1, 0.51), trial("random-3", "random", 1, 0.75, 0.49)]
+    lines = [
+        trial("off-0", "off", 0, 0, 0.50),
+        trial("random-0", "random", 1, 0.25, 0.53),
+        trial("random-1", "random", 1, 0.5, 0.52),
+        trial("random-2", "random", 1, 0.1, 0.51),
+        trial("random-3", "random", 1, 0.75, 0.49),
+    ]
     grid = [(tau, rho) for tau in (0.25, 0.5, 1.0) for rho in (0.25, 0.5, 1.0)]
     for i, (tau, rho) in enumerate(grid):
         extra = {}
@@ -50,22 +65,35 @@ def ledger():
     scores = {"off": (0.50, 0.52, 0.51), "random": (0.53, 0.55, 0.53), "aml/calibrated": (0.54, 0.56, 0.55)}
     settings = {"off": (0, 0), "random": (1, 0.25), "aml/calibrated": (0.5, 0.5)}
     for arm, values in scores.items():
-        lines += [trial(f"{arm.replace('/', '-')}-c{seed}", arm, *settings[arm], value, "confirm", seed)
-                  for seed, value in enumerate(values, 1)]
+        lines += [trial(f"{arm.replace('/', '-')}-c{seed}", arm, *settings[arm], value, "confirm", seed) for seed, value in enumerate(values, 1)]
     return lines
 
 
-SWEEP = {"run": "toy-00000000", "name": "toy", "kind": "sweep", "state": "done", "started": 1.0e9, "ended": 1.0e9 + 60,
-         "epochs": EPOCHS, "command": "python -m orchestrator sweep toy.yaml", "git_sha": "abc123",
-         "versions": {"torch": "2"},
-         "data": {"uri": "s3://user:hush@bucket/toy", "fingerprint": "f00d",
-                  "splits": {"val": {"refs": 3, "sentences": 9}}},
-         "mlflow": {"uri": "sqlite:///mlflow.db", "run_id": "r1"},
-         "settings_tried": {"off": 1, "random": 4, "aml/calibrated": 9},
-         "champion": {"arm": "aml/calibrated"},
-         "cost": {"off": {"ratio": 1.0}, "aml/calibrated": {"ratio": 1.25}},
-         "baselines": {"champion": {"mIoU": 0.56}, "untrained": {"mIoU": 0.05}, "random_object": {"mIoU": 0.2},
-                       "largest_object": {"mIoU": 0.57}, "wrong_sentence": {"mIoU": 0.3}, "n": 9}}
+SWEEP = {
+    "run": "toy-00000000",
+    "name": "toy",
+    "kind": "sweep",
+    "state": "done",
+    "started": 1.0e9,
+    "ended": 1.0e9 + 60,
+    "epochs": EPOCHS,
+    "command": "python -m orchestrator sweep toy.yaml",
+    "git_sha": "abc123",
+    "versions": {"torch": "2"},
+    "data": {"uri": "s3://user:hush@bucket/toy", "fingerprint": "f00d", "splits": {"val": {"refs": 3, "sentences": 9}}},
+    "mlflow": {"uri": "sqlite:///mlflow.db", "run_id": "r1"},
+    "settings_tried": {"off": 1, "random": 4, "aml/calibrated": 9},
+    "champion": {"arm": "aml/calibrated"},
+    "cost": {"off": {"ratio": 1.0}, "aml/calibrated": {"ratio": 1.25}},
+    "baselines": {
+        "champion": {"mIoU": 0.56},
+        "untrained": {"mIoU": 0.05},
+        "random_object": {"mIoU": 0.2},
+        "largest_object": {"mIoU": 0.57},
+        "wrong_sentence": {"mIoU": 0.3},
+        "n": 9,
+    },
+}
 
 
 def folder_of(root, sweep, lines, tail=""):
@@ -97,10 +125,11 @@ def finished(tmp_path_factory):
 
 # ---- statistics ----
 
+
 def test_mean_interval_by_hand_and_against_scipy():
     got = st.mean_interval([1, 2, 3])
     assert (got.n, got.mean, got.sd) == (3, 2, 1)
-    assert got.high - got.mean == pytest.approx(4.302653 / math.sqrt(3), abs=1e-6)   # t(0.975, 2) = 4.302653
+    assert got.high - got.mean == pytest.approx(4.302653 / math.sqrt(3), abs=1e-6)  # t(0.975, 2) = 4.302653
     values = [0.51, 0.55, 0.49, 0.6]
     low, high = stats.t.interval(0.9, 3, np.mean(values), stats.sem(values))
     assert st.mean_interval(values, 0.9)[2:4] == pytest.approx((low, high))
@@ -130,7 +159,7 @@ def test_smallest_detectable_difference_has_the_power_it_promises(n):
 
 
 def test_smallest_detectable_difference_of_a_known_design():
-    assert st.smallest_detectable_difference(1, 34) == pytest.approx(0.5, abs=0.006)   # power tables: d = 0.5, 34 pairs
+    assert st.smallest_detectable_difference(1, 34) == pytest.approx(0.5, abs=0.006)  # power tables: d = 0.5, 34 pairs
     assert math.isnan(st.smallest_detectable_difference(1, 1)) and st.smallest_detectable_difference(0, 3) == 0
 
 
@@ -141,6 +170,7 @@ def test_pooled_sd_weighs_groups_by_their_degrees_of_freedom():
 
 # ---- tables ----
 
+
 def test_arms_csv_holds_confirmation_only(finished):
     rows = {r["arm"]: r for r in read(finished[0].parent / "arms.csv")}
     aml = rows["aml/calibrated"]
@@ -148,7 +178,7 @@ def test_arms_csv_holds_confirmation_only(finished):
     assert float(aml["mIoU"]) == pytest.approx(0.55) and int(aml["seeds"]) == 3 and int(aml["settings_tried"]) == 9
     assert float(aml["mIoU_high"]) == pytest.approx(0.55 + 4.302653 * 0.01 / math.sqrt(3), abs=1e-6)
     assert float(aml["vs_off_mean"]) == pytest.approx(0.04) and float(aml["vs_random_mean"]) == pytest.approx(0.04 / 3)
-    detectable = st.smallest_detectable_difference(0.01 / math.sqrt(3), 3)   # differences .01, .01, .02
+    detectable = st.smallest_detectable_difference(0.01 / math.sqrt(3), 3)  # differences .01, .01, .02
     assert float(aml["vs_random_detectable"]) == pytest.approx(detectable)
     assert float(aml["hidden"]) == 0.25 and float(rows["off"]["hidden"]) == 0
     assert float(aml["P@0.7"]) == pytest.approx(0.275)
@@ -170,8 +200,7 @@ def test_line_csv_joins_equal_products_and_ends_at_random(finished):
     lines = {float(r["line"]) for r in rows}
     quarter = [(r["arm"], float(r["tau"]), float(r["rho"])) for r in rows if float(r["line"]) == 0.25]
     assert lines == {0.125, 0.25, 0.5}
-    assert quarter == [("aml/calibrated", 0.25, 1.0), ("aml/calibrated", 0.5, 0.5), ("aml/calibrated", 1.0, 0.25),
-                       ("random", 1.0, 0.25)]
+    assert quarter == [("aml/calibrated", 0.25, 1.0), ("aml/calibrated", 0.5, 0.5), ("aml/calibrated", 1.0, 0.25), ("random", 1.0, 0.25)]
 
 
 def test_products_a_rounding_error_apart_are_one_line():
@@ -190,6 +219,7 @@ def test_every_trial_and_every_epoch_is_in_the_csv_files(finished):
 
 
 # ---- sentences ----
+
 
 def test_the_summary_says_how_much_and_how_sure(finished):
     html = finished[1]
@@ -224,8 +254,16 @@ def test_a_random_arm_at_another_rate_is_not_called_matched():
 
 
 def test_a_difference_that_survives_alone_but_not_the_correction_is_called_weak():
-    row = {"arm": "a", "d_n": 5, "d_mean": 0.01, "d_low": 0.001, "d_high": 0.019, "d_excludes_zero": True,
-           "d_excludes_zero_corrected": False, "d_detectable": 0.01}
+    row = {
+        "arm": "a",
+        "d_n": 5,
+        "d_mean": 0.01,
+        "d_low": 0.001,
+        "d_high": 0.019,
+        "d_excludes_zero": True,
+        "d_excludes_zero_corrected": False,
+        "d_detectable": 0.01,
+    }
     assert "weak evidence" in st.versus(row, {"arm": "off"}, "d", 4)
     assert "weak" not in st.versus(row, {"arm": "off"}, "d", 1)
 
@@ -252,6 +290,7 @@ def test_other_parameters_that_vary_are_named_and_their_scattered_settings_drawn
 
 # ---- the page ----
 
+
 def test_the_page_names_failures_escaped_and_counts_the_stopped(finished):
     html = finished[1]
     assert "loss is &lt;nan&gt; &amp; &#34;infinite&#34; at step 7: lower optim.lr" in html and "<nan>" not in html
@@ -277,7 +316,17 @@ def test_the_page_shows_the_last_picture_and_says_which_arm_has_none(finished):
 def test_the_page_shows_baselines_provenance_and_every_section(finished):
     html = finished[1]
     assert re.findall(r'<section id="(\w+)"', html) == [
-        "baselines", "arms", "map", "line", "curves", "diagnostics", "pictures", "failures", "trials", "provenance"]
+        "baselines",
+        "arms",
+        "map",
+        "line",
+        "curves",
+        "diagnostics",
+        "pictures",
+        "failures",
+        "trials",
+        "provenance",
+    ]
     assert "does not score above this baseline: Largest object, no model." in html
     assert "abc123" in html and "f00d" in html and "python -m orchestrator ui" in html
     assert "hush" not in html and "s3://…@bucket/toy" in html

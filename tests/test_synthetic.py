@@ -40,8 +40,7 @@ def made(tmp_path_factory):
     return out, {d: synthetic.generate(out, d, IMAGES, SIZE, seed=3, workers=1) for d in synthetic.SPLIT_BYS}
 
 
-@pytest.mark.parametrize("dataset, split_by", [("refcoco", "unc"), ("refcoco+", "unc"), ("refcocog", "umd"),
-                                               ("refcocog", "google")])
+@pytest.mark.parametrize("dataset, split_by", [("refcoco", "unc"), ("refcoco+", "unc"), ("refcocog", "umd"), ("refcocog", "google")])
 def test_refer_format(made, dataset, split_by):
     out, _ = made
     refs, coco = load(out, dataset, split_by)
@@ -51,8 +50,7 @@ def test_refer_format(made, dataset, split_by):
     assert [r["ref_id"] for r in refs] == list(range(len(refs)))
     assert [n for r in refs for n in r["sent_ids"]] == list(range(len(sentences(refs))))
     for ref in refs:
-        assert set(ref) == {"sent_ids", "file_name", "ann_id", "ref_id", "image_id", "split", "sentences",
-                            "category_id"}
+        assert set(ref) == {"sent_ids", "file_name", "ann_id", "ref_id", "image_id", "split", "sentences", "category_id"}
         annotation, image = annotations[ref["ann_id"]], images[ref["image_id"]]
         assert annotation["image_id"] == ref["image_id"] and annotation["category_id"] == ref["category_id"]
         suffix = ref["ann_id"] if dataset == "refcocog" else ref["ref_id"]
@@ -72,8 +70,7 @@ def test_refer_format(made, dataset, split_by):
 
 def test_counts_and_splits(made):
     out, counts = made
-    for dataset, split_by, splits in (("refcoco", "unc", ["train", "val", "testA", "testB"]),
-                                      ("refcocog", "umd", ["train", "val", "test"])):
+    for dataset, split_by, splits in (("refcoco", "unc", ["train", "val", "testA", "testB"]), ("refcocog", "umd", ["train", "val", "test"])):
         refs, _ = load(out, dataset, split_by)
         homes = {}
         for ref in refs:
@@ -82,8 +79,7 @@ def test_counts_and_splits(made):
         assert [s for s in counts[dataset] if "/" not in s] == splits
         for split in splits:
             mine = [r for r in refs if r["split"] == split]
-            assert counts[dataset][split] == {"refs": len(mine), "sentences": len(sentences(mine)),
-                                              "images": len({r["image_id"] for r in mine})}
+            assert counts[dataset][split] == {"refs": len(mine), "sentences": len(sentences(mine)), "images": len({r["image_id"] for r in mine})}
     refs, _ = load(out, "refcocog", "google")
     train, val = ({r["image_id"] for r in refs if r["split"] == s} for s in ("train", "val"))
     assert train & val and {r["split"] for r in refs} == {"train", "val"}
@@ -112,8 +108,7 @@ def test_same_bytes_for_any_number_of_workers(tmp_path):
     assert one.keys() == other.keys() and all(one[k] != other[k] for k in one)
 
 
-@pytest.mark.parametrize("dataset, split_by", [("refcoco", "unc"), ("refcoco+", "unc"), ("refcocog", "umd"),
-                                               ("refcocog", "google")])
+@pytest.mark.parametrize("dataset, split_by", [("refcoco", "unc"), ("refcoco+", "unc"), ("refcocog", "umd"), ("refcocog", "google")])
 def test_every_sentence_fits_one_object(made, dataset, split_by):
     assert synthetic.check(made[0], dataset, split_by) == []
 
@@ -151,17 +146,24 @@ def corrupt(made, tmp_path, dataset, change):
 
 def test_check_reports_swapped_sentences(made, tmp_path):
     def swap(refs):
-        first, second = next((a, b) for a, b in zip(refs, refs[1:]) if a["image_id"] == b["image_id"])
+        first, second = next((a, b) for a, b in zip(refs, refs[1:], strict=False) if a["image_id"] == b["image_id"])
         first["sentences"][0], second["sentences"][0] = second["sentences"][0], first["sentences"][0]
         return first["ref_id"], second["ref_id"]
 
     ids, wrong = corrupt(made, tmp_path, "refcoco", swap)
-    assert len(wrong) == 2 and all(f"ref {i}," in w and "the referent is" in w for i, w in zip(ids, wrong))
+    assert len(wrong) == 2 and all(f"ref {i}," in w and "the referent is" in w for i, w in zip(ids, wrong, strict=False))
 
 
-@pytest.mark.parametrize("sent, told", [("the thing", "fits"), ("left banana", "banana"),
-                                        ("second square", "not a whole"), ("red blue star", "no place"),
-                                        ("square left of", "not a whole")])
+@pytest.mark.parametrize(
+    "sent, told",
+    [
+        ("the thing", "fits"),
+        ("left banana", "banana"),
+        ("second square", "not a whole"),
+        ("red blue star", "no place"),
+        ("square left of", "not a whole"),
+    ],
+)
 def test_check_reports_vague_and_unknown_words(made, tmp_path, sent, told):
     def vague(refs):
         refs[7]["sentences"][0] |= {"sent": sent, "tokens": sent.split()}
@@ -180,12 +182,11 @@ def test_check_reports_a_position_word_in_refcoco_plus(made, tmp_path):
 
 def test_words_parse_back_to_the_meaning():
     assert language.parse("the small red star that is to the left of the blue square .") == language.Query(
-        ("star", "red", "small", None), (), None, (("left", ("square", "blue", None, None)),))
+        ("star", "red", "small", None), (), None, (("left", ("square", "blue", None, None)),)
+    )
     assert language.parse("second one from the left") == language.Query(best=("left", 2))
-    assert language.parse("far right striped donut") == language.Query(
-        ("ring", None, None, "striped"), best=("right", 1))
-    assert language.parse("a box on the left side of the picture") == language.Query(
-        ("square", None, None, None), ("left",))
+    assert language.parse("far right striped donut") == language.Query(("ring", None, None, "striped"), best=("right", 1))
+    assert language.parse("a box on the left side of the picture") == language.Query(("square", None, None, None), ("left",))
     assert language.parse("upper left") == language.Query(where=("top", "left"))
 
 
@@ -292,9 +293,17 @@ def test_data_sets_share_pictures_but_not_with_other_seeds(made):
         synthetic.generate(made[0], "refcoco", 8, SIZE, seed=4, workers=1)
 
 
-@pytest.mark.parametrize("wrong, told", [({"dataset": "refclef"}, "refclef"), ({"images": 7}, "images"),
-                                         ({"size": 31}, "size"), ({"seed": -1}, "seed"), ({"workers": 0}, "workers"),
-                                         ({"images": 8.5}, "images")])
+@pytest.mark.parametrize(
+    "wrong, told",
+    [
+        ({"dataset": "refclef"}, "refclef"),
+        ({"images": 7}, "images"),
+        ({"size": 31}, "size"),
+        ({"seed": -1}, "seed"),
+        ({"workers": 0}, "workers"),
+        ({"images": 8.5}, "images"),
+    ],
+)
 def test_wrong_inputs(tmp_path, wrong, told):
     with pytest.raises(UserError, match=told):
         synthetic.generate(tmp_path / "out", **wrong)

@@ -67,9 +67,7 @@ class Real:
         assert self.tracker.flush(30) == 0
         api, run_id = client(self.root), self.tracker.record(key)["run_id"]
         run = api.get_run(run_id)
-        keys = {
-            r.info.run_id: r.data.tags["amlris.key"].split("/")[1] for r in api.search_runs([run.info.experiment_id])
-        }
+        keys = {r.info.run_id: r.data.tags["amlris.key"].split("/")[1] for r in api.search_runs([run.info.experiment_id])}
         history = {name: [(m.step, m.value) for m in api.get_metric_history(run_id, name)] for name in run.data.metrics}
         return {
             "name": run.info.run_name,
@@ -119,9 +117,7 @@ def test_a_sweep_is_a_parent_with_children_that_compare(store):
     t = store.start()
     t.run("parent", "quick", params={"optim.lr": 1e-3, "model.name": "small", "aml.on": True}, tags={"sweep": RUN})
     for number, (tau, rho) in enumerate([(0, 0.0), (1, 0.4)]):
-        t.run(
-            f"t{number}", f"trial {number}", "parent", {"aml.tau": tau, "aml.rho": rho}, {"seed": number, "arm": "off"}
-        )
+        t.run(f"t{number}", f"trial {number}", "parent", {"aml.tau": tau, "aml.rho": rho}, {"seed": number, "arm": "off"})
         t.metrics(f"t{number}", 1, {"train/loss": 0.5, "val/mIoU": 0.1})
         t.metrics(f"t{number}", 2, {"train/loss": 0.25, "val/mIoU": 0.2})
         t.end(f"t{number}", tags={"stopped_by": "asha"})
@@ -141,9 +137,7 @@ def test_a_sweep_is_a_parent_with_children_that_compare(store):
 def test_metrics_that_are_no_numbers_are_left_out_and_names_are_made_fit(store):
     t = store.start()
     t.run("a", "a")
-    t.metrics(
-        "a", 1, {"val/P@0.5": 0.25, "none": None, "nan": float("nan"), "inf": float("inf"), "np": np.float32(0.5)}
-    )
+    t.metrics("a", 1, {"val/P@0.5": 0.25, "none": None, "nan": float("nan"), "inf": float("inf"), "np": np.float32(0.5)})
     t.metrics("a", 1, {"nan": float("nan")})
     t.metrics("a", 1, {"later, of the same step": 3})
     assert store.look("a")["metrics"] == {
@@ -257,9 +251,7 @@ def test_a_server_that_is_away_stops_nobody_and_gets_everything_later(root, tmp_
     t.metrics("a", 51, {"val/mIoU": 51})
     assert t.flush(30) == 0
     api, run_id = client(root), t.record("a")["run_id"]
-    assert [(m.step, m.value) for m in api.get_metric_history(run_id, "val/mIoU")] == [
-        (s, float(s)) for s in range(1, 52)
-    ]
+    assert [(m.step, m.value) for m in api.get_metric_history(run_id, "val/mIoU")] == [(s, float(s)) for s in range(1, 52)]
     assert api.get_run(run_id).data.params == {"aml.tau": "0.5"}
     assert t.close() == ""
     assert sorted(p.name for p in (tmp_path / RUN).iterdir()) == []
@@ -545,9 +537,7 @@ def test_nothing_phones_home(root):
 
 def test_importing_costs_nothing():
     code = "import sys, orchestrator.tracking; print([m for m in ('mlflow', 'pandas', 'ray') if m in sys.modules])"
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
-    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
 # ---------------------------------------------------------------- the champion
@@ -581,9 +571,7 @@ def checkpoint(tmp_path):
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(b"weights")
     (folder / "state.pt").write_bytes(b"optimiser")
-    (folder / "config.json").write_text(
-        json.dumps({"model": {"name": "small"}, "threshold": 0.5, "trial": "t0", "epoch": 8})
-    )
+    (folder / "config.json").write_text(json.dumps({"model": {"name": "small"}, "threshold": 0.5, "trial": "t0", "epoch": 8}))
     return folder
 
 
@@ -614,9 +602,7 @@ def test_the_champion_is_loaded_by_its_alias_and_predicts(root, tmp_path, checkp
         os.environ.pop("MLFLOW_TRACKING_URI", None)
     image = np.zeros((20, 30, 3), np.uint8)
     image[5:10, 6:12] = 255
-    table = pd.DataFrame(
-        {"image": [encoded(image), encoded(image, "JPEG"), encoded(image)], "expression": ["box", "box", ""]}
-    )
+    table = pd.DataFrame({"image": [encoded(image), encoded(image, "JPEG"), encoded(image)], "expression": ["box", "box", ""]})
     masks = [np.array(Image.open(io.BytesIO(mask))) for mask in model.predict(table)["mask"]]
     expected = image[:, :, 0]
     assert np.array_equal(masks[0], expected) and (masks[1] != expected).mean() < 0.1 and not masks[2].any()
@@ -667,9 +653,7 @@ def test_a_trained_champion_is_loaded_where_the_project_is_not(root, tmp_path):
     segmenter = Segmenter.load(tmp_path / "last")
     probability = segmenter.segment(pixels, "left box")
     config = tmp_path / "last" / "config.json"
-    middle = float(
-        np.median(probability)
-    )  # an untrained model is unsure: a threshold in its midst makes a mask of both kinds
+    middle = float(np.median(probability))  # an untrained model is unsure: a threshold in its midst makes a mask of both kinds
     config.write_text(json.dumps({**json.loads(config.read_text()), "threshold": middle}))
     t = Tracker(tmp_path / RUN, None, "trained", root)
     t.run("parent", "quick")
@@ -685,9 +669,7 @@ def test_a_trained_champion_is_loaded_where_the_project_is_not(root, tmp_path):
         "pathlib.Path('mask.png').write_bytes(model.predict(row)['mask'][0])\n"
         "import aml, orchestrator_is_absent\n"
     )
-    (elsewhere / "orchestrator_is_absent.py").write_text(
-        "import importlib.util\nassert importlib.util.find_spec('orchestrator') is None\n"
-    )
+    (elsewhere / "orchestrator_is_absent.py").write_text("import importlib.util\nassert importlib.util.find_spec('orchestrator') is None\n")
     environment = {**os.environ, "MLFLOW_TRACKING_URI": tracking_uri(None, root)}
     environment.pop("PYTHONPATH", None)
     done = subprocess.run([sys.executable, "-c", code], cwd=elsewhere, env=environment, capture_output=True, text=True)

@@ -41,9 +41,7 @@ class SmallOptions:
 
     def __post_init__(self):
         if self.width % 8 or self.stem % 8 or self.width % self.heads:
-            raise UserError(
-                f"model.width {self.width} and model.stem {self.stem} must be multiples of 8, and width of model.heads {self.heads}"
-            )
+            raise UserError(f"model.width {self.width} and model.stem {self.stem} must be multiples of 8, and width of model.heads {self.heads}")
         if min(self.blocks, self.max_words) < 1 or self.layers < 2 or not 0 <= self.dropout < 1:
             raise UserError(
                 f"model.blocks {self.blocks}, layers {self.layers}, max_words {self.max_words}, dropout {self.dropout}: "
@@ -78,7 +76,7 @@ class Small(nn.Module):
         self.merge = nn.Conv2d(2 * width, width, 1)
         self.fusion = nn.ModuleList([Fusion(options) for _ in range(options.layers)])
         self.up = nn.Sequential(nn.Conv2d(width, stem, 1), norm(stem))
-        self.decode = nn.Sequential(nn.Conv2d(2 * stem, stem, 3, 1, 1), norm(stem), nn.ReLU(), Residual(stem))
+        self.decode = nn.Sequential(nn.Conv2d(2 * stem, stem, 1), norm(stem), Residual(stem))
         self.query = nn.Linear(width, stem)
         self.bias = nn.Parameter(torch.tensor(-3.0))  # a referent covers a few per cent: start near that
 
@@ -227,4 +225,3 @@ def coordinates(height: int, width: int, like):
     y = torch.linspace(-1, 1, height, device=like.device, dtype=like.dtype)[:, None].expand(height, width)
     x = torch.linspace(-1, 1, width, device=like.device, dtype=like.dtype)[None].expand(height, width)
     return torch.stack([y, x, (torch.pi * y).sin(), (torch.pi * x).sin(), y.abs(), x.abs()])[None]
-
