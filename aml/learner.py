@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from aml.data import Batch, Items, eval_batches, train_batches
 from aml.diagnostics import MaskSums
 from aml.errors import UserError
-from aml.masking import Masker
+from aml.masking import Masker, MaskingConfig
 from aml.metrics import THRESHOLDS, Sums, counts, score
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -367,7 +367,8 @@ def fit(learner: Learner, train: Items, val: Items, config: EvalConfig = EvalCon
             "time/epoch_s": time.perf_counter() - start,
             "mem/peak_mb": peak_memory_mb(learner.device),
         }
-        warn_of_vacuous_masks(learner.masker, metrics)
+        if text := vacuous_mask(learner.masker.config, metrics):
+            warnings.warn(text, stacklevel=2)
         learner.progress.history.append(metrics)
         yield Result(epoch + 1, metrics, improved)
 
@@ -389,22 +390,16 @@ def some_batches(items: Items, model, indices: np.ndarray, batch: int) -> Iterat
         yield items.batch(indices[start : start + batch], model)
 
 
-def warn_of_vacuous_masks(masker: Masker, metrics: dict) -> None:
-    """Say once a run, with the realised numbers, when a mask hides all or nothing."""
+def vacuous_mask(config: MaskingConfig, metrics: dict) -> str:
+    """One sentence with the realised numbers where the first masked epoch hid nearly all or nothing; else nothing."""
     hidden = metrics.get("aml/hidden")
-    if (
-        masker.config.mode != "aml"
-        or masker.calibrating
-        or metrics["epoch"] != masker.config.warmup_epochs + 1
-        or hidden is None
-        or 0.001 < hidden < 0.9
-    ):
-        return
+    first = metrics["epoch"] == config.warmup_epochs + 1 and "aml/scale" in metrics  # the scale is there once it is calibrated
+    if config.mode != "aml" or not first or hidden is None or 0.001 < hidden < 0.9:
+        return ""
     what = "nearly the whole image" if hidden >= 0.9 else "almost nothing"
-    warnings.warn(
-        f"{masker.config.arm} with tau {masker.config.tau} and rho {masker.config.rho} called {metrics['aml/weak']:.1%} of the image weak and hid "
-        f"{hidden:.1%}, {what}; its settings say little about alignment (aml.threshold_mode quantile hides tau*rho exactly)",
-        stacklevel=2,
+    return (
+        f"{config.arm} with tau {config.tau} and rho {config.rho} called {metrics['aml/weak']:.1%} of the image weak and hid "
+        f"{hidden:.1%}, {what}; its settings say little about alignment (aml.threshold_mode quantile hides tau*rho exactly)"
     )
 
 

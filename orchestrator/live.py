@@ -14,6 +14,8 @@ class Board:
         self.rows: dict[str, dict] = {}
         self.seconds: list[float] = []
         self.live = None
+
+    def open(self) -> None:
         if sys.stdout.isatty():
             from rich.live import Live
 

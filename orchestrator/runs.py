@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,7 +28,6 @@ class Run:
     def __init__(self, folder: Path, kind: str):
         self.folder, self.kind = folder, kind
         self.state = self._read()
-        self._lock = None
 
     @property
     def name(self) -> str:
@@ -41,25 +41,21 @@ class Run:
         self.state |= values
         write_atomic(self.folder / f"{self.kind}.json", json.dumps(self.state, indent=1).encode())
 
-    def lock(self) -> None:
-        """Hold the folder until the process ends. UserError where another live process holds it."""
+    @contextmanager
+    def locked(self):
+        """Hold the folder. UserError where another live process holds it; a process that dies lets go."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.folder / "lock", "a+")  # noqa: SIM115 (held until the process ends)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.seek(0)
-            raise UserError(
-                f"{self.name} is being worked on by process {self._lock.read() or '?'}; wait for it, stop it, or start another with --fresh"
-            ) from None
-        self._lock.truncate(0)
-        self._lock.write(str(os.getpid()))
-        self._lock.flush()
-
-    def unlock(self) -> None:
-        if self._lock:
-            self._lock.close()
-            self._lock = None
+        with open(self.folder / "lock", "a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.seek(0)
+                who = f"process {file.read() or '?'}"
+                raise UserError(f"{self.name} is being worked on by {who}; wait for it, stop it, or start another with --fresh") from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
 
     def append(self, record: dict) -> None:
         """One line of the ledger, on disk before this returns."""

@@ -12,7 +12,7 @@ import hashlib
 import json
 import posixpath
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -61,17 +61,27 @@ class Store:
             stream.write(data)
         self.fs.move(draft, self.join(name))
 
-    def clear(self) -> None:
+    def clear_unfinished(self) -> None:
+        """Remove what an interrupted conversion left. UserError where the folder holds anything else: it is somebody's."""
         from pyarrow import fs
 
-        if self.fs.get_file_info(self.path).type != fs.FileType.NotFound:
-            self.fs.delete_dir_contents(self.path)
+        if self.fs.get_file_info(self.path).type == fs.FileType.NotFound:
+            return
+        names = {posixpath.basename(i.path): i.path for i in self.fs.get_file_info(fs.FileSelector(self.path))}
+        foreign = sorted(n for n in names if not n.endswith((".parquet", ".tmp")) and n != "vocabulary.json")
+        if foreign:
+            raise UserError(f"{self.uri} holds {foreign[0]} ({len(foreign)} files that are no shards); give --out a folder of its own")
+        for path in names.values():
+            self.fs.delete_file(path)
 
 
-def write(refer_root: Path, images: Path, dataset: str, split_by: str, out: Store, *, skip_unreadable: bool = False) -> dict:
+def write(
+    refer_root: Path, images: Path, dataset: str, split_by: str, out: Store, *, skip_unreadable: bool = False, synth: dict | None = None
+) -> dict:
     """Convert one dataset; returns the manifest. A complete folder with the same content is left as it is.
 
-    UserError: whatever aml.refer.read_refer refuses, an image that cannot be decoded (unless skip_unreadable), a folder with other data.
+    synth notes how generated data were made. UserError: whatever aml.refer.read_refer refuses, an image that cannot be decoded or has another
+    size than its annotations (unless skip_unreadable), a folder with other data or files.
     """
     import ray
     from ray.data.expressions import col
@@ -85,7 +95,7 @@ def write(refer_root: Path, images: Path, dataset: str, split_by: str, out: Stor
             return manifest
         held = f"{manifest.get('dataset')}, {manifest.get('split_by')}"
         raise UserError(f"{out.uri} holds other data ({held}); choose another --out or delete that folder")
-    out.clear()  # what an interrupted conversion left
+    out.clear_unfinished()
     packed = [{"path": r["path"], "meta": json.dumps({k: v for k, v in r.items() if k != "path"})} for r in rows]
     shards = ray.data.from_items(packed, override_num_blocks=max(1, min(len(packed) // 256, 512))).map_batches(_attach, batch_size=64)
     shards = shards.materialize()
@@ -107,6 +117,7 @@ def write(refer_root: Path, images: Path, dataset: str, split_by: str, out: Stor
         "skipped": bad,
         "fingerprint": hashlib.sha256((source + content).encode()).hexdigest()[:16],
         "source": source,
+        "synth": synth,
         "files": sorted(_parquet_files(out)),
     }
     out.write(MARKER, json.dumps(manifest, indent=1).encode())
@@ -223,6 +234,11 @@ def check(data: DataConfig, root: Path) -> dict | None:
     if data.synth is not None and store.read(MARKER) is None:
         return None
     found = manifest(store)
+    wanted = asdict(data.synth) if data.synth else None
+    if wanted and found.get("synth") and found["synth"] != wanted:
+        raise UserError(
+            f"{store.uri} was generated with {found['synth']}, but data.synth is {wanted}; give data.train another folder or delete that one"
+        )
     for key in ("train_split", "val_split"):
         if (split := getattr(data, key)) not in found["splits"]:
             raise UserError(f"data.{key} {split!r} is empty: {store.uri} holds {', '.join(found['splits'])}; name one of them")
@@ -236,7 +252,7 @@ def make_synthetic(synth: SynthConfig, store: Store, root: Path, say=print) -> N
     say(f"generating {synth.images} pictures of {synth.size} px for {synth.dataset} into {source}")
     generate(source, synth.dataset, images=synth.images, size=synth.size, seed=synth.seed)
     split_by = "umd" if synth.dataset == "refcocog" else "unc"
-    made = write(source, source / "images", synth.dataset, split_by, store)
+    made = write(source, source / "images", synth.dataset, split_by, store, synth=asdict(synth))
     say(f"wrote shards to {store.uri}: {describe(made)}")
 
 

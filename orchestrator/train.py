@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from aml.errors import UserError
-from aml.learner import NonFinite
+from aml.learner import NonFinite, vacuous_mask
 from orchestrator import cluster, runs, shards, trial
 from orchestrator.config import Experiment, from_dict
 from orchestrator.shards import Shared
@@ -83,13 +83,13 @@ def run(experiment: Experiment, *, resume: str | None = None, fresh: bool = Fals
     cluster.place(experiment, cluster.capacity())
     store, manifest = shards.prepare(experiment.data, experiment.root, say)
     this = runs.start(experiment, "train", manifest, fresh=fresh) if not resume else runs.find(experiment.root, resume)
-    this.lock()
-    if this.finished:
-        say(f"{this.name} has finished: {summary(this.state)} (--fresh starts another)")
-        return 0
-    say(f"{'continuing' if this.state else 'starting'} {this.name} in {this.folder}")
-    runs.begin(this, experiment, manifest, store.uri)
-    return _fit(this, experiment, store, init, say)
+    with this.locked():
+        if this.finished:
+            say(f"{this.name} has finished: {summary(this.state)} (--fresh starts another)")
+            return 0
+        say(f"{'continuing' if this.state else 'starting'} {this.name} in {this.folder}")
+        runs.begin(this, experiment, manifest, store.uri)
+        return _fit(this, experiment, store, init, say)
 
 
 def _fit(this: runs.Run, experiment: Experiment, store: shards.Store, init, say) -> int:
@@ -99,7 +99,7 @@ def _fit(this: runs.Run, experiment: Experiment, store: shards.Store, init, say)
     tracker = runs.open_tracker(this, experiment)
     key = "train"
     tracker.run(key, this.name, params=experiment.params(), tags=_tags(this, experiment))
-    epochs = Epochs(experiment.train.epochs, tracker, key, say)
+    epochs = Epochs(experiment, tracker, key, say)
     code = 1
     try:
         shared = shards.decode(store, {data.train_split, data.val_split}, data.size, data.fit)
@@ -174,10 +174,10 @@ def _tags(this: runs.Run, experiment: Experiment) -> dict:
 class Epochs:
     """The driver's ear: epochs reported in a worker arrive here through a Ray queue while fit() blocks."""
 
-    def __init__(self, epochs: int, tracker, key: str, say):
+    def __init__(self, experiment: Experiment, tracker, key: str, say):
         from ray.util.queue import Queue
 
-        self.epochs, self.tracker, self.key, self.say = epochs, tracker, key, say
+        self.experiment, self.tracker, self.key, self.say = experiment, tracker, key, say
         self.queue, self.last, self.failed = Queue(actor_options={"num_cpus": 0}), {}, ""
         self.closing = threading.Event()
         self.thread = threading.Thread(target=self._listen, daemon=True)
@@ -210,7 +210,9 @@ class Epochs:
                 continue
             self.last = metrics
             self.tracker.metrics(self.key, metrics["epoch"], metrics)
-            self.say(epoch_line(metrics, self.epochs))
+            self.say(epoch_line(metrics, self.experiment.train.epochs))
+            if text := vacuous_mask(self.experiment.aml, metrics):
+                self.say(f"warning: {text}")
 
 
 def epoch_line(m: dict, epochs: int) -> str:

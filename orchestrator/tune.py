@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from aml.errors import UserError
-from aml.learner import NonFinite
+from aml.learner import NonFinite, vacuous_mask
 from orchestrator import cluster, plan, runs, shards, trial
 from orchestrator.config import Experiment, from_dict
 from orchestrator.live import Board
@@ -29,12 +29,12 @@ def light_trial(config: dict, shared: Shared, vocabulary: list[str]) -> None:
     import torch
     from ray import tune
 
-    experiment, limit, started = from_dict(config["experiment"]), config["time_limit_s"], time.monotonic()
+    experiment = from_dict(config["experiment"])
     torch.set_num_threads(max(1, int(experiment.resources.cpus_per_worker)))
     device = "cuda" if experiment.resources.gpus_per_worker and torch.cuda.is_available() else "cpu"
 
     def report(metrics: dict) -> None:
-        tune.report(trial.clean(metrics) | {"time_up": bool(limit and time.monotonic() - started > limit)})
+        tune.report(trial.clean(metrics))
 
     try:
         trial.run(experiment, shared.open, vocabulary, Path(config["folder"]), report, device=device)
@@ -68,34 +68,41 @@ def run(experiment: Experiment, *, resume: str | None = None, fresh: bool = Fals
     placement = cluster.place(experiment, cluster.capacity())
     store, manifest = shards.prepare(experiment.data, experiment.root, say)
     this = runs.start(experiment, "sweep", manifest, fresh=fresh) if not resume else runs.find(experiment.root, resume)
-    this.lock()
-    if this.finished:
-        say(f"{this.name} has finished (--fresh starts another)")
-        say(outcome(this))
-        return 0
-    ledger = this.ledger()
-    say(f"{'continuing' if this.state else 'starting'} {this.name} in {this.folder}" + (f": {len(ledger)} trials have finished" if ledger else ""))
-    runs.begin(this, experiment, manifest, store.uri)
-    this.update(metric=experiment.search.metric, mode=experiment.search.mode)
+    with this.locked():
+        if this.finished:
+            say(f"{this.name} has finished (--fresh starts another)")
+            say(outcome(this))
+            return 0
+        ledger = this.ledger()
+        so_far = f": {len(ledger)} trials have finished" if ledger else ""
+        say(f"{'continuing' if this.state else 'starting'} {this.name} in {this.folder}{so_far}")
+        runs.begin(this, experiment, manifest, store.uri)
+        this.update(metric=experiment.search.metric, mode=experiment.search.mode)
+        return _search(this, experiment, store, placement, say)
+
+
+def _search(this: runs.Run, experiment: Experiment, store: shards.Store, placement: cluster.Placement, say) -> int:
+    """From decoded data to the report; however it ends, run and MLflow are left in a final state."""
+    data, code = experiment.data, 1
     tracker = runs.open_tracker(this, experiment)
-    data = experiment.data
-    shared = shards.decode(store, {data.train_split, data.val_split}, data.size, data.fit)
-    if not tracker.ready():  # the database is made before any trial
-        say(f"tracking: {tracker.problem}; training goes on, what it misses is kept in {this.folder}")
-    sweep, code = Sweep(this, experiment, tracker, placement, say), 1
+    sweep = Sweep(this, experiment, tracker, placement, say)
     try:
+        shared = shards.decode(store, {data.train_split, data.val_split}, data.size, data.fit)
+        if not tracker.ready():  # the database is made before any trial
+            say(f"tracking: {tracker.problem}; training goes on, what it misses is kept in {this.folder}")
         sweep.fit(shared, shards.words(store))
         code = sweep.finish(shared)
     except (KeyboardInterrupt, SystemExit):  # Ray turns SIGTERM, which stops a job, into SystemExit
         code = 130
         this.update(state="interrupted", ended=time.time())
-        say(f"{this.name} interrupted with {len(sweep.plan.records)} of {sweep.plan.total} trials finished; the same command continues it")
+        say(f"{this.name} interrupted with {len(this.ledger())} trials finished; the same command continues it")
     except BaseException as error:
         this.update(state="failed", ended=time.time(), error=trial.failure(error))
         raise
     finally:
         sweep.board.close()
-        tracker.end(PARENT, {0: "FINISHED", 130: "KILLED"}.get(code, "FAILED"), tags={"stopped_by": {0: "", 130: "interrupt"}.get(code, "error")})
+        ending = {0: "FINISHED", 130: "KILLED"}.get(code, "FAILED")
+        tracker.end(PARENT, ending, tags={"stopped_by": {0: "", 130: "interrupt"}.get(code, "error")})
         if remaining := tracker.close():
             say(remaining)
     return code
@@ -114,7 +121,6 @@ class Sweep:
         self.trials: dict[str, plan.Trial] = {}
         self.histories: dict[str, dict[int, dict]] = {}
         self.since: dict[str, float] = {}
-        self.warned: set[str] = set()
         self.board = Board(self.plan, experiment, placement.concurrent, say)
         self.varying = {"seed", "aml.tau", "aml.rho", "aml.mode", "aml.preset", "aml.rate", *experiment.search.space}
         tracker.run(PARENT, this.name, params=experiment.params(self.varying), tags=self._tags() | {"sweep": this.name})
@@ -138,6 +144,7 @@ class Sweep:
 
         if self.plan.done:
             return
+        self.board.open()
         light = self.experiment.resources.light
         trainable = tune.with_parameters(light_trial if light else distributed_trial, shared=shared, vocabulary=vocabulary)
         resources = {"CPU": self.placement.cpus} | ({"GPU": self.placement.gpus} if self.placement.gpus else {})
@@ -179,7 +186,7 @@ class Sweep:
         folder = self.run.folder / "trials" / spec.id
         trial.write_atomic(folder / "trial.json", plan.to_json(spec).encode())
         experiment = spec.experiment(self.experiment)
-        return {"trial": spec.id, "experiment": experiment.to_dict(), "folder": str(folder), "time_limit_s": self.experiment.search.time_limit_s}
+        return {"trial": spec.id, "experiment": experiment.to_dict(), "folder": str(folder)}
 
     def started(self, trial_id: str) -> None:
         spec = self.trials[trial_id]
@@ -202,9 +209,12 @@ class Sweep:
             self.histories[trial_id][epoch["epoch"]] = epoch
             self.tracker.metrics(trial_id, epoch["epoch"], epoch)
             self.board.heard(self.trials[trial_id].describe(self.experiment), epoch)
+            if text := vacuous_mask(self.trials[trial_id].experiment(self.experiment).aml, epoch):
+                self.say(f"warning: {trial_id}: {text}")
         if epoch["epoch"] >= self.experiment.train.epochs:
             return self._over(trial_id, "done", "", "")
-        if metrics.get("time_up"):
+        limit = self.experiment.search.time_limit_s
+        if limit and time.time() - self.since[trial_id] > limit:
             return self._over(trial_id, "stopped", "time", "")
         spec = self.trials[trial_id]
         if spec.stage == "search" and self._rung_stops(spec, epoch):

@@ -189,6 +189,32 @@ def test_the_real_mini_refcoco_goes_through(real_data, ray_session, tmp_path):
     assert seen == 16
 
 
+def test_a_folder_with_other_files_is_left_alone(scenes, ray_session, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("years of work")
+    code, text = ray_session([str(a) for a in ["shard", "--refer-root", scenes, "--images", scenes / "images", "--out", tmp_path / "out"]])
+    assert code == 2 and "thesis.tex" in text and "folder of its own" in text
+    assert (tmp_path / "out" / "thesis.tex").read_text() == "years of work"
+
+
+def test_generated_data_of_other_settings_are_not_used_in_silence(tmp_path, ray_session, experiment):
+    from orchestrator import shards
+    from orchestrator.config import SynthConfig
+
+    shards.make_synthetic(SynthConfig(images=16, size=48), shards.Store(tmp_path / "none"), tmp_path, lambda text: None)
+    code, text = ray_session(["train", str(experiment), "data.synth={images: 32, size: 48}", "--dry-run"])
+    assert code == 2 and "was generated with" in text and "'images': 16" in text
+
+
+def test_an_image_of_another_size_than_its_annotations_is_named(refer, ray_session):
+    from PIL import Image
+
+    picture = sorted((refer / "images" / "train2014").iterdir())[5]
+    Image.new("RGB", (10, 12)).save(picture)
+    code, text = ray_session([str(a) for a in shard(refer)])
+    assert code == 2 and picture.name in text and "10 x 12" in text
+
+
 def test_an_empty_split_is_named(scenes, ray_session, tmp_path, experiment):
     code, text = ray_session([str(a) for a in ["shard", "--refer-root", scenes, "--images", scenes / "images", "--out", tmp_path / "none"]])
     assert code == 0, text

@@ -1,7 +1,6 @@
 """The loop: loss, schedule and groups by hand; the same training whatever it is cut into; what is not finite is skipped."""
 
 import copy
-import warnings
 from datetime import timedelta
 
 import numpy as np
@@ -26,7 +25,7 @@ from aml.learner import (
     parameter_groups,
     probe_indices,
     segment,
-    warn_of_vacuous_masks,
+    vacuous_mask,
 )  # fmt: skip
 from aml.masking import CALIBRATION_BATCHES, Masker, preset
 from aml.models import build
@@ -355,18 +354,14 @@ def test_a_probe_and_pictures_do_not_touch_the_run(items, make_model):
     assert equal(weights(quiet.model), weights(watched.model))
 
 
-def test_vacuous_masks_are_warned_of_once(make_model):
-    masker = make_learner(make_model()).masker
-    with pytest.warns(
-        UserWarning, match=r"aml/calibrated with tau 0\.5 and rho 0\.5 called 100\.0% of the image weak and hid 97\.0%, nearly the whole"
-    ):
-        warn_of_vacuous_masks(masker, {"epoch": 1, "aml/hidden": 0.97, "aml/weak": 1.0})
-    calibrating = make_learner(make_model(), aml=CALIBRATED).masker
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warn_of_vacuous_masks(masker, {"epoch": 2, "aml/hidden": 0.97, "aml/weak": 1.0})
-        warn_of_vacuous_masks(masker, {"epoch": 1, "aml/hidden": 0.25, "aml/weak": 0.5})
-        warn_of_vacuous_masks(calibrating, {"epoch": 1, "aml/hidden": 0.0, "aml/weak": 0.0})
+def test_vacuous_masks_are_said_once_with_their_numbers():
+    config, first = preset(tau=0.5, rho=0.5), {"epoch": 1, "aml/hidden": 0.97, "aml/weak": 1.0, "aml/scale": 1.0}
+    said = vacuous_mask(config, first)
+    assert said.startswith("aml/calibrated with tau 0.5 and rho 0.5 called 100.0% of the image weak and hid 97.0%, nearly the whole")
+    assert "almost nothing" in vacuous_mask(config, first | {"aml/hidden": 0.0})
+    assert vacuous_mask(config, first | {"epoch": 2}) == vacuous_mask(config, first | {"aml/hidden": 0.25}) == ""
+    assert vacuous_mask(config, {"epoch": 1, "aml/hidden": 0.0, "aml/weak": 0.0}) == ""  # no scale yet: still calibrating
+    assert vacuous_mask(preset(mode="random"), first) == ""
 
 
 # ---- several workers ------------------------------------------------------------------------------------------------

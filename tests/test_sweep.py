@@ -108,6 +108,13 @@ def test_the_same_command_finds_it_finished(finished, home, ray_session):
     assert len(runs.listing(home)) == 1
 
 
+def test_a_run_under_work_is_not_started_twice(finished, home, ray_session):
+    run, _ = finished
+    with run.locked():
+        code, text = ray_session(["sweep", str(home / "tiny.yaml"), f"storage.root={home}"])
+    assert code == 2 and f"is being worked on by process {os.getpid()}" in text
+
+
 def test_dry_run_starts_nothing(home, ray_session):
     code, text = ray_session(["sweep", str(home / "tiny.yaml"), f"storage.root={home}", "name=other", "--dry-run"])
     assert code == 0
@@ -132,6 +139,23 @@ def test_a_reused_process_gives_a_trial_the_bits_it_has_alone(finished, home):
     trial.run(spec.experiment(experiment), lambda: blocks, shards.words(store), home / "alone", heard.append)
     names = ("train/loss", "val/mIoU", "val/oIoU", "aml/hidden", "aml/auroc")
     assert [[h[n] for n in names] for h in heard] == [[e[n] for n in names] for e in record["history"]]
+
+
+def test_trials_of_two_workers_run_through_ray_train(home, ray_session):
+    small = ["search.arms=[off]", "search.space={}", "search.seeds={confirm: 0}", "resources={workers: 2, cpus_per_worker: 0.5}"]
+    code, text = ray_session(["sweep", str(home / "tiny.yaml"), f"storage.root={home}", "name=wide", "train.epochs=2", *small])
+    assert code == 0, text
+    run = runs.find(home, "wide")
+    (record,) = run.ledger()
+    assert record["state"] == "done" and [e["epoch"] for e in record["history"]] == [1, 2] and record["history"][0]["val/n"] == 24
+
+
+def test_a_trial_stops_at_its_time_limit(home, ray_session):
+    small = ["search.arms=[off]", "search.space={}", "search.seeds={confirm: 0}", "search.time_limit_s=1e-3"]
+    code, text = ray_session(["sweep", str(home / "tiny.yaml"), f"storage.root={home}", "name=late", *small])
+    assert code == 0, text
+    (record,) = runs.find(home, "late").ledger()
+    assert (record["state"], record["stopped_by"], record["epochs"]) == ("stopped", "time", 1)
 
 
 def test_a_killed_sweep_continues_without_doing_anything_twice(home, tmp_path):

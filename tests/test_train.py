@@ -76,6 +76,13 @@ def test_one_worker_on_the_same_batches_agrees_with_two(trained, config, ray_ses
     assert one["aml/hidden"] == pytest.approx(two["aml/hidden"], rel=1e-6)
 
 
+def test_the_paper_preset_says_that_it_hides_everything(trained, config, ray_session):
+    arguments = ["train", str(config), f"storage.root={config.parent}", "name=paper", "resources.workers=1", "train.epochs=1"]
+    code, text = ray_session([*arguments, "aml={preset: paper}", "data.size=64"])
+    assert code == 0, text
+    assert "warning: aml/paper with tau 0.4 and rho 0.25 called 100.0% of the image weak and hid" in text and "nearly the whole image" in text
+
+
 def test_a_finished_run_says_so(trained, config, ray_session):
     code, text = ray_session(["train", str(config), f"storage.root={config.parent}"])
     assert code == 0 and "has finished" in text

@@ -1,0 +1,90 @@
+"""Failures of the world that take a while to stage: make test-faults."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from orchestrator import runs
+from tests.test_sweep import TINY
+from tests.test_train import children_of
+
+pytestmark = pytest.mark.fault
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """start(*overrides) -> a sweep in a process of its own, and the file of what it prints."""
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    processes = []
+
+    def start(*overrides: str):
+        command = [sys.executable, "-m", "orchestrator", "sweep", str(tmp_path / "tiny.yaml"), f"storage.root={tmp_path}", *overrides]
+        log = tmp_path / f"log{len(processes)}"
+        with open(log, "w") as out:
+            processes.append(subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True))
+        return processes[-1], log
+
+    yield start
+    for process in processes:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait_for(condition, process, log: Path, seconds: float = 240) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)
+
+
+def lines(folder: Path) -> int:
+    return sum(p.read_bytes().count(b"\n") for p in folder.glob("tiny-*/ledger.jsonl"))
+
+
+def statuses(folder: Path) -> list[str]:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    (experiment,) = [e for e in client.search_experiments() if e.name == "tiny"]
+    return [r.info.status for r in client.search_runs([experiment.experiment_id])]
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_sweep_says_so_and_continues(sweep, tmp_path, how):
+    process, log = sweep("train.epochs=30")
+    wait_for(lambda: lines(tmp_path) >= 2, process, log)
+    os.kill(process.pid, how)
+    assert process.wait(timeout=120) == 130, log.read_text()
+    assert "the same command continues it" in log.read_text()
+    (run,) = runs.listing(tmp_path)
+    assert run.state["state"] == "interrupted"
+    assert "RUNNING" not in statuses(tmp_path) and "KILLED" in statuses(tmp_path)
+    process, log = sweep("train.epochs=30")
+    assert process.wait(timeout=400) == 0, log.read_text()
+    records = run.ledger()
+    assert len({r["trial"] for r in records}) == len(records) == 9
+    assert len(statuses(tmp_path)) == 10 and set(statuses(tmp_path)) <= {"FINISHED", "FAILED"}
+
+
+def test_a_killed_trial_process_is_started_again_and_loses_at_most_its_epoch(sweep, tmp_path):
+    process, log = sweep("train.epochs=40", "search.scheduler=none", "search.space={aml.tau: [0.5]}")
+    wait_for(lambda: any(p.read_bytes().count(b"\n") >= 3 for p in tmp_path.glob("tiny-*/trials/*/epochs.jsonl")), process, log)
+    trials = [p for p, text in children_of(process.pid).items() if "ImplicitFunc" in text or "light_trial" in text]
+    assert trials
+    os.kill(trials[0], signal.SIGKILL)
+    assert process.wait(timeout=400) == 0, log.read_text()
+    (run,) = runs.listing(tmp_path)
+    assert all(r["state"] == "done" and [e["epoch"] for e in r["history"]] == list(range(1, 41)) for r in run.ledger())
+
+
+def test_a_tracking_server_that_is_away_stops_nothing(sweep, tmp_path):
+    process, log = sweep("tracking.uri=http://127.0.0.1:9", "search.space={aml.tau: [0.5]}")
+    assert process.wait(timeout=400) == 0, log.read_text()
+    (run,) = runs.listing(tmp_path)
+    assert run.finished and "127.0.0.1:9" in log.read_text()
+    assert (run.folder / "tracking.queue.jsonl").stat().st_size > 0

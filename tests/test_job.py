@@ -1,0 +1,70 @@
+"""The same command through `ray job submit`, on a cluster of this one machine."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from orchestrator import runs
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+SMALL = [
+    "data.synth={images: 48, size: 48}",
+    "data.size=32",
+    "data.val_limit=16",
+    "model={name: small, width: 16, stem: 8, heads: 2, dropout: 0.0}",
+    "train={epochs: 1, batch: 16}",
+    "evaluate={probe: 8, pictures: 2}",
+    "search.space={aml.tau: [0.5]}",
+    "search.seeds={confirm: 1}",
+]
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """Address and home folder of a one-machine cluster, started as a person does; stopped by its own process group: others may run."""
+    with socket.socket() as s, socket.socket() as t:
+        s.bind(("127.0.0.1", 0))
+        t.bind(("127.0.0.1", 0))
+        port, dashboard = s.getsockname()[1], t.getsockname()[1]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "AMLRIS_"))}
+    environment |= {"HOME": str(tmp_path), "PATH": f"{BIN}:{os.environ['PATH']}", "RAY_USAGE_STATS_ENABLED": "0"}
+    start = [BIN / "ray", "start", "--head", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2", "--block"]
+    with open(tmp_path / "ray.log", "w") as log:
+        process = subprocess.Popen(start, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    address, deadline = f"http://127.0.0.1:{dashboard}", time.monotonic() + 120
+    while True:
+        try:
+            urllib.request.urlopen(f"{address}/api/version", timeout=5)  # noqa: S310 (a local address)
+            break
+        except OSError:
+            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "ray.log").read_text()
+            time.sleep(0.5)
+    yield address, tmp_path, environment
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(timeout=30)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_a_submitted_sweep_leaves_its_results_outside_the_throw_away_copy(cluster):
+    address, home, environment = cluster
+    job = ["python", "-m", "orchestrator", "sweep", "experiments/quickstart.yaml", *SMALL]
+    command = [BIN / "ray", "job", "submit", "--address", address, "--working-dir", str(ROOT), "--", *job]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"results go to {home / 'amlris'}" in done.stdout and "index.html" in done.stdout
+    (run,) = runs.listing(home / "amlris")
+    assert run.finished and len(run.ledger()) == 6
+    assert json.loads((run.folder / "sweep.json").read_text())["champion"]["checkpoint"]
+    uploaded = [p for p in Path("/tmp/ray").glob("session_*/runtime_resources/working_dir_files/_ray_pkg_*.zip")]  # noqa: S108
+    assert all(p.stat().st_size < 2**20 for p in uploaded)
