@@ -51,6 +51,8 @@ DIAGNOSTICS = [  # key, title, axis, what it means, the value at which nothing i
     ("aml/leak", "leak", "mIoU", "Probe mIoU with masks on minus without. Above 0: the model reads the holes.", 0.0),
 ]
 
+EARLY = "Early epochs say little, as masking pays late; a sweep with search.scheduler none compares full runs."
+
 
 def drawing(name: str, alt: str, size: tuple[float, float], draw: Callable, *args) -> Markup:
     """An inline SVG of what `draw(figure, *args)` puts on a figure of `size` inches; `name` makes its ids unique."""
@@ -93,22 +95,22 @@ def edges(values: list[float]) -> dict[float, tuple[float, float]]:
     return dict(zip(values, pairwise(bounds), strict=True))
 
 
-def draw_cell(axes: Axes, across: tuple, up: tuple, row: dict, scale: tuple, outlined: bool = False) -> None:
-    """One setting as a coloured box with its number; hatched, with its epoch, where the scheduler stopped a trial."""
+def draw_cell(axes: Axes, across: tuple, up: tuple, row: dict, scale: tuple, outlined: bool, epochs: bool) -> None:
+    """One setting as a coloured box with its number, hatched where no trial ran to its end; `epochs`: with its epoch."""
     value, (low, high) = row["mIoU_best"], scale
     known = math.isfinite(value)
     share = (value - low) / (high - low) if high > low else 0.5
-    full = known and not row["stopped"]
+    full = known and not row["early"]
     color = colormaps["Blues"](0.06 + 0.72 * share) if full else "white"
     place = ((across[0], up[0]), across[1] - across[0], up[1] - up[0])
     axes.add_patch(
-        Rectangle(*place, facecolor=color, edgecolor="white" if full else "#b3bcc8", hatch="////" if row["stopped"] else None, linewidth=1.2)
+        Rectangle(*place, facecolor=color, edgecolor="white" if full else "#b3bcc8", hatch="////" if row["early"] else None, linewidth=1.2)
     )
     if outlined:
         axes.add_patch(Rectangle(*place, fill=False, edgecolor=INK, linewidth=2.2, zorder=4, clip_on=False))
     text = st.pct(value, 1) if known else "failed"
-    if row["stopped"]:
-        text += f"\nep {row['epochs_min']}" + (f"–{row['epochs_max']}" if row["epochs_max"] > row["epochs_min"] else "")
+    if known and epochs:
+        text += f"\nep {row['epochs_max']}"
     axes.text(
         sum(across) / 2,
         sum(up) / 2,
@@ -144,8 +146,9 @@ def draw_products(axes: Axes, products: list[float], x: tuple[float, float], y: 
 
 def map_figures(cells: list[dict], arms: list[dict]) -> list[dict]:
     """A tau x rho map for each alignment arm; off and random stand beside it in the same colours."""
-    scores = [c["mIoU_best"] for c in cells if math.isfinite(c["mIoU_best"]) and not c["stopped"]]
+    scores = [c["mIoU_best"] for c in cells if math.isfinite(c["mIoU_best"]) and not c["early"]]
     scale = (min(scores, default=0.0), max(scores, default=1.0))
+    uneven = len({c["epochs_max"] for c in cells if math.isfinite(c["mIoU_best"])}) > 1
     references = [c for c in cells if c["arm"] in ("off", "random")]
     chosen = {a["arm"]: (a["tau"], a["rho"]) for a in arms if a["settings_confirmed"]}
 
@@ -158,7 +161,7 @@ def map_figures(cells: list[dict], arms: list[dict]) -> list[dict]:
         axes, beside = fig.subplots(1, 2, width_ratios=[5, 1])
         for c in mine:
             outlined = arm in chosen and math.dist((c["tau"], c["rho"]), chosen[arm]) < 1e-6
-            draw_cell(axes, across[c["tau"]], up[c["rho"]], c, scale, outlined)
+            draw_cell(axes, across[c["tau"]], up[c["rho"]], c, scale, outlined, uneven)
         draw_products(axes, [c["product"] for c in mine + references], x, y)
         axes.set(xlim=x, ylim=y, xlabel="τ (share of blocks called weak)", ylabel="ρ (share of weak blocks hidden)")
         axes.set_title(f"{arm}   (dashed: τρ)", pad=14)
@@ -167,7 +170,7 @@ def map_figures(cells: list[dict], arms: list[dict]) -> list[dict]:
         axes.spines[:].set_visible(False)
         for i, c in enumerate(references):
             outlined = c["arm"] != "off" and chosen.get(c["arm"]) == (c["tau"], c["rho"])
-            draw_cell(beside, (0, 1), (-i - 0.62, -i), c, scale, outlined)
+            draw_cell(beside, (0, 1), (-i - 0.62, -i), c, scale, outlined, uneven)
             name = "off" if c["arm"] == "off" else f"random {c['rho']:.2g}"
             beside.text(0.5, -i + 0.05, name, ha="center", va="bottom", fontsize=7.5, color=SOFT)
         beside.set(xlim=(-0.05, 1.05), ylim=(-max(len(references), 4), 0.35))
@@ -177,70 +180,44 @@ def map_figures(cells: list[dict], arms: list[dict]) -> list[dict]:
     return [{"text": "", "svg": drawing(f"map-{arm}", f"mIoU of {arm} by tau and rho", (4.8, 3.6), draw, arm)} for arm in names]
 
 
-def line_figures(cells: list[dict], line: list[dict]) -> list[dict]:
-    """mIoU against tau along tau rho = r, a figure an arm, with the ends of each line in words.
+def line_figures(line: list[dict]) -> list[dict]:
+    """val/mIoU against tau along tau rho = r, with the ends of each line in words: a figure for each arm and epoch read.
 
-    Points that ran to their end are joined and set the scale; one stopped early is hollow, at the edge if below.
+    Lines read at different epochs never share a figure, as a later epoch alone lifts a line; those read before the last have hollow points.
     """
-    off = max((100 * c["mIoU_best"] for c in cells if c["arm"] == "off"), default=math.nan)
 
-    def draw(fig: Figure, lines: list[tuple[str, float, list[dict]]]) -> None:
+    def draw(fig: Figure, title: str, lines: list[tuple[str, float, list[dict]]]) -> None:
         axes = fig.subplots()
-        every = [p for *_, spots in lines for p in spots]
-        full = [100 * p["mIoU_best"] for p in every if not p["stopped"]] or [100 * p["mIoU_best"] for p in every]
-        full += [off] if math.isfinite(off) else []
-        pad = max(0.2, 0.15 * (max(full) - min(full)))
-        low, high = min(full) - pad, max(full) + pad
-        labels: dict[float, float] = {}
+        first = lines[0][2][0]
+        early, off = first["epoch"] < first["of_epochs"], 100 * first["off"]
+        values = [100 * p["mIoU"] for *_, spots in lines for p in spots] + ([off] if math.isfinite(off) else [])
+        pad = max(0.2, 0.15 * (max(values) - min(values)))
+        low, high = min(values) - pad, max(values) + pad
+        label = -math.inf
         for i, (_, r, spots) in enumerate(lines):
             color, mark = colormaps["viridis"](0.05 + 0.7 * i / max(len(lines) - 1, 1)), "osD^vPXph"[i % 9]
-            ends = [(p["tau"], 100 * p["mIoU_best"]) for p in spots if not p["stopped"]]
-            axes.plot([x for x, _ in ends], [y for _, y in ends], color=color, linewidth=1.6, linestyle=("-", "--", "-.", ":")[i % 4])
-            for p in spots:
-                x, y, sd, early = p["tau"], 100 * p["mIoU_best"], 100 * p["mIoU_best_sd"], p["stopped"] > 0
-                shown = max(y, low + pad / 2)
-                axes.errorbar(
-                    x,
-                    shown,
-                    yerr=None if math.isnan(sd) or early else sd,
-                    color=color,
-                    marker=mark,
-                    markersize=6,
-                    markerfacecolor="white" if early else color,
-                    linewidth=1,
-                    capsize=2,
-                )
-                if early:
-                    text = f"ep {p['epochs_min']}" + (f"\n∨ {y:.1f}" if shown > y else "")
-                    axes.annotate(text, (x, shown), xytext=(6, 0), textcoords="offset points", va="center", fontsize=7, color=SOFT)
-            if ends:
-                x, y = ends[-1]
-                labels[x] = max(y, labels.get(x, -math.inf) + (high - low) / 15)
-                axes.text(
-                    x + 0.03,
-                    labels[x],
-                    f"r = {r:.2g}",
-                    va="center",
-                    fontsize=8,
-                    color=color,
-                    clip_on=False,
-                    bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.6},
-                )
+            xs, ys = [p["tau"] for p in spots], [100 * p["mIoU"] for p in spots]
+            axes.plot(xs, ys, color=color, linewidth=1.6, linestyle=("-", "--", "-.", ":")[i % 4])
+            look = {"color": color, "marker": mark, "markersize": 6, "markerfacecolor": "white" if early else color, "linewidth": 1, "capsize": 2}
+            for x, y, sd in zip(xs, ys, [100 * p["mIoU_sd"] for p in spots], strict=True):
+                axes.errorbar(x, y, yerr=None if math.isnan(sd) else sd, **look)
+            label = max(ys[-1], label + (high - low) / 15)
+            box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.6}
+            axes.text(xs[-1] + 0.03, label, f"r = {r:.2g}", va="center", fontsize=8, color=color, clip_on=False, bbox=box)
         if math.isfinite(off):
             axes.axhline(off, color=SOFT, linewidth=0.9, linestyle=":")
             axes.text(0.01, off, "off", va="bottom", fontsize=8, color=SOFT)
-        axes.set(
-            xlim=(0, 1.02), ylim=(low, high), title=lines[0][0], ylabel="best val mIoU (%)", xlabel="τ    (← exactly the worst r   ·   not looking →)"
-        )
+        axes.set(xlim=(0, 1.02), ylim=(low, high), title=title, ylabel="val mIoU (%)", xlabel="τ    (← exactly the worst r   ·   not looking →)")
         axes.grid(axis="y")
 
     figures = []
-    for arm in dict.fromkeys(row["line_arm"] for row in line):
-        mine = st.by_line([row for row in line if row["line_arm"] == arm])
-        text = "\n".join(st.line_text(r, spots) for _, r, spots in mine)
-        mine.sort(key=lambda item: max(p["mIoU_best"] for p in item[2]))
-        svg = drawing(f"line-{arm}", f"mIoU of {arm} along lines of equal hidden share", (4.6, 3.5), draw, mine)
-        figures.append({"svg": svg, "text": text})
+    for arm, epoch in sorted(dict.fromkeys((row["line_arm"], row["epoch"]) for row in line), key=lambda pair: -pair[1]):
+        mine = st.by_line([row for row in line if (row["line_arm"], row["epoch"]) == (arm, epoch)])
+        texts = [st.line_text(r, spots) for _, r, spots in mine] + [EARLY] * (epoch < mine[0][2][0]["of_epochs"])
+        title = f"{arm}, {st.at_epoch(mine[0][2])}"
+        mine.sort(key=lambda item: item[2][-1]["mIoU"])
+        svg = drawing(f"line-{arm}-{epoch}", f"mIoU of {title}, along lines of equal hidden share", (4.6, 3.5), draw, title, mine)
+        figures.append({"svg": svg, "text": "\n".join(texts)})
     return figures
 
 

@@ -59,7 +59,8 @@ def write(run_folder: Path, out: Path | None = None) -> Path:
     page["pictures"], page["pictureless"] = pictures(run_folder, trials)
     if page["sweep"]:
         arms, cells = st.arm_rows(trials, meta), st.map_rows(trials)
-        line = st.line_rows(cells)
+        full = int(meta.get("epochs") or max(map(st.epochs_of, trials), default=0))
+        line = st.line_rows(trials, full)
         tables |= {"arms": arms, "map": cells, "line": line, "trials": st.trial_rows(trials)}
         page |= sweep_page(arms, cells, line, tables["trials"], trials, meta)
     else:
@@ -100,7 +101,7 @@ def sweep_page(arms: list[dict], cells: list[dict], line: list[dict], rows: list
         "best": max(scored, key=lambda a: a["mIoU"])["arm"] if scored else None,
         "varied": sorted({k for t in trials for k in st.other_params(t)}),
         "maps": plots.map_figures(cells, arms),
-        "lines": plots.line_figures(cells, line),
+        "lines": plots.line_figures(line),
         "line_notes": st.line_notes(line),
         "noise": st.pooled_sd([st.last(t, "val/mIoU") for t in done if t["arm"] == a["arm"]] for a in arms),
         "curves": plots.curve_figures(trials),
@@ -208,10 +209,11 @@ def baselines(meta: dict) -> list[dict]:
     for key, value in scores.items():
         n, own = known[key].get("n"), st.number(known[key].get("champion_mIoU"))
         part = bool(n) and math.isfinite(own)
+        text = BASELINES[key] + (f" ({arm})" if key == "champion" and arm else "")
         bars.append(
             {
                 "key": key,
-                "text": BASELINES[key] + (f" ({arm})" if key == "champion" and arm else ""),
+                "text": text + (" (predicts nothing)" if key == "untrained" and value < 0.001 else ""),
                 "mIoU": value,
                 "width": round(100 * value / (max(scores.values()) or 1), 1),
                 "same": f"the champion on the same {n} sentences: {st.pct(own)}" if part else "",

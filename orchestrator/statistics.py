@@ -179,24 +179,35 @@ def arm_rows(trials: list[dict], sweep: dict) -> list[dict]:
     return rows
 
 
-def map_rows(trials: list[dict]) -> list[dict]:
-    """One row for each (arm, tau, rho) of the search: the mean over its trials of the best val/mIoU so far.
-
-    Failed trials are only counted. epochs_min < epochs_max or stopped > 0 warn that cells did not train equally long;
-    mIoU_common is the mean val/mIoU at common_epoch, the last epoch that all search trials reached.
-    """
-    search = [t for t in trials if t["stage"] == "search"]
-    alive = [t for t in search if t["state"] != "failed"]
-    common = min(map(epochs_of, alive), default=0)
+def by_setting(trials: Iterable[dict]) -> dict[tuple[str, float, float], list[dict]]:
+    """(arm, tau, rho) -> its search trials, failed ones too; arms in the order of the ledger, settings by tau, then rho."""
     cells: dict[tuple, list[dict]] = {}
-    for t in search:
+    for t in (t for t in trials if t["stage"] == "search"):
         cells.setdefault((t["arm"], round(number(t.get("tau")), 6), round(number(t.get("rho")), 6)), []).append(t)
+    order = list(dict.fromkeys(t["arm"] for t in trials))
+    return dict(sorted(cells.items(), key=lambda c: (order.index(c[0][0]), *c[0][1:])))
+
+
+def furthest(trials: list[dict]) -> list[dict]:
+    """The trials that finished the most epochs, so that a mean over them is of trials of one length."""
+    reached = max(map(epochs_of, trials), default=0)
+    return [t for t in trials if epochs_of(t) == reached]
+
+
+def map_rows(trials: list[dict]) -> list[dict]:
+    """One row for each (arm, tau, rho) of the search: over its trials that got furthest, the mean of the best val/mIoU.
+
+    epochs_max is the epoch those reached and `furthest` their number; early is 1 where the scheduler stopped them all.
+    seeds, mIoU_best and hidden are theirs alone; trials, stopped and failed count all (trials: but the failed).
+    mIoU_common is the mean val/mIoU of all at common_epoch, the last epoch that all search trials reached.
+    """
+    cells = by_setting(trials)
+    common = min((epochs_of(t) for members in cells.values() for t in members if t["state"] != "failed"), default=0)
     rows = []
-    order = arms_of(trials, {})
-    for (arm, tau, rho), members in sorted(cells.items(), key=lambda c: (order.index(c[0][0]), *c[0][1:])):
+    for (arm, tau, rho), members in cells.items():
         kept = [t for t in members if t["state"] != "failed"]
-        at_common = [number(e.get("val/mIoU")) for t in kept for e in t.get("history") or [] if e["epoch"] == common]
-        best = mean_interval(map(best_so_far, kept))
+        first = furthest(kept)
+        best = mean_interval(map(best_so_far, first))
         rows.append(
             {
                 "arm": arm,
@@ -204,38 +215,76 @@ def map_rows(trials: list[dict]) -> list[dict]:
                 "rho": rho,
                 "product": round(tau * rho, 6),
                 "trials": len(kept),
-                "seeds": len({t.get("seed") for t in kept}),
+                "furthest": len(first),
+                "seeds": len({t.get("seed") for t in first}),
                 "stopped": sum(t["state"] == "stopped" for t in kept),
                 "failed": len(members) - len(kept),
                 "epochs_min": min(map(epochs_of, kept), default=0),
                 "epochs_max": max(map(epochs_of, kept), default=0),
+                "early": int(bool(first) and all(t["state"] == "stopped" for t in first)),
                 "mIoU_best": best.mean,
                 "mIoU_best_sd": best.sd,
                 "common_epoch": common,
-                "mIoU_common": mean_interval(at_common).mean,
-                "hidden": mean_interval(last(t, "aml/hidden") for t in kept).mean,
+                "mIoU_common": mean_interval(number(e.get("val/mIoU")) for t in kept for e in t.get("history") or [] if e["epoch"] == common).mean,
+                "hidden": mean_interval(last(t, "aml/hidden") for t in first).mean,
             }
         )
     return rows
 
 
-def line_rows(cells: list[dict], tolerance: float = 1e-6) -> list[dict]:
-    """Lines of equal hidden share from `map_rows`: the points of each alignment arm and r = tau rho, if two or more.
+def by_epoch(trials: list[dict]) -> dict[int, list[dict]]:
+    """epoch -> the history entries at that epoch of the trials that have a val/mIoU there, each with its trial's seed; failed trials left out."""
+    seen: dict[int, list[dict]] = {}
+    for t in (t for t in trials if t["state"] != "failed"):
+        for e in t.get("history") or []:
+            if math.isfinite(number(e.get("val/mIoU"))):
+                seen.setdefault(int(e["epoch"]), []).append({**e, "seed": t.get("seed")})
+    return seen
 
-    The random arm at rho = r is the end tau = 1 of every line at r. `line` is r, `line_arm` the alignment arm, `arm`
-    the point's own. Points of a line are sorted by tau.
+
+def line_rows(trials: list[dict], of_epochs: int, tolerance: float = 1e-6) -> list[dict]:
+    """Lines of equal hidden share: the search's points of each alignment arm and r = tau rho, where there are two or more.
+
+    Every point is read at `epoch`, the last one that all points of its line reached: mIoU is the mean val/mIoU at that
+    epoch, not the best, over the point's trials that got there (failed ones left out), hidden their mean aml/hidden, off
+    the same mean of arm off. The random arm at rho = r is the end tau = 1 of every line at r. `line` is r, `line_arm` the
+    alignment arm, `arm` the point's own, `of_epochs` a full run's length. Points of a line are sorted by tau.
     """
-    scored = [c for c in cells if math.isfinite(c["mIoU_best"])]
+    seen = {setting: epochs for setting, members in by_setting(trials).items() if (epochs := by_epoch(members))}
+    off = by_epoch([t for t in trials if t["arm"] == "off" and t["stage"] == "search"])
     rows = []
-    for arm in dict.fromkeys(c["arm"] for c in scored if is_alignment_arm(c["arm"])):
-        left = sorted((c for c in scored if c["arm"] in (arm, "random")), key=lambda c: c["product"])
+    for arm in dict.fromkeys(name for name, *_ in seen if is_alignment_arm(name)):
+        left = sorted((round(tau * rho, 6), name, tau, rho) for name, tau, rho in seen if name in (arm, "random"))
         while left:
-            r = left[0]["product"]
-            line = [c for c in left if c["product"] - r <= tolerance]
+            r = left[0][0]
+            line = [setting for product, *setting in left if product - r <= tolerance]
             left = left[len(line) :]
-            line.sort(key=lambda c: (c["tau"], c["arm"] == "random"))
-            if r > 0 and len(line) > 1 and any(c["arm"] == arm for c in line):
-                rows += [{"line_arm": arm, "line": r, **c} for c in line]
+            shared = set.intersection(*(set(seen[tuple(setting)]) for setting in line))
+            if r <= 0 or len(line) < 2 or not shared or all(name != arm for name, *_ in line):
+                continue
+            epoch = max(shared)
+            reference = mean_interval(e["val/mIoU"] for e in off.get(epoch, ())).mean
+            for name, tau, rho in sorted(line, key=lambda setting: (setting[1], setting[0] == "random")):
+                read = seen[name, tau, rho][epoch]
+                score = mean_interval(e["val/mIoU"] for e in read)
+                rows.append(
+                    {
+                        "line_arm": arm,
+                        "line": r,
+                        "arm": name,
+                        "tau": tau,
+                        "rho": rho,
+                        "product": round(tau * rho, 6),
+                        "epoch": epoch,
+                        "of_epochs": of_epochs,
+                        "trials": len(read),
+                        "seeds": len({e["seed"] for e in read}),
+                        "mIoU": score.mean,
+                        "mIoU_sd": score.sd,
+                        "hidden": mean_interval(number(e.get("aml/hidden")) for e in read).mean,
+                        "off": reference,
+                    }
+                )
     return rows
 
 
@@ -381,33 +430,31 @@ def by_line(line: list[dict]) -> list[tuple[str, float, list[dict]]]:
     return [(*name, [row for row in line if (row["line_arm"], row["line"]) == name]) for name in names]
 
 
+def at_epoch(spots: list[dict]) -> str:
+    """At which epoch the points of a line (or of several, read at the same epoch) are read, in words."""
+    epoch, full = spots[0]["epoch"], spots[0]["of_epochs"]
+    return "at the last epoch" if epoch >= full else f"at epoch {epoch} of {full}"
+
+
 def line_text(r: float, spots: list[dict]) -> str:
-    """The two ends of a line in words, among the points no trial of which was stopped early."""
-    full = [p for p in spots if not p["stopped"]]
-    if len(full) < 2:
-        return f"r = {r:.2g}: fewer than two points ran to their end; no line."
-    left, right, seeds = full[0], full[-1], min(p["seeds"] for p in full)
-    ends = (f"{pct(p['mIoU_best'])} at τ {p['tau']:.2g}{' (random)' * (p['arm'] == 'random')}" for p in (left, right))
+    """The epoch and the two ends of a line in words."""
+    left, right, seeds = spots[0], spots[-1], min(p["seeds"] for p in spots)
+    ends = (f"{pct(p['mIoU'])} at τ {p['tau']:.2g}{' (random)' * (p['arm'] == 'random')}" for p in (left, right))
     return (
-        f"r = {r:.2g}: {' against '.join(ends)}, {points(left['mIoU_best'] - right['mIoU_best'])} points "
-        f"({seeds} seed{'s' if seeds > 1 else ''} each)."
+        f"r = {r:.2g}, {at_epoch(spots)}: {' against '.join(ends)}, {points(left['mIoU'] - right['mIoU'])} points "
+        f"({seeds} seed{'s' if seeds > 1 else ''}{' or more' if any(p['seeds'] > seeds for p in spots) else ' each'})."
     )
 
 
 def line_notes(line: list[dict]) -> list[str]:
-    """Where a line is not what it should be: its points trained for different epochs, or hid different shares."""
+    """Where a line is not what it should be: its points hid different shares."""
     notes = []
     for arm in dict.fromkeys(row["line_arm"] for row in line):
-        uneven, unequal = [], []
+        unequal = []
         for _, r, spots in by_line([row for row in line if row["line_arm"] == arm]):
-            epochs = [n for p in spots for n in (p["epochs_min"], p["epochs_max"])]
             hidden = [p["hidden"] for p in spots if math.isfinite(p["hidden"])]
-            if min(epochs) < max(epochs):
-                uneven.append(f"r = {r:.2g}: {min(epochs)} to {max(epochs)}")
             if hidden and max(hidden) - min(hidden) > max(0.02, 0.1 * r):
                 unequal.append(f"r = {r:.2g}: {min(hidden):.2f} to {max(hidden):.2f}")
-        if uneven:
-            notes.append(f"{arm}: points of one line trained for different numbers of epochs ({'; '.join(uneven)}).")
         if unequal:
             notes.append(
                 f"{arm}: the measured hidden shares are not equal ({'; '.join(unequal)}), so these lines "

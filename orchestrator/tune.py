@@ -207,7 +207,8 @@ class Sweep:
         epoch = {k: v for k, v in metrics.items() if k == "epoch" or k.split("/")[0] in OURS}
         if epoch["epoch"] not in self.histories[trial_id]:
             self.histories[trial_id][epoch["epoch"]] = epoch
-            self.tracker.metrics(trial_id, epoch["epoch"], epoch)
+            first = {self.experiment.search.metric: epoch.get(self.experiment.search.metric)}  # what MLflow's comparison opens with
+            self.tracker.metrics(trial_id, epoch["epoch"], first | epoch)
             self.board.heard(self.trials[trial_id].describe(self.experiment), epoch)
             if text := vacuous_mask(self.trials[trial_id].experiment(self.experiment).aml, epoch):
                 self.say(f"warning: {trial_id}: {text}")

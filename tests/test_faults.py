@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+from test_sweep import TINY
+from test_train import children_of
 
 from orchestrator import runs
-from tests.test_sweep import TINY
-from tests.test_train import children_of
 
 pytestmark = pytest.mark.fault
 

@@ -11,7 +11,7 @@ from PIL import Image
 from scipy import stats
 
 from aml.errors import UserError
-from orchestrator import report
+from orchestrator import plots, report
 from orchestrator import statistics as st
 
 EPOCHS = 4
@@ -188,7 +188,7 @@ def test_arms_csv_holds_confirmation_only(finished):
 def test_map_csv_counts_stopped_and_failed_and_gives_a_common_epoch(finished):
     rows = {(r["arm"], float(r["tau"]), float(r["rho"])): r for r in read(finished[0].parent / "map.csv")}
     stopped, failed, best = (rows["aml/calibrated", *at] for at in ((0.25, 1.0), (1.0, 1.0), (0.5, 0.5)))
-    assert stopped["stopped"] == "1" and stopped["epochs_max"] == "2"
+    assert stopped["stopped"] == stopped["early"] == "1" and stopped["epochs_max"] == "2"
     assert float(stopped["mIoU_best"]) == pytest.approx(0.51)
     assert failed["failed"] == "1" and failed["mIoU_best"] == ""
     assert best["common_epoch"] == "2" and float(best["mIoU_common"]) == pytest.approx(0.52 - 0.02)
@@ -206,7 +206,7 @@ def test_line_csv_joins_equal_products_and_ends_at_random(finished):
 def test_products_a_rounding_error_apart_are_one_line():
     settings = [(0.3, 0.4), (0.15, 0.8 + 1e-9), (0.3, 0.41)]
     lines = [trial(f"t{i}", "aml/x", tau, rho, 0.5) for i, (tau, rho) in enumerate(settings)]
-    assert [(r["tau"], r["line"]) for r in st.line_rows(st.map_rows(lines))] == [(0.15, 0.12), (0.3, 0.12)]
+    assert [(r["tau"], r["line"]) for r in st.line_rows(lines, EPOCHS)] == [(0.15, 0.12), (0.3, 0.12)]
 
 
 def test_every_trial_and_every_epoch_is_in_the_csv_files(finished):
@@ -268,15 +268,69 @@ def test_a_difference_that_survives_alone_but_not_the_correction_is_called_weak(
     assert "weak" not in st.versus(row, {"arm": "off"}, "d", 1)
 
 
-def test_stopped_points_belong_to_no_line_in_words(finished):
+def test_a_line_is_read_at_the_last_epoch_all_its_points_reached(finished):
+    rows = [r for r in read(finished[0].parent / "line.csv") if float(r["line"]) == 0.25]
+    # (0.25, 1) was stopped after epoch 2 at 0.51; the others climb by 0.01 an epoch to 0.52, 0.53, 0.53 at epoch 4
+    assert [float(r["mIoU"]) for r in rows] == pytest.approx([0.51, 0.50, 0.51, 0.51])
+    assert {(r["epoch"], r["of_epochs"], round(float(r["off"]), 9)) for r in rows} == {("2", "4", 0.48)}
     html = finished[1]
-    assert "r = 0.25: 52.00 at τ 0.5 against 53.00 at τ 1 (random), −1.00 points (1 seed each)." in html
-    assert "trained for different numbers of epochs (r = 0.25: 2 to 4" in html
+    assert "r = 0.25, at epoch 2 of 4: 51.00 at τ 0.25 against 51.00 at τ 1 (random), +0.00 points (1 seed each)." in html
+    assert "r = 0.5, at the last epoch: 52.50 at τ 0.5 against 52.00 at τ 1 (random), +0.50 points (1 seed each)." in html
+
+
+def test_lines_read_at_different_epochs_have_a_figure_each_and_only_the_early_one_warns(finished):
+    figures = plots.line_figures(st.line_rows(ledger(), EPOCHS))
+    assert [("at the last epoch" in f["svg"], "at epoch 2 of 4" in f["svg"]) for f in figures] == [(True, False), (False, True)]
+    assert [plots.EARLY in f["text"] for f in figures] == [False, True]
+    assert "search.scheduler none compares full runs" in finished[1]
+
+
+def uneven():
+    """r = 0.2 after 1, 3 and 3 of 3 epochs; a second trial of random got to epoch 2, one failed there; off: 3 and 1 epochs."""
+    early = {"state": "stopped", "by": "asha"}
+    return [
+        trial("off-0", "off", 0, 0, 0.40, epochs=3),
+        trial("off-1", "off", 0, 0, 0.10, seed=1, epochs=1, **early),
+        trial("aml-0", "aml/x", 0.2, 1.0, 0.44, epochs=3),
+        trial("aml-1", "aml/x", 0.4, 0.5, 0.30, epochs=1, **early),
+        trial("random-0", "random", 1, 0.2, 0.42, epochs=3),
+        trial("random-1", "random", 1, 0.2, 0.35, seed=1, epochs=2, **early),
+        trial("random-2", "random", 1, 0.2, 0.99, seed=2, epochs=2, state="failed"),
+    ]
+
+
+def test_a_point_of_several_trials_is_the_mean_of_those_that_reached_the_epoch():
+    rows = st.line_rows(uneven(), 3)
+    assert [r["epoch"] for r in rows] == [1, 1, 1]
+    # at epoch 1: 0.44 - 0.02, 0.30, the mean of 0.40 and 0.34; off the mean of 0.38 and 0.10
+    assert [r["mIoU"] for r in rows] == pytest.approx([0.42, 0.30, 0.37]) and [r["trials"] for r in rows] == [1, 1, 2]
+    assert rows[2]["mIoU_sd"] == pytest.approx(0.06 / math.sqrt(2)) and rows[0]["off"] == pytest.approx(0.24)
+    assert "(1 seed or more)" in st.line_text(0.2, rows)
+    longer = st.line_rows([t for t in uneven() if t["trial"] != "aml-1"], 3)
+    assert [(r["epoch"], r["trials"]) for r in longer] == [(3, 1), (3, 1)]
+    assert [r["mIoU"] for r in longer] == pytest.approx([0.44, 0.42]) and longer[0]["off"] == pytest.approx(0.40)
+
+
+def test_a_cell_of_the_map_reads_only_its_trials_that_got_furthest():
+    cells = {(c["arm"], c["tau"]): c for c in st.map_rows(uneven())}
+    off, early, random = cells["off", 0], cells["aml/x", 0.4], cells["random", 1]
+    assert (off["mIoU_best"], off["epochs_max"], off["early"]) == (0.40, 3, 0) and (off["trials"], off["furthest"], off["stopped"]) == (2, 1, 1)
+    assert (early["mIoU_best"], early["epochs_max"], early["early"]) == (0.30, 1, 1)
+    assert (random["mIoU_best"], random["trials"], random["furthest"], random["failed"]) == (0.42, 2, 1, 1)
+    both = trial("off-2", "off", 0, 0, 0.44, seed=2, epochs=3)
+    assert next(c for c in st.map_rows([*uneven(), both]) if c["arm"] == "off")["mIoU_best"] == pytest.approx(0.42)
+
+
+def test_the_boxes_of_the_map_say_their_epoch_where_it_differs():
+    svg = plots.map_figures(st.map_rows(uneven()), [])[0]["svg"]
+    assert svg.count("ep 3") == 3 and svg.count("ep 1") == 1
+    even = [t for t in uneven() if t["epochs"] == 3]
+    assert "ep 3" not in plots.map_figures(st.map_rows(even), [])[0]["svg"]
 
 
 def test_lines_whose_measured_hidden_shares_differ_are_disowned():
     lines = [trial("a", "aml/paper", 0.4, 0.25, 0.5, hidden=0.97), trial("r", "random", 1, 0.1, 0.5)]
-    assert "say nothing about alignment" in st.line_notes(st.line_rows(st.map_rows(lines)))[0]
+    assert "say nothing about alignment" in st.line_notes(st.line_rows(lines, EPOCHS))[0]
 
 
 def test_other_parameters_that_vary_are_named_and_their_scattered_settings_drawn(tmp_path):
@@ -387,3 +441,9 @@ def test_the_wrong_sentence_stands_beside_the_champion_on_the_same_sentences(tmp
 def test_a_wrong_sentence_without_a_champion_on_the_same_sentences_stands_alone(wrong):
     bar = next(b for b in report.baselines({"baselines": {"champion": {"mIoU": 0.56}, "wrong_sentence": wrong}}) if b["key"] == "wrong_sentence")
     assert bar["same"] == "" and bar["same_mIoU"] == 0.56
+
+
+@pytest.mark.parametrize(("score", "silent"), [(0.0, True), (0.0009, True), (0.001, False), (0.05, False)])
+def test_an_untrained_model_that_predicts_nothing_is_called_so(score, silent):
+    bars = report.baselines({"baselines": {"champion": {"mIoU": 0.0}, "untrained": {"mIoU": score}}})
+    assert [b["text"] for b in bars] == ["Champion", "Untrained model" + " (predicts nothing)" * silent]
