@@ -29,7 +29,7 @@ def settle_environment() -> None:
 
 
 def start() -> None:
-    """Join the cluster RAY_ADDRESS names (a Ray job's), else the one this process already has, else start one here."""
+    """Join the cluster RAY_ADDRESS names (a Ray job has it set; `auto` finds one of this machine), else start one here."""
     settle_environment()
     import logging
 
@@ -39,10 +39,9 @@ def start() -> None:
         return
     logging.getLogger("ray").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-    options = {"log_to_driver": False, "logging_level": logging.WARNING, "configure_logging": True}
-    if "RAY_ADDRESS" not in os.environ:
-        options |= {"include_dashboard": False}
-    ray.init(**options)
+    # Without RAY_ADDRESS ray.init would look for a cluster some `ray start` has noted on this machine, and wait for one that is gone.
+    where = {} if "RAY_ADDRESS" in os.environ else {"address": "local", "include_dashboard": False}
+    ray.init(log_to_driver=False, logging_level=logging.WARNING, **where)
     import ray.data
 
     logging.getLogger("ray.data").setLevel(logging.WARNING)
@@ -72,17 +71,17 @@ class Placement:
     arithmetic: str
 
 
-def place(experiment: Experiment, have: dict[str, float]) -> Placement:
-    """Trials that fit side by side. UserError, with the sum, where not even one does."""
+def place(experiment: Experiment, have: dict[str, float], *, sweep: bool = True) -> Placement:
+    """Trials of a sweep, or the one run of `train`, that fit side by side. UserError, with the sum, where not even one does."""
     r = experiment.resources
-    driver = 0.0 if r.light else DRIVER_CPUS
+    driver = DRIVER_CPUS if sweep and not r.light else 0.0
     cpus, gpus = r.workers * r.cpus_per_worker + driver, r.workers * r.gpus_per_worker
     sum_ = f"{r.workers} worker(s) x {r.cpus_per_worker:g} CPU" + (f" + {driver:g} for the driver" if driver else "") + f" = {cpus:g} CPU"
     if gpus:
         sum_ += f" and {r.workers} x {r.gpus_per_worker:g} = {gpus:g} GPU"
     if cpus > have["CPU"] or gpus > have["GPU"]:
         raise UserError(
-            f"one {'trial' if r.light else 'distributed trial'} needs {sum_}, but the cluster has {have['CPU']:g} CPU and {have['GPU']:g} GPU; "
+            f"one {'trial' if sweep else 'run'} needs {sum_}, but the cluster has {have['CPU']:g} CPU and {have['GPU']:g} GPU; "
             "lower resources.workers, cpus_per_worker or gpus_per_worker, or add nodes"
         )
     fits = int(have["CPU"] // cpus) if not gpus else int(min(have["CPU"] // cpus, have["GPU"] // gpus + 1e-9))

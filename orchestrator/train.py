@@ -76,11 +76,11 @@ def run(experiment: Experiment, *, resume: str | None = None, fresh: bool = Fals
     check_run(experiment)
     shards.check(experiment.data, experiment.root)  # refuse before Ray starts
     if dry_run:
-        say(cluster.place(experiment, cluster.capacity()).arithmetic.replace("a trial", "the run"))
+        say(cluster.place(experiment, cluster.capacity(), sweep=False).arithmetic.replace("a trial", "the run"))
         say(f"{experiment.train.epochs} epochs of {experiment.aml.arm}; nothing was started")
         return 0
     cluster.start()
-    cluster.place(experiment, cluster.capacity())
+    cluster.place(experiment, cluster.capacity(), sweep=False)
     store, manifest = shards.prepare(experiment.data, experiment.root, say)
     this = runs.start(experiment, "train", manifest, fresh=fresh) if not resume else runs.find(experiment.root, resume)
     with this.locked():
