@@ -237,7 +237,8 @@ def stop(name: str) -> None:
     from orchestrator import runs
     from orchestrator.config import storage_root
 
-    run = runs.find(storage_root(), name)
+    live = [r for r in runs.listing(storage_root()) if runs.holder(r) and r.state.get("name") == name]
+    run = live[0] if live else runs.find(storage_root(), name)
     pid = runs.holder(run)
     if pid is None:
         raise UserError(f"{run.name} is not being worked on by any process of this machine; nothing to stop")

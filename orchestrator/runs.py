@@ -101,9 +101,16 @@ def start(experiment: Experiment, kind: str, manifest: dict, *, fresh: bool) -> 
 
 
 def find(root: Path, name: str) -> Run:
-    """A run by name, or by the start of one. UserError where there is none or several."""
+    """A run by its name; by its experiment's name, then the newest finished one (or the newest); or by the start of its name.
+
+    UserError where there is none, or where a start fits several.
+    """
     runs = listing(root)
-    matches = [r for r in runs if r.name == name] or [r for r in runs if r.name.startswith(name)]
+    if exact := [r for r in runs if r.name == name]:
+        return exact[0]
+    if named := [r for r in runs if r.state.get("name") == name]:
+        return next((r for r in named if r.finished), named[0])
+    matches = [r for r in runs if r.name.startswith(name)]
     if len(matches) != 1:
         found = ", ".join(r.name for r in (matches or runs)[:8]) or "none"
         raise UserError(f"{'no run' if not matches else 'more than one run'} under {root} is called {name!r}; there: {found}")

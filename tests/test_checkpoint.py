@@ -93,7 +93,8 @@ def test_a_damaged_last_gives_way_to_the_one_before_and_says_so(make_model, item
     damage(last / file)
     resumed = learner_of(make_model(seed=9))
     assert load_training(last, resumed) and resumed.progress.epoch == 1
-    assert f"checkpoint {last} is damaged" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"checkpoint {last} (" in said and "cannot be used; trying the one before" in said
     first = trained(make_model(seed=1), items)
     assert all(torch.equal(a, b) for a, b in zip(resumed.model.state_dict().values(), first.model.state_dict().values(), strict=True))
 
@@ -132,7 +133,8 @@ def test_a_state_that_runs_code_is_not_run(make_model, tmp_path):
     learner = learner_of(make_model())
     save(tmp_path / "last", learner.model, INFO, learner.state_dict())
     (tmp_path / "last" / "state.pt").write_bytes(pickle.dumps({"payload": Touch()}, 2))
-    assert load_training(tmp_path / "last", learner) is False
+    with pytest.raises(UserError, match="no checkpoint of this run can be used"):  # starting over in silence would lose the run
+        load_training(tmp_path / "last", learner)
     assert not (tmp_path / "was-run").exists()
 
 

@@ -60,7 +60,12 @@ def test_a_submitted_sweep_leaves_its_results_outside_the_throw_away_copy(cluste
     address, home, environment = cluster
     job = ["python", "-m", "orchestrator", "sweep", "experiments/quickstart.yaml", *SMALL]
     command = [BIN / "ray", "job", "submit", "--address", address, "--working-dir", str(ROOT), "--", *job]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    deadline = time.monotonic() + 120
+    while True:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
+        if "No available agent" not in done.stderr or time.monotonic() > deadline:  # the cluster is still coming up
+            break
+        time.sleep(2)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"results go to {home / 'amlris'}" in done.stdout and "index.html" in done.stdout
     (run,) = runs.listing(home / "amlris")

@@ -215,7 +215,7 @@ def test_micro_steps_make_the_same_update(make_model, batch, aml):
         updated.append((weights(learner.model), float(sums.loss), sums.masks.means()))
     (one, loss_one, masks_one), (four, loss_four, masks_four) = updated
     assert loss_one == pytest.approx(loss_four, abs=1e-6) and masks_one == pytest.approx(masks_four)
-    assert distance(one, four) < 0.01 * LR, "a hundredth of Adam's first step, which is the rate whatever the gradient's size"
+    assert distance(one, four) < 0.1 * LR, "a tenth of Adam's first step, which is the rate whatever the gradient's size: it magnifies rounding"
 
 
 def test_gradients_of_micro_steps_add_up(make_model, batch):
@@ -264,7 +264,7 @@ def poison(model, calls, value=torch.nan):
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_a_step_that_is_not_finite_is_skipped_and_counted(items, make_model, precision, value):
-    learner = make_learner(make_model(), aml={"mode": "off"}, precision=precision)
+    learner = make_learner(make_model(), aml={"mode": "off"}, precision=precision, max_skipped=0.4)
     poison(learner.model, {1}, value)
     snapshots = []
     batches = train_batches(items["train"], learner.model, batch=BATCH, seed=0, epoch=0)

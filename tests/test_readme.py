@@ -65,8 +65,6 @@ def test_the_commands_of_the_readme(place, ray_session):
     assert len(todo) > 12
     # the file shows the dry run before the sweep that `make sweep` has made by then
     for arguments in [["sweep", "experiments/quickstart.yaml"], *todo]:
-        if "quickstart" in arguments and arguments[0] in ("evaluate", "predict", "report"):
-            arguments = [name_of_sweep(place) if a == "quickstart" else a for a in arguments]
         code, text = ray_session(small(arguments))
         assert code == 0, (arguments, text)
     for made in (
@@ -80,11 +78,6 @@ def test_the_commands_of_the_readme(place, ray_session):
         "page/index.html",
     ):
         assert (place / made).exists(), made
-
-
-def name_of_sweep(place: Path) -> str:
-    """With several quickstart runs about, a person gives more of the name."""
-    return sorted(p.parent.name for p in (place / "runs").glob("quickstart-*/sweep.json"))[0]
 
 
 def test_the_snippet_trains(make_model, items):
