@@ -62,7 +62,7 @@ def read_refer(refer_root: Path, images: Path, dataset: str, split_by: str) -> l
     unknown = sorted(set(by_image) - set(records))
     if unknown:
         raise UserError(f"{folder}/instances.json lacks image {unknown[0]} ({len(unknown)} in all) that refs({split_by}).p names; use matching files")
-    paths = {i: _find_image(Path(images), records[i]["file_name"]) for i in by_image}
+    paths = {i: _find_image(Path(images).absolute(), records[i]["file_name"]) for i in by_image}
     absent = sorted(records[i]["file_name"] for i, path in paths.items() if path is None)
     if absent:
         raise UserError(f"{len(absent)} of {len(paths)} images are not under {images}, the first is {absent[0]}; put COCO's train2014 JPEGs there")

@@ -294,4 +294,4 @@ def checkpoint_folder(text: str | None) -> Path | None:
     from orchestrator import evaluate
     from orchestrator.config import storage_root
 
-    return evaluate.find_checkpoint(text, storage_root(), None)
+    return evaluate.find_checkpoint(text, storage_root(), None).absolute()

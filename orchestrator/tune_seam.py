@@ -51,7 +51,8 @@ class SweepScheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller, trial, result):
         over = self.sweep.heard(trial.config["trial"], result)
-        return TrialScheduler.STOP if over else TrialScheduler.CONTINUE
+        # A trial that is done or has failed returns by itself; stopping it would leave a distributed one's workers to be cleaned up after.
+        return TrialScheduler.STOP if over and over[0] == "stopped" else TrialScheduler.CONTINUE
 
     def __deepcopy__(self, memo):
         return self
