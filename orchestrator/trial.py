@@ -52,7 +52,8 @@ def run(experiment: Experiment, blocks: Callable[[], list[dict]], vocabulary: li
 def items(experiment: Experiment, blocks: Callable[[], list[dict]]) -> tuple[Items, Items]:
     """Training and validation items; parsed once a process and data set."""
     data = experiment.data
-    key = json.dumps([data.train, data.size, data.fit, data.unit, data.train_split, data.val_split, data.train_limit, data.val_limit])
+    which = [data.size, data.fit, data.unit, data.train_split, data.val_split, data.train_limit, data.val_limit]
+    key = json.dumps([str(getattr(blocks, "__self__", blocks)), *which])  # the very blocks: a path may mean other data in another root
     if key not in _ITEMS:
         _ITEMS.clear()
         opened = blocks()

@@ -14,6 +14,8 @@ import pytest
 
 from orchestrator import runs
 
+pytestmark = pytest.mark.fault
+
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 SMALL = [

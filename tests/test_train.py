@@ -12,6 +12,8 @@ import pytest
 
 from orchestrator import runs
 
+pytestmark = pytest.mark.fault
+
 CONFIG = """
 name: duo
 data:
