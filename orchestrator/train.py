@@ -150,7 +150,7 @@ def _finish(this, experiment, epochs, tracker, key, say) -> None:
         tracker.artifact(key, picture, "pictures")
     tracker.artifact(key, page, "report")
     tracker.artifact(key, this.folder / "config.yaml")
-    tracker.model(key, this.folder / "best", experiment.name, {k: v for k, v in history[-1].items() if k.startswith("val/")})
+    tracker.model(key, this.folder / "best", experiment.name)  # its metrics are on the run already
     say(f"{this.name}: {summary(this.state)}")
     say(f"report      {page}\ncheckpoint  {this.folder / 'best'}")
 
