@@ -1,6 +1,7 @@
 """Checkpoint folders: complete or absent, readable without pickle, enough for an exact resume.
 
     model.safetensors   weights
+    assets.json         what rebuilding the model takes besides (its text encoder's configuration and words); only where it has any
     config.json         model and its options, vocabulary, image_size, fit, threshold, and what the caller adds (epoch, metrics ...)
     state.pt            optimiser, scaler, masker, progress; only where training may go on
 
@@ -28,6 +29,8 @@ def save(folder: Path, model, info: dict, state: dict | None = None) -> None:
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, draft / "model.safetensors")
     config = {"model": model.spec, "vocabulary": model.vocabulary, **info}
     (draft / "config.json").write_text(json.dumps(config, indent=1, allow_nan=True), "utf-8")
+    if model.assets:
+        (draft / "assets.json").write_text(json.dumps(model.assets), "utf-8")
     if state is not None:
         torch.save(state, draft / "state.pt")
     if folder.exists():
@@ -51,7 +54,10 @@ def load_model(folder: Path, device="cpu"):
     """The model of a checkpoint folder with its weights, in eval mode.   -> model, config"""
     config = read_config(folder)
     spec = dict(config["model"])
-    model = build(spec.pop("name"), vocabulary=config["vocabulary"], **spec)
+    assets = Path(folder) / "assets.json"
+    model = build(
+        spec.pop("name"), vocabulary=config["vocabulary"], assets=json.loads(assets.read_text("utf-8")) if assets.exists() else None, **spec
+    )
     load_weights(model, folder)
     return model.to(device).eval(), config
 

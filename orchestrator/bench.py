@@ -41,21 +41,23 @@ def measure_trial(*, epochs: int, distributed: bool, say=print) -> dict:
         root = Path(folder)
         base = experiment(root)
         cluster.start()
+        cluster.quiet_tune()
         store, _ = shards.prepare(base.data, root, say)
         shared = shards.decode(store, {"train", "val"}, base.data.size, base.data.fit)
         words = shards.words(store)
         samples, seconds = step_seconds(base)
         unit = dataclasses.replace(base, train=dataclasses.replace(base.train, epochs=epochs))
         repeats = max(1, round(1.3 * EPOCH_S / (seconds / samples * 700)))  # about 700 refs train in 400 pictures
-        found = starts(base, shared, words, root) | paired_epochs(unit, shared, words, root, repeats)
+        found = starts(base, shared, words, root)
+        say(f"light trial, first step after: fresh process {found['fresh_start_s']:.2f} s, reused process {found['reused_start_s']:.2f} s")
+        found |= paired_epochs(unit, shared, words, root, repeats)
+        say(
+            f"epoch in a light trial over the plain loop's: x{found['epoch_ratio']:.3f}, quartiles {found['epoch_ratio_quartiles']}, "
+            f"{found['epochs']} pairs of epochs of {found['epoch_s']:.1f} s"
+        )
         if distributed:
             found["distributed_start_s"] = distributed_start(base, shared, words, root)
-    say(f"light trial, first step after: fresh process {found['fresh_start_s']:.2f} s, reused process {found['reused_start_s']:.2f} s")
-    say(
-        f"epoch in a light trial over the plain loop's: x{found['epoch_ratio']:.3f}, quartiles {found['epoch_ratio_quartiles']}, epochs of {found['epoch_s']:.1f} s"
-    )
-    if distributed:
-        say(f"distributed trial, first epoch reported after: {found['distributed_start_s']:.1f} s")
+            say(f"distributed trial, first epoch reported after: {found['distributed_start_s']:.1f} s")
     return found
 
 
@@ -154,5 +156,5 @@ def distributed_start(base: Experiment, shared, words, root: Path) -> float:
         {"data.train_limit": 32, "data.val_limit": 8, "evaluate.probe": 0, "evaluate.pictures": 0, "resources.driver": "train"}
     )
     start = time.perf_counter()
-    make_trainer(short, shared, words, root / "distributed", callbacks=[]).fit()
+    make_trainer(short, shared, words, root / "distributed").fit()
     return round(time.perf_counter() - start, 2)

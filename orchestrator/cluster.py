@@ -48,6 +48,14 @@ def start() -> None:
     ray.data.DataContext.get_current().enable_progress_bars = False
 
 
+def quiet_tune() -> None:
+    """Tune looks for result files of its own loggers, which are off, and names its own way to resume: the ledger has and does both."""
+    import logging
+
+    for name in ("ray.tune.analysis.experiment_analysis", "ray.tune.tune", "ray.tune.search.searcher"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
 def capacity() -> dict[str, float]:
     """CPUs and GPUs of the cluster, or of this machine where no Ray runs yet."""
     import ray

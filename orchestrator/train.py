@@ -1,6 +1,5 @@
 """Ray Train around the loop: one run on one or many workers, resumed by the same command."""
 
-import queue
 import threading
 import time
 from pathlib import Path
@@ -10,6 +9,10 @@ from aml.learner import NonFinite, vacuous_mask
 from orchestrator import cluster, runs, shards, trial
 from orchestrator.config import Experiment, from_dict
 from orchestrator.shards import Shared
+from orchestrator.trial import read_history
+
+FAILED = "failed.txt"
+"""In the run folder: the sentence of a failure that a restart would only repeat."""
 
 # ---- inside a worker ------------------------------------------------------------------------------------------------
 
@@ -36,10 +39,11 @@ def worker_loop(config: dict) -> None:
             experiment, config["shared"].open, config["vocabulary"], Path(config["folder"]), report, device=device, wrap=wrap, init=config["init"]
         )
     except (NonFinite, UserError) as error:  # would happen again: no restart
+        trial.write_atomic(Path(config["folder"]) / FAILED, trial.failure(error).encode())
         report({"epoch": -1, "failed": trial.failure(error)})
 
 
-def make_trainer(experiment: Experiment, shared: Shared, vocabulary: list[str], folder: Path, *, callbacks, init=None):
+def make_trainer(experiment: Experiment, shared: Shared, vocabulary: list[str], folder: Path, *, callbacks=(), init=None):
     """A TorchTrainer over the run folder. Resuming is the loop's: it finds last/ there, so Ray's own run is new each time."""
     import ray.train
     from ray.train.torch import TorchTrainer
@@ -55,7 +59,7 @@ def make_trainer(experiment: Experiment, shared: Shared, vocabulary: list[str], 
             name=f"attempt-{time.time_ns()}",
             storage_path=str(folder / "ray"),
             failure_config=ray.train.FailureConfig(max_failures=r.max_failures),
-            callbacks=callbacks,
+            callbacks=list(callbacks),
         ),
     )
 
@@ -99,41 +103,44 @@ def _fit(this: runs.Run, experiment: Experiment, store: shards.Store, init, say)
     tracker = runs.open_tracker(this, experiment)
     key = "train"
     tracker.run(key, this.name, params=experiment.params(), tags=_tags(this, experiment))
-    epochs = Epochs(experiment, tracker, key, say)
+    (this.folder / FAILED).unlink(missing_ok=True)
+    epochs = Epochs(this, experiment, tracker, key, say)
     code = 1
     try:
         shared = shards.decode(store, {data.train_split, data.val_split}, data.size, data.fit)
-        trainer = make_trainer(experiment, shared, shards.words(store), this.folder, callbacks=[epochs.callback()], init=init)
+        trainer = make_trainer(experiment, shared, shards.words(store), this.folder, init=init)
         trainer.fit()
-        failed = epochs.close()
-        if failed:
+        epochs.close()
+        if (this.folder / FAILED).exists():
+            failed = (this.folder / FAILED).read_text("utf-8")
             this.update(state="failed", ended=time.time(), error=failed)
             say(f"{this.name} failed: {failed}")
         else:
-            _finish(this, experiment, epochs, tracker, key, say)
+            _finish(this, experiment, tracker, key, say)
             code = 0
     except TrainingFailedError as error:
         epochs.close()
         this.update(state="failed", ended=time.time(), error=trial.failure(error))
-        say(f"{this.name} failed: {trial.failure(error)}; the same command continues it after epoch {epochs.last.get('epoch', 0)}")
+        say(f"{this.name} failed: {trial.failure(error)}; the same command continues it after epoch {epochs.heard}")
     except (KeyboardInterrupt, SystemExit):  # Ray turns SIGTERM, which stops a job, into SystemExit
         this.update(state="interrupted", ended=time.time())
-        say(f"{this.name} interrupted after epoch {epochs.last.get('epoch', 0)}; the same command continues it")
+        say(f"{this.name} interrupted after epoch {epochs.heard}; the same command continues it")
         code = 130
     except BaseException as error:
         this.update(state="failed", ended=time.time(), error=trial.failure(error))
         raise
     finally:
+        epochs.close()
         tracker.end(key, {0: "FINISHED", 130: "KILLED"}.get(code, "FAILED"), tags={"stopped_by": {0: "", 130: "interrupt"}.get(code, "error")})
         if remaining := tracker.close():
             say(remaining)
     return code
 
 
-def _finish(this, experiment, epochs, tracker, key, say) -> None:
+def _finish(this, experiment, tracker, key, say) -> None:
     from orchestrator import report
 
-    history = [trial.json.loads(line) for line in (this.folder / "epochs.jsonl").read_text().splitlines()]
+    history = read_history(this.folder)
     tau, rho = experiment.aml.coordinates
     this.update(
         state="done",
@@ -172,47 +179,38 @@ def _tags(this: runs.Run, experiment: Experiment) -> dict:
 
 
 class Epochs:
-    """The driver's ear: epochs reported in a worker arrive here through a Ray queue while fit() blocks."""
+    """The driver's ear while fit() blocks: rank 0 keeps `epochs.jsonl`, and what is new in it is said and logged."""
 
-    def __init__(self, experiment: Experiment, tracker, key: str, say):
-        from ray.util.queue import Queue
+    EVERY_S = 0.5
 
-        self.experiment, self.tracker, self.key, self.say = experiment, tracker, key, say
-        self.queue, self.last, self.failed = Queue(actor_options={"num_cpus": 0}), {}, ""
+    def __init__(self, this: runs.Run, experiment: Experiment, tracker, key: str, say):
+        self.folder, self.experiment, self.tracker, self.key, self.say = this.folder, experiment, tracker, key, say
+        self.heard = 0
+        for metrics in read_history(self.folder):  # an earlier attempt said these, but may have died before MLflow had them
+            self.tracker.metrics(key, metrics["epoch"], metrics)
+            self.heard = metrics["epoch"]
         self.closing = threading.Event()
-        self.thread = threading.Thread(target=self._listen, daemon=True)
+        self.thread = threading.Thread(target=self._listen, name="epochs", daemon=True)
         self.thread.start()
 
-    def callback(self):
-        return _make_callback(self.queue)
-
-    def close(self) -> str:
-        """Hear what is left.   -> the sentence of a failed run, or nothing"""
+    def close(self) -> None:
+        """Hear what is left."""
         self.closing.set()
-        self.thread.join(timeout=30)
-        self.queue.shutdown()
-        return self.failed
+        self.thread.join()
 
     def _listen(self) -> None:
-        from ray.util.queue import Empty
+        over = False
+        while not over:
+            over = self.closing.wait(self.EVERY_S)  # set: one last look
+            for metrics in read_history(self.folder)[self.heard :]:
+                self._tell(metrics)
 
-        while True:
-            try:
-                metrics = self.queue.get(timeout=0.5)
-            except Empty:
-                if self.closing.is_set():
-                    return
-                continue
-            except Exception:  # the queue's actor is gone with its cluster: nothing more will come
-                return
-            if "failed" in metrics:
-                self.failed = metrics["failed"]
-                continue
-            self.last = metrics
-            self.tracker.metrics(self.key, metrics["epoch"], metrics)
-            self.say(epoch_line(metrics, self.experiment.train.epochs))
-            if text := vacuous_mask(self.experiment.aml, metrics):
-                self.say(f"warning: {text}")
+    def _tell(self, metrics: dict) -> None:
+        self.heard = metrics["epoch"]
+        self.tracker.metrics(self.key, metrics["epoch"], metrics)
+        self.say(epoch_line(metrics, self.experiment.train.epochs))
+        if text := vacuous_mask(self.experiment.aml, metrics):
+            self.say(f"warning: {text}")
 
 
 def epoch_line(m: dict, epochs: int) -> str:
@@ -221,18 +219,3 @@ def epoch_line(m: dict, epochs: int) -> str:
         f"epoch {m['epoch']}/{epochs}  loss {m['train/loss']:.4f}  mIoU {m['val/mIoU']:.4f} (best {m['val/mIoU_best']:.4f})  "
         f"oIoU {m['val/oIoU']:.4f}  hidden {m.get('aml/hidden', 0):.1%}  {m['time/epoch_s']:.1f} s, {left:.0f} s left"
     )
-
-
-def _make_callback(to):
-    from ray.train import UserCallback
-
-    class Forward(UserCallback):
-        """Runs in Ray Train's controller: hands rank 0's metrics to the driver."""
-
-        def after_report(self, run_context, metrics, checkpoint):
-            try:
-                to.put(metrics[0], timeout=5)
-            except queue.Full:  # the driver is gone; the epochs are on disk
-                return
-
-    return Forward()

@@ -92,6 +92,12 @@ def save(learner: Learner, experiment: Experiment, folder: Path, result) -> None
     write_atomic(folder / "epochs.jsonl", lines.encode())
 
 
+def read_history(folder: Path) -> list[dict]:
+    """Every finished epoch of the run in `folder`."""
+    path = folder / "epochs.jsonl"
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+
+
 def clean(metrics: dict) -> dict:
     """JSON has no NaN: null instead."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}

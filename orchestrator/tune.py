@@ -134,16 +134,11 @@ class Sweep:
 
     def fit(self, shared: Shared, vocabulary: list[str]) -> None:
         """Run every trial the plan has; returns when none is left."""
-        import logging
-
         from ray import tune
-
-        # Tune looks for result files of its own loggers, which are off, and names its own way to resume: the ledger has and does both.
-        for name in ("ray.tune.analysis.experiment_analysis", "ray.tune.tune"):
-            logging.getLogger(name).setLevel(logging.ERROR)
 
         if self.plan.done:
             return
+        cluster.quiet_tune()
         self.board.open()
         light = self.experiment.resources.light
         trainable = tune.with_parameters(light_trial if light else distributed_trial, shared=shared, vocabulary=vocabulary)
@@ -238,7 +233,7 @@ class Sweep:
     def _over(self, trial_id: str, state: str, stopped_by: str, error: str) -> tuple[str, str]:
         spec = self.trials[trial_id]
         folder = self.run.folder / "trials" / trial_id
-        history = read_history(folder) or list(self.histories.get(trial_id, {}).values())
+        history = trial.read_history(folder) or list(self.histories.get(trial_id, {}).values())
         record = spec.describe(self.experiment) | {
             "overrides": spec.overrides,
             "state": state,
@@ -309,11 +304,6 @@ def _for_scheduler(epoch: dict, experiment: Experiment) -> dict:
     worst = -1e9 if experiment.search.mode == "max" else 1e9
     finite = isinstance(value, (int, float)) and math.isfinite(value)
     return {"epoch": epoch["epoch"], "training_iteration": epoch["epoch"], experiment.search.metric: value if finite else worst}
-
-
-def read_history(folder: Path) -> list[dict]:
-    path = folder / "epochs.jsonl"
-    return [trial.json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
 
 
 def unfinished(folder: Path) -> list[plan.Trial]:

@@ -1,5 +1,7 @@
 """One suite for every model: what the loop and masking expect of it."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -11,6 +13,10 @@ VOCABULARY = ["left", "red", "circle", "blue", "right", "square", "the", "of"]
 SENTENCES = ["left red circle", "the blue square right of the circle", "square"]
 
 
+TINY = {"small": {}}
+"""Options that make each model small enough for this suite."""
+
+
 @pytest.fixture(scope="module", params=MODELS)
 def name(request):
     return request.param
@@ -19,7 +25,7 @@ def name(request):
 @pytest.fixture(scope="module")
 def model(name):
     torch.manual_seed(0)
-    return build(name, vocabulary=VOCABULARY).eval()
+    return build(name, vocabulary=VOCABULARY, **TINY[name]).eval()
 
 
 def inputs(model, height=64, width=64, sentences=SENTENCES):
@@ -39,7 +45,7 @@ def test_what_it_says_of_itself(model, name):
 
 def test_a_model_is_rebuilt_from_its_spec(model):
     spec = dict(model.spec)
-    again = build(spec.pop("name"), vocabulary=model.vocabulary, **spec)
+    again = build(spec.pop("name"), vocabulary=model.vocabulary, assets=json.loads(json.dumps(model.assets)), **spec)
     again.load_state_dict(model.state_dict())
     x = inputs(model)
     with torch.no_grad():
@@ -90,6 +96,29 @@ def test_a_sample_is_independent_of_its_batch(model):
         together = model(*x)
         for i in range(3):
             assert torch.allclose(model(*(t[i : i + 1] for t in x))[0], together[i], atol=1e-4)
+
+
+def test_hidden_places_of_the_maps(model):
+    """visible at feature level: everything visible changes nothing, what is hidden changes the logits, the encoder saw all of it."""
+    if model.fuses:
+        assert not hasattr(model, "encode")
+        return
+    x, tokens, mask = inputs(model)
+    visible = torch.ones(3, 64, 64, dtype=torch.bool)
+    with torch.no_grad():
+        logits = model(x, tokens, mask)
+        assert torch.equal(model(x, tokens, mask, visible), logits)
+        assert torch.equal(model.decode(model.encode(x), tokens, mask), logits)
+        visible[:, :32] = False
+        assert not torch.allclose(model(x, tokens, mask, visible), logits, atol=1e-4)
+
+
+def test_mask_token(model):
+    tokens, mask = model.tokenise(SENTENCES)
+    if model.mask_token is not None:
+        assert model.mask_token in model.special_tokens and not (tokens == model.mask_token).any()
+    words = torch.tensor([t not in model.special_tokens for t in tokens[mask].tolist()])
+    assert words.sum() == 3 + 7 + 1
 
 
 def test_features_of_every_source(model):

@@ -3,13 +3,18 @@
     name, sources       the model's name; which of encoder, joint, prediction alignment can be read from
     image_multiple      side lengths must be multiples of this
     normalise(image)                       (B, 3, H, W) uint8 -> float, the data mean at 0
-    forward(x, tokens, token_mask)         normalised x -> foreground logits (B, h, w), h and w any fixed share of H and W
+    encode(x)                              normalised x -> visual maps [(B, C, h, w), ...], no word read yet
+    decode(maps, tokens, token_mask)       those maps -> foreground logits (B, h, w), h and w any fixed share of H and W
+    forward(x, tokens, token_mask, visible)  decode(encode(x)); `visible` (B, H, W) bool hides places of the maps instead of the image
     features(x, tokens, token_mask, upto)  Features at `encoder` or `joint`, running no deeper than that needs
     tokenise(sentences)                    list of str -> tokens (B, L) int64, token_mask (B, L) bool, L fixed
+    mask_token, special_tokens             ids: what a masked word becomes (None: has none), ids that are no words
     encoders                               prefixes of the parameters trained at optim.encoder_lr times the rate
     no_decay                               prefixes of parameters never decayed (all 0-d and 1-d ones are not either)
+    assets                                 JSON: what a rebuild without network needs (configurations, a tokenizer's vocabulary)
 
-A new model is one file with a frozen dataclass of options and a class taking (options, vocabulary), named in MODELS below.
+A model that fuses words into its visual encoder sets `fuses = True`, has its own forward(x, tokens, token_mask) and no encode and decode.
+A new model is one file with a frozen dataclass of options and a class taking (options, vocabulary, assets), named in MODELS below.
 """
 
 from dataclasses import asdict, fields
@@ -18,6 +23,8 @@ from importlib import import_module
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from aml.errors import UserError
 
@@ -37,6 +44,29 @@ class Features(NamedTuple):
     """(B, L) bool: the one token the model pools the sentence into."""
 
 
+class Model(nn.Module):
+    """Defaults of the interface; see the module."""
+
+    name: str
+    sources: tuple[str, ...]
+    image_multiple = 1
+    fuses = False
+    encoders: tuple[str, ...] = ()
+    no_decay: tuple[str, ...] = ()
+    mask_token: int | None = None
+    special_tokens: tuple[int, ...] = ()
+
+    def __init__(self, options, vocabulary: list[str], assets: dict | None = None):
+        super().__init__()
+        self.options, self.vocabulary, self.assets = options, list(vocabulary), dict(assets or {})
+
+    def forward(self, x, tokens, token_mask, visible=None):
+        maps = self.encode(x)
+        if visible is not None:
+            maps = [m * F.interpolate(visible[:, None].to(m.dtype), m.shape[2:], mode="area") for m in maps]
+        return self.decode(maps, tokens, token_mask)
+
+
 def options(name: str, **given):
     """The model's options dataclass, checked. UserError names an unknown model or option and the nearest known one."""
     module, options_class, _ = _entry(name)
@@ -50,9 +80,12 @@ def options(name: str, **given):
     return cls(**given)
 
 
-def build(name: str, *, vocabulary: list[str], **given):
-    """A freshly initialised model; the caller seeds torch."""
-    model = model_class(name)(options(name, **given), vocabulary)
+def build(name: str, *, vocabulary: list[str], assets: dict | None = None, **given):
+    """A freshly initialised model, or with the pretrained weights its options name; the caller seeds torch.
+
+    With `assets`, those of a model built before, nothing is fetched and no pretrained weight is read: a checkpoint brings them.
+    """
+    model = model_class(name)(options(name, **given), vocabulary, assets)
     model.spec = {"name": name, **asdict(model.options)}
     return model
 

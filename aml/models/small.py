@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from aml.errors import UserError
-from aml.models import Features
+from aml.models import Features, Model
 from aml.refer import words
 
-PAD, POOL, UNKNOWN = 0, 1, 2
+PAD, POOL, UNKNOWN, MASK = range(4)
 MEAN, STD = 118.0, 64.0
 """Grey level and spread that normalise a picture: about those of COCO and of the generated scenes."""
 
@@ -49,7 +49,7 @@ class SmallOptions:
             )
 
 
-class Small(nn.Module):
+class Small(Model):
     """See the module. Alignment sources:
 
     encoder     the 1/16 map before any word was read, and the text transformer's output (equal widths)
@@ -60,15 +60,14 @@ class Small(nn.Module):
     name = "small"
     sources = ("encoder", "joint", "prediction")
     image_multiple = 16
-    encoders = ()
     no_decay = ("text.embed", "text.position")
+    mask_token, special_tokens = MASK, (PAD, POOL, MASK)
 
-    def __init__(self, options: SmallOptions, vocabulary: list[str]):
-        super().__init__()
-        self.options, self.vocabulary = options, list(vocabulary)
-        self.ids = {word: i + UNKNOWN + 1 for i, word in enumerate(self.vocabulary)}
+    def __init__(self, options: SmallOptions, vocabulary: list[str], assets: dict | None = None):
+        super().__init__(options, vocabulary)
+        self.ids = {word: i + MASK + 1 for i, word in enumerate(self.vocabulary)}
         width, stem = options.width, options.stem
-        self.text = Text(len(self.vocabulary) + UNKNOWN + 1, options)
+        self.text = Text(len(self.vocabulary) + MASK + 1, options)
         self.stage4 = nn.Sequential(nn.Conv2d(3, stem, 7, 4, 3), norm(stem), *[Residual(stem) for _ in range(options.blocks)])
         self.stage8 = nn.Sequential(nn.Conv2d(stem, width, 3, 2, 1), norm(width), *[Residual(width) for _ in range(options.blocks)])
         self.stage16 = nn.Sequential(nn.Conv2d(width, width, 3, 2, 1), norm(width), *[Residual(width) for _ in range(options.blocks)])
@@ -76,7 +75,7 @@ class Small(nn.Module):
         self.merge = nn.Conv2d(2 * width, width, 1)
         self.fusion = nn.ModuleList([Fusion(options) for _ in range(options.layers)])
         self.up = nn.Sequential(nn.Conv2d(width, stem, 1), norm(stem))
-        self.decode = nn.Sequential(nn.Conv2d(2 * stem, stem, 1), norm(stem), Residual(stem))
+        self.pixels = nn.Sequential(nn.Conv2d(2 * stem, stem, 1), norm(stem), Residual(stem))
         self.query = nn.Linear(width, stem)
         self.bias = nn.Parameter(torch.tensor(-3.0))  # a referent covers a few per cent: start near that
 
@@ -97,15 +96,20 @@ class Small(nn.Module):
         pooled = torch.zeros_like(token_mask)
         pooled[:, 0] = True
         if upto == "joint":
-            place, keys = self.fusion[0].joint(self._places(*self._stages(x)[1:]).flatten(2).mT, text)
+            place, keys = self.fusion[0].joint(self._places(*self.encode(x)[1:]).flatten(2).mT, text)
             visual = place.mT.unflatten(2, (x.shape[2] // 8, x.shape[3] // 8))
         else:
-            visual, keys = self._stages(x)[2], text
+            visual, keys = self.encode(x)[2], text
         return Features(visual, keys, token_mask & ~pooled, pooled)
 
-    def forward(self, x, tokens, token_mask):
+    def encode(self, x):
+        fine = self.stage4(x)
+        middle = self.stage8(fine)
+        return [fine, middle, self.stage16(middle)]
+
+    def decode(self, maps, tokens, token_mask):
+        fine, middle, coarse = maps
         text = self.text(tokens, token_mask)
-        fine, middle, coarse = self._stages(x)
         places = self._places(middle, coarse)
         size = places.shape[2:]
         places = places.flatten(2).mT
@@ -113,13 +117,8 @@ class Small(nn.Module):
             places = layer(places, text, token_mask)
         places = places.mT.unflatten(2, size)
         up = F.interpolate(self.up(places), fine.shape[2:], mode="bilinear", align_corners=False)
-        pixels = self.decode(torch.cat([fine, up], 1))
+        pixels = self.pixels(torch.cat([fine, up], 1))
         return torch.einsum("bchw,bc->bhw", pixels, self.query(text[:, 0])) * pixels.shape[1] ** -0.5 + self.bias
-
-    def _stages(self, x):
-        fine = self.stage4(x)
-        middle = self.stage8(fine)
-        return fine, middle, self.stage16(middle)
 
     def _places(self, middle, coarse):
         """The 1/8 map with its wider context and where each place is: "left" needs coordinates.   -> (B, C, h, w)"""
