@@ -14,8 +14,6 @@ import pytest
 
 from orchestrator import runs
 
-pytestmark = pytest.mark.fault
-
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 SMALL = [
@@ -33,13 +31,14 @@ SMALL = [
 @pytest.fixture
 def cluster(tmp_path):
     """Address and home folder of a one-machine cluster, started as a person does; stopped by its own process group: others may run."""
-    with socket.socket() as s, socket.socket() as t:
-        s.bind(("127.0.0.1", 0))
-        t.bind(("127.0.0.1", 0))
-        port, dashboard = s.getsockname()[1], t.getsockname()[1]
+    with socket.socket() as s, socket.socket() as t, socket.socket() as u:
+        for one in (s, t, u):
+            one.bind(("127.0.0.1", 0))
+        port, dashboard, agent = (one.getsockname()[1] for one in (s, t, u))
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "AMLRIS_"))}
     environment |= {"HOME": str(tmp_path), "PATH": f"{BIN}:{os.environ['PATH']}", "RAY_USAGE_STATS_ENABLED": "0"}
     start = [BIN / "ray", "start", "--head", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2", "--block"]
+    start += [f"--dashboard-agent-listen-port={agent}"]  # its default may be held by another Ray of this machine, and jobs then find no agent
     with open(tmp_path / "ray.log", "w") as log:
         process = subprocess.Popen(start, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     address, deadline = f"http://127.0.0.1:{dashboard}", time.monotonic() + 120
@@ -53,7 +52,7 @@ def cluster(tmp_path):
     yield address, tmp_path, environment
     os.killpg(process.pid, signal.SIGTERM)
     try:
-        process.wait(timeout=30)
+        process.wait(timeout=5)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
 
