@@ -88,3 +88,15 @@ def test_a_tracking_server_that_is_away_stops_nothing(sweep, tmp_path):
     (run,) = runs.listing(tmp_path)
     assert run.finished and "127.0.0.1:9" in log.read_text()
     assert (run.folder / "tracking.queue.jsonl").stat().st_size > 0
+
+
+def test_a_distributed_trial_that_asha_stops_makes_room_for_the_next(sweep, tmp_path):
+    """Two workers fill the two cores: the next trial can only start once the stopped one's workers and controller are gone."""
+    space = "search.space={optim.lr: [1e-3, 1e-9, 1e-9, 1e-9]}"
+    asha = ["search.scheduler=asha", "search.asha={grace: 1, reduction: 2}", "search.arms=[off]", "search.seeds={confirm: 1}"]
+    process, log = sweep("resources.workers=2", "train.epochs=6", space, *asha)
+    assert process.wait(timeout=900) == 0, log.read_text()
+    (run,) = runs.listing(tmp_path)
+    states = [r["state"] for r in run.ledger()]
+    assert states.count("stopped") >= 1 and states.count("done") >= 2 and len(states) == 5 and "failed" not in states
+    assert all(r["epochs"] < 6 for r in run.ledger() if r["state"] == "stopped")
