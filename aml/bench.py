@@ -12,9 +12,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from aml.data import Batch
-from aml.learner import Learner, OptimConfig, TrainConfig, TrainSums, losses
+from aml.learner import Learner, TrainConfig, TrainSums
 from aml.masking import Masker, MaskingConfig, preset
 from aml.models import build
+from aml.optim import OptimConfig, losses
 
 ARMS = {
     "off": lambda: preset(mode="off"),

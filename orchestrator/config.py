@@ -16,10 +16,11 @@ from typing import Any, get_args, get_type_hints
 import yaml
 
 from aml.errors import UserError
-from aml.learner import EvalConfig, OptimConfig, TrainConfig
-from aml.masking import MaskingConfig, preset
+from aml.learner import EvalConfig, TrainConfig
+from aml.masking_config import PRESETS, MaskingConfig, preset
+from aml.optim import OptimConfig
 
-ARMS = ("off", "random", "aml/calibrated", "aml/paper")
+ARMS = ("off", "random", "two_pass", "maskris", *(f"aml/{name}" for name in PRESETS))
 METHODS = ("grid", "random", "tpe")
 SCHEDULERS = ("none", "asha")
 DRIVERS = ("auto", "light", "train")
@@ -229,11 +230,11 @@ class Experiment:
         return from_dict(tree)
 
     def for_arm(self, arm: str, overrides: dict[str, Any]) -> "Experiment":
-        """This experiment as a trial of an arm: `off` ignores masking leaves, `random` hides tau*rho blindly."""
-        if arm == "off":
-            overrides = {k: v for k, v in overrides.items() if not k.startswith("aml.")} | {"aml.mode": "off"}
-        elif arm == "random":
-            overrides = overrides | {"aml.mode": "random"}
+        """This experiment as a trial of an arm: `off` and `two_pass` ignore masking leaves, `random` hides tau*rho blindly."""
+        if arm in ("off", "two_pass"):
+            overrides = {k: v for k, v in overrides.items() if not k.startswith("aml.")} | {"aml.mode": arm}
+        elif arm in ("random", "maskris"):
+            overrides = overrides | {"aml.mode": arm}
         else:
             changed = {k: v for k, v in asdict(self.aml).items() if v != getattr(preset(self.aml.preset), k) and k not in ("mode", "preset")}
             base = self.to_dict() | {"aml": {"mode": "aml", "preset": arm.removeprefix("aml/"), **changed}}
