@@ -195,3 +195,8 @@ def test_refused_options(given, words):
 
 def test_sizes_are_read_for_random_weights_only():
     assert options("clipseg", heads=5).heads == 5
+
+
+def test_an_image_of_another_size_is_refused(tiny):
+    with pytest.raises(UserError, match="an image of 60 x 64: model clipseg takes multiples of 16"):
+        tiny(torch.zeros(1, 3, 60, 64), *tiny.tokenise(["red"]))

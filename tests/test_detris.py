@@ -223,3 +223,8 @@ def test_mixed_precision_and_one_graph(tiny):
 def test_refused_options(given, words):
     with pytest.raises(UserError, match=words):
         build("detris", vocabulary=VOCABULARY, **TINY["detris"] | given)
+
+
+def test_an_image_of_another_size_is_refused(tiny):
+    with pytest.raises(UserError, match="an image of 60 x 64: model detris takes multiples of 14"):
+        tiny(torch.zeros(1, 3, 60, 64), *tiny.tokenise(["red"]))

@@ -66,6 +66,7 @@ class ClipSegOptions:
     """Visual layers the decoder reads, the first being 0."""
 
     def __post_init__(self):
+        object.__setattr__(self, "extract", tuple(self.extract))  # JSON and YAML give a list
         if not 0 <= self.dropout < 1:
             raise UserError(f"model.dropout is {self.dropout}; it must lie in [0, 1)")
         if self.weights != WORDS:
@@ -137,8 +138,7 @@ class ClipSeg(Model):
 
     @torch.no_grad()
     def encode(self, x):
-        states = self._visual(x, max(self.extract) + 1)
-        grid = self._grid(x)
+        grid, states = self._grid(x), self._visual(x, max(self.extract) + 1)
         picked = [states[i] for i in self.extract]
         return [*(as_map(s, grid) for s in picked), torch.cat([s[:, 0] for s in picked], 1)[:, :, None, None]]
 
@@ -180,7 +180,10 @@ class ClipSeg(Model):
         return states
 
     def _grid(self, x):
-        return x.shape[2] // self.image_multiple, x.shape[3] // self.image_multiple
+        (h, down), (w, across) = (divmod(side, self.image_multiple) for side in x.shape[2:])
+        if down or across:
+            raise UserError(f"an image of {x.shape[2]} x {x.shape[3]}: model {self.name} takes multiples of {self.image_multiple}; resize it")
+        return h, w
 
     def _network(self):
         from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
@@ -188,7 +191,11 @@ class ClipSeg(Model):
         if not self.assets and self.options.weights != WORDS:
             return read_weights(CLIPSegForImageSegmentation, self.options.weights, "weights", ("clipseg",))
         config = CLIPSegConfig.from_dict(self.assets["config"]) if self.assets else random_config(self.options, len(self.tokens))
-        return CLIPSegForImageSegmentation(config)
+        network = CLIPSegForImageSegmentation(config)
+        for module in network.decoder.modules():
+            if hasattr(module, "reset_parameters"):  # transformers draws them with deviation 1: logits in the hundreds
+                module.reset_parameters()
+        return network
 
 
 def as_map(states, grid) -> torch.Tensor:

@@ -191,7 +191,10 @@ class Detris(Model):
         return adapted_states(self.visual, x, beside, levels=self.levels)
 
     def _grid(self, x):
-        return x.shape[2] // self.image_multiple, x.shape[3] // self.image_multiple
+        (h, down), (w, across) = (divmod(side, self.image_multiple) for side in x.shape[2:])
+        if down or across:
+            raise UserError(f"an image of {x.shape[2]} x {x.shape[3]}: model {self.name} takes multiples of {self.image_multiple}; resize it")
+        return h, w
 
     def _text_encoder(self):
         """-> tokens, the frozen CLIPTextModelWithProjection"""

@@ -38,7 +38,11 @@ def build_backbone(options, read: bool):
 def _create(timm, options, given: dict, read: bool):
     given |= {"img_size": options.size, "dynamic_img_size": True, "num_classes": 0}
     if not read or options.pretrained is False:
-        return _refused(lambda: timm.create_model(options.backbone, pretrained=False, **given), options, "use sizes that fit together")
+        return _refused(
+            lambda: timm.create_model(options.backbone, pretrained=False, **given),
+            options,
+            "take a plain vision transformer and sizes that fit together",
+        )
     if options.pretrained is True:
         advice = "give a file as model.pretrained, or false for random weights"
         return _refused(lambda: timm.create_model(options.backbone, pretrained=True, **given), options, advice)
