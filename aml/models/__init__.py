@@ -30,7 +30,11 @@ from torch import nn
 
 from aml.errors import UserError
 
-MODELS = {"small": ("aml.models.small", "SmallOptions", "Small")}
+MODELS = {
+    "small": ("aml.models.small", "SmallOptions", "Small"),
+    "detris": ("aml.models.detris", "DetrisOptions", "Detris"),
+    "clipseg": ("aml.models.clipseg", "ClipSegOptions", "ClipSeg"),
+}
 
 
 class Features(NamedTuple):
