@@ -149,7 +149,7 @@ class MaskingConfig:
             return 0.0
         if self.mode in ("random", "maskris") and isinstance(self.rate, (int, float)):
             return float(self.rate)
-        return MASKRIS_RATE if self.mode == "maskris" else 1 - (1 - self.tau * self.rho) * (1 - self.noise)
+        return MASKRIS_RATE if self.mode == "maskris" else self.tau * self.rho + self.noise * (1 - self.tau * self.rho)
 
     @property
     def coordinates(self) -> tuple[float, float]:

@@ -24,7 +24,9 @@ ARMS = ("off", "random", "two_pass", "maskris", *(f"aml/{name}" for name in PRES
 METHODS = ("grid", "random", "tpe")
 SCHEDULERS = ("none", "asha")
 DRIVERS = ("auto", "light", "train")
-EQUALITIES = ("epochs",)
+EQUALITIES = ("epochs", "compute", "seconds")
+AT_COMPUTE = "@compute"
+"""Ending of an arm that is trained for as many epochs as the costliest arm's FLOPs would pay for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,13 +114,14 @@ class SearchConfig:
     """Null: as many as the cluster holds."""
     seeds: SeedsConfig = field(default_factory=SeedsConfig)
     equal: str = "epochs"
-    """What arms are compared at."""
+    """What arms are compared at: epochs; compute or seconds, then each arm is trained for the epochs that the costliest one's FLOPs (or
+    time) would pay for. A single arm named x@compute is such a control beside the others."""
     time_limit_s: float | None = None
     """A trial stops at the end of the epoch in which it passes this."""
 
     def __post_init__(self):
         for arm in self.arms:
-            _choice("search.arms", arm, ARMS)
+            _choice("search.arms", base_arm(arm), ARMS)
         if not self.arms or len(set(self.arms)) < len(self.arms):
             raise UserError(f"search.arms is {self.arms}; it must name at least one arm, each once, out of {', '.join(ARMS)}")
         _choice("search.method", self.method, METHODS)
@@ -230,7 +233,8 @@ class Experiment:
         return from_dict(tree)
 
     def for_arm(self, arm: str, overrides: dict[str, Any]) -> "Experiment":
-        """This experiment as a trial of an arm: `off` and `two_pass` ignore masking leaves, `random` hides tau*rho blindly."""
+        """This experiment as a trial of an arm (x@compute as x): `off` and `two_pass` ignore masking leaves, `random` hides tau*rho blindly."""
+        arm = base_arm(arm)
         if arm in ("off", "two_pass"):
             overrides = {k: v for k, v in overrides.items() if not k.startswith("aml.")} | {"aml.mode": arm}
         elif arm in ("random", "maskris"):
@@ -251,6 +255,11 @@ class Experiment:
     @property
     def root(self) -> Path:
         return storage_root(self.storage.root)
+
+
+def base_arm(arm: str) -> str:
+    """The arm whose settings this one has."""
+    return arm.removesuffix(AT_COMPUTE)
 
 
 def storage_root(configured: str | None = None) -> Path:

@@ -131,8 +131,21 @@ def test_mask_token(model):
     tokens, mask = model.tokenise(SENTENCES)
     if model.mask_token is not None:
         assert model.mask_token in model.special_tokens and not (tokens == model.mask_token).any()
+    first, end = model.word_ids
+    assert first < end and not set(range(first, end)) & set(model.special_tokens)
     words = torch.tensor([t not in model.special_tokens for t in tokens[mask].tolist()])
     assert words.sum() == 3 + 7 + 1
+
+
+def test_a_forward_gives_the_features_of_its_own_encoder_run(model):
+    if model.fuses:
+        return
+    x = inputs(model)
+    with torch.no_grad():
+        for source in set(model.sources) - {"prediction"}:
+            logits, f = model(*x, upto=source)
+            alone = model.features(*x, upto=source)
+            assert torch.equal(logits, model(*x)) and all(torch.equal(a, b) for a, b in zip(f, alone, strict=True))
 
 
 def test_features_of_every_source(model):

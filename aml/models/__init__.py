@@ -69,12 +69,15 @@ class Model(nn.Module):
 
     def forward(self, x, tokens, token_mask, visible=None, upto=None):
         maps = self.encode(x)
-        seen = maps if visible is None else [m * F.interpolate(visible[:, None].to(m.dtype), m.shape[2:], mode="area") for m in maps]
-        logits = self.decode(seen, tokens, token_mask)
+        logits = self.decode(maps if visible is None else self.see(maps, visible), tokens, token_mask)
         if upto is None:
             return logits
         with torch.no_grad():
             return logits, self.features(x, tokens, token_mask, upto, [m.detach() for m in maps])
+
+    def see(self, maps, visible):
+        """Maps with hidden places at zero, partly hidden ones by their visible share.   visible (B, H, W) bool"""
+        return [m * F.interpolate(visible[:, None].to(m.dtype), m.shape[2:], mode="area") for m in maps]
 
 
 def options(name: str, **given):

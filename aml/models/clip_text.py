@@ -27,7 +27,7 @@ class WordTokens:
 
     def __init__(self, vocabulary: list[str], length: int):
         self.ids = {word: i + MASK + 1 for i, word in enumerate(vocabulary)}
-        self.length, self.assets = length, {}
+        self.length, self.assets, self.word_ids = length, {}, (MASK + 1, MASK + 1 + max(1, len(vocabulary)))
 
     def __len__(self) -> int:
         return len(self.ids) + MASK + 1
@@ -50,6 +50,8 @@ class PieceTokens:
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(length)
         self.special_tokens = (assets["start"], assets["end"])
+        stops = sorted({-1, *self.special_tokens, self.tokenizer.get_vocab_size()})
+        self.word_ids = max(((a + 1, b) for a, b in zip(stops, stops[1:], strict=False)), key=lambda gap: gap[1] - gap[0])
 
     def __call__(self, sentences: list[str]):
         """-> tokens (B, L) int64, token_mask (B, L) bool; a long sentence loses its last pieces, never its end token."""

@@ -10,7 +10,6 @@ by layer: the decoder there puts patches back into a square, here into the grid 
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from aml.errors import UserError
 from aml.models import Features, Model
@@ -112,7 +111,7 @@ class ClipSeg(Model):
         self.clip, self.decoder = freeze(network.clip), network.decoder
         self.extract = tuple(network.config.extract_layers)
         self.image_multiple = network.config.vision_config.patch_size
-        self.mask_token, self.special_tokens = self.tokens.mask_token, self.tokens.special_tokens
+        self.mask_token, self.special_tokens, self.word_ids = self.tokens.mask_token, self.tokens.special_tokens, self.tokens.word_ids
         for layer in self.decoder.layers:
             layer.self_attn.dropout = options.dropout
         self.register_buffer("mean", torch.tensor(MEAN)[:, None, None], persistent=False)
@@ -129,12 +128,8 @@ class ClipSeg(Model):
     def tokenise(self, sentences: list[str]):
         return self.tokens(sentences)
 
-    def forward(self, x, tokens, token_mask, visible=None):
-        *patches, classes = self.encode(x)
-        if visible is not None:
-            share = F.interpolate(visible[:, None].to(classes.dtype), patches[0].shape[2:], mode="area")
-            patches = [p * share for p in patches]
-        return self.decode([*patches, classes], tokens, token_mask)
+    def see(self, maps, visible):
+        return [*super().see(maps[:-1], visible), maps[-1]]
 
     @torch.no_grad()
     def encode(self, x):
@@ -156,14 +151,14 @@ class ClipSeg(Model):
         return self.decoder.transposed_convolution(as_map(x, patches[0].shape[2:]))[:, 0]
 
     @torch.no_grad()
-    def features(self, x, tokens, token_mask, upto: str) -> Features:
+    def features(self, x, tokens, token_mask, upto: str, maps=None) -> Features:
         text = text_states(self.clip.text_model, tokens)
         if upto == "joint":
             states = self.clip.vision_model.post_layernorm(self._visual(x, len(self.clip.vision_model.encoder.layers))[-1])
-            states, text = self.clip.visual_projection(states), self.clip.text_projection(text)
+            visual, text = as_map(self.clip.visual_projection(states), self._grid(x)), self.clip.text_projection(text)
         else:
-            states = self._visual(x, max(self.extract) + 1)[-1]
-        return Features(as_map(states, self._grid(x)), text, *roles(token_mask))
+            visual = (self.encode(x) if maps is None else maps)[self.extract.index(max(self.extract))]
+        return Features(visual, text, *roles(token_mask))
 
     @torch.no_grad()
     def _condition(self, tokens, token_mask):

@@ -120,7 +120,7 @@ class Detris(Model):
         self.visual = freeze(build_backbone(options, read=not self.assets))
         self.assets = {"text": config_assets(self.text.config), "tokenizer": self.tokens.assets, "backbone": options.backbone}
         self.image_multiple = self.visual.patch_embed.patch_size[0]
-        self.mask_token, self.special_tokens = self.tokens.mask_token, self.tokens.special_tokens
+        self.mask_token, self.special_tokens, self.word_ids = self.tokens.mask_token, self.tokens.special_tokens, self.tokens.word_ids
         c_v, c_t, blocks = self.visual.embed_dim, self.text.config.hidden_size, len(self.visual.blocks)
         self.first = options.adapter_every // 2
         self.levels = (blocks // 3, 2 * blocks // 3)
