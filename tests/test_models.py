@@ -13,7 +13,9 @@ VOCABULARY = ["left", "red", "circle", "blue", "right", "square", "the", "of"]
 SENTENCES = ["left red circle", "the blue square right of the circle", "square"]
 
 
-TINY = {"small": {}}
+WORDS = {"text": "words", "text_width": 32, "text_layers": 2, "text_heads": 2, "max_tokens": 12}
+SWIN = {"visual": "swin_test", "window": 4, "pretrained": False}
+TINY = {"small": {}, "caris": WORDS | SWIN | {"width": 32, "inner": 32, "heads": 2, "layers": 2}, "lavt": WORDS | SWIN}
 """Options that make each model small enough for this suite."""
 
 
@@ -140,11 +142,11 @@ def test_features_of_every_source(model):
 
 
 def test_features_run_no_deeper_than_they_need(model):
-    """A parameter behind the source gets no gradient, and the encoder's picture does not depend on the words."""
+    """A parameter behind the source gets no gradient, and the encoder's picture does not depend on the words unless it fuses them."""
     x, tokens, mask = inputs(model)
     encoder = model.features(x, tokens, mask, upto="encoder")
     other = model.features(x, tokens[[1, 2, 0]], mask[[1, 2, 0]], upto="encoder")
-    assert torch.equal(encoder.visual, other.visual)
+    assert torch.equal(encoder.visual, other.visual) != model.fuses
     for source in ("encoder", "joint"):
         model.zero_grad()
         f = model.features(x, tokens, mask, upto=source)

@@ -28,7 +28,11 @@ from torch import nn
 
 from aml.errors import UserError
 
-MODELS = {"small": ("aml.models.small", "SmallOptions", "Small")}
+MODELS = {
+    "small": ("aml.models.small", "SmallOptions", "Small"),
+    "caris": ("aml.models.caris", "CarisOptions", "Caris"),
+    "lavt": ("aml.models.lavt", "LavtOptions", "Lavt"),
+}
 
 
 class Features(NamedTuple):
