@@ -9,6 +9,7 @@ sigmoid is the softmax of the pair.
 """
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -197,7 +198,7 @@ class Layer(nn.Module):
         text = self.words_norms[1](text + self.words_mix(text, text, text, readable))
         text = self.words_norms[2](text + self.words_feed(text))
         pixels = self.pixels_norms[0](pixels + self.pixels_scale * self.pixels_read(pixels + places, text, text, readable))
-        with torch.autocast(pixels.device.type, enabled=False):  # half precision cannot tell neighbouring places of a fine map apart
+        with full_precision(pixels):  # half precision cannot tell neighbouring places of a fine map apart
             pixels = pixels.float()
             mixed, _ = self.pixels_mix(
                 pixels,
@@ -260,6 +261,11 @@ def deformable(width: int, heads: int):
         nn.init.xavier_uniform_(layer.weight)
         nn.init.zeros_(layer.bias)
     return attend
+
+
+def full_precision(x):
+    """No autocast inside; meta tensors, on which operations are counted, know none."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def sine_places(height: int, width: int, channels: int, device):

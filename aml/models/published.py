@@ -76,9 +76,7 @@ _LAVT = {
     "text.": "text_encoder.",
     "decoder.head.": "classifier.conv1_1.",
     **{
-        f"decoder.merge.{i}.{j}.": f"classifier.{part}_{4 - i}."
-        for i in range(3)
-        for j, part in ((0, "conv1"), (1, "bn1"), (3, "conv2"), (4, "bn2"))
+        f"decoder.merge.{i}.{j}.": f"classifier.{part}_{4 - i}." for i in range(3) for j, part in ((0, "conv1"), (1, "bn1"), (3, "conv2"), (4, "bn2"))
     },
 }
 
@@ -155,7 +153,9 @@ def read(path: str | Path) -> dict[str, torch.Tensor]:
     except Exception as error:  # a damaged or foreign file raises UnpicklingError, RuntimeError, EOFError, OSError ...
         foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
         if foreign:
-            raise UserError(f"{path} names {foreign[1]}, which no published checkpoint holds; nothing of it was run, get it from its source") from None
+            raise UserError(
+                f"{path} names {foreign[1]}, which no published checkpoint holds; nothing of it was run, get it from its source"
+            ) from None
         raise UserError(f"{path} cannot be read ({one_line(error)}); get the .pth again, or give a checkpoint folder") from None
     model = file.get("model") if isinstance(file, dict) else None
     if not isinstance(model, dict) or not all(isinstance(value, torch.Tensor) for value in model.values()):
