@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoTokenizer, BertConfig, BertModel, BertTokenizer, RobertaConfig
 
 from aml.errors import UserError
+from aml.masking import Masker, preset
 from aml.models import build, caris, encoders, options
 from tests.test_models import SENTENCES, TINY, VOCABULARY, inputs
 
@@ -267,6 +268,20 @@ def test_joint_is_what_the_first_attention_multiplies(model):
     assert keys.shape[1] == 2 * 3 + 4 * 6 + 8 * 12 and queries.shape[1] == 12 + caris.BACKGROUND_PROMPTS
     assert torch.allclose(f.visual.flatten(2).mT, keys[:, 6:30], atol=1e-5)
     assert torch.allclose(f.text, queries[:, :12], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["caris", "lavt"])
+@pytest.mark.parametrize(
+    "settings",
+    [{"source": "encoder", "score": "cosine", "projection": "gaussian"}, {"source": "joint", "score": "cosine"}, {}],
+    ids=["encoder", "joint", "prediction"],
+)
+def test_masks_are_drawn_from_every_source(name, settings):
+    torch.manual_seed(0)
+    model = build(name, vocabulary=VOCABULARY, **TINY[name])
+    masker = Masker(preset("calibrated", tau=0.5, rho=1.0, scale=1.0, **settings), model=model, image_size=128, seed=0)
+    mask = masker(model, *inputs(model, 128, 128), epoch=0, item=torch.arange(3))
+    assert mask.alignment.informative.all() and mask.hidden.float().mean().item() == pytest.approx(0.5, abs=0.02)
 
 
 def test_places_and_first_sampling_points():
