@@ -14,8 +14,12 @@ VOCABULARY = ["left", "red", "circle", "blue", "right", "square", "the", "of"]
 SENTENCES = ["left red circle", "the blue square right of the circle", "square"]
 
 
+WORDS = {"text": "words", "text_width": 32, "text_layers": 2, "text_heads": 2, "max_tokens": 12}
+SWIN = {"backbone": "swin_test", "window": 4, "pretrained": False}
 TINY = {
     "small": {},
+    "caris": WORDS | SWIN | {"width": 32, "inner": 32, "heads": 2, "layers": 2},
+    "lavt": WORDS | SWIN,
     "detris": {
         "text": "words", "text_width": 32, "text_layers": 2, "text_heads": 2, "pretrained": False, "size": 56, "vit_width": 32, "vit_depth": 4,
         "vit_heads": 2, "visual_adapter": 16, "text_adapter": 16, "width": 32, "layers": 1, "heads": 2, "feed": 32,

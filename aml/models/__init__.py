@@ -32,6 +32,8 @@ from aml.errors import UserError
 
 MODELS = {
     "small": ("aml.models.small", "SmallOptions", "Small"),
+    "caris": ("aml.models.caris", "CarisOptions", "Caris"),
+    "lavt": ("aml.models.lavt", "LavtOptions", "Lavt"),
     "detris": ("aml.models.detris", "DetrisOptions", "Detris"),
     "clipseg": ("aml.models.clipseg", "ClipSegOptions", "ClipSeg"),
 }
@@ -78,6 +80,12 @@ class Model(nn.Module):
     def see(self, maps, visible):
         """Maps with hidden places at zero, partly hidden ones by their visible share.   visible (B, H, W) bool"""
         return [m * F.interpolate(visible[:, None].to(m.dtype), m.shape[2:], mode="area") for m in maps]
+
+
+def word_range(special: tuple[int, ...], size: int) -> tuple[int, int]:
+    """First and end of the longest run of ids, of `size`, that holds no special token."""
+    stops = sorted({-1, *special, size})
+    return max(((a + 1, b) for a, b in zip(stops, stops[1:], strict=False)), key=lambda run: run[1] - run[0])
 
 
 def options(name: str, **given):

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 
 from aml.errors import UserError
+from aml.models import word_range
 from aml.refer import words
 
 WORDS = "words"
@@ -50,8 +51,7 @@ class PieceTokens:
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(length)
         self.special_tokens = (assets["start"], assets["end"])
-        stops = sorted({-1, *self.special_tokens, self.tokenizer.get_vocab_size()})
-        self.word_ids = max(((a + 1, b) for a, b in zip(stops, stops[1:], strict=False)), key=lambda gap: gap[1] - gap[0])
+        self.word_ids = word_range(self.special_tokens, self.tokenizer.get_vocab_size())
 
     def __call__(self, sentences: list[str]):
         """-> tokens (B, L) int64, token_mask (B, L) bool; a long sentence loses its last pieces, never its end token."""
