@@ -198,13 +198,21 @@ def distinct_settings(experiment: Experiment, arm: str) -> list[dict]:
     if search.method != "grid":
         return [{}]
     keys = list(search.space)
-    every = [fold(experiment, arm, dict(zip(keys, values, strict=True))) for values in itertools.product(*search.space.values())]
+    every = [fold(experiment, arm, unbundle(dict(zip(keys, values, strict=True)))) for values in itertools.product(*search.space.values())]
     distinct: dict[str, dict] = {}
     for overrides in every:
         trial = experiment.for_arm(arm, overrides)
         blind = base_arm(arm) == "random" and trial.aml.rate != "match"
         distinct.setdefault(json.dumps([round(trial.aml.share, 9) if blind else overrides, _others(overrides)], sort_keys=True), overrides)
     return list(distinct.values())
+
+
+def unbundle(values: dict) -> dict:
+    """{"aml": {"source": s, "score": t}} -> {"aml.source": s, "aml.score": t}: keys that go together, each by its dotted name."""
+    flat = {}
+    for key, value in values.items():
+        flat |= {f"{key}.{leaf}": v for leaf, v in value.items()} if "." not in key else {key: value}
+    return flat
 
 
 def fold(experiment: Experiment, arm: str, overrides: dict) -> dict:
@@ -259,7 +267,7 @@ def check(experiment: Experiment) -> None:
     corners = {k: v if isinstance(v, list) else [v["low"], v["high"]] for k, v in search.space.items()}
     for arm in search.arms:
         for values in itertools.product(*corners.values()):
-            check_run(experiment.for_arm(arm, fold(experiment, arm, dict(zip(corners, values, strict=True)))))
+            check_run(experiment.for_arm(arm, fold(experiment, arm, unbundle(dict(zip(corners, values, strict=True))))))
 
 
 def check_run(experiment: Experiment) -> None:

@@ -124,7 +124,7 @@ class Sweep:
         self.histories: dict[str, dict[int, dict]] = {}
         self.since: dict[str, float] = {}
         self.board = Board(self.plan, experiment, placement.concurrent, say)
-        self.varying = {"seed", "aml.tau", "aml.rho", "aml.mode", "aml.preset", "aml.rate", *experiment.search.space}
+        self.varying = {"seed", "aml.tau", "aml.rho", "aml.mode", "aml.preset", "aml.rate", *experiment.search.dimensions}
         tracker.run(PARENT, this.name, params=experiment.params(self.varying), tags=self._tags() | {"sweep": this.name})
         tracker.artifact(PARENT, this.folder / "config.yaml")
 

@@ -169,7 +169,7 @@ def test_refused_weights_of_swin(model, tmp_path):
     lacking = original(model.visual.body)
     del lacking["model"]["layers.1.downsample.norm.weight"]
     torch.save(lacking, path)
-    with pytest.raises(UserError, match=r"hold no layers\.1\.downsample\.norm\.weight; set model\.visual"):
+    with pytest.raises(UserError, match=r"hold no layers\.1\.downsample\.norm\.weight; set model\.backbone"):
         tiny(pretrained=str(path))
     torch.save(original(model.visual.body, **{"patch_embed.norm.weight": torch.ones(96)}), path)
     with pytest.raises(UserError, match=r"patch_embed\.norm\.weight of shape \(96,\), but the model's is \(16,\)"):

@@ -122,5 +122,5 @@ def test_one_graph_without_branches_on_data(model):
 def test_refused_options():
     with pytest.raises(UserError, match=r"model\.norm is 'batch'; known: group, batch_frozen"):
         options("lavt", norm="batch")
-    with pytest.raises(UserError, match=r"model\.visual is 'swin'"):
+    with pytest.raises(UserError, match=r"model\.backbone is 'swin'"):
         options("lavt", backbone="swin")

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from aml.errors import UserError
+from aml.models import word_range
 from aml.refer import words
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
