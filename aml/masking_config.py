@@ -85,8 +85,8 @@ class MaskingConfig:
     """After them, rho (or the rate) rises linearly over so many epochs."""
     last_epoch: int | None = None
     """Epochs after this one (1-based) train as `off`; None: all are masked."""
-    stage1_scale: float = 0.5
-    """Stage 1 sees the image resized by this share, rounded to the model's image_multiple."""
+    stage1_scale: float = 0.375
+    """Stage 1 sees the image resized by this share, rounded to the model's image_multiple: at 3/8 a whole forward pass costs 1/20 of a step."""
 
     def __post_init__(self):
         for name, known in CHOICES.items():

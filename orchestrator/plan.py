@@ -278,6 +278,15 @@ def check_run(experiment: Experiment) -> None:
     experiment.aml.check(model, experiment.data.size)
 
 
+def remarks(experiment: Experiment, arms: list[str]) -> list[str]:
+    """What a person should know of settings that are allowed but say less than they seem to."""
+    noise = max(float(experiment.model.get(name, 0) or 0) for name in ("dropout", "drop_path"))
+    twice = [arm for arm in arms if base_arm(arm) == "two_pass"]
+    if twice and not noise:
+        return [f"{twice[0]}: {experiment.model['name']} has no dropout here, so two passes are one at twice the cost: the arm repeats `off`"]
+    return []
+
+
 def to_json(trial: Trial) -> str:
     return json.dumps(asdict(trial))
 

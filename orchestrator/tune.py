@@ -60,6 +60,8 @@ def run(experiment: Experiment, *, resume: str | None = None, fresh: bool = Fals
         experiment = runs.find(experiment.root, resume).experiment()
     plan.check(experiment)
     shards.check(experiment.data, experiment.root)  # refuse before Ray starts
+    for text in plan.remarks(experiment, experiment.search.arms):
+        say(f"note: {text}")
     if dry_run:
         placement = cluster.place(experiment, cluster.capacity())
         say(describe_plan(experiment, placement))

@@ -81,6 +81,26 @@ def test_parameters_shapes_and_operations_of_the_published_size():
     assert early.get_total_flops() / 2e9 < 2 * (61.8 + 2.2) + 1, "alignment runs none of the decoder's six layers"
 
 
+def test_what_stage_1_adds_to_a_step_of_the_published_size():
+    """A step is a forward and a backward of twice its FLOPs; stage 1 is one forward, at the preset's scale and depth."""
+    with torch.device("meta"):
+        model = build("caris", vocabulary=VOCABULARY, assets=big_bert()).eval()
+        x, tokens, mask = torch.empty(1, 3, 448, 448), torch.zeros(1, 20, dtype=torch.int64), torch.ones(1, 20, dtype=torch.bool)
+
+    def flops(run):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            run()
+        return counter.get_total_flops()
+
+    step = 3 * flops(lambda: model(x, tokens, mask))
+    for name, most in (("calibrated", 1.06), ("paper", 1.19)):
+        masker = Masker(preset(name), model=model, image_size=448)
+        seen = torch.empty(1, 3, *masker._shrink(model, x).shape[2:], device="meta")
+        source = masker.config.source
+        stage_1 = flops(lambda: model(seen, tokens, mask) if source == "prediction" else model.features(seen, tokens, mask, source))
+        assert 1 + stage_1 / step <= most, name
+
+
 # ---- Swin -----------------------------------------------------------------------------------------------------------
 
 

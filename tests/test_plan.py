@@ -6,7 +6,7 @@ from aml.errors import UserError
 from orchestrator import cost
 from orchestrator.cluster import place
 from orchestrator.config import from_text
-from orchestrator.plan import Plan, check, from_json, to_json
+from orchestrator.plan import Plan, check, from_json, remarks, to_json
 
 BASE = "name: x\ndata: {train: shards}\n"
 GRID = ["search.space={aml.tau: [0.25, 0.5], aml.rho: [0.5, 1.0]}", "search.seeds={search: 1, confirm: 2}"]
@@ -183,3 +183,9 @@ def test_counted_flops_agree_with_what_the_modes_do():
     one, two = cost.flops(experiment.for_arm("off", {})), cost.flops(experiment.for_arm("two_pass", {}))
     assert two == pytest.approx(2 * one) and cost.flops(experiment.for_arm("random", {"aml.rho": 0.5})) == one
     assert one < cost.flops(experiment.for_arm("aml/calibrated", {})) < 1.2 * one
+
+
+def test_two_passes_without_dropout_are_remarked_upon():
+    dry = from_text(BASE, ["search.arms=[off, two_pass]", "model={name: small, dropout: 0.0}"])
+    assert "two passes are one at twice the cost" in remarks(dry, dry.search.arms)[0]
+    assert remarks(from_text(BASE, ["model={name: small, dropout: 0.1}"]), ["two_pass"]) == [] == remarks(dry, ["off"])
