@@ -1,10 +1,11 @@
-"""What a step costs: python -m aml.bench step --model small --image-size 112 --batch 32
+"""What a step costs: python -m aml.bench step --model caris --backbone swin_base --image-size 448 --batch 16 --precision bf16
 
 Modes and presets are timed in turn in one process, so that a ratio compares like with like; JSON on the last line.
 """
 
 import argparse
 import json
+import platform
 import statistics
 import time
 
@@ -12,16 +13,22 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from aml.data import Batch
-from aml.learner import Learner, OptimConfig, TrainConfig, TrainSums, losses
+from aml.errors import UserError
+from aml.learner import PRECISIONS, Learner, TrainConfig, TrainSums
 from aml.masking import Masker, MaskingConfig, preset
 from aml.models import build
+from aml.optim import OptimConfig, losses
 
 ARMS = {
     "off": lambda: preset(mode="off"),
     "random": lambda: preset(mode="random"),
+    "two_pass": lambda: preset(mode="two_pass"),
+    "maskris": lambda: preset(mode="maskris"),
     "aml/calibrated": preset,
     "aml/paper": lambda: preset("paper"),
+    "aml/release": lambda: preset("release"),
 }
+PEAK_SIDE = 4096
 VOCABULARY = [f"word{i}" for i in range(1000)]
 
 
@@ -67,34 +74,76 @@ def step_flops(learner: Learner, batch: Batch) -> int:
     return counter.get_total_flops()
 
 
+def peak_flops(device: str, precision: str) -> float:
+    """FLOPs a second of a large matrix product at this precision: what this device reaches at best, measured and not promised."""
+    dtype = PRECISIONS[precision] or torch.float32
+    side = PEAK_SIDE if device.startswith("cuda") else PEAK_SIDE // 4
+    a = torch.randn(side, side, device=device, dtype=dtype)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        a @ a
+        _wait(torch.device(device))
+        times.append(time.perf_counter() - start)
+    return 2 * side**3 / min(times)
+
+
+def peak_memory_mb(learner: Learner, batch: Batch) -> float | None:
+    """Most memory allocated on the device during one step, MiB; None on a CPU, whose allocator keeps no such count."""
+    if learner.device.type != "cuda":
+        return None
+    _wait(learner.device)
+    torch.cuda.reset_peak_memory_stats(learner.device)
+    before = torch.cuda.memory_allocated(learner.device)
+    timed(learner, batch, 0)
+    return (torch.cuda.max_memory_allocated(learner.device) - before + _held(learner)) / 2**20
+
+
+def _held(learner: Learner) -> int:
+    """Bytes of the learner's own parameters and optimiser state: other learners stand beside it on the device."""
+    state = [t for s in learner.optimizer.state.values() for t in s.values() if torch.is_tensor(t)]
+    return sum(t.numel() * t.element_size() for t in [*learner.model.parameters(), *learner.model.buffers(), *state])
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def timed(learner: Learner, batch: Batch, index: int) -> float:
     """Seconds of one step, the device waited for."""
     sums, start = TrainSums(learner.device), time.perf_counter()
     learner.step(batch, learner.masker.config.warmup_epochs, index, sums)
-    if learner.device.type == "cuda":
-        torch.cuda.synchronize(learner.device)
+    _wait(learner.device)
     return time.perf_counter() - start
 
 
 def bare_step(learner: Learner, batch: Batch, optimizer) -> float:
     """Seconds of forward, loss, backward, clip and step written out, without the learner."""
     start = time.perf_counter()
-    logits = learner.model(learner.model.normalise(batch.image), batch.tokens, batch.token_mask)
+    with learner.autocast():
+        logits = learner.model(learner.model.normalise(batch.image), batch.tokens, batch.token_mask)
     losses(logits.float(), batch.mask, "ce").mean().backward()
     torch.nn.utils.clip_grad_norm_(learner.model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    if learner.device.type == "cuda":
-        torch.cuda.synchronize(learner.device)
+    _wait(learner.device)
     return time.perf_counter() - start
 
 
 def compare(spec: dict, *, batch: int, size: int, precision: str, device: str, rounds: int) -> dict:
-    """Every arm in turn, `rounds` times: median ms, its quartiles, samples/s, FLOPs, and ratios to off paired round by round."""
-    learners = {arm: make(config(), spec, batch=batch, size=size, precision=precision, device=device) for arm, config in ARMS.items()}
+    """Every arm in turn, `rounds` times: median ms, its quartiles, samples/s, FLOPs, memory, and ratios to off paired round by round."""
+    learners = {}
+    for arm, config in ARMS.items():
+        try:
+            learners[arm] = make(config(), spec, batch=batch, size=size, precision=precision, device=device)
+        except UserError as error:  # a preset may ask for what this model or size does not have
+            print(f"{arm:16} left out: {error}")
+    memory = {arm: peak_memory_mb(*pair) for arm, pair in learners.items()}
     flops = {arm: step_flops(*pair) for arm, pair in learners.items()}
-    bare, bare_batch = make(ARMS["off"](), spec, batch=batch, size=size, device=device)
-    optimizer = torch.optim.AdamW(bare.model.parameters(), fused=True)
+    bare, bare_batch = make(ARMS["off"](), spec, batch=batch, size=size, precision=precision, device=device)
+    optimizer = torch.optim.AdamW([p for p in bare.model.parameters() if p.requires_grad], fused=True)
+    best = peak_flops(device, precision)
     times: dict[str, list[float]] = {arm: [] for arm in [*learners, "bare loop"]}
     for index in range(rounds + 2):
         for arm, (learner, noise) in learners.items():
@@ -105,11 +154,21 @@ def compare(spec: dict, *, batch: int, size: int, precision: str, device: str, r
     for arm, t in times.items():
         ratio = [a / b for a, b in zip(t, times["off"], strict=True)]
         rows[arm] = {
+            **({"memory_mb": round(memory[arm], 1), "memory_to_off": round(memory[arm] / memory["off"], 4)} if memory.get(arm) else {}),
             "ms": round(1e3 * statistics.median(t), 2),
             "ms_quartiles": [round(1e3 * q, 2) for q in statistics.quantiles(t, n=4)[::2]],
             "samples_per_s": round(batch / statistics.median(t), 1),
             "time_to_off": round(statistics.median(ratio), 4),
-            **({"gflops": round(flops[arm] / 1e9, 3), "flops_to_off": round(flops[arm] / flops["off"], 4)} if arm in flops else {}),
+            "time_to_off_quartiles": [round(q, 4) for q in statistics.quantiles(ratio, n=4)[::2]],
+            **(
+                {
+                    "gflops": round(flops[arm] / 1e9, 3),
+                    "flops_to_off": round(flops[arm] / flops["off"], 4),
+                    "share_of_peak": round(flops[arm] / statistics.median(t) / best, 4),
+                }
+                if arm in flops
+                else {}
+            ),
         }
     return {
         "model": spec,
@@ -117,7 +176,10 @@ def compare(spec: dict, *, batch: int, size: int, precision: str, device: str, r
         "image_size": size,
         "precision": precision,
         "device": device,
+        "device_name": torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or platform.machine(),
+        "peak_tflops": round(best / 1e12, 3),
         "threads": torch.get_num_threads(),
+        "rounds": rounds,
         "arms": rows,
     }
 
@@ -133,11 +195,20 @@ def step_seconds(experiment, steps: int = 3) -> tuple[int, float]:
     return batch, seconds
 
 
+def plain(text: str):
+    """A number, true, false, null or a list as JSON has it; anything else is text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
 def main(arguments=None) -> None:
     parser = argparse.ArgumentParser(prog="python -m aml.bench", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     step = commands.add_parser("step", help="time, FLOPs and memory of a training step, each arm as a ratio to off")
     step.add_argument("--model", default="small")
+    step.add_argument("--backbone", help="the model option of that name, as swin_base")
     step.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="a model option, as width=64")
     step.add_argument("--image-size", type=int, default=112)
     step.add_argument("--batch", type=int, default=32)
@@ -148,7 +219,9 @@ def main(arguments=None) -> None:
     given = parser.parse_args(arguments)
     if given.threads:
         torch.set_num_threads(given.threads)
-    options = {k: json.loads(v) for k, v in (o.split("=", 1) for o in given.option)}
+    options = {k: plain(v) for k, v in (o.split("=", 1) for o in given.option)}
+    if given.backbone:
+        options["backbone"] = given.backbone
     found = compare(
         {"name": given.model, **options},
         batch=given.batch,
@@ -159,7 +232,9 @@ def main(arguments=None) -> None:
     )
     for arm, row in found["arms"].items():
         print(
-            f"{arm:16} {row['ms']:9.2f} ms  x{row['time_to_off']:.3f} time" + (f"  x{row['flops_to_off']:.3f} FLOPs" if "flops_to_off" in row else "")
+            f"{arm:16} {row['ms']:9.2f} ms  x{row['time_to_off']:.3f} time"
+            + (f"  x{row['flops_to_off']:.3f} FLOPs" if "flops_to_off" in row else "")
+            + (f"  x{row['memory_to_off']:.3f} memory" if "memory_to_off" in row else "")
         )
     print(json.dumps(found))
 

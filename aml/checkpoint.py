@@ -63,7 +63,11 @@ def load_model(folder: Path, device="cpu"):
 
 
 def load_weights(model, folder: Path) -> None:
-    """UserError names a damaged file, or the first parameter that does not fit."""
+    """From a checkpoint folder, or from a published .pth file. UserError names a damaged file, or the first parameter that does not fit."""
+    if Path(folder).is_file():
+        from aml.models.published import load_published
+
+        return load_published(model, folder)
     path = Path(folder) / "model.safetensors"
     try:
         weights = load_file(path)

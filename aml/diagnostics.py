@@ -11,7 +11,8 @@ uninformative       share of samples whose alignment map is constant
 
 import torch
 
-from aml.masking import Mask, block_sums
+from aml.afm import block_sums
+from aml.masking import Mask
 from aml.metrics import mask_auroc, weighted_auroc
 
 NAMES = ("weak", "hidden", "hidden_target", "auroc", "mask_auroc", "uninformative")

@@ -26,46 +26,11 @@ import torch.nn.functional as F
 from aml.data import Batch, Items, eval_batches, train_batches
 from aml.diagnostics import MaskSums
 from aml.errors import UserError
-from aml.masking import Masker, MaskingConfig
+from aml.masking import Masker, MaskingConfig, Pass
 from aml.metrics import THRESHOLDS, Sums, counts, score
+from aml.optim import OptimConfig, lr_factor, parameter_groups, pass_losses
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-LOSSES = ("ce", "ce+dice")
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimConfig:
-    """AdamW, warm-up then poly decay per step."""
-
-    lr: float = 1e-3
-    encoder_lr: float = 0.1
-    """Rate of the parameters in model.encoders, as a share of lr."""
-    weight_decay: float = 0.01
-    """0 on norms, biases, scales and what the model lists in no_decay."""
-    warmup_epochs: float = 0.0
-    """Linear from 1e-3 of the rate; give this or warmup_steps."""
-    warmup_steps: int = 0
-    power: float = 0.9
-    """Of the poly decay (1 - step/steps)^power."""
-    clip: float | None = 1.0
-    """Largest gradient norm; null: none."""
-    loss: str = "ce"
-    """ce: cross-entropy with weights 0.9 (background) and 1.1. ce+dice: plus 1 - Dice."""
-
-    def __post_init__(self):
-        if not self.lr > 0 or self.weight_decay < 0 or self.encoder_lr < 0 or (self.clip is not None and self.clip <= 0):
-            raise UserError(
-                f"optim.lr {self.lr}, weight_decay {self.weight_decay}, encoder_lr {self.encoder_lr}, clip {self.clip}: "
-                "lr and clip must be above 0, the others not below"
-            )
-        if self.warmup_epochs and self.warmup_steps:
-            raise UserError(f"optim.warmup_epochs is {self.warmup_epochs} and optim.warmup_steps is {self.warmup_steps}; give one of them")
-        if min(self.warmup_epochs, self.warmup_steps, self.power) < 0:
-            raise UserError(
-                f"optim.warmup_epochs, warmup_steps and power must not be below 0; got {self.warmup_epochs}, {self.warmup_steps}, {self.power}"
-            )
-        if self.loss not in LOSSES:
-            raise UserError(f"optim.loss is {self.loss!r}; known: {', '.join(LOSSES)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +154,7 @@ class Learner:
     def step(self, batch: Batch, epoch: int, index: int, sums: "TrainSums") -> None:
         """One optimiser step on this rank's part of a global batch; index counts steps within the epoch."""
         for group in self.optimizer.param_groups:
-            group["lr"] = group["base_lr"] * lr_factor(epoch * self.steps + index, self.total_steps, self.warmup, self.optim_config.power)
+            group["lr"] = group["base_lr"] * lr_factor(epoch * self.steps + index, self.total_steps, self.warmup, self.optim_config, self.steps)
         batch, loss_before = batch.to(self.device), sums.loss.clone()
         size = len(batch.valid) // self.config.accumulate
         for micro in range(self.config.accumulate):
@@ -199,34 +164,34 @@ class Learner:
         sums.loss = torch.where(skipped > 0, loss_before, sums.loss)
 
     def _accumulate(self, batch: Batch, epoch: int, sums: "TrainSums", *, last: bool) -> None:
-        """Forward and backward; gradients meet the other ranks' in the last backward only."""
-        x = self.model.normalise(batch.image)
-        if not self.masker.active(epoch):
-            self._backward(x, batch, 1.0, sums, sync=last)
-            return
-        clean_weight, clean_logits = self.masker.config.clean_weight, None
-        if clean_weight:
-            clean_logits = self._backward(x, batch, clean_weight, sums, sync=False)
-        start = time.perf_counter()
-        with self.autocast():
-            mask = self.masker(
-                self.model, x, batch.tokens, batch.token_mask, epoch=epoch, item=batch.item, real=batch.real, target=batch.mask, logits=clean_logits
-            )
-        sums.stage1_s += time.perf_counter() - start
-        sums.masks.add(mask, batch.mask, batch.valid, self.masker.block)
-        self._backward(self.masker.hide(x, mask), batch, 1 - clean_weight, sums, sync=last)
+        """The passes the mode asks for, forward and backward; gradients meet the other ranks' in the last backward only."""
+        passes = self.masker.passes(self.model, self.model.normalise(batch.image), batch, epoch)
+        sent = None
+        while True:
+            start = time.perf_counter()
+            try:
+                with self.autocast():
+                    one = passes.send(sent)
+            except StopIteration:
+                return
+            sums.stage1_s += time.perf_counter() - start
+            if one.mask is not None:
+                sums.masks.add(one.mask, batch.mask, batch.valid, self.masker.block)
+            sent = self._backward(one, batch, sums, sync=last and one.last)
 
-    def _backward(self, x, batch: Batch, weight: float, sums: "TrainSums", *, sync: bool):
-        """Loss on x at this weight, backward.   -> logits (B, h, w) without gradient"""
+    def _backward(self, one: Pass, batch: Batch, sums: "TrainSums", *, sync: bool):
+        """Loss of one pass at its weight, backward.   -> logits (B, h, w) and Features (or None), without gradient"""
+        extras = {name: value for name, value in (("visible", one.visible), ("upto", one.upto)) if value is not None}
         with nullcontext() if sync or self.world.size == 1 else self.wrapped.no_sync():
             with self.autocast():
-                logits = self.wrapped(x, batch.tokens, batch.token_mask)
-            each = losses(logits.float(), batch.mask, self.optim_config.loss)
-            loss = weight * torch.where(batch.valid, each, 0.0).sum() / batch.total
+                out = self.wrapped(one.x, one.tokens, one.token_mask, **extras)
+            logits, features = out if one.upto else (out, None)
+            each = pass_losses(logits.float(), batch.mask, one, self.optim_config.loss)
+            loss = one.weight * torch.where(batch.valid, each, 0.0).sum() / batch.total
             # DDP averages gradients over ranks; the loss is divided by the samples of all ranks already.
             self.scaler.scale(loss * self.world.size).backward()
         sums.loss += loss.detach()
-        return logits.detach()
+        return logits.detach(), features
 
     def _update(self) -> torch.Tensor:
         """Clip, step, clear. A non-finite gradient skips the step on every rank alike.   -> () float: 1 where skipped
@@ -283,14 +248,15 @@ class Learner:
         """Logits (B, h, w) of each batch, on whole images or, for diagnostics, under the training mask."""
         self.model.eval()
         for batch in batches:
-            batch = batch.to(self.device)
+            batch, extras = batch.to(self.device), {}
             x = self.model.normalise(batch.image)
             with self.autocast():
                 if masked:
                     mask = self.mask(x, batch)
                     sums.add(mask, batch.mask, batch.valid, self.masker.block)
-                    x = self.masker.hide(x, mask)
-                yield batch, self.model(x, batch.tokens, batch.token_mask).float()
+                    x, visible = self.masker.view(x, mask)
+                    extras = {} if visible is None else {"visible": visible}
+                yield batch, self.model(x, batch.tokens, batch.token_mask, **extras).float()
 
     def mask(self, x, batch: Batch):
         """The mask of normalised x (B, 3, H, W) as training would draw it in the present epoch, warm-up or not."""
@@ -307,7 +273,7 @@ class Learner:
             whole = whole + score(*counts(segment(logits, batch.mask.shape[1:], threshold), batch.mask), batch.valid)
         masked, whole = (Sums.from_tensor(self.world.sum(s.to_tensor().to(self.device))) for s in (masked, whole))
         found = {f"aml/probe_{name}": value for name, value in sums.means(self.world.sum).items()}
-        return found | ({"aml/leak": masked.scores()["mIoU"] - whole.scores()["mIoU"]} if self.masker.config.mode != "off" else {})
+        return found | ({"aml/leak": masked.scores()["mIoU"] - whole.scores()["mIoU"]} if self.masker.config.mode not in ("off", "two_pass") else {})
 
     # -- state
 
@@ -406,43 +372,10 @@ def vacuous_mask(config: MaskingConfig, metrics: dict) -> str:
 # ---- pure parts -----------------------------------------------------------------------------------------------------
 
 
-def losses(logits, mask, kind: str) -> torch.Tensor:
-    """Segmentation loss of each sample.   logits (B, h, w) float, mask (B, H, W) bool -> (B,)
-
-    ce is two-class cross-entropy at image size with weights 0.9 and 1.1, as LAVT and CARIS train: a foreground logit z is the pair (0, z).
-    """
-    z = F.interpolate(logits[:, None], mask.shape[1:], mode="bilinear", align_corners=False)[:, 0]
-    y = mask.to(z.dtype)
-    weight = 0.9 + 0.2 * y
-    each = F.binary_cross_entropy_with_logits(z, y, weight, reduction="none").flatten(1).sum(1) / weight.flatten(1).sum(1)
-    if kind == "ce+dice":
-        p = z.sigmoid()
-        each = each + 1 - (2 * (p * y).flatten(1).sum(1) + 1) / (p.flatten(1).sum(1) + y.flatten(1).sum(1) + 1)
-    return each
-
-
 def segment(logits, size: tuple[int, int], threshold: float = 0.5) -> torch.Tensor:
     """logits (B, h, w) -> prediction (B, H, W) bool: probability at or above the threshold, after bilinear resizing."""
     z = F.interpolate(logits[:, None], tuple(size), mode="bilinear", align_corners=False)[:, 0]
     return z >= math.log(threshold / (1 - threshold))
-
-
-def lr_factor(step: int, total: int, warmup: int, power: float) -> float:
-    """Linear from 1e-3 to 1 over the warm-up steps, then (1 - done)^power of what remains."""
-    if step < warmup:
-        return 1e-3 + (1 - 1e-3) * step / warmup
-    return (1 - (step - warmup) / max(1, total - warmup)) ** power
-
-
-def parameter_groups(model, optim: OptimConfig) -> list[dict]:
-    """Trainable parameters by (encoder or not) x (decayed or not). 0-d, 1-d and model.no_decay ones are not decayed."""
-    groups: dict[tuple[float, float], list] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            plain = parameter.ndim <= 1 or parameter.squeeze().ndim <= 1 or name.startswith(tuple(model.no_decay))
-            rate = optim.lr * (optim.encoder_lr if name.startswith(tuple(model.encoders)) and model.encoders else 1.0)
-            groups.setdefault((rate, 0.0 if plain else optim.weight_decay), []).append(parameter)
-    return [{"params": p, "lr": rate, "base_lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
 
 
 def reseed(seed: int, epoch: int, rank: int) -> None:

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
+from aml.afm import spread
 from aml.learner import Learner, segment, some_batches
-from aml.masking import Mask, spread
+from aml.masking import Mask
 
 PANEL, GAP, CAPTION = 128, 6, 20
 """Pixels."""

@@ -117,7 +117,7 @@ def train(
     overrides: Overrides = None,
     resume: Resume = None,
     fresh: Fresh = False,
-    init: Annotated[str | None, typer.Option(metavar="CHECKPOINT", help="Start from these weights.")] = None,
+    init: Annotated[str | None, typer.Option(metavar="CHECKPOINT", help="Start from these weights; a published .pth file will do.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run and start nothing.")] = False,
 ) -> int:
     """Train one model with the settings of CONFIG, on one or many workers."""
@@ -126,7 +126,7 @@ def train(
 
     experiment = load(config, overrides or [])
     announce(experiment)
-    return train.run(experiment, resume=resume, fresh=fresh, init=checkpoint_folder(init), dry_run=dry_run, say=say)
+    return train.run(experiment, resume=resume, fresh=fresh, init=weights(init), dry_run=dry_run, say=say)
 
 
 @app.command()
@@ -286,6 +286,12 @@ def bench_trial(
 def announce(experiment) -> None:
     """The first line: where things go."""
     say(f"{experiment.name}: results go to {experiment.root}")
+
+
+def weights(text: str | None) -> Path | None:
+    """What training may start from: a checkpoint's folder, or a file as the authors of a model published it."""
+    file = Path(text or "").expanduser()
+    return file.absolute() if file.is_file() else checkpoint_folder(text)
 
 
 def checkpoint_folder(text: str | None) -> Path | None:

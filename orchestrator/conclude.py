@@ -2,9 +2,8 @@
 
 import time
 
-from aml import bench
 from aml.data import Items
-from orchestrator import evaluate, report
+from orchestrator import cost, evaluate, report
 from orchestrator.runs import Run
 from orchestrator.shards import Shared
 
@@ -39,7 +38,7 @@ def sweep(driver, shared: Shared) -> int:
         settings_tried=driver.plan.tried(),
         champion={"trial": best["trial"], "arm": best["arm"], "checkpoint": f"trials/{best['trial']}/last"},
         baselines=evaluate.baselines(checkpoint, val, batch=experiment.evaluate.batch, seed=experiment.seed),
-        cost=cost(experiment, {arm: overrides for arm, overrides in arms.items() if overrides is not None}),
+        cost=cost.ratios(experiment, {arm: overrides for arm, overrides in arms.items() if overrides is not None}),
     )
     parent = driver.tracker.record("sweep")
     this.update(mlflow=parent)
@@ -64,19 +63,6 @@ def champion(records: list[dict], metric: str, mode: str) -> dict | None:
     return max(pool, key=lambda r: (r["epochs"], sign * r["history"][-1][metric]), default=None)
 
 
-def cost(experiment, arms: dict[str, dict]) -> dict[str, dict]:
-    """FLOPs a sample of one training step in each arm's best setting, and the ratio to `off` (counted whether or not it ran)."""
-
-    def flops(arm: str, overrides: dict) -> float:
-        trial = experiment.for_arm(arm, overrides)
-        batch = min(trial.train.batch, 8)
-        learner, noise = bench.make(trial.aml, trial.model, batch=batch, size=trial.data.size)
-        return bench.step_flops(learner, noise) / batch
-
-    base = flops("off", {})
-    return {arm: {"flops_per_item": (f := flops(arm, overrides)), "ratio": f / base} for arm, overrides in arms.items()}
-
-
 def summary(this: Run) -> str:
     """What a person wants to read at the end, and where the rest is."""
     state = this.state
@@ -97,7 +83,13 @@ def summary(this: Run) -> str:
         f"  (the last on the {swapped['n']} sentences whose picture has another referent; the champion there: mIoU {swapped['champion_mIoU']:.3f})"
     )
     ratios = ", ".join(f"{arm} x{c['ratio']:.3f}" for arm, c in state["cost"].items() if arm != "off")
-    lines.append(f"arms are compared at equal epochs, not at equal compute; FLOPs of a training step against off: {ratios}")
+    epochs = state.get("epochs_by_arm") or {}
+    equal = (
+        "at epochs of equal cost (" + ", ".join(f"{arm} {n}" for arm, n in epochs.items()) + ")"
+        if epochs
+        else "at equal epochs, not at equal compute"
+    )
+    lines.append(f"arms are compared {equal}; FLOPs of a training step against off: {ratios}")
     lines += [
         f"report      {this.folder / 'report' / 'index.html'}   (open it in a browser)",
         f"MLflow      {state.get('mlflow', {}).get('uri')}   (python -m orchestrator ui)",

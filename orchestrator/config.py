@@ -16,14 +16,17 @@ from typing import Any, get_args, get_type_hints
 import yaml
 
 from aml.errors import UserError
-from aml.learner import EvalConfig, OptimConfig, TrainConfig
-from aml.masking import MaskingConfig, preset
+from aml.learner import EvalConfig, TrainConfig
+from aml.masking_config import PRESETS, MaskingConfig, preset
+from aml.optim import OptimConfig
 
-ARMS = ("off", "random", "aml/calibrated", "aml/paper")
+ARMS = ("off", "random", "two_pass", "maskris", *(f"aml/{name}" for name in PRESETS))
 METHODS = ("grid", "random", "tpe")
 SCHEDULERS = ("none", "asha")
 DRIVERS = ("auto", "light", "train")
-EQUALITIES = ("epochs",)
+EQUALITIES = ("epochs", "compute", "seconds")
+AT_COMPUTE = "@compute"
+"""Ending of an arm that is trained for as many epochs as the costliest arm's FLOPs would pay for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,13 +114,20 @@ class SearchConfig:
     """Null: as many as the cluster holds."""
     seeds: SeedsConfig = field(default_factory=SeedsConfig)
     equal: str = "epochs"
-    """What arms are compared at."""
+    """What arms are compared at: epochs; compute or seconds, then each arm is trained for the epochs that the costliest one's FLOPs (or
+    time) would pay for. A single arm named x@compute is such a control beside the others."""
     time_limit_s: float | None = None
     """A trial stops at the end of the epoch in which it passes this."""
 
+    @property
+    def dimensions(self) -> set[str]:
+        """Dotted keys that the search varies."""
+        bundles = {key: values for key, values in self.space.items() if "." not in key}
+        return set(self.space) - set(bundles) | {f"{key}.{leaf}" for key, values in bundles.items() for value in values for leaf in value}
+
     def __post_init__(self):
         for arm in self.arms:
-            _choice("search.arms", arm, ARMS)
+            _choice("search.arms", base_arm(arm), ARMS)
         if not self.arms or len(set(self.arms)) < len(self.arms):
             raise UserError(f"search.arms is {self.arms}; it must name at least one arm, each once, out of {', '.join(ARMS)}")
         _choice("search.method", self.method, METHODS)
@@ -229,11 +239,12 @@ class Experiment:
         return from_dict(tree)
 
     def for_arm(self, arm: str, overrides: dict[str, Any]) -> "Experiment":
-        """This experiment as a trial of an arm: `off` ignores masking leaves, `random` hides tau*rho blindly."""
-        if arm == "off":
-            overrides = {k: v for k, v in overrides.items() if not k.startswith("aml.")} | {"aml.mode": "off"}
-        elif arm == "random":
-            overrides = overrides | {"aml.mode": "random"}
+        """This experiment as a trial of an arm (x@compute as x): `off` and `two_pass` ignore masking leaves, `random` hides tau*rho blindly."""
+        arm = base_arm(arm)
+        if arm in ("off", "two_pass"):
+            overrides = {k: v for k, v in overrides.items() if not k.startswith("aml.")} | {"aml.mode": arm}
+        elif arm in ("random", "maskris"):
+            overrides = overrides | {"aml.mode": arm}
         else:
             changed = {k: v for k, v in asdict(self.aml).items() if v != getattr(preset(self.aml.preset), k) and k not in ("mode", "preset")}
             base = self.to_dict() | {"aml": {"mode": "aml", "preset": arm.removeprefix("aml/"), **changed}}
@@ -250,6 +261,11 @@ class Experiment:
     @property
     def root(self) -> Path:
         return storage_root(self.storage.root)
+
+
+def base_arm(arm: str) -> str:
+    """The arm whose settings this one has."""
+    return arm.removesuffix(AT_COMPUTE)
 
 
 def storage_root(configured: str | None = None) -> Path:
@@ -286,21 +302,56 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[
 
 
 def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Experiment:
-    """An experiment from a YAML file and key=value overrides. UserError says what is wrong in one sentence."""
-    try:
-        text = Path(path).read_text("utf-8")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); give the path of an experiment's YAML file") from None
-    return from_text(text, overrides, str(path))
+    """An experiment from a YAML file and key=value overrides. UserError says what is wrong in one sentence.
+
+    `base: OTHER.yaml` (relative to the file, or base=OTHER.yaml among the overrides, relative to here) names the file whose keys this one
+    changes.
+    """
+    given = [o.partition("=")[2] for o in overrides if o.startswith("base=")]
+    tree = _with_base(Path(path), Path(given[-1]) if given else None)
+    return _overridden(tree, [o for o in overrides if not o.startswith("base=")])
 
 
 def from_text(text: str, overrides=(), where: str = "the experiment") -> Experiment:
+    return _overridden(_tree(text, where), overrides)
+
+
+def _with_base(path: Path, base: Path | None = None, above: tuple = ()) -> dict:
+    """The file's keys on top of its base's."""
+    try:
+        tree = _tree(path.read_text("utf-8"), str(path))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); give the path of an experiment's YAML file") from None
+    named = tree.pop("base", None)
+    if base is None and named is None:
+        return tree
+    base = base or path.parent / str(named)
+    if base.resolve() in above:
+        raise UserError(f"{path} names the base {named}, which is built on it in turn; remove one of the two")
+    return _merged(_with_base(base, above=(*above, path.resolve())), tree)
+
+
+def _merged(base: dict, top: dict) -> dict:
+    """Sections merge key by key; a search space, lists and a model of another name replace what was there."""
+    found = dict(base)
+    for key, value in top.items():
+        old = base.get(key)
+        whole = key == "space" or not (isinstance(old, dict) and isinstance(value, dict)) or ("name" in value and value["name"] != old.get("name"))
+        found[key] = value if whole else _merged(old, value)
+    return found
+
+
+def _tree(text: str, where: str) -> dict:
     try:
         tree = yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError as error:
         raise UserError(f"{where} is not valid YAML: {' '.join(str(error).split())}; correct it") from None
     if not isinstance(tree, dict):
         raise UserError(f"{where} holds {type(tree).__name__}, not a mapping; its top-level keys are {', '.join(_names(Experiment))}")
+    return tree
+
+
+def _overridden(tree: dict, overrides) -> Experiment:
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
@@ -394,8 +445,14 @@ def _set(tree: dict, dotted: str, value) -> None:
 
 
 def _check_dimension(key: str, values, method: str) -> None:
-    if key.split(".")[0] not in ("data", "model", "aml", "optim", "train") or "." not in key:
-        raise UserError(f"search.space names {key!r}; a dimension is a dotted key of data, model, aml, optim or train, as aml.tau")
+    bundles = isinstance(values, list) and values and all(isinstance(v, dict) for v in values)
+    if key.split(".")[0] not in ("data", "model", "aml", "optim", "train") or ("." not in key and not bundles):
+        raise UserError(
+            f"search.space names {key!r}; a dimension is a dotted key of data, model, aml, optim or train, as aml.tau, "
+            "or one of these sections with a list of mappings whose keys go together"
+        )
+    if bundles and ("." in key or method != "grid"):
+        raise UserError(f"search.space {key}: mappings whose keys go together belong to a whole section and to search.method grid")
     if isinstance(values, list) and values:
         return
     if not isinstance(values, dict) or not {"low", "high"} <= set(values) <= {"low", "high", "log"}:

@@ -19,9 +19,10 @@ from aml.checkpoint import load_model, read_config
 from aml.data import Batch, Items, block_of, decode_image, decode_row, rasterise
 from aml.diagnostics import NAMES, MaskSums, measure
 from aml.errors import UserError
-from aml.masking import CALIBRATION_BATCHES, Alignment, Mask, Masker, MaskingConfig
+from aml.masking import CALIBRATION_BATCHES, Mask, Masker, MaskingConfig
 from aml.models import build
 from aml.pictures import panels, png
+from aml.pmme import Alignment
 from orchestrator import shards
 from orchestrator.config import Experiment
 from orchestrator.shards import index, read

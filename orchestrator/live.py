@@ -30,7 +30,7 @@ class Board:
         self.rows[facts["trial"]] = facts | {"state": "training"} | epoch
         self.seconds.append(epoch["time/epoch_s"])
         if self.live is None:
-            e, m = self.experiment.train.epochs, epoch
+            e, m = self.plan.epochs[facts["arm"]], epoch
             self.say(
                 f"{facts['trial']:28} tau {facts['tau']:<5g} rho {facts['rho']:<5.3g} seed {facts['seed']:<5d} epoch {m['epoch']:>3}/{e}  "
                 f"loss {m['train/loss']:.4f}  mIoU {m['val/mIoU']:.4f}  oIoU {m['val/oIoU']:.4f}  {self.left()}"
@@ -50,8 +50,8 @@ class Board:
         """Time left at the pace so far; an upper bound while ASHA may still stop trials."""
         if not self.seconds:
             return ""
-        epochs = self.experiment.train.epochs
-        rest = (self.plan.total - len(self.plan.records)) * epochs - sum(r.get("epoch", 0) for r in self.rows.values() if r["state"] == "training")
+        gone = sum(self.plan.epochs[r["arm"]] for r in self.plan.records.values())
+        rest = self.plan.total_epochs - gone - sum(r.get("epoch", 0) for r in self.rows.values() if r["state"] == "training")
         seconds = max(0, rest) * statistics.median(self.seconds[-50:]) / self.concurrent
         return f"<= {seconds / 60:.0f} min left" if seconds > 90 else f"<= {seconds:.0f} s left"
 

@@ -13,8 +13,12 @@ import numpy as np
 
 from aml.errors import UserError
 from aml.models import model_class
-from orchestrator.config import Experiment
+from orchestrator.config import Experiment, base_arm
 
+OFF_DIMENSIONS = ()
+BLIND_DIMENSIONS = ("tau", "rho", "rate", "block", "fill", "level", "protect_target", "clean_weight", "warmup_epochs", "ramp_epochs", "last_epoch")
+"""Masking's dimensions that mean something where no alignment is read; all do with rate match."""
+MASKRIS_DIMENSIONS = ("rate", "block", "fill", "warmup_epochs", "ramp_epochs", "last_epoch")
 CONFIRM_SEEDS = 1000
 """Confirmation seeds start so far above the search seeds: never the same."""
 
@@ -50,9 +54,11 @@ class Trial:
 class Plan:
     """Hands out trials and hears how they ended."""
 
-    def __init__(self, experiment: Experiment, records: list[dict] = (), started: list[Trial] = ()):
+    def __init__(self, experiment: Experiment, records: list[dict] = (), started: list[Trial] = (), epochs: dict[str, int] | None = None):
+        """records: of finished trials; started: trials under way when a sweep was killed; epochs: of arms that train for others than asked."""
         search = experiment.search
         self.experiment, self.sign = experiment, 1 if search.mode == "max" else -1
+        self.epochs = {arm: (epochs or {}).get(arm, experiment.train.epochs) for arm in search.arms}
         self.settings = {arm: distinct_settings(experiment, arm) for arm in search.arms}
         widest = max(len(s) for s in self.settings.values())
         self.per_arm = search.trials or widest * search.seeds.search
@@ -70,6 +76,11 @@ class Plan:
     @property
     def total(self) -> int:
         return len(self.experiment.search.arms) * (self.per_arm + self.experiment.search.seeds.confirm)
+
+    @property
+    def total_epochs(self) -> int:
+        """Of all trials, were none stopped."""
+        return sum(self.epochs.values()) * (self.per_arm + self.experiment.search.seeds.confirm)
 
     @property
     def done(self) -> bool:
@@ -127,6 +138,8 @@ class Plan:
         if index >= self.per_arm:
             return None
         overrides, seed = ({}, 0) if peek else self._propose(arm, index)
+        if self.epochs[arm] != self.experiment.train.epochs:
+            overrides = overrides | {"train.epochs": self.epochs[arm]}
         return Trial(f"{slugify(arm)}-search-{index:03d}", arm, "search", self.experiment.seed + seed, overrides)
 
     def _propose(self, arm: str, index: int) -> tuple[dict, int]:
@@ -135,7 +148,7 @@ class Plan:
         if search.method == "tpe":
             return self.studies[arm].ask(f"{slugify(arm)}-search-{index:03d}"), 0
         if search.method == "random":
-            return fold(arm, sample(search.space, [self.experiment.seed, index])), 0
+            return fold(self.experiment, arm, sample(search.space, [self.experiment.seed, index])), 0
         settings = self.settings[arm]
         if self.per_arm < len(settings):
             order = np.random.default_rng(self.experiment.seed).permutation(len(settings))
@@ -160,7 +173,7 @@ class Study:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.arm, self.optuna = arm, optuna
-        self.space = {k: _distribution(v) for k, v in experiment.search.space.items() if k in fold(arm, experiment.search.space)}
+        self.space = {k: _distribution(v) for k, v in experiment.search.space.items() if k in fold(experiment, arm, experiment.search.space)}
         self.study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=experiment.seed, n_startup_trials=4))
         self.asked: dict[str, object] = {}
 
@@ -175,26 +188,41 @@ class Study:
         if trial is not None:
             self.study.tell(trial, value, state=state.COMPLETE if value is not None else state.FAIL)
         elif value is not None:
-            self.study.add_trial(self.optuna.trial.create_trial(params=record["overrides"], distributions=self.space, value=value))
+            params = {k: v for k, v in record["overrides"].items() if k in self.space}
+            self.study.add_trial(self.optuna.trial.create_trial(params=params, distributions=self.space, value=value))
 
 
 def distinct_settings(experiment: Experiment, arm: str) -> list[dict]:
-    """The grid as the arm sees it: `off` has no masking leaves, `random` one setting for each product tau * rho. [{}] without a grid."""
+    """The grid as the arm sees it (`fold`); `random` has one setting for each product tau * rho. [{}] without a grid."""
     search = experiment.search
     if search.method != "grid":
         return [{}]
     keys = list(search.space)
-    every = [fold(arm, dict(zip(keys, values, strict=True))) for values in itertools.product(*search.space.values())]
+    every = [fold(experiment, arm, unbundle(dict(zip(keys, values, strict=True)))) for values in itertools.product(*search.space.values())]
     distinct: dict[str, dict] = {}
     for overrides in every:
         trial = experiment.for_arm(arm, overrides)
-        distinct.setdefault(json.dumps([round(trial.aml.share, 9) if arm == "random" else overrides, _others(overrides)], sort_keys=True), overrides)
+        blind = base_arm(arm) == "random" and trial.aml.rate != "match"
+        distinct.setdefault(json.dumps([round(trial.aml.share, 9) if blind else overrides, _others(overrides)], sort_keys=True), overrides)
     return list(distinct.values())
 
 
-def fold(arm: str, overrides: dict) -> dict:
-    """The dimensions an arm has: `off` has none of masking's."""
-    return {k: v for k, v in overrides.items() if not (arm == "off" and k.startswith("aml."))}
+def unbundle(values: dict) -> dict:
+    """{"aml": {"source": s, "score": t}} -> {"aml.source": s, "aml.score": t}: keys that go together, each by its dotted name."""
+    flat = {}
+    for key, value in values.items():
+        flat |= {f"{key}.{leaf}": v for leaf, v in value.items()} if "." not in key else {key: value}
+    return flat
+
+
+def fold(experiment: Experiment, arm: str, overrides: dict) -> dict:
+    """The dimensions an arm has: `off` and `two_pass` none of masking's, `random` and `maskris` those that read no alignment."""
+    arm = base_arm(arm)
+    matched = arm == "random" and "match" in (experiment.aml.rate, overrides.get("aml.rate"))
+    known = {"off": OFF_DIMENSIONS, "two_pass": OFF_DIMENSIONS, "random": BLIND_DIMENSIONS, "maskris": MASKRIS_DIMENSIONS}.get(arm)
+    if known is None or matched:
+        return dict(overrides)
+    return {k: v for k, v in overrides.items() if not k.startswith("aml.") or k.removeprefix("aml.") in known}
 
 
 def _others(overrides: dict) -> dict:
@@ -230,7 +258,7 @@ def value_of(record: dict, metric: str) -> float | None:
 
 
 def slugify(arm: str) -> str:
-    return arm.replace("/", "_")
+    return arm.replace("/", "_").replace("@", "_at_")
 
 
 def check(experiment: Experiment) -> None:
@@ -239,7 +267,7 @@ def check(experiment: Experiment) -> None:
     corners = {k: v if isinstance(v, list) else [v["low"], v["high"]] for k, v in search.space.items()}
     for arm in search.arms:
         for values in itertools.product(*corners.values()):
-            check_run(experiment.for_arm(arm, fold(arm, dict(zip(corners, values, strict=True)))))
+            check_run(experiment.for_arm(arm, fold(experiment, arm, unbundle(dict(zip(corners, values, strict=True))))))
 
 
 def check_run(experiment: Experiment) -> None:
@@ -248,6 +276,15 @@ def check_run(experiment: Experiment) -> None:
     if experiment.data.size % model.image_multiple:
         raise UserError(f"data.size is {experiment.data.size}, but model {model.name} needs a multiple of {model.image_multiple}; choose one")
     experiment.aml.check(model, experiment.data.size)
+
+
+def remarks(experiment: Experiment, arms: list[str]) -> list[str]:
+    """What a person should know of settings that are allowed but say less than they seem to."""
+    noise = max(float(experiment.model.get(name, 0) or 0) for name in ("dropout", "drop_path"))
+    twice = [arm for arm in arms if base_arm(arm) == "two_pass"]
+    if twice and not noise:
+        return [f"{twice[0]}: {experiment.model['name']} has no dropout here, so two passes are one at twice the cost: the arm repeats `off`"]
+    return []
 
 
 def to_json(trial: Trial) -> str:

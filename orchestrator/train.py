@@ -73,12 +73,14 @@ def _per_worker(cpus: float, gpus: float) -> dict[str, float]:
 
 def run(experiment: Experiment, *, resume: str | None = None, fresh: bool = False, init: Path | None = None, dry_run: bool = False, say=print) -> int:
     """Train one model to the end.   -> exit code"""
-    from orchestrator.plan import check_run
+    from orchestrator.plan import check_run, remarks
 
     if resume:
         experiment = runs.find(experiment.root, resume).experiment()
     check_run(experiment)
     shards.check(experiment.data, experiment.root)  # refuse before Ray starts
+    for text in remarks(experiment, [experiment.aml.arm]):
+        say(f"note: {text}")
     if dry_run:
         say(cluster.place(experiment, cluster.capacity(), sweep=False).arithmetic.replace("a trial", "the run"))
         say(f"{experiment.train.epochs} epochs of {experiment.aml.arm}; nothing was started")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from aml.errors import UserError
 from aml.learner import NonFinite, vacuous_mask
-from orchestrator import cluster, plan, runs, shards, trial
+from orchestrator import cluster, cost, plan, runs, shards, trial
 from orchestrator.config import Experiment, from_dict
 from orchestrator.live import Board
 from orchestrator.shards import Shared
@@ -60,6 +60,8 @@ def run(experiment: Experiment, *, resume: str | None = None, fresh: bool = Fals
         experiment = runs.find(experiment.root, resume).experiment()
     plan.check(experiment)
     shards.check(experiment.data, experiment.root)  # refuse before Ray starts
+    for text in plan.remarks(experiment, experiment.search.arms):
+        say(f"note: {text}")
     if dry_run:
         placement = cluster.place(experiment, cluster.capacity())
         say(describe_plan(experiment, placement))
@@ -77,7 +79,9 @@ def run(experiment: Experiment, *, resume: str | None = None, fresh: bool = Fals
         so_far = f": {len(ledger)} trials have finished" if ledger else ""
         say(f"{'continuing' if this.state else 'starting'} {this.name} in {this.folder}{so_far}")
         runs.begin(this, experiment, manifest, store.uri)
-        this.update(metric=experiment.search.metric, mode=experiment.search.mode)
+        epochs = this.state.get("epochs_by_arm")  # of the first attempt: a machine's seconds may differ today
+        epochs = cost.equal_epochs(experiment) if epochs is None else epochs
+        this.update(metric=experiment.search.metric, mode=experiment.search.mode, epochs_by_arm=epochs)
         return _search(this, experiment, store, placement, say)
 
 
@@ -114,15 +118,15 @@ class Sweep:
     def __init__(self, this: runs.Run, experiment: Experiment, tracker, placement: cluster.Placement, say):
         self.run, self.experiment, self.tracker, self.placement, self.say = this, experiment, tracker, placement, say
         ledger = this.ledger()
-        self.plan = plan.Plan(experiment, ledger, unfinished(this.folder))
-        self.schedulers = {arm: make_scheduler(experiment) for arm in experiment.search.arms}
+        self.plan = plan.Plan(experiment, ledger, unfinished(this.folder), this.state["epochs_by_arm"])
+        self.schedulers = {arm: make_scheduler(experiment, epochs) for arm, epochs in self.plan.epochs.items()}
         for record in ledger:
             self._replay(record)
         self.trials: dict[str, plan.Trial] = {}
         self.histories: dict[str, dict[int, dict]] = {}
         self.since: dict[str, float] = {}
         self.board = Board(self.plan, experiment, placement.concurrent, say)
-        self.varying = {"seed", "aml.tau", "aml.rho", "aml.mode", "aml.preset", "aml.rate", *experiment.search.space}
+        self.varying = {"seed", "aml.tau", "aml.rho", "aml.mode", "aml.preset", "aml.rate", *experiment.search.dimensions}
         tracker.run(PARENT, this.name, params=experiment.params(self.varying), tags=self._tags() | {"sweep": this.name})
         tracker.artifact(PARENT, this.folder / "config.yaml")
 
@@ -207,7 +211,7 @@ class Sweep:
             self.board.heard(self.trials[trial_id].describe(self.experiment), epoch)
             if text := vacuous_mask(self.trials[trial_id].experiment(self.experiment).aml, epoch):
                 self.say(f"warning: {trial_id}: {text}")
-        if epoch["epoch"] >= self.experiment.train.epochs:
+        if epoch["epoch"] >= self.plan.epochs[self.trials[trial_id].arm]:
             return self._over(trial_id, "done", "", "")
         limit = self.experiment.search.time_limit_s
         if limit and time.time() - self.since[trial_id] > limit:
@@ -266,7 +270,7 @@ class Sweep:
             return
         self.announce(record["trial"], record["arm"])
         for epoch in record["history"]:
-            if epoch["epoch"] < self.experiment.train.epochs:
+            if epoch["epoch"] < self.plan.epochs[record["arm"]]:
                 scheduler.on_trial_result(None, _Stub(record["trial"]), _for_scheduler(epoch, self.experiment))
 
     def announce(self, trial_id: str, arm: str) -> None:
@@ -285,16 +289,20 @@ class _Stub:
         self.trial_id = trial_id
 
 
-def make_scheduler(experiment: Experiment):
-    """ASHA for one arm; None without a scheduler."""
+def make_scheduler(experiment: Experiment, epochs: int):
+    """ASHA for one arm whose trials last `epochs`; None without a scheduler."""
     if experiment.search.scheduler == "none":
         return None
     from ray.tune.schedulers import ASHAScheduler
 
     asha, search = experiment.search.asha, experiment.search
-    grace = min(asha.grace, max(1, experiment.train.epochs - 1))
     return ASHAScheduler(
-        time_attr="epoch", metric=search.metric, mode=search.mode, max_t=experiment.train.epochs, grace_period=grace, reduction_factor=asha.reduction
+        time_attr="epoch",
+        metric=search.metric,
+        mode=search.mode,
+        max_t=epochs,
+        grace_period=min(asha.grace, max(1, epochs - 1)),
+        reduction_factor=asha.reduction,
     )
 
 
@@ -314,16 +322,17 @@ def unfinished(folder: Path) -> list[plan.Trial]:
 
 def describe_plan(experiment: Experiment, placement: cluster.Placement) -> str:
     """What a sweep would do: trials, placement and time."""
-    made, search = plan.Plan(experiment), experiment.search
+    made, search = plan.Plan(experiment, epochs=cost.equal_epochs(experiment)), experiment.search
     lines = [f"{experiment.name}: {made.total} trials of {experiment.train.epochs} epochs"]
     for arm in search.arms:
         settings = f"{len(made.settings[arm])} setting(s)" if search.method == "grid" else f"sampled by {search.method}"
-        lines.append(f"  {arm:16} {made.per_arm} search trials over {settings}, then {search.seeds.confirm} confirmation seeds")
+        length = "" if made.epochs[arm] == experiment.train.epochs else f", {made.epochs[arm]} epochs each"
+        lines.append(f"  {arm:16} {made.per_arm} search trials over {settings}, then {search.seeds.confirm} confirmation seeds{length}")
     if search.scheduler == "asha":
         lines.append(f"  ASHA inside each arm of the search: rungs from epoch {search.asha.grace}, one in {search.asha.reduction} goes on")
     lines.append(f"placement: {placement.arithmetic}")
     seconds = estimate_epoch_s(experiment)
-    longest = made.total * experiment.train.epochs * seconds / placement.concurrent
+    longest = made.total_epochs * seconds / placement.concurrent
     lines.append(
         f"time: about {seconds:.1f} s an epoch (measured on this machine just now), so at most {longest / 60:.0f} min in all"
         + (" before ASHA stops trials" if search.scheduler == "asha" else "")

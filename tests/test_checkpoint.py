@@ -12,8 +12,9 @@ from aml.checkpoint import load_model, load_training, load_weights, read_config,
 from aml.data import fit_image, place
 from aml.errors import UserError
 from aml.inference import Segmenter, to_original
-from aml.learner import Learner, OptimConfig, TrainConfig
+from aml.learner import Learner, TrainConfig
 from aml.masking import Masker, preset
+from aml.optim import OptimConfig
 
 INFO = {"image_size": SIZE, "fit": "square", "threshold": 0.4, "epoch": 3, "metrics": {"val/mIoU": 0.25}}
 

@@ -69,7 +69,7 @@ def test_a_missing_file_is_named():
         load("nowhere.yaml")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").rglob("*.yaml")), ids=lambda p: p.stem)
 def test_every_shipped_experiment_loads_and_names_itself(path):
     from orchestrator.plan import check
 
@@ -112,3 +112,40 @@ def test_results_go_to_the_home_folder_inside_a_ray_job(monkeypatch, tmp_path):
     assert storage_root() == Path.home() / "amlris"
     monkeypatch.setenv("AMLRIS_HOME", str(tmp_path / "given"))
     assert storage_root() == tmp_path / "given"
+
+
+def test_a_base_is_changed_key_by_key(tmp_path):
+    (tmp_path / "base.yaml").write_text(
+        "name: base\ndata: {train: shards, size: 64}\nmodel: {name: small, width: 64}\naml: {tau: 0.3}\nsearch: {space: {aml.tau: [0.1]}}\n"
+    )
+    top = tmp_path / "top.yaml"
+    top.write_text("base: base.yaml\nname: top\naml: {rho: 0.7}\nsearch: {space: {aml.rho: [0.2, 0.4]}, seeds: {confirm: 5}}\n")
+    experiment = load(top, ["train.epochs=3"])
+    assert (experiment.name, experiment.data.size, experiment.model["width"], experiment.train.epochs) == ("top", 64, 64, 3)
+    assert (experiment.aml.tau, experiment.aml.rho) == (0.3, 0.7)
+    assert experiment.search.space == {"aml.rho": [0.2, 0.4]} and experiment.search.seeds.confirm == 5
+    other = tmp_path / "other.yaml"
+    other.write_text("base: base.yaml\nname: other\ndata: {size: 96}\nmodel: {name: clipseg, weights: words}\n")
+    experiment = load(top, [f"base={other}"])
+    assert (experiment.name, experiment.data.size, experiment.model["name"]) == ("top", 96, "clipseg")
+
+
+def test_bases_in_a_circle_are_refused(tmp_path):
+    (tmp_path / "a.yaml").write_text("base: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\n")
+    with pytest.raises(UserError, match="which is built on it in turn"):
+        load(tmp_path / "a.yaml")
+
+
+def test_settings_that_go_together_are_one_dimension():
+    experiment = from_text(MINIMAL, ["search.space={aml: [{source: joint, score: cosine}, {warmup_epochs: 1}], optim.lr: [1e-3]}"])
+    assert experiment.search.dimensions == {"aml.source", "aml.score", "aml.warmup_epochs", "optim.lr"}
+    with pytest.raises(UserError, match="belong to a whole section"):
+        from_text(MINIMAL, ["search.space={aml: [{tau: 0.5}]}", "search.method=random", "search.trials=2"])
+
+
+@pytest.mark.parametrize("arm, mode, preset", [("two_pass", "two_pass", "calibrated"), ("maskris", "maskris", "calibrated"),
+                                               ("aml/release", "aml", "release"), ("random@compute", "random", "calibrated")])  # fmt: skip
+def test_every_arm_is_an_experiment(arm, mode, preset):
+    trial = from_text(MINIMAL, [f"search.arms=[{arm}]"]).for_arm(arm, {})
+    assert (trial.aml.mode, trial.aml.preset) == (mode, preset)

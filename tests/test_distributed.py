@@ -8,8 +8,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from aml.data import eval_batches, train_batches
-from aml.learner import Learner, OptimConfig, TrainConfig, TrainSums
+from aml.learner import Learner, TrainConfig, TrainSums
 from aml.masking import Masker, preset
+from aml.optim import OptimConfig
 
 BATCH, STEPS = 16, 4
 

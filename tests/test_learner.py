@@ -16,19 +16,16 @@ from aml.learner import (
     EvalConfig,
     Learner,
     NonFinite,
-    OptimConfig,
     TrainConfig,
     TrainSums,
     fit,
-    losses,
-    lr_factor,
-    parameter_groups,
     probe_indices,
     segment,
     vacuous_mask,
 )  # fmt: skip
 from aml.masking import CALIBRATION_BATCHES, Masker, preset
 from aml.models import build
+from aml.optim import OptimConfig, losses, lr_factor, parameter_groups
 from aml.pictures import training_rows
 
 BATCH = 24
@@ -117,7 +114,13 @@ def test_segment_thresholds_the_probability():
     ],
 )
 def test_schedule_by_hand(step, warmup, power, expected):
-    assert lr_factor(step, 100, warmup, power) == pytest.approx(expected)
+    assert lr_factor(step, 100, warmup, OptimConfig(power=power), steps=10) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("step, expected", [(0, 0.001), (5, 0.5005), (10, 1), (349, 1), (350, 0.1), (549, 0.1), (550, 0.01), (649, 0.01)])
+def test_step_schedule_by_hand(step, expected):
+    optim = OptimConfig(schedule="steps", milestones=[35, 55], gamma=0.1)
+    assert lr_factor(step, 650, 10, optim, steps=10) == pytest.approx(expected)
 
 
 def test_parameter_groups(make_model):
@@ -150,7 +153,7 @@ def test_probe_indices():
     "config, given, words",
     [(OptimConfig, {"lr": 0}, r"optim\.lr 0"), (OptimConfig, {"clip": 0}, "clip 0"),
      (OptimConfig, {"warmup_epochs": 1, "warmup_steps": 5}, "give one of them"),
-     (OptimConfig, {"power": -1}, "must not be below 0"), (OptimConfig, {"loss": "bce"}, r"optim\.loss is 'bce'; known: ce, ce\+dice"),
+     (OptimConfig, {"power": -1}, "must not be below 0"), (OptimConfig, {"loss": "cee"}, r"optim\.loss is 'cee'; known: ce, bce, ce\+dice"),
      (TrainConfig, {"epochs": 0}, "each must be at least 1"), (TrainConfig, {"precision": "fp8"}, r"known: fp32, bf16, fp16"),
      (TrainConfig, {"max_skipped": 2}, r"must lie in \[0, 1\]"), (EvalConfig, {"batch": 0}, "batch must be at least 1"),
      (EvalConfig, {"threshold": 1.0}, "must lie between 0 and 1")],
@@ -410,5 +413,7 @@ def test_two_workers_train_as_one(blocks, make_model, tmp_path):
     for run, (metrics, first), (_, second) in zip(WORKERS, *ranks, strict=True):
         expected_metrics, expected = short_run(*args, *run)
         assert equal(first, second), f"the ranks drifted apart: {run}"
+        # scores saturated by a large scale tie, and the last bit decides their order
+        assert metrics.pop("aml/auroc", 0) == pytest.approx(expected_metrics.pop("aml/auroc", 0), abs=1e-3), run
         assert metrics == pytest.approx(expected_metrics, abs=5e-5) and metrics["n"] == 30, run
         assert distance(first, expected) < 0.02 * LR, run

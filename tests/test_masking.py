@@ -9,26 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from aml.afm import hide, select_blocks, select_pixels, spread, weak_blocks
 from aml.draws import uniform
 from aml.errors import UserError
-from aml.masking import (
-    CALIBRATION_BATCHES,
-    FLAT,
-    Masker,
-    MaskingConfig,
-    frozen,
-    hide,
-    patch_scores,
-    preset,
-    select_blocks,
-    select_pixels,
-    similarity,
-    solve_scale,
-    spread,
-    token_entropy,
-    weak_blocks,
-)  # fmt: skip
+from aml.masking import CALIBRATION_BATCHES, Masker, frozen
+from aml.masking_config import MaskingConfig, preset
 from aml.models import Features
+from aml.pmme import FLAT, patch_scores, similarity, solve_scale, token_entropy
+from aml.projections import Projections
 
 ENCODER = {"source": "encoder", "score": "token_softmax", "scale": 1.0, "stage1_scale": 1.0}
 
@@ -36,7 +24,7 @@ ENCODER = {"source": "encoder", "score": "token_softmax", "scale": 1.0, "stage1_
 class Stub(nn.Module):
     """Patches are 8 px means of the image, tokens rows of a table: stage 1 with numbers a test can choose."""
 
-    name, sources, image_multiple = "stub", ("encoder", "prediction"), 8
+    name, sources, image_multiple, fuses = "stub", ("encoder", "prediction"), 8, False
 
     def __init__(self, width=3, text_width=3):
         super().__init__()
@@ -44,7 +32,7 @@ class Stub(nn.Module):
         self.register_buffer("table", torch.randn(20, text_width, generator=generator))
         self.calls = 0
 
-    def features(self, x, tokens, token_mask, upto):
+    def features(self, x, tokens, token_mask, upto, maps=None):
         self.calls += 1
         pooled = torch.zeros_like(token_mask)
         pooled[:, 0] = True
@@ -74,6 +62,10 @@ def mask_of(masker, model, n=500, epoch=0, size=64, **kwargs):
     return masker(model, x, tokens, token_mask, epoch=epoch, item=item, **kwargs)
 
 
+def matrices(d_v, d_t, seed=0, **settings):
+    return Projections(preset(**ENCODER, **settings), seed).of(torch.zeros(1, d_v, 1, 1), torch.zeros(1, 1, d_t))[:2]
+
+
 def everything(*shape):
     return torch.ones(*shape, dtype=torch.bool)
 
@@ -92,19 +84,17 @@ def test_similarity_by_hand():
 @pytest.mark.parametrize("projection, mean, sd", [("gaussian", 0.0, 2048**-0.5), ("shared", 1.0, (2 / 2048) ** 0.5)])
 def test_independent_projections_destroy_inner_products_and_a_shared_one_keeps_them(projection, mean, sd):
     v = F.normalize(torch.randn(2000, 1, 192, generator=torch.Generator().manual_seed(1)), dim=-1)
-    masker, _ = masker_of(**ENCODER, projection=projection, width=2048)
-    w_i, w_t = masker._projections(192, 192, v.device)
+    w_i, w_t = matrices(192, 192, projection=projection, width=2048)
     products = similarity(v, v, w_i=w_i, w_t=w_t).flatten()  # the same vector on both sides: 1 without projection
     assert products.mean() == pytest.approx(mean, abs=0.006)
     assert products.std() == pytest.approx(sd, rel=0.15)
 
 
 def test_projections_are_seeded_and_outside_the_checkpoint():
-    one, again, other = (masker_of(**ENCODER, projection="gaussian", width=16, seed=s)[0] for s in (3, 3, 4))
-    a, b, c = (m._projections(8, 5, torch.device("cpu")) for m in (one, again, other))
+    a, b, c = (matrices(8, 5, seed=s, projection="gaussian", width=16) for s in (3, 3, 4))
     assert a[0].shape == (16, 8) and a[1].shape == (16, 5)
     assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) and not torch.equal(a[0], c[0])
-    assert one.state_dict() == {"log_scales": []}
+    assert masker_of(**ENCODER, projection="gaussian")[0].state_dict() == {"log_scales": [], "projections": None}
 
 
 @pytest.mark.parametrize("tokens, plain, projected", [(3, 0.354, 0.340), (5, 0.217, 0.205), (10, 0.111, 0.1035), (20, 0.0567, 0.0521)])
@@ -112,8 +102,7 @@ def test_the_papers_softmax_is_flat_so_every_patch_is_weak(tokens, plain, projec
     """l2 norms and no temperature: the maximum over tokens is barely above 1 / tokens, with the paper's projections even less so."""
     g = torch.Generator().manual_seed(tokens)
     visual, text = torch.randn(50, 49, 192, generator=g), torch.randn(50, tokens, 192, generator=g)
-    masker, _ = masker_of(**ENCODER, projection="gaussian", width=2048)
-    w_i, w_t = masker._projections(192, 192, visual.device)
+    w_i, w_t = matrices(192, 192, projection="gaussian", width=2048)
     kept, real = everything(50, tokens), everything(50, 49)
     for s, expected in ((similarity(visual, text), plain), (similarity(visual, text, w_i=w_i, w_t=w_t), projected)):
         a = patch_scores(s, "token_softmax", kept, kept, real)

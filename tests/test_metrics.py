@@ -7,9 +7,11 @@ import pytest
 import torch
 from scipy import stats
 
+from aml.afm import Blocks
 from aml.diagnostics import NAMES, MaskSums, measure
-from aml.masking import Alignment, Blocks, Mask
+from aml.masking import Mask
 from aml.metrics import THRESHOLDS, Sums, counts, mask_auroc, score, weighted_auroc
+from aml.pmme import Alignment
 
 
 def reference(predictions, truths):

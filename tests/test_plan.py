@@ -3,9 +3,10 @@
 import pytest
 
 from aml.errors import UserError
+from orchestrator import cost
 from orchestrator.cluster import place
 from orchestrator.config import from_text
-from orchestrator.plan import Plan, check, from_json, to_json
+from orchestrator.plan import Plan, check, from_json, remarks, to_json
 
 BASE = "name: x\ndata: {train: shards}\n"
 GRID = ["search.space={aml.tau: [0.25, 0.5], aml.rho: [0.5, 1.0]}", "search.seeds={search: 1, confirm: 2}"]
@@ -132,3 +133,59 @@ def test_an_impossible_placement_is_refused_with_its_sum():
         place(from_text(BASE, ["resources.workers=2", "resources.cpus_per_worker=2"]), {"CPU": 4, "GPU": 0})
     fits = place(from_text(BASE, ["resources.gpus_per_worker=0.25"]), {"CPU": 16, "GPU": 2})
     assert fits.concurrent == 8
+
+
+# ---- which dimensions an arm has, and for how long it trains --------------------------------------------------------
+
+
+def test_blind_arms_have_no_dimensions_of_alignment():
+    space = "search.space={aml: [{source: joint, score: cosine}, {noise: 0.1}, {block: 16}], optim.lr: [1e-3, 1e-4]}"
+    experiment = from_text(BASE, [space, "search.arms=[off, two_pass, random, maskris, aml/calibrated]", "aml.tau=0.5", "aml.rho=0.5"])
+    settings = Plan(experiment).settings
+    assert {arm: len(s) for arm, s in settings.items()} == {"off": 2, "two_pass": 2, "random": 4, "maskris": 4, "aml/calibrated": 6}
+    assert {"aml.source": "joint", "aml.score": "cosine", "optim.lr": 1e-4} in settings["aml/calibrated"]
+    matched = from_text(BASE, [space, "search.arms=[random]", "aml.rate=match", "aml.tau=0.5", "aml.rho=0.5"])
+    assert len(Plan(matched).settings["random"]) == 6, "matched masks are as many as the alignment's: its dimensions count"
+
+
+COSTS = {"off": 1.0, "random": 1.0, "two_pass": 2.0, "maskris": 2.0, "aml": 1.25}
+
+
+@pytest.mark.parametrize(
+    "arms, equal, expected",
+    [
+        ("[off, aml/calibrated]", "epochs", {}),
+        ("[off, off@compute, two_pass, aml/calibrated@compute]", "epochs", {"off@compute": 20, "aml/calibrated@compute": 16}),
+        ("[off, maskris, aml/calibrated]", "compute", {"off": 20, "maskris": 10, "aml/calibrated": 16}),
+        ("[off, maskris, aml/calibrated]", "seconds", {"off": 10, "maskris": 10, "aml/calibrated": 10}),
+    ],
+)
+def test_epochs_of_equal_cost(monkeypatch, arms, equal, expected):
+    monkeypatch.setattr(cost, "flops", lambda trial: COSTS[trial.aml.mode])
+    monkeypatch.setattr(cost, "seconds", lambda trials: dict.fromkeys(trials, 0.1))
+    experiment = from_text(BASE, [f"search.arms={arms}", f"search.equal={equal}", "train.epochs=10", "search.space={aml.tau: [0.5]}"])
+    assert cost.equal_epochs(experiment) == expected
+
+
+def test_an_arm_at_equal_compute_is_a_run_of_its_own_length():
+    experiment = from_text(BASE, ["search.arms=[off, off@compute]", "train.epochs=10", "search.seeds={confirm: 1}", "search.space={aml.tau: [0.5]}"])
+    plan = Plan(experiment, epochs={"off@compute": 13})
+    trials = run_through(plan, experiment)
+    lengths = {t.id: t.experiment(experiment).train.epochs for t in trials}
+    assert lengths == {"off-search-000": 10, "off_at_compute-search-000": 13, "off-confirm-000": 10, "off_at_compute-confirm-000": 13}
+    assert plan.total_epochs == 46 and all(t.experiment(experiment).aml.mode == "off" for t in trials)
+    again = Plan(experiment, list(plan.records.values()), epochs={"off@compute": 13})
+    assert again.done and again.parse("off_at_compute-confirm-000") == ("off@compute", "confirm", 0)
+
+
+def test_counted_flops_agree_with_what_the_modes_do():
+    experiment = from_text(BASE, ["model={name: small, width: 32, stem: 16, heads: 2}", "data.size=64", "train.batch=4"])
+    one, two = cost.flops(experiment.for_arm("off", {})), cost.flops(experiment.for_arm("two_pass", {}))
+    assert two == pytest.approx(2 * one) and cost.flops(experiment.for_arm("random", {"aml.rho": 0.5})) == one
+    assert one < cost.flops(experiment.for_arm("aml/calibrated", {})) < 1.2 * one
+
+
+def test_two_passes_without_dropout_are_remarked_upon():
+    dry = from_text(BASE, ["search.arms=[off, two_pass]", "model={name: small, dropout: 0.0}"])
+    assert "two passes are one at twice the cost" in remarks(dry, dry.search.arms)[0]
+    assert remarks(from_text(BASE, ["model={name: small, dropout: 0.1}"]), ["two_pass"]) == [] == remarks(dry, ["off"])

@@ -65,6 +65,7 @@ class Small(Model):
 
     def __init__(self, options: SmallOptions, vocabulary: list[str], assets: dict | None = None):
         super().__init__(options, vocabulary)
+        self.word_ids = (MASK + 1, MASK + 1 + max(1, len(self.vocabulary)))
         self.ids = {word: i + MASK + 1 for i, word in enumerate(self.vocabulary)}
         width, stem = options.width, options.stem
         self.text = Text(len(self.vocabulary) + MASK + 1, options)
@@ -91,15 +92,16 @@ class Small(Model):
             row[: len(ids)] = torch.tensor(ids)
         return tokens, tokens != PAD
 
-    def features(self, x, tokens, token_mask, upto: str) -> Features:
+    def features(self, x, tokens, token_mask, upto: str, maps=None) -> Features:
+        maps = self.encode(x) if maps is None else maps
         text = self.text(tokens, token_mask)
         pooled = torch.zeros_like(token_mask)
         pooled[:, 0] = True
         if upto == "joint":
-            place, keys = self.fusion[0].joint(self._places(*self.encode(x)[1:]).flatten(2).mT, text)
+            place, keys = self.fusion[0].joint(self._places(*maps[1:]).flatten(2).mT, text)
             visual = place.mT.unflatten(2, (x.shape[2] // 8, x.shape[3] // 8))
         else:
-            visual, keys = self.encode(x)[2], text
+            visual, keys = maps[2], text
         return Features(visual, keys, token_mask & ~pooled, pooled)
 
     def encode(self, x):

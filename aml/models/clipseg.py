@@ -1,0 +1,218 @@
+"""CLIPSeg: a frozen CLIP and a small trained decoder, three transformer layers over patches that the sentence's embedding modulates (FiLM).
+
+Lueddecke and Ecker, CVPR 2022; modules and weights of transformers (CIDAS/clipseg-rd64-refined). Their arithmetic is run from here, layer
+by layer: the decoder there puts patches back into a square, here into the grid they came from, so an image of any shape is read as it is
+(position embeddings interpolated); no deeper CLIP layer runs than the decoder reads; and the picture is encoded once for all sentences.
+
+    B samples, C width of the visual transformer, h w patches, L tokens, P width of CLIP's joint space
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from aml.errors import UserError
+from aml.models import Features, Model
+from aml.models.clip_text import (
+    END,
+    PAD,
+    START,
+    WORDS,
+    PieceTokens,
+    WordTokens,
+    check_length,
+    config_assets,
+    freeze,
+    pool,
+    read_pieces,
+    read_weights,
+    roles,
+    text_states,
+)
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""CLIPSeg normalises as ImageNet models do, not as CLIP does."""
+CONTEXT = 77
+"""Places of CLIP's text transformer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipSegOptions:
+    """Options of CLIPSeg; the sizes are those of clipseg-rd64-refined and are read with `weights: words` only."""
+
+    weights: str = "CIDAS/clipseg-rd64-refined"
+    """A hub name, a local folder in Hugging Face format, or words: random weights, the data set's words as tokens, no network."""
+    max_tokens: int = CONTEXT
+    """Tokens of a sentence, start and end among them; longer ones are cut."""
+    dropout: float = 0.0
+    """Of the decoder's attention weights."""
+    width: int = 768
+    """Of the visual transformer."""
+    layers: int = 12
+    heads: int = 12
+    size: int = 224
+    """Side in pixels of the image the position embeddings are made for; others interpolate them."""
+    text_width: int = 512
+    text_layers: int = 12
+    text_heads: int = 8
+    projection: int = 512
+    """Width of the space in which CLIP compares picture and sentence."""
+    reduce: int = 64
+    """Width of the decoder; a multiple of 4, its heads."""
+    feed: int = 2048
+    """Inner width of the decoder's feed-forward layers."""
+    extract: tuple[int, ...] = (3, 6, 9)
+    """Visual layers the decoder reads, the first being 0."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "extract", tuple(self.extract))  # JSON and YAML give a list
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"model.dropout is {self.dropout}; it must lie in [0, 1)")
+        if self.weights != WORDS:
+            return
+        if self.width % self.heads or self.text_width % self.text_heads or self.reduce % 4:
+            raise UserError(
+                f"model.width {self.width}, text_width {self.text_width} and reduce {self.reduce} must be multiples of heads {self.heads}, "
+                f"text_heads {self.text_heads} and 4"
+            )
+        if not self.extract or not all(0 <= i < self.layers for i in self.extract) or self.size < ClipSeg.image_multiple:
+            raise UserError(
+                f"model.extract {list(self.extract)} with layers {self.layers}, size {self.size}: extract must name layers from 0 to "
+                f"{self.layers - 1}, size must be at least {ClipSeg.image_multiple}"
+            )
+
+
+class ClipSeg(Model):
+    """See the module. Only the decoder trains; CLIP is frozen and stays in eval mode. Alignment sources:
+
+    encoder     patches after the deepest visual layer the decoder reads, and the text transformer's output (widths may differ)
+    joint       both after the projections into the space in which CLIP compares them (width P). CLIP itself multiplies only the class
+                token's and the end token's projections; here each patch and each token goes through the same two. It is the only
+                product of picture and text in the model (the decoder modulates), and it lies behind all visual layers
+    prediction  the sigmoid of the logits
+
+    The maps of `encode` are the patches (B, C, h, w) of each layer in `extract` and, last, those layers' class tokens stacked to
+    (B, extract * C, 1, 1). `visible` hides patches; a class token has no place and stays whole.
+    """
+
+    name = "clipseg"
+    sources = ("encoder", "joint", "prediction")
+    image_multiple = 16
+
+    def __init__(self, options: ClipSegOptions, vocabulary: list[str], assets: dict | None = None):
+        super().__init__(options, vocabulary, assets)
+        if options.weights == WORDS:
+            self.tokens = WordTokens(self.vocabulary, options.max_tokens)
+        else:
+            self.tokens = PieceTokens(self.assets.get("tokenizer") or read_pieces(options.weights, "weights"), options.max_tokens)
+        network = self._network()
+        check_length(options.max_tokens, network.config.text_config, "weights")
+        self.assets = {"config": config_assets(network.config), "tokenizer": self.tokens.assets}
+        self.clip, self.decoder = freeze(network.clip), network.decoder
+        self.extract = tuple(network.config.extract_layers)
+        self.image_multiple = network.config.vision_config.patch_size
+        self.mask_token, self.special_tokens, self.word_ids = self.tokens.mask_token, self.tokens.special_tokens, self.tokens.word_ids
+        for layer in self.decoder.layers:
+            layer.self_attn.dropout = options.dropout
+        self.register_buffer("mean", torch.tensor(MEAN)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(STD)[:, None, None], persistent=False)
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        self.clip.eval()
+        return self
+
+    def normalise(self, image):
+        return (image.float() / 255 - self.mean) / self.std
+
+    def tokenise(self, sentences: list[str]):
+        return self.tokens(sentences)
+
+    def see(self, maps, visible):
+        return [*super().see(maps[:-1], visible), maps[-1]]
+
+    @torch.no_grad()
+    def encode(self, x):
+        grid, states = self._grid(x), self._visual(x, max(self.extract) + 1)
+        picked = [states[i] for i in self.extract]
+        return [*(as_map(s, grid) for s in picked), torch.cat([s[:, 0] for s in picked], 1)[:, :, None, None]]
+
+    def decode(self, maps, tokens, token_mask):
+        *patches, classes = maps
+        classes = classes[:, :, 0, 0].unflatten(1, (len(patches), -1))
+        condition = self._condition(tokens, token_mask)
+        x = 0
+        for i, (layer, reduce) in enumerate(zip(self.decoder.layers, self.decoder.reduces, strict=True)):
+            at = len(patches) - 1 - i  # the deepest first
+            x = x + reduce(torch.cat([classes[:, at, None], patches[at].flatten(2).mT], 1))
+            if i == self.decoder.conditional_layer:
+                x = self.decoder.film_mul(condition)[:, None] * x + self.decoder.film_add(condition)[:, None]
+            x = layer(x, attention_mask=None)
+        return self.decoder.transposed_convolution(as_map(x, patches[0].shape[2:]))[:, 0]
+
+    @torch.no_grad()
+    def features(self, x, tokens, token_mask, upto: str, maps=None) -> Features:
+        text = text_states(self.clip.text_model, tokens)
+        if upto == "joint":
+            states = self.clip.vision_model.post_layernorm(self._visual(x, len(self.clip.vision_model.encoder.layers))[-1])
+            visual, text = as_map(self.clip.visual_projection(states), self._grid(x)), self.clip.text_projection(text)
+        else:
+            visual = (self.encode(x) if maps is None else maps)[self.extract.index(max(self.extract))]
+        return Features(visual, text, *roles(token_mask))
+
+    @torch.no_grad()
+    def _condition(self, tokens, token_mask):
+        """The sentence's embedding in CLIP's joint space.   -> (B, P)"""
+        return self.clip.text_projection(pool(text_states(self.clip.text_model, tokens), token_mask))
+
+    def _visual(self, x, layers: int) -> list:
+        """States after each of the first layers, the class token before the patches.   -> layers x (B, 1 + h*w, C)"""
+        visual, states = self.clip.vision_model, []
+        state = visual.pre_layrnorm(visual.embeddings(x, interpolate_pos_encoding=True))
+        for layer in visual.encoder.layers[:layers]:
+            state = layer(state, attention_mask=None)
+            states.append(state)
+        return states
+
+    def _grid(self, x):
+        (h, down), (w, across) = (divmod(side, self.image_multiple) for side in x.shape[2:])
+        if down or across:
+            raise UserError(f"an image of {x.shape[2]} x {x.shape[3]}: model {self.name} takes multiples of {self.image_multiple}; resize it")
+        return h, w
+
+    def _network(self):
+        from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
+
+        if not self.assets and self.options.weights != WORDS:
+            return read_weights(CLIPSegForImageSegmentation, self.options.weights, "weights", ("clipseg",))
+        config = CLIPSegConfig.from_dict(self.assets["config"]) if self.assets else random_config(self.options, len(self.tokens))
+        network = CLIPSegForImageSegmentation(config)
+        for module in network.decoder.modules():
+            if hasattr(module, "reset_parameters"):  # transformers draws them with deviation 1: logits in the hundreds
+                module.reset_parameters()
+        return network
+
+
+def as_map(states, grid) -> torch.Tensor:
+    """Patches of a sequence whose first place is the class token.   (B, 1 + h*w, C) -> (B, C, h, w)"""
+    return states[:, 1:].mT.unflatten(2, tuple(grid))
+
+
+def random_config(options: ClipSegOptions, tokens: int):
+    """The configuration of `weights: words`: clipseg-rd64-refined with the options' sizes."""
+    from transformers import CLIPSegConfig
+
+    text = {"hidden_size": options.text_width, "intermediate_size": 4 * options.text_width, "num_hidden_layers": options.text_layers}
+    text |= {"num_attention_heads": options.text_heads, "vocab_size": tokens, "max_position_embeddings": CONTEXT}
+    text |= {"pad_token_id": PAD, "bos_token_id": START, "eos_token_id": END}
+    visual = {"hidden_size": options.width, "intermediate_size": 4 * options.width, "num_hidden_layers": options.layers}
+    visual |= {"num_attention_heads": options.heads, "image_size": options.size, "patch_size": ClipSeg.image_multiple}
+    return CLIPSegConfig(
+        text_config=text,
+        vision_config=visual,
+        projection_dim=options.projection,
+        reduce_dim=options.reduce,
+        decoder_intermediate_size=options.feed,
+        extract_layers=list(options.extract),
+        use_complex_transposed_convolution=True,
+    )
