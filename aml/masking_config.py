@@ -186,6 +186,8 @@ class MaskingConfig:
 
 PRESETS = {
     "calibrated": {},
+    "balanced": {"balance_target": True},
+    "both": {"clean_weight": 0.5},
     "paper": {
         "source": "encoder",
         "score": "token_softmax",
@@ -214,7 +216,8 @@ PRESETS = {
         "stage1_scale": 1.0,
     },
 }
-"""calibrated: this project's defaults. paper: the formulas as printed (tau 0.4, rho 0.25, D_a 2048, block 32 at 448 px). release: what the
+"""calibrated: this project's defaults; balanced and both: the same hiding target and background alike, and training the clean image too.
+paper: the formulas as printed (tau 0.4, rho 0.25, D_a 2048, block 32 at 448 px). release: what the
 released code computes (PMME, AFM, draws, both passes back-propagated at 0.5), without its third run of the backbone."""
 
 

@@ -208,6 +208,31 @@ def preview(
 
 
 @app.command()
+def rank(
+    checkpoint: str,
+    data: Annotated[str, typer.Option(help="URI of shards.")],
+    split: str = "val",
+    limit: Annotated[int | None, typer.Option(help="The first so many sentences.")] = None,
+    scales: Annotated[str, typer.Option(help="Sizes at which stage 1 sees the image, comma-separated shares.")] = "1,0.375",
+    tau: float = 0.4,
+    rho: float = 0.5,
+) -> None:
+    """How well each alignment source and score of a trained model finds the referent, and what masks made of it give away."""
+    from orchestrator import rank as ranking
+    from orchestrator import shards
+    from orchestrator.config import storage_root
+
+    store = shards.Store(data, storage_root())
+    shards.manifest(store)
+    found = ranking.rank(
+        checkpoint_folder(checkpoint), store, split=split, limit=limit, scales=[float(s) for s in scales.split(",")], tau=tau, rho=rho
+    )
+    for row in found:
+        say(ranking.line(row))
+    say(json.dumps(found))
+
+
+@app.command()
 def report(run: str, out: Annotated[Path | None, typer.Option(help="Folder; default: the run's own report/.")] = None) -> None:
     """Write a run's page and CSV again, from its folder alone."""
     from orchestrator import report as page

@@ -1,0 +1,69 @@
+"""Which alignment source and score finds the referent: every one a model offers, on one checkpoint, no arm trained for it.
+
+A good alignment ranks the referent's places above the others (AUROC); a mask made of it then spares the referent (lift below 1) and, for
+the same reason, gives it away (mask AUROC above 0.5). The leak is what the model makes of that: mIoU with masks on minus without.
+"""
+
+from pathlib import Path
+
+from aml import data
+from aml.checkpoint import load_model
+from aml.diagnostics import MaskSums
+from aml.learner import segment
+from aml.masking import Masker, preset
+from aml.masking_config import SCORES
+from aml.metrics import Sums, counts, score
+from orchestrator import shards
+
+
+def rank(checkpoint: Path, store: shards.Store, *, split: str, limit: int | None, scales: list[float], tau: float, rho: float, batch: int = 64):
+    """One row for each source, score and stage1_scale, the best AUROC first: auroc, lift, mask_auroc, hidden, uninformative, leak, n."""
+    model, config = load_model(checkpoint)
+    rows = [data.decode_row(row, config["image_size"], config["fit"]) for row in shards.read(store, shards.index(store, [split]))]
+    items = data.Items([data.block_of(rows)], split, size=config["image_size"], fit=config["fit"], unit="sentence", limit=limit)
+
+    def batches():
+        return data.eval_batches(items, model, batch=batch)
+
+    clean, found = Sums(), []
+    for one in batches():
+        clean += _scored(model, model.normalise(one.image), one, config["threshold"])
+    for source, how in pairs(model.sources):
+        for scale in scales:
+            setting = preset(source=source, score=how, stage1_scale=scale, tau=tau, rho=rho)
+            masker = Masker(setting, model=model, image_size=config["image_size"])
+            masks, masked = MaskSums(), Sums()
+            for one in batches():  # an automatic scale is found on the first of them, as training finds it
+                if not masker.calibrating:
+                    break
+                masker(model, model.normalise(one.image), one.tokens, one.token_mask, epoch=0, item=one.item, real=one.real)
+            for one in batches():
+                x = model.normalise(one.image)
+                mask = masker(model, x, one.tokens, one.token_mask, epoch=0, item=one.item, real=one.real, probe=True)
+                masks.add(mask, one.mask, one.valid, masker.block)
+                masked += _scored(model, masker.hide(x, mask), one, config["threshold"])
+            leak = masked.scores()["mIoU"] - clean.scores()["mIoU"]
+            found.append({"source": source, "score": how, "stage1_scale": scale} | masks.means() | {"leak": leak, "n": len(items)})
+    return sorted(found, key=lambda row: -row.get("auroc", 0))
+
+
+def pairs(sources: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Every source with every score that belongs to it."""
+    return [(s, how) for s in sources for how in SCORES if (s == "prediction") == (how == "probability")]
+
+
+def line(row: dict) -> str:
+    cells = [
+        f"{name} {row[key]:6.3f}"
+        for key, name in (("auroc", "AUROC"), ("lift", "lift"), ("mask_auroc", "mask AUROC"), ("leak", "leak"))
+        if key in row
+    ]
+    return f"{row['source']:10} {row['score']:13} at {row['stage1_scale']:5.3f}   " + "   ".join(cells)
+
+
+def _scored(model, x, batch, threshold: float) -> Sums:
+    import torch
+
+    with torch.inference_mode():
+        logits = model(x, batch.tokens, batch.token_mask).float()
+    return score(*counts(segment(logits, batch.mask.shape[1:], threshold), batch.mask), batch.valid)

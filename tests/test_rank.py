@@ -1,0 +1,64 @@
+"""Ranking alignments of one checkpoint: every source and score it offers, an oracle first, blind ones in the middle."""
+
+import pytest
+import torch
+from test_evaluate import save_model, write_store
+
+from aml import checkpoint
+from aml.refer import vocabulary
+from orchestrator import rank
+
+
+@pytest.fixture(scope="module")
+def store(rows, tmp_path_factory):
+    return write_store(tmp_path_factory.mktemp("rank") / "shards", rows)
+
+
+def test_every_source_and_score_at_every_scale_the_best_first(rows, store, tmp_path):
+    folder = save_model(tmp_path / "model", vocabulary(rows), size=64)
+    found = rank.rank(folder, store, split="val", limit=None, scales=[1.0, 0.5], tau=0.4, rho=0.5, batch=7)
+    assert len(found) == 2 * 9 and {(r["source"], r["score"]) for r in found} == set(rank.pairs(("encoder", "joint", "prediction")))
+    assert [r["auroc"] for r in found] == sorted((r["auroc"] for r in found), reverse=True)
+    for row in found:
+        assert row["n"] == 30 and 0 <= row["auroc"] <= 1 and row.get("hidden", 0) < 0.35, row
+    assert "AUROC" in rank.line(found[0]) and "leak" in rank.line(found[0])
+
+
+class Oracle(torch.nn.Module):
+    """A model that finds bright pixels: on pictures that are bright where the referent is, it is always right."""
+
+    name, sources, image_multiple, fuses = "oracle", ("prediction",), 1, False
+
+    def normalise(self, image):
+        return image.float() / 255 - 0.5
+
+    def tokenise(self, sentences):
+        return torch.ones(len(sentences), 2, dtype=torch.int64), torch.ones(len(sentences), 2, dtype=torch.bool)
+
+    def forward(self, x, tokens, token_mask):
+        return 8 * x[:, 0]
+
+
+def test_a_perfect_alignment_spares_the_referent_and_gives_it_away(rows, store, monkeypatch):
+    from orchestrator import shards
+
+    def painted(store, places):
+        """One ref a picture, the picture white where that referent is."""
+        import io
+
+        from PIL import Image
+
+        from aml.data import rasterise
+
+        for row in shards_read(store, places):
+            (ref, *_) = [r for r in row["refs"] if r["split"] == "val"]
+            rle = next(o["rle"] for o in row["objects"] if o["ann_id"] == ref["ann_id"])
+            out = io.BytesIO()
+            Image.fromarray(255 * rasterise(rle, row["height"], row["width"]).astype("uint8")).convert("RGB").save(out, "JPEG", quality=95)
+            yield row | {"jpeg": out.getvalue(), "refs": [ref]}
+
+    shards_read = shards.read
+    monkeypatch.setattr(shards, "read", painted)
+    monkeypatch.setattr(rank, "load_model", lambda folder: (Oracle(), {"image_size": 64, "fit": "square", "threshold": 0.5}))
+    (row,) = rank.rank(checkpoint, store, split="val", limit=None, scales=[1.0], tau=0.4, rho=0.5)
+    assert row["auroc"] > 0.97 and row["lift"] < 0.02 and row["mask_auroc"] > 0.55 and row["hidden"] == pytest.approx(0.2, abs=0.02)
