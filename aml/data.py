@@ -19,6 +19,7 @@ from PIL import Image
 
 from aml.draws import uniform
 from aml.errors import UserError
+from aml.refer import generalised, referent, targets
 
 LETTERBOX = (124, 116, 104)
 """Colour around a letterboxed picture: the mean of natural images."""
@@ -74,8 +75,7 @@ def rasterise(counts: str, height: int, width: int) -> np.ndarray:
 def decode_row(row: dict, size: int, fit: str = "square") -> dict:
     """A row with its `jpeg` -> image (size, size, 3) uint8, masks bytes (one bit a pixel, refs after one another), meta JSON text."""
     image = fit_image(decode_image(row["jpeg"], row["file_name"]), size, fit)
-    rles = {o["ann_id"]: o["rle"] for o in row["objects"]}
-    masks = [fit_mask(rasterise(rles[ref["ann_id"]], row["height"], row["width"]), size, fit) for ref in row["refs"]]
+    masks = [fit_mask(rasterise(referent(row, ref), row["height"], row["width"]), size, fit) for ref in row["refs"]]
     meta = {key: value for key, value in row.items() if key not in ("jpeg", "path")}
     return {"image": image, "masks": np.packbits(np.stack(masks).reshape(len(masks), -1), axis=1).tobytes(), "meta": json.dumps(meta)}
 
@@ -119,6 +119,8 @@ class Batch:
     """(B,) int64: place in Items"""
     total: int
     """Valid samples of this step on all ranks: what the loss is divided by."""
+    generalised: bool = False
+    """Expressions without a target are among the split's."""
 
     def to(self, device) -> "Batch":
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -166,6 +168,7 @@ class Items:
             have = sorted({ref["split"] for rows in self.meta for row in rows for ref in row["refs"]})
             raise UserError(f"split {split!r} is empty; the data hold {', '.join(have) or 'no refs at all'}")
         self.datasets = sorted({row["dataset"] for rows in self.meta for row in rows})
+        self.generalised = generalised(self._ref(place) for place in self.refs)
         self.choices = [[self._item(*place, s) for s in self._ref(place)["sentences"]] for place in self.refs]
         if unit == "sentence":
             self.choices = [[item] for items in self.choices for item in items]
@@ -221,7 +224,7 @@ class Items:
             real=column([place(r["height"], r["width"], self.size, self.fit) for r in rows]),
             size=column([(r["height"], r["width"]) for r in rows]),
             valid=torch.arange(len(items)) < n,
-            no_target=torch.zeros(len(items), dtype=torch.bool),
+            no_target=torch.tensor([not targets(self.ref(i)) for i in items]),
             item=column([i.key for i in items]),
             image_id=column([r["image_id"] for r in rows]),
             ref_id=column([self.ref(i)["ref_id"] for i in items]),
@@ -229,6 +232,7 @@ class Items:
             dataset=column([self.datasets.index(r["dataset"]) for r in rows]),
             index=column([*indices.tolist(), *[-1] * (len(items) - n)]),
             total=n if total is None else total,
+            generalised=self.generalised,
         )
 
     def _identity(self, place_: tuple[int, int, int]) -> tuple[str, str, int, int]:

@@ -241,12 +241,11 @@ def _statistics(store: shards.Store, places: list, split: str) -> dict[str, list
     found: dict[str, list] = {key: [] for key in ("lengths", "position", "colour", "sentences", "sizes", "refs", "sides", "objects")}
     for row in read(store, places, jpeg=False):
         refs = [ref for ref in row["refs"] if ref["split"] == split]
-        rles = {o["ann_id"]: o["rle"] for o in row["objects"]}
         found["refs"].append(len(refs))
-        found["objects"].append(len(rles))
+        found["objects"].append(len(row["objects"]))
         found["sides"].append((row["width"], row["height"]))
         for ref in refs:
-            area = mask.area({"size": [row["height"], row["width"]], "counts": rles[ref["ann_id"]].encode()})
+            area = mask.area({"size": [row["height"], row["width"]], "counts": refer.referent(row, ref).encode()})
             found["sizes"].append(float(area) / (row["height"] * row["width"]))
             found["sentences"].append(len(ref["sentences"]))
             for sentence in ref["sentences"]:
@@ -294,10 +293,10 @@ def _example(row: dict, split: str) -> str:
     scale = SIDE / max(picture.shape[:2])
     size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
     shown = np.array(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
-    rles, lines = {o["ann_id"]: o["rle"] for o in row["objects"]}, []
+    lines = []
     for k, ref in enumerate(ref for ref in row["refs"] if ref["split"] == split):
         colour = COLOURS[k % len(COLOURS)]
-        mask = Image.fromarray(rasterise(rles[ref["ann_id"]], row["height"], row["width"])).resize(size, Image.Resampling.NEAREST)
+        mask = Image.fromarray(rasterise(refer.referent(row, ref), row["height"], row["width"])).resize(size, Image.Resampling.NEAREST)
         _outline(shown, np.asarray(mask).astype(bool), colour)
         said = "<br>".join(escape(s["sent"]) for s in ref["sentences"])
         lines.append(f'<li><i style="background:rgb{colour}"></i><span>{said}</span></li>')
