@@ -17,6 +17,24 @@ import numpy as np
 from aml.errors import UserError
 
 SPLITS_BY = {"refcoco": ("unc", "google"), "refcoco+": ("unc",), "refcocog": ("umd", "google"), "grefcoco": ("unc",)}
+PUBLISHED = {
+    ("refcoco", "unc"): {
+        "train": (42_404, 120_624, 16_994),
+        "val": (3_811, 10_834, 1_500),
+        "testA": (1_975, 5_657, 750),
+        "testB": (1_810, 5_095, 750),
+    },
+    ("refcoco", "google"): {"train": (40_000, None, 19_213), "val": (5_000, None, 4_559), "test": (5_000, None, 4_527)},
+    ("refcoco+", "unc"): {
+        "train": (42_278, 120_191, 16_992),
+        "val": (3_805, 10_758, 1_500),
+        "testA": (1_975, 5_726, 750),
+        "testB": (1_798, 4_889, 750),
+    },
+    ("refcocog", "umd"): {"train": (42_226, 80_512, 21_899), "val": (2_573, 4_896, 1_300), "test": (5_023, 9_602, 2_600)},
+    ("refcocog", "google"): {"train": (44_822, 85_474, 24_698), "val": (5_000, 9_536, 4_650)},
+}
+"""Refs, sentences and images of each split as published; None where no number is."""
 NOTHING = -1
 """The annotation that an expression without a target names in gRefCOCO."""
 
@@ -202,6 +220,20 @@ def to_rle(segmentation, height: int, width: int) -> str:
     else:
         return segmentation["counts"] if isinstance(segmentation["counts"], str) else segmentation["counts"].decode()
     return rle["counts"].decode()
+
+
+def against_published(dataset: str, split_by: str, counts: dict[str, dict[str, int]]) -> str | None:
+    """One line on how counts (of split_counts) differ from the published ones; None for a data set without published counts."""
+    published = PUBLISHED.get((dataset, split_by))
+    if published is None:
+        return None
+    said = []
+    for split in [*published, *(s for s in counts if s not in published)]:
+        pairs = zip(("refs", "sentences", "images"), published.get(split, (0, 0, 0)), strict=True)
+        found = counts.get(split, {})
+        said += [f"{split} {found.get(what, 0)} {what}, not {n}" for what, n in pairs if n is not None and found.get(what, 0) != n]
+    name = f"{dataset} ({split_by})"
+    return f"counts differ from the published {name}: {'; '.join(said)}" if said else f"counts are those of the published {name}"
 
 
 def words(sentence: str) -> list[str]:

@@ -75,18 +75,17 @@ class Store:
             self.fs.delete_file(path)
 
 
-def write(
-    refer_root: Path, images: Path, dataset: str, split_by: str, out: Store, *, skip_unreadable: bool = False, synth: dict | None = None
-) -> dict:
-    """Convert one dataset; returns the manifest. A complete folder with the same content is left as it is.
+def write(rows: list[dict], out: Store, *, skip_unreadable: bool = False, synth: dict | None = None) -> dict:
+    """Convert the rows of one data set (aml.refer, aml.table); returns the manifest. A complete folder with the same content is left as it is.
 
-    synth notes how generated data were made. UserError: whatever aml.refer.read_refer refuses, an image that cannot be decoded or has another
-    size than its annotations (unless skip_unreadable), a folder with other data or files.
+    synth notes how generated data were made. UserError: an image that cannot be decoded or has another size than its annotations (unless
+    skip_unreadable), no row at all, a folder with other data or files.
     """
     import ray
     from ray.data.expressions import col
 
-    rows = read_refer(refer_root, images, dataset, split_by)
+    if not rows:
+        raise UserError(f"nothing is to be written to {out.uri}: the annotations name no image; give those of some referents")
     source = hashlib.sha256(json.dumps([FORMAT, [{k: v for k, v in r.items() if k != "path"} for r in rows]], sort_keys=True).encode()).hexdigest()
     present = out.read(MARKER)
     if present is not None:
@@ -110,8 +109,8 @@ def write(
     content = "".join(digests[i] for i in sorted(digests))
     manifest = {
         "format": FORMAT,
-        "dataset": dataset,
-        "split_by": split_by,
+        "dataset": rows[0]["dataset"],
+        "split_by": rows[0]["split_by"],
         "splits": split_counts(kept),
         "images": len(kept),
         "skipped": bad,
@@ -252,7 +251,7 @@ def make_synthetic(synth: SynthConfig, store: Store, root: Path, say=print) -> N
     say(f"generating {synth.images} pictures of {synth.size} px for {synth.dataset} into {source}")
     generate(source, synth.dataset, images=synth.images, size=synth.size, seed=synth.seed)
     split_by = "umd" if synth.dataset == "refcocog" else "unc"
-    made = write(source, source / "images", synth.dataset, split_by, store, synth=asdict(synth))
+    made = write(read_refer(source, source / "images", synth.dataset, split_by), store, synth=asdict(synth))
     say(f"wrote shards to {store.uri}: {describe(made)}")
 
 
