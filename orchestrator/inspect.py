@@ -23,7 +23,7 @@ from aml.masking import CALIBRATION_BATCHES, Mask, Masker, MaskingConfig
 from aml.models import build
 from aml.pictures import panels, png
 from aml.pmme import Alignment
-from orchestrator import shards
+from orchestrator import shards, sources
 from orchestrator.config import Experiment
 from orchestrator.shards import index, read
 from orchestrator.trial import write_atomic
@@ -52,15 +52,15 @@ def preview(experiment: Experiment, n: int, out: Path, *, init: Path | None = No
     """
     if n < 1:
         raise UserError(f"n is {n}; ask for at least one item")
-    store, manifest = shards.prepare(experiment.data, experiment.root, say)
-    items = _some_items(experiment, store, max(n, MEASURED))
-    model = _model(experiment, init, shards.words(store), device)
+    used = sources.prepare(experiment.data, experiment.root, say)
+    items = _some_items(experiment, used, max(n, MEASURED))
+    model = _model(experiment, init, used.words(), device)
     batch = items.batch(np.arange(len(items)), model, seed=experiment.seed).to(device)
     sentences = [item.sentence["sent"] for item in items.picks(np.arange(len(items)), experiment.seed, 0)]
     masker = Masker(experiment.aml, model=model, image_size=experiment.data.size, seed=experiment.seed)
     mask = _mask(masker, model, batch)
     values = measure(mask, batch.mask, masker.block)
-    body = [_facts(_settings(experiment, masker, manifest, init)), _warnings(experiment, masker, init, _means(mask, batch, masker.block))]
+    body = [_facts(_settings(experiment, masker, used.manifest, init)), _warnings(experiment, masker, init, _means(mask, batch, masker.block))]
     body.append("<h2>Realised shares</h2>" + _shares_table(experiment, masker, mask.alignment, model, batch))
     body.append(f"<h2>{min(n, len(items))} training items</h2>")
     body.append(
@@ -75,13 +75,11 @@ def preview(experiment: Experiment, n: int, out: Path, *, init: Path | None = No
     return page
 
 
-def _some_items(experiment: Experiment, store: shards.Store, count: int) -> Items:
-    """Up to `count` refs of the training split, each of another picture, spread evenly over it."""
-    data = experiment.data
-    places = index(store, [data.train_split])
-    if not places:
-        raise UserError(f"{store.uri} has no split {data.train_split!r}; it has {', '.join(shards.manifest(store)['splits'])}")
-    rows = []
+def _some_items(experiment: Experiment, used: sources.Sources, count: int) -> Items:
+    """Up to `count` refs of the training split (of several data sets the first that has some), each of another picture, spread evenly over it."""
+    data, rows = experiment.data, []
+    training = ((s, [place for place in index(s, [data.train_split]) if place[0] not in used.evaluation]) for s in used.stores)
+    store, places = next((s, places) for s, places in training if places)
     for row in read(store, _spread(places, count)):
         refs = [ref for ref in row["refs"] if ref["split"] == data.train_split]
         rows.append(row | {"refs": [refs[len(rows) % len(refs)]]})

@@ -20,7 +20,7 @@ import numpy as np
 from aml.data import UnreadableImage, block_of, decode_image, decode_row
 from aml.errors import UserError
 from aml.refer import read_refer, split_counts, vocabulary
-from orchestrator.config import DataConfig, SynthConfig
+from orchestrator.config import SynthConfig
 
 MARKER = "_COMPLETE.json"
 FORMAT = 1
@@ -185,6 +185,17 @@ def verify(store: Store) -> dict:
     return noted
 
 
+def splits_of(store: Store) -> dict[int, set[str]]:
+    """{image_id: the splits of its refs}"""
+    import pyarrow.parquet as pq
+
+    found = {}
+    for name in manifest(store)["files"]:
+        table = pq.read_table(store.join(name), filesystem=store.fs, columns=["image_id", "splits"])
+        found |= {i: set(of.split(",")) for i, of in zip(table["image_id"].to_pylist(), table["splits"].to_pylist(), strict=True)}
+    return found
+
+
 def index(store: Store, splits: list[str]) -> list[tuple[int, str, int, int]]:
     """Where the pictures with a ref in one of the splits are: (image_id, file, row group, row), in the order of image_id."""
     import pyarrow.parquet as pq
@@ -217,31 +228,6 @@ def read(store: Store, places: list[tuple[int, str, int, int]], *, jpeg: bool = 
 def words(store: Store) -> list[str]:
     """The vocabulary stored with the shards."""
     return json.loads(store.read("vocabulary.json"))
-
-
-def prepare(data: DataConfig, root: Path, say=print) -> tuple[Store, dict]:
-    """The training shards and their manifest; generated first where the experiment asks for generated data and none is there."""
-    store = Store(data.train, root)
-    if data.synth is not None and store.read(MARKER) is None:
-        make_synthetic(data.synth, store, root, say)
-    return store, check(data, root)
-
-
-def check(data: DataConfig, root: Path) -> dict | None:
-    """The manifest; None where the data are still to be generated. UserError without shards, or where a split in use holds nothing."""
-    store = Store(data.train, root)
-    if data.synth is not None and store.read(MARKER) is None:
-        return None
-    found = manifest(store)
-    wanted = asdict(data.synth) if data.synth else None
-    if wanted and found.get("synth") and found["synth"] != wanted:
-        raise UserError(
-            f"{store.uri} was generated with {found['synth']}, but data.synth is {wanted}; give data.train another folder or delete that one"
-        )
-    for key in ("train_split", "val_split"):
-        if (split := getattr(data, key)) not in found["splits"]:
-            raise UserError(f"data.{key} {split!r} is empty: {store.uri} holds {', '.join(found['splits'])}; name one of them")
-    return found
 
 
 def make_synthetic(synth: SynthConfig, store: Store, root: Path, say=print) -> None:
@@ -292,22 +278,26 @@ class _Binary:
         return self.column[row].as_buffer()
 
 
-def decode(store: Store, splits: set[str], size: int, fit: str) -> Shared:
-    """Decode every image that has a ref in one of the splits, in parallel, into the object store."""
+def decode(store: Store, splits: set[str], size: int, fit: str, *, leave: dict[str, frozenset[int]] | None = None) -> Shared:
+    """Decode every image that has a ref in one of the splits, in parallel, into the object store; refs of other splits are left out.
+
+    leave: {split: image_ids whose refs of that split are left out, too}
+    """
     import ray
 
     files = [store.join(name) for name in manifest(store)["files"]]
     rows = ray.data.read_parquet(files, filesystem=store.fs).select_columns(["splits", "jpeg", "meta"])
-    decoded = rows.map_batches(_decode, fn_kwargs={"splits": splits, "size": size, "fit": fit}, batch_size=64).materialize()
+    decoded = rows.map_batches(_decode, fn_kwargs={"splits": splits, "size": size, "fit": fit, "leave": leave or {}}, batch_size=64).materialize()
     return Shared(tuple(entry.ref for bundle in decoded.iter_internal_ref_bundles() for entry in bundle.blocks if entry.metadata.num_rows))
 
 
-def _decode(batch: dict, *, splits: set[str], size: int, fit: str) -> dict:
-    rows = [
-        decode_row(json.loads(str(meta)) | {"jpeg": jpeg}, size, fit)
-        for of, jpeg, meta in zip(batch["splits"], batch["jpeg"], batch["meta"], strict=True)
-        if splits & set(str(of).split(","))
-    ]
+def _decode(batch: dict, *, splits: set[str], size: int, fit: str, leave: dict[str, frozenset[int]]) -> dict:
+    rows = []
+    for of, jpeg, text in zip(batch["splits"], batch["jpeg"], batch["meta"], strict=True):
+        meta = json.loads(str(text)) if splits & set(str(of).split(",")) else {"refs": []}
+        refs = [r for r in meta["refs"] if r["split"] in splits and meta["image_id"] not in leave.get(r["split"], ())]
+        if refs:
+            rows.append(decode_row(meta | {"refs": refs, "jpeg": jpeg}, size, fit))
     if not rows:
         return {"image": np.zeros((0, size, size, 3), np.uint8), "masks": np.array([], dtype=object), "meta": np.array([], dtype=str)}
     block = block_of(rows)
