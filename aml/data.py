@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from aml import augment
 from aml.draws import uniform
 from aml.errors import UserError
 from aml.refer import generalised, referent, targets
@@ -154,11 +155,11 @@ class Items:
     """The items of a split over decoded blocks, gathered by index into batches.
 
     unit `ref`: one item a ref, its sentence drawn anew each epoch by u(seed, epoch, ref). unit `sentence`: one item a sentence.
-    UserError where the split holds nothing.
+    augment: names out of aml.augment.AUGMENTATIONS that `batch` applies. UserError where the split holds nothing.
     """
 
-    def __init__(self, blocks: list[dict], split: str, *, size: int, fit: str = "square", unit: str = "ref", limit: int | None = None):
-        self.blocks, self.split, self.size, self.fit, self.unit = blocks, split, size, fit, unit
+    def __init__(self, blocks: list[dict], split: str, *, size: int, fit="square", unit="ref", limit: int | None = None, augment=()):
+        self.blocks, self.split, self.size, self.fit, self.unit, self.augment = blocks, split, size, fit, unit, tuple(augment)
         self.meta = [[json.loads(text) for text in block["meta"]] for block in blocks]
         self.refs = [
             (b, r, k) for b, rows in enumerate(self.meta) for r, row in enumerate(rows) for k, ref in enumerate(row["refs"]) if ref["split"] == split
@@ -174,7 +175,7 @@ class Items:
             self.choices = [[item] for items in self.choices for item in items]
         self.choices = self.choices[:limit]
         self._ref_keys = torch.tensor([items[0].key for items in self.choices])
-        self._tokens: tuple[object, torch.Tensor, torch.Tensor, dict[int, int]] | None = None
+        self._tokens: tuple[object, torch.Tensor, torch.Tensor, dict[str, int]] | None = None
 
     def __len__(self) -> int:
         return len(self.choices)
@@ -211,17 +212,18 @@ class Items:
         if pad_to is not None:
             items = items + items[:1] * (pad_to - n)
         rows = [self.row(item) for item in items]
-        tokens, token_mask = self._tokenise(model, items)
+        seen = self._seen(items, seed, epoch)
+        tokens, token_mask = self._tokenise(model, [view.sentence for view in seen])
 
         def column(values):
             return torch.tensor(values, dtype=torch.int64)
 
         return Batch(
-            image=torch.from_numpy(np.stack([self.image(i) for i in items])).permute(0, 3, 1, 2),
+            image=torch.from_numpy(np.stack([view.image for view in seen])).permute(0, 3, 1, 2),
             tokens=tokens,
             token_mask=token_mask,
-            mask=torch.from_numpy(np.stack([self.mask(i) for i in items])),
-            real=column([place(r["height"], r["width"], self.size, self.fit) for r in rows]),
+            mask=torch.from_numpy(np.stack([view.mask for view in seen])),
+            real=column([view.real for view in seen]),
             size=column([(r["height"], r["width"]) for r in rows]),
             valid=torch.arange(len(items)) < n,
             no_target=torch.tensor([not targets(self.ref(i)) for i in items]),
@@ -248,15 +250,46 @@ class Items:
         key = item_key(meta["dataset"], meta["split_by"], meta["refs"][ref]["ref_id"], sentence["sent_id"])
         return Item(block, row, ref, sentence, key)
 
-    def _tokenise(self, model, items: list[Item]):
-        """All sentences of the split are tokenised once for a model, then looked up."""
+    def _seen(self, items: list[Item], seed: int, epoch: int) -> list["_View"]:
+        """Each item as the model is to see it in this epoch."""
+        views = [self._view(item) for item in items]
+        keys = torch.tensor([item.key for item in items])
+        if "crop" in self.augment:
+            draws = uniform(seed, epoch, keys, "crop", 3).tolist()
+            for view, three in zip(views, draws, strict=True):
+                view.image, view.mask = augment.crop(view.image, view.mask, view.real, three)
+        if "flip" in self.augment:
+            for view, drawn in zip(views, augment.flips(keys, seed, epoch), strict=True):
+                if drawn and (swapped := augment.mirrored(view.sentence)) is not None:
+                    view.sentence = swapped
+                    view.image, view.mask, view.real = augment.flip(view.image, view.mask, view.real)
+        return views
+
+    def _view(self, item: Item) -> "_View":
+        row = self.row(item)
+        return _View(self.image(item), self.mask(item), place(row["height"], row["width"], self.size, self.fit), item.sentence["sent"])
+
+    def _tokenise(self, model, sentences: list[str]):
+        """All sentences of the split, and what a flip makes of them, are tokenised once for a model, then looked up."""
         if self._tokens is None or self._tokens[0] is not model:
-            every = [item for items_ in self.choices for item in items_]
-            tokens, token_mask = model.tokenise([item.sentence["sent"] for item in every])
-            self._tokens = model, tokens, token_mask, {item.key: i for i, item in enumerate(every)}
+            every = dict.fromkeys(item.sentence["sent"] for items in self.choices for item in items)
+            if "flip" in self.augment:
+                every |= dict.fromkeys(swapped for sentence in every if (swapped := augment.mirrored(sentence)) is not None)
+            tokens, token_mask = model.tokenise(list(every))
+            self._tokens = model, tokens, token_mask, {sentence: i for i, sentence in enumerate(every)}
         _, tokens, token_mask, where = self._tokens
-        rows = torch.tensor([where[item.key] for item in items])
+        rows = torch.tensor([where[sentence] for sentence in sentences])
         return tokens[rows], token_mask[rows]
+
+
+@dataclass
+class _View:
+    """An item at network size: picture, referent, where the picture lies inside its letterbox, sentence."""
+
+    image: np.ndarray
+    mask: np.ndarray
+    real: tuple[int, int, int, int]
+    sentence: str
 
 
 # ---- the plan -------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from typing import Any, get_args, get_type_hints
 
 import yaml
 
+from aml.augment import AUGMENTATIONS
 from aml.errors import UserError
 from aml.learner import EvalConfig, TrainConfig
 from aml.masking_config import PRESETS, MaskingConfig, preset
@@ -61,6 +62,8 @@ class DataConfig:
     """Use the first so many items only."""
     allow_eval_images: bool = False
     """Train on images that hold refs of an evaluation split, too."""
+    augment: list[str] = field(default_factory=list)
+    """Of training items: flip (left and right change places in the sentence, too), crop (keeps the whole referent)."""
     synth: SynthConfig | None = None
 
     @property
@@ -81,6 +84,8 @@ class DataConfig:
             raise UserError(f"data.synth generates one data set, but data.train names {len(self.trains)}; give one folder or leave data.synth out")
         _choice("data.fit", self.fit, ("square", "letterbox"))
         _choice("data.unit", self.unit, ("ref", "sentence"))
+        for name in self.augment:
+            _choice("data.augment", name, AUGMENTATIONS)
         for name in ("size", "train_limit", "val_limit"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -17,6 +17,7 @@ import itertools
 import json
 import math
 import platform
+import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -107,7 +108,8 @@ def evaluate(
 
     Returns what metrics.json holds. UserError: no checkpoint or shards there, an unknown split, protocol or corruption, an OUT that is a file.
     """
-    manifest, splits, views = shards.manifest(store), list(dict.fromkeys(splits)), [CLEAN, *dict.fromkeys(tuple(c) for c in corruptions)]
+    manifest, views = shards.manifest(store), [CLEAN, *dict.fromkeys(tuple(c) for c in corruptions)]
+    splits = _named(list(dict.fromkeys(splits)), manifest)
     _check(manifest, store, splits, protocol, batch, Path(out))
     segmenter, config = Segmenter.load(checkpoint, device), read_config(checkpoint)
     places = shards.index(store, splits)
@@ -143,6 +145,13 @@ def evaluate(
     if words.share:
         say(f"{words.share:.1%} of the words are not in the checkpoint's vocabulary; the model reads them all as one unknown word")
     return metrics
+
+
+def _named(splits: list[str], manifest: dict) -> list[str]:
+    """The splits; `test`, where none is called so, stands for testA and testB, as it does in REFER."""
+    tests = [split for split in manifest["splits"] if re.fullmatch("test[A-Z]", split)]
+    whole = [tests if split == "test" and split not in manifest["splits"] and tests else [split] for split in splits]
+    return list(dict.fromkeys(itertools.chain(*whole)))
 
 
 def _check(manifest: dict, store: shards.Store, splits: list[str], protocol: str, batch: int, out: Path) -> None:
