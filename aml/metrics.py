@@ -50,8 +50,8 @@ class Sums:
 
     @classmethod
     def from_tensor(cls, values: torch.Tensor) -> "Sums":
-        plain, hits = values.tolist()[: -len(THRESHOLDS)], values.tolist()[-len(THRESHOLDS) :]
-        return cls(*plain, tuple(hits))
+        *plain, hits = *values[: -len(THRESHOLDS)].tolist(), tuple(values[-len(THRESHOLDS) :].tolist())
+        return cls(*plain, hits)
 
     def scores(self) -> dict[str, float]:
         """mIoU, oIoU, P@0.5 ... P@0.9 as shares in [0, 1], and n. All 0 for no sentence.

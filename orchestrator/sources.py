@@ -1,7 +1,7 @@
 """The data of a training run: one set of shards or several mixed, what leaves training because it is for evaluation, decoded once.
 
 An evaluation image is one with a ref in a val or test split of any of the data sets in use, by its image_id: RefCOCO, RefCOCO+, RefCOCOg
-and gRefCOCO draw on the same COCO images, and what one trains on another tests with (10,113 images in all over their published splits).
+and gRefCOCO draw on the same COCO images, and what one trains on another tests with.
 """
 
 import hashlib

@@ -217,3 +217,17 @@ def test_baselines_count_sentences_without_a_target(store, rows, tmp_path):
     assert got["n"] == got["random_object"]["n"] == 32
     assert got["wrong_sentence"]["n"] == 24  # another referent's sentence exists for those that name one
     assert 0 < got["random_object"]["mIoU"] < 24 / 32  # an object is never nothing
+
+
+@pytest.mark.fault
+def test_the_command_converts_it(folder, scenes, ray_session, tmp_path):
+    from orchestrator import shards
+
+    out = tmp_path / "out"
+    arguments = ["--refer-root", str(folder), "--images", str(scenes / "images"), "--dataset", "grefcoco", "--out", str(out), "--json"]
+    code, text = ray_session(["shard", *arguments])
+    assert code == 0, text
+    assert "8 sentences without a target" in text and json.loads(text.splitlines()[-1])["splits"]["val"]["no_target"] == 8
+    store, rows = shards.Store(out), read(folder, scenes)
+    assert list(shards.read(store, shards.index(store, ["train", "val"]), jpeg=False)) == [{k: v for k, v in r.items() if k != "path"} for r in rows]
+    assert shards.verify(store)["splits"] == refer.split_counts(rows)
