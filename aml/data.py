@@ -17,8 +17,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from aml import augment
 from aml.draws import uniform
 from aml.errors import UserError
+from aml.refer import generalised, referent, targets
 
 LETTERBOX = (124, 116, 104)
 """Colour around a letterboxed picture: the mean of natural images."""
@@ -74,8 +76,7 @@ def rasterise(counts: str, height: int, width: int) -> np.ndarray:
 def decode_row(row: dict, size: int, fit: str = "square") -> dict:
     """A row with its `jpeg` -> image (size, size, 3) uint8, masks bytes (one bit a pixel, refs after one another), meta JSON text."""
     image = fit_image(decode_image(row["jpeg"], row["file_name"]), size, fit)
-    rles = {o["ann_id"]: o["rle"] for o in row["objects"]}
-    masks = [fit_mask(rasterise(rles[ref["ann_id"]], row["height"], row["width"]), size, fit) for ref in row["refs"]]
+    masks = [fit_mask(rasterise(referent(row, ref), row["height"], row["width"]), size, fit) for ref in row["refs"]]
     meta = {key: value for key, value in row.items() if key not in ("jpeg", "path")}
     return {"image": image, "masks": np.packbits(np.stack(masks).reshape(len(masks), -1), axis=1).tobytes(), "meta": json.dumps(meta)}
 
@@ -119,6 +120,8 @@ class Batch:
     """(B,) int64: place in Items"""
     total: int
     """Valid samples of this step on all ranks: what the loss is divided by."""
+    generalised: bool = False
+    """Expressions without a target are among the split's."""
 
     def to(self, device) -> "Batch":
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -152,11 +155,11 @@ class Items:
     """The items of a split over decoded blocks, gathered by index into batches.
 
     unit `ref`: one item a ref, its sentence drawn anew each epoch by u(seed, epoch, ref). unit `sentence`: one item a sentence.
-    UserError where the split holds nothing.
+    augment: names out of aml.augment.AUGMENTATIONS that `batch` applies. UserError where the split holds nothing.
     """
 
-    def __init__(self, blocks: list[dict], split: str, *, size: int, fit: str = "square", unit: str = "ref", limit: int | None = None):
-        self.blocks, self.split, self.size, self.fit, self.unit = blocks, split, size, fit, unit
+    def __init__(self, blocks: list[dict], split: str, *, size: int, fit="square", unit="ref", limit: int | None = None, augment=()):
+        self.blocks, self.split, self.size, self.fit, self.unit, self.augment = blocks, split, size, fit, unit, tuple(augment)
         self.meta = [[json.loads(text) for text in block["meta"]] for block in blocks]
         self.refs = [
             (b, r, k) for b, rows in enumerate(self.meta) for r, row in enumerate(rows) for k, ref in enumerate(row["refs"]) if ref["split"] == split
@@ -166,12 +169,13 @@ class Items:
             have = sorted({ref["split"] for rows in self.meta for row in rows for ref in row["refs"]})
             raise UserError(f"split {split!r} is empty; the data hold {', '.join(have) or 'no refs at all'}")
         self.datasets = sorted({row["dataset"] for rows in self.meta for row in rows})
+        self.generalised = generalised(self._ref(place) for place in self.refs)
         self.choices = [[self._item(*place, s) for s in self._ref(place)["sentences"]] for place in self.refs]
         if unit == "sentence":
             self.choices = [[item] for items in self.choices for item in items]
         self.choices = self.choices[:limit]
         self._ref_keys = torch.tensor([items[0].key for items in self.choices])
-        self._tokens: tuple[object, torch.Tensor, torch.Tensor, dict[int, int]] | None = None
+        self._tokens: tuple[object, torch.Tensor, torch.Tensor, dict[str, int]] | None = None
 
     def __len__(self) -> int:
         return len(self.choices)
@@ -208,20 +212,21 @@ class Items:
         if pad_to is not None:
             items = items + items[:1] * (pad_to - n)
         rows = [self.row(item) for item in items]
-        tokens, token_mask = self._tokenise(model, items)
+        seen = self._seen(items, seed, epoch)
+        tokens, token_mask = self._tokenise(model, [view.sentence for view in seen])
 
         def column(values):
             return torch.tensor(values, dtype=torch.int64)
 
         return Batch(
-            image=torch.from_numpy(np.stack([self.image(i) for i in items])).permute(0, 3, 1, 2),
+            image=torch.from_numpy(np.stack([view.image for view in seen])).permute(0, 3, 1, 2),
             tokens=tokens,
             token_mask=token_mask,
-            mask=torch.from_numpy(np.stack([self.mask(i) for i in items])),
-            real=column([place(r["height"], r["width"], self.size, self.fit) for r in rows]),
+            mask=torch.from_numpy(np.stack([view.mask for view in seen])),
+            real=column([view.real for view in seen]),
             size=column([(r["height"], r["width"]) for r in rows]),
             valid=torch.arange(len(items)) < n,
-            no_target=torch.zeros(len(items), dtype=torch.bool),
+            no_target=torch.tensor([not targets(self.ref(i)) for i in items]),
             item=column([i.key for i in items]),
             image_id=column([r["image_id"] for r in rows]),
             ref_id=column([self.ref(i)["ref_id"] for i in items]),
@@ -229,6 +234,7 @@ class Items:
             dataset=column([self.datasets.index(r["dataset"]) for r in rows]),
             index=column([*indices.tolist(), *[-1] * (len(items) - n)]),
             total=n if total is None else total,
+            generalised=self.generalised,
         )
 
     def _identity(self, place_: tuple[int, int, int]) -> tuple[str, str, int, int]:
@@ -244,15 +250,46 @@ class Items:
         key = item_key(meta["dataset"], meta["split_by"], meta["refs"][ref]["ref_id"], sentence["sent_id"])
         return Item(block, row, ref, sentence, key)
 
-    def _tokenise(self, model, items: list[Item]):
-        """All sentences of the split are tokenised once for a model, then looked up."""
+    def _seen(self, items: list[Item], seed: int, epoch: int) -> list["_View"]:
+        """Each item as the model is to see it in this epoch."""
+        views = [self._view(item) for item in items]
+        keys = torch.tensor([item.key for item in items])
+        if "crop" in self.augment:
+            draws = uniform(seed, epoch, keys, "crop", 3).tolist()
+            for view, three in zip(views, draws, strict=True):
+                view.image, view.mask = augment.crop(view.image, view.mask, view.real, three)
+        if "flip" in self.augment:
+            for view, drawn in zip(views, augment.flips(keys, seed, epoch), strict=True):
+                if drawn and (swapped := augment.mirrored(view.sentence)) is not None:
+                    view.sentence = swapped
+                    view.image, view.mask, view.real = augment.flip(view.image, view.mask, view.real)
+        return views
+
+    def _view(self, item: Item) -> "_View":
+        row = self.row(item)
+        return _View(self.image(item), self.mask(item), place(row["height"], row["width"], self.size, self.fit), item.sentence["sent"])
+
+    def _tokenise(self, model, sentences: list[str]):
+        """All sentences of the split, and what a flip makes of them, are tokenised once for a model, then looked up."""
         if self._tokens is None or self._tokens[0] is not model:
-            every = [item for items_ in self.choices for item in items_]
-            tokens, token_mask = model.tokenise([item.sentence["sent"] for item in every])
-            self._tokens = model, tokens, token_mask, {item.key: i for i, item in enumerate(every)}
+            every = dict.fromkeys(item.sentence["sent"] for items in self.choices for item in items)
+            if "flip" in self.augment:
+                every |= dict.fromkeys(swapped for sentence in every if (swapped := augment.mirrored(sentence)) is not None)
+            tokens, token_mask = model.tokenise(list(every))
+            self._tokens = model, tokens, token_mask, {sentence: i for i, sentence in enumerate(every)}
         _, tokens, token_mask, where = self._tokens
-        rows = torch.tensor([where[item.key] for item in items])
+        rows = torch.tensor([where[sentence] for sentence in sentences])
         return tokens[rows], token_mask[rows]
+
+
+@dataclass
+class _View:
+    """An item at network size: picture, referent, where the picture lies inside its letterbox, sentence."""
+
+    image: np.ndarray
+    mask: np.ndarray
+    real: tuple[int, int, int, int]
+    sentence: str
 
 
 # ---- the plan -------------------------------------------------------------------------------------------------------

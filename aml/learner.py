@@ -27,7 +27,7 @@ from aml.data import Batch, Items, eval_batches, train_batches
 from aml.diagnostics import MaskSums
 from aml.errors import UserError
 from aml.masking import Masker, MaskingConfig, Pass
-from aml.metrics import THRESHOLDS, Sums, counts, score
+from aml.metrics import THRESHOLDS, Sums, score_masks
 from aml.optim import OptimConfig, lr_factor, parameter_groups, pass_losses
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -243,7 +243,7 @@ class Learner:
         """Sums over the sentences of all ranks, square protocol (prediction and truth at network size)."""
         total = Sums()
         for batch, logits in self.predict(batches):
-            total = total + score(*counts(segment(logits, batch.mask.shape[1:], threshold), batch.mask), batch.valid)
+            total = total + scored(logits, batch, threshold)
         return Sums.from_tensor(self.world.sum(total.to_tensor().to(self.device)))
 
     @torch.inference_mode()
@@ -271,9 +271,9 @@ class Learner:
         """The probe: what the mask knows of the target, and leak = mIoU with training masks on minus without."""
         sums, masked, whole = MaskSums(self.device), Sums(), Sums()
         for batch, logits in self.predict(batches, masked=True, sums=sums):
-            masked = masked + score(*counts(segment(logits, batch.mask.shape[1:], threshold), batch.mask), batch.valid)
+            masked = masked + scored(logits, batch, threshold)
         for batch, logits in self.predict(clean):
-            whole = whole + score(*counts(segment(logits, batch.mask.shape[1:], threshold), batch.mask), batch.valid)
+            whole = whole + scored(logits, batch, threshold)
         masked, whole = (Sums.from_tensor(self.world.sum(s.to_tensor().to(self.device))) for s in (masked, whole))
         found = {f"aml/probe_{name}": value for name, value in sums.means(self.world.sum).items()}
         return found | ({"aml/leak": masked.scores()["mIoU"] - whole.scores()["mIoU"]} if self.masker.config.mode not in ("off", "two_pass") else {})
@@ -346,7 +346,8 @@ def validation_metrics(sums: Sums) -> dict[str, float]:
     """The scores under the names the tracker takes: val/P0.5, since it refuses @."""
     scores = sums.scores()
     precision = {f"val/P0.{x // 10}": scores[f"P@0.{x // 10}"] for x in THRESHOLDS}
-    return {"val/mIoU": scores["mIoU"], "val/oIoU": scores["oIoU"], **precision, "val/n": scores["n"]}
+    accuracy = {f"val/{name}": scores[name] for name in ("N-acc", "T-acc") if name in scores}
+    return {"val/mIoU": scores["mIoU"], "val/oIoU": scores["oIoU"], **precision, **accuracy, "val/n": scores["n"]}
 
 
 def probe_indices(n: int, count: int) -> np.ndarray:
@@ -379,6 +380,12 @@ def segment(logits, size: tuple[int, int], threshold: float = 0.5) -> torch.Tens
     """logits (B, h, w) -> prediction (B, H, W) bool: probability at or above the threshold, after bilinear resizing."""
     z = F.interpolate(logits[:, None], tuple(size), mode="bilinear", align_corners=False)[:, 0]
     return z >= math.log(threshold / (1 - threshold))
+
+
+def scored(logits: torch.Tensor, batch: Batch, threshold: float) -> Sums:
+    """Sums of a batch at network size.   logits (B, h, w)"""
+    no_target = batch.no_target if batch.generalised else None
+    return score_masks(segment(logits, batch.mask.shape[1:], threshold), batch.mask, batch.valid, no_target)
 
 
 def reseed(seed: int, epoch: int, rank: int) -> None:

@@ -3,6 +3,11 @@
 Per sentence I = |prediction and truth| and U = |prediction or truth| in pixels. mIoU (gIoU) is the mean of I/U, oIoU (cIoU) is
 sum I / sum U, P@X the share of sentences with I/U >= X. An empty union counts 0. A P@X comparison is made in integers
 (100 I >= X U), and I/U is added as an integer number of 2^-32, so that the sum does not depend on its order.
+
+Where some expressions name nothing in the picture (gRefCOCO, Liu et al. 2023), a prediction of next to nothing is called empty. Such an
+expression counts 1 in mIoU and nothing in I and U when the prediction is called empty, else 0 and U is what was predicted; a target
+wrongly called empty has I = 0. N-acc is the share of expressions without a target that are called empty, T-acc of those with a target
+that are not, and P@X is the share of those with a target.
 """
 
 from dataclasses import dataclass, fields
@@ -13,6 +18,8 @@ import torch.nn.functional as F
 THRESHOLDS = (50, 60, 70, 80, 90)
 """The X of P@X, in per cent."""
 IOU_UNIT = 1 << 32
+EMPTY_BELOW, EMPTY_SIDE = 50, 480
+"""Fewer pixels than this in a square picture of this side are called empty; other pictures in proportion to their area."""
 
 
 @dataclass
@@ -24,27 +31,40 @@ class Sums:
     union: int = 0
     iou: int = 0
     """Sum of I/U in units of 2^-32."""
+    no_target: int = 0
+    """Sentences that name nothing in the picture."""
+    rejected: int = 0
+    """Those of them whose prediction is called empty."""
+    missed: int = 0
+    """Sentences with a target whose prediction is called empty."""
     hits: tuple[int, ...] = (0,) * len(THRESHOLDS)
-    """Sentences with I/U >= X for each X of THRESHOLDS."""
+    """Sentences with a target and I/U >= X for each X of THRESHOLDS."""
 
     def __add__(self, other: "Sums") -> "Sums":
         plain = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.name != "hits"}
         return Sums(**plain, hits=tuple(a + b for a, b in zip(self.hits, other.hits, strict=True)))
 
     def to_tensor(self) -> torch.Tensor:
-        """(4 + len(THRESHOLDS),) int64, for an all-reduce."""
-        return torch.tensor([self.n, self.intersection, self.union, self.iou, *self.hits], dtype=torch.int64)
+        """(7 + len(THRESHOLDS),) int64, for an all-reduce."""
+        return torch.tensor([*(getattr(self, f.name) for f in fields(self) if f.name != "hits"), *self.hits], dtype=torch.int64)
 
     @classmethod
     def from_tensor(cls, values: torch.Tensor) -> "Sums":
-        n, intersection, union, iou, *hits = values.tolist()
-        return cls(n, intersection, union, iou, tuple(hits))
+        *plain, hits = *values[: -len(THRESHOLDS)].tolist(), tuple(values[-len(THRESHOLDS) :].tolist())
+        return cls(*plain, hits)
 
     def scores(self) -> dict[str, float]:
-        """mIoU, oIoU, P@0.5 ... P@0.9 as shares in [0, 1], and n. All 0 for no sentence."""
-        n = max(self.n, 1)
-        shares = {f"P@0.{x // 10}": hit / n for x, hit in zip(THRESHOLDS, self.hits, strict=True)}
-        return {"mIoU": self.iou / IOU_UNIT / n, "oIoU": self.intersection / max(self.union, 1), **shares, "n": self.n}
+        """mIoU, oIoU, P@0.5 ... P@0.9 as shares in [0, 1], and n. All 0 for no sentence.
+
+        With sentences without a target among them also gIoU and cIoU (the same numbers under the names used there), N-acc and T-acc.
+        """
+        n, targeted = max(self.n, 1), self.n - self.no_target
+        shares = {f"P@0.{x // 10}": hit / max(targeted, 1) for x, hit in zip(THRESHOLDS, self.hits, strict=True)}
+        found = {"mIoU": self.iou / IOU_UNIT / n, "oIoU": self.intersection / max(self.union, 1), **shares, "n": self.n}
+        if not self.no_target:
+            return found
+        accuracies = {"N-acc": self.rejected / self.no_target, "T-acc": (targeted - self.missed) / max(targeted, 1)}
+        return found | {"gIoU": found["mIoU"], "cIoU": found["oIoU"], **accuracies}
 
 
 def counts(prediction: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,15 +72,47 @@ def counts(prediction: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor,
     return (prediction & truth).flatten(1).sum(1), (prediction | truth).flatten(1).sum(1)
 
 
-def score(intersection: torch.Tensor, union: torch.Tensor, valid: torch.Tensor | None = None) -> Sums:
-    """Sums of a batch.   intersection, union (B,) int64 pixels; valid (B,) bool leaves padding out."""
-    if valid is not None:
-        intersection, union = intersection[valid], union[valid]
-    intersection, union = intersection.cpu().to(torch.int64), union.cpu().to(torch.int64)
-    # An empty union has I = 0; dividing by 1 makes it count 0 in mIoU, and `union > 0` keeps it out of P@X.
-    iou = intersection * IOU_UNIT // union.clamp(min=1)
-    hits = tuple(int(((100 * intersection >= x * union) & (union > 0)).sum()) for x in THRESHOLDS)
-    return Sums(len(union), int(intersection.sum()), int(union.sum()), int(iou.sum()), hits)
+def called_empty(pixels, area):
+    """Whether a prediction of so many pixels in a picture of `area` pixels says "nothing there"; integers or int64 tensors.   -> bool"""
+    return pixels * EMPTY_SIDE**2 < EMPTY_BELOW * area
+
+
+def settle(intersection: torch.Tensor, union: torch.Tensor, no_target: torch.Tensor, empty: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """I, U and I/U in units of 2^-32 under the rule for expressions without a target, all (B,) int64.
+
+    no_target, empty (B,) bool: the expression names nothing, the prediction is called empty; both False leave I and U as they are.
+    """
+    intersection, union = intersection.masked_fill(empty, 0), union.masked_fill(no_target & empty, 0)
+    # An empty union has I = 0; dividing by 1 makes it count 0.
+    return intersection, union, (intersection * IOU_UNIT // union.clamp(min=1)).masked_fill(no_target & empty, IOU_UNIT)
+
+
+def score(
+    intersection: torch.Tensor,
+    union: torch.Tensor,
+    valid: torch.Tensor | None = None,
+    *,
+    no_target: torch.Tensor | None = None,
+    empty: torch.Tensor | None = None,
+) -> Sums:
+    """Sums of a batch.   intersection, union (B,) int64 pixels; valid (B,) bool leaves padding out.
+
+    no_target, empty (B,) bool: given where expressions without a target are among the split's, with what `called_empty` says.
+    """
+    keep = slice(None) if valid is None else valid
+    intersection, union = intersection[keep].cpu().to(torch.int64), union[keep].cpu().to(torch.int64)
+    absent, empty = (torch.zeros_like(union, dtype=torch.bool) if x is None else x[keep].cpu() for x in (no_target, empty))
+    intersection, union, iou = settle(intersection, union, absent, empty)
+    hits = tuple(int(((100 * intersection >= x * union) & (union > 0) & ~absent).sum()) for x in THRESHOLDS)
+    named = int(absent.sum()), int((absent & empty).sum()), int((~absent & empty).sum())
+    return Sums(len(union), int(intersection.sum()), int(union.sum()), int(iou.sum()), *named, hits)
+
+
+def score_masks(prediction: torch.Tensor, truth: torch.Tensor, valid: torch.Tensor | None = None, no_target: torch.Tensor | None = None) -> Sums:
+    """Sums of a batch of masks.   prediction, truth (B, H, W) bool; valid, no_target (B,) bool as in `score`"""
+    pixels = prediction.flatten(1).sum(1)
+    empty = None if no_target is None else called_empty(pixels, prediction[0].numel())
+    return score(*counts(prediction, truth), valid, no_target=no_target, empty=empty)
 
 
 def weighted_auroc(score: torch.Tensor, weight: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:

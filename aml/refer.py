@@ -1,18 +1,42 @@
-"""REFER files (RefCOCO, RefCOCO+, RefCOCOg) to rows: one row an image, its objects as RLE, its refs with their sentences.
+"""REFER files (RefCOCO, RefCOCO+, RefCOCOg, gRefCOCO) to rows: one row an image, its objects as RLE, its refs with their sentences.
 
-Format: refer (github.com/lichengunc/refer). `file_name` of a ref is not a file: only its image_id leads to the JPEG.
+Format: refer (github.com/lichengunc/refer). `file_name` of a ref is not a file: only its image_id leads to the JPEG. gRefCOCO (as
+github.com/henghuiding/ReLA reads it) is JSON, its refs name several annotations, or [-1]: nothing in the picture.
+
+A ref of a row has `ann_id`, its one object; where expressions may name several objects or none, `ann_ids` and `no_target` instead.
 """
 
 import json
 import pickle
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from aml.errors import UserError
 
-SPLITS_BY = {"refcoco": ("unc", "google"), "refcoco+": ("unc",), "refcocog": ("umd", "google")}
+SPLITS_BY = {"refcoco": ("unc", "google"), "refcoco+": ("unc",), "refcocog": ("umd", "google"), "grefcoco": ("unc",)}
+PUBLISHED = {
+    ("refcoco", "unc"): {
+        "train": (42_404, 120_624, 16_994),
+        "val": (3_811, 10_834, 1_500),
+        "testA": (1_975, 5_657, 750),
+        "testB": (1_810, 5_095, 750),
+    },
+    ("refcoco", "google"): {"train": (40_000, None, 19_213), "val": (5_000, None, 4_559), "test": (5_000, None, 4_527)},
+    ("refcoco+", "unc"): {
+        "train": (42_278, 120_191, 16_992),
+        "val": (3_805, 10_758, 1_500),
+        "testA": (1_975, 5_726, 750),
+        "testB": (1_798, 4_889, 750),
+    },
+    ("refcocog", "umd"): {"train": (42_226, 80_512, 21_899), "val": (2_573, 4_896, 1_300), "test": (5_023, 9_602, 2_600)},
+    ("refcocog", "google"): {"train": (44_822, 85_474, 24_698), "val": (5_000, 9_536, 4_650)},
+}
+"""Refs, sentences and images of each split as published; None where no number is."""
+NOTHING = -1
+"""The annotation that an expression without a target names in gRefCOCO."""
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -33,16 +57,44 @@ def load_refs(path: Path) -> list[dict]:
         raise UserError(f"{path} is missing; it is REFER's list of referents for one dataset and split_by, put it there") from None
     except Exception as error:  # a damaged pickle may raise almost anything
         raise UserError(f"{path} cannot be read as a refs pickle ({type(error).__name__}: {error}); get the file again") from None
+    return _checked(refs, path)
+
+
+def load_grefs(path: Path) -> list[dict]:
+    """gRefCOCO's grefs(split_by).json as a list of dicts, each with `ann_ids` (none for an expression without a target). UserError as load_refs."""
+    try:
+        refs = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; it is gRefCOCO's list of referents, put it there") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); get the file again") from None
+    return [ref | {"ann_ids": _named(ref, path)} for ref in _checked(refs, path)]
+
+
+def _named(ref: dict, path: Path) -> list[int]:
+    """The annotations a gRefCOCO ref names, each once."""
+    given = ref["ann_id"] if isinstance(ref["ann_id"], list) else [ref["ann_id"]]
+    if given == [NOTHING]:
+        return []
+    if not given or not all(isinstance(i, int) and i >= 0 for i in given):
+        raise UserError(f"{path}: ref {ref['ref_id']} names annotations {given}; it must be some annotation ids, or [-1] for no target")
+    return list(dict.fromkeys(given))
+
+
+def _checked(refs, path: Path) -> list[dict]:
     needed = {"ref_id", "ann_id", "image_id", "split", "sentences"}
     if not isinstance(refs, list) or not all(isinstance(r, dict) and needed <= r.keys() for r in refs):
         raise UserError(f"{path} is not REFER's list of refs (dicts with {', '.join(sorted(needed))}); get the file again")
+    silent = [ref["ref_id"] for ref in refs if not ref["sentences"]]
+    if silent:
+        raise UserError(f"{path}: ref {silent[0]} has no sentence ({len(silent)} in all), and each needs one; get the file again")
     return refs
 
 
 def read_refer(refer_root: Path, images: Path, dataset: str, split_by: str) -> list[dict]:
     """Rows without their JPEG, one an image, in the order of image_id; `path` names the file.
 
-    refer_root holds <dataset>/refs(<split_by>).p and <dataset>/instances.json; images holds the JPEGs.
+    refer_root holds <dataset>/refs(<split_by>).p (grefcoco/grefs(unc).json) and <dataset>/instances.json; images holds the JPEGs.
     UserError: unknown dataset or split_by, a missing file, a ref whose annotation or image record is missing, an image that is not on disk.
     """
     if dataset not in SPLITS_BY:
@@ -50,7 +102,9 @@ def read_refer(refer_root: Path, images: Path, dataset: str, split_by: str) -> l
     if split_by not in SPLITS_BY[dataset]:
         raise UserError(f"{dataset} has no split_by {split_by!r}; it has {', '.join(SPLITS_BY[dataset])}")
     folder = Path(refer_root) / dataset
-    refs, instances = load_refs(folder / f"refs({split_by}).p"), _load_instances(folder / "instances.json")
+    name = f"grefs({split_by}).json" if dataset == "grefcoco" else f"refs({split_by}).p"
+    refs = load_grefs(folder / name) if dataset == "grefcoco" else load_refs(folder / name)
+    instances = _load_instances(folder / "instances.json")
     records = {i["id"]: i for i in instances["images"]}
     categories = {c["id"]: c["name"] for c in instances["categories"]}
     objects: dict[int, list[dict]] = {}
@@ -61,7 +115,7 @@ def read_refer(refer_root: Path, images: Path, dataset: str, split_by: str) -> l
         by_image.setdefault(ref["image_id"], []).append(ref)
     unknown = sorted(set(by_image) - set(records))
     if unknown:
-        raise UserError(f"{folder}/instances.json lacks image {unknown[0]} ({len(unknown)} in all) that refs({split_by}).p names; use matching files")
+        raise UserError(f"{folder}/instances.json lacks image {unknown[0]} ({len(unknown)} in all) that {name} names; use matching files")
     paths = {i: _find_image(Path(images).absolute(), records[i]["file_name"]) for i in by_image}
     absent = sorted(records[i]["file_name"] for i, path in paths.items() if path is None)
     if absent:
@@ -92,11 +146,12 @@ def _find_image(folder: Path, file_name: str) -> Path | None:
 
 def _row(dataset, split_by, record, refs, annotations, categories) -> dict:
     height, width = record["height"], record["width"]
-    known = {a["id"] for a in annotations}
+    crowd = {a["id"]: bool(a.get("iscrowd")) for a in annotations}
     for ref in refs:
-        if ref["ann_id"] not in known:
+        lost = [i for i in targets(ref) if i not in crowd]
+        if lost:
             raise UserError(
-                f"ref {ref['ref_id']} of {dataset} ({split_by}) names annotation {ref['ann_id']}, which instances.json lacks; use matching files"
+                f"ref {ref['ref_id']} of {dataset} ({split_by}) names annotation {lost[0]}, which instances.json lacks; use matching files"
             )
     return {
         "dataset": dataset,
@@ -112,13 +167,43 @@ def _row(dataset, split_by, record, refs, annotations, categories) -> dict:
         "refs": [
             {
                 "ref_id": ref["ref_id"],
-                "ann_id": ref["ann_id"],
+                **_aim(ref, crowd),
                 "split": ref["split"],
                 "sentences": [{"sent_id": s["sent_id"], "sent": s["sent"], "raw": s.get("raw", s["sent"])} for s in ref["sentences"]],
             }
             for ref in refs
         ],
     }
+
+
+def _aim(ref: dict, crowd: dict[int, bool]) -> dict:
+    """What a row's ref says of its target. Crowd regions among several objects are left out, as ReLA does it."""
+    if "ann_ids" not in ref:
+        return {"ann_id": ref["ann_id"]}
+    return {"ann_ids": [i for i in ref["ann_ids"] if not crowd[i]] or ref["ann_ids"], "no_target": not ref["ann_ids"]}
+
+
+def targets(ref: dict) -> list[int]:
+    """The annotations that a ref of a row names: one, in gRefCOCO several or none."""
+    return ref["ann_ids"] if "ann_ids" in ref else [ref["ann_id"]]
+
+
+def generalised(refs: Iterable[dict]) -> bool:
+    """Whether expressions without a target are among these refs: then predictions of next to nothing are read as "nothing there"."""
+    return any(not targets(ref) for ref in refs)
+
+
+def referent(row: dict, ref: dict) -> str:
+    """The mask of all that a ref names in its row's picture, as compressed RLE counts; of no pixel where it names nothing."""
+    from pycocotools import mask
+
+    rles, size = {o["ann_id"]: o["rle"] for o in row["objects"]}, [row["height"], row["width"]]
+    named = [rles[i] for i in targets(ref)]
+    if len(named) == 1:
+        return named[0]
+    if not named:
+        return mask.encode(np.zeros(size, np.uint8, order="F"))["counts"].decode()
+    return mask.merge([{"size": size, "counts": counts.encode()} for counts in named])["counts"].decode()
 
 
 def to_rle(segmentation, height: int, width: int) -> str:
@@ -137,6 +222,20 @@ def to_rle(segmentation, height: int, width: int) -> str:
     return rle["counts"].decode()
 
 
+def against_published(dataset: str, split_by: str, counts: dict[str, dict[str, int]]) -> str | None:
+    """One line on how counts (of split_counts) differ from the published ones; None for a data set without published counts."""
+    published = PUBLISHED.get((dataset, split_by))
+    if published is None:
+        return None
+    said = []
+    for split in [*published, *(s for s in counts if s not in published)]:
+        pairs = zip(("refs", "sentences", "images"), published.get(split, (0, 0, 0)), strict=True)
+        found = counts.get(split, {})
+        said += [f"{split} {found.get(what, 0)} {what}, not {n}" for what, n in pairs if n is not None and found.get(what, 0) != n]
+    name = f"{dataset} ({split_by})"
+    return f"counts differ from the published {name}: {'; '.join(said)}" if said else f"counts are those of the published {name}"
+
+
 def words(sentence: str) -> list[str]:
     """Lower-cased words, punctuation taken off their ends."""
     return [w for w in (part.strip(".,;:!?\"'()") for part in sentence.lower().split()) if w]
@@ -150,7 +249,7 @@ def vocabulary(rows: list[dict]) -> list[str]:
 
 
 def split_counts(rows: list[dict]) -> dict[str, dict[str, int]]:
-    """{"val": {"refs": n, "sentences": n, "images": n}, ...}"""
+    """{"val": {"refs": n, "sentences": n, "images": n}, ...}, and "no_target": n sentences without a target in a split that has some"""
     counts: dict[str, dict] = {}
     for row in rows:
         for ref in row["refs"]:
@@ -158,4 +257,6 @@ def split_counts(rows: list[dict]) -> dict[str, dict[str, int]]:
             entry["refs"] += 1
             entry["sentences"] += len(ref["sentences"])
             entry["images"].add(row["image_id"])
+            if not targets(ref):
+                entry["no_target"] = entry.get("no_target", 0) + len(ref["sentences"])
     return {split: {**c, "images": len(c["images"])} for split, c in sorted(counts.items())}

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from aml.bench import step_seconds
-from orchestrator import cluster, shards, trial
+from orchestrator import cluster, sources, trial
 from orchestrator.config import Experiment, from_dict
 
 EPOCH_S = 5.0
@@ -42,9 +42,8 @@ def measure_trial(*, epochs: int, distributed: bool, say=print) -> dict:
         base = experiment(root)
         cluster.start()
         cluster.quiet_tune()
-        store, _ = shards.prepare(base.data, root, say)
-        shared = shards.decode(store, {"train", "val"}, base.data.size, base.data.fit)
-        words = shards.words(store)
+        used = sources.prepare(base.data, root, say)
+        shared, words = used.decode(), used.words()
         samples, seconds = step_seconds(base)
         unit = dataclasses.replace(base, train=dataclasses.replace(base.train, epochs=epochs))
         repeats = max(1, round(1.3 * EPOCH_S / (seconds / samples * 700)))  # about 700 refs train in 400 pictures

@@ -71,7 +71,10 @@ def synth(
 def shard(
     refer_root: Annotated[Path | None, typer.Option(help="Holds <dataset>/refs(<split_by>).p and <dataset>/instances.json.")] = None,
     images: Annotated[Path | None, typer.Option(help="Holds the JPEGs.")] = None,
-    dataset: Annotated[str, typer.Option(help="refcoco, refcoco+ or refcocog.")] = "refcoco",
+    table: Annotated[
+        Path | None, typer.Option(help="Your own data instead: CSV or JSON-lines of image, expression, mask, split; image_id, ref_id if you like.")
+    ] = None,
+    dataset: Annotated[str, typer.Option(help="refcoco, refcoco+, refcocog or grefcoco.")] = "refcoco",
     split_by: Annotated[str, typer.Option(help="unc, umd or google.")] = "unc",
     out: Annotated[str | None, typer.Option(metavar="URI", help="Folder or s3:// address of the shards.")] = None,
     verify: Annotated[str | None, typer.Option(metavar="URI", help="Re-read shards and report damage instead.")] = None,
@@ -85,18 +88,22 @@ def shard(
     if verify:
         found = shards.verify(shards.Store(verify, storage_root()))
         say(f"{verify} is whole: {shards.describe(found)}")
-    elif not (refer_root and images and out):
-        raise UserError("shard needs --refer-root, --images and --out (or --verify); give all three")
+    elif not (out and (table or (refer_root and images))) or (table and refer_root):
+        raise UserError("shard needs --refer-root, --images and --out (or --table and --out, or --verify); give all three")
     else:
-        from aml.refer import read_refer
+        from aml.refer import against_published, read_refer
+        from aml.table import read_table
 
-        read_refer(refer_root, images, dataset, split_by)  # refuse wrong input before Ray starts
+        rows = read_table(table, images) if table else read_refer(refer_root, images, dataset, split_by)  # wrong input is refused before Ray starts
         cluster.start()
-        found = shards.write(refer_root, images, dataset, split_by, shards.Store(out, storage_root()), skip_unreadable=skip_unreadable)
+        found = shards.write(rows, shards.Store(out, storage_root()), skip_unreadable=skip_unreadable)
         for error in found["skipped"]:
             say(f"left out: {error}")
         for split, c in found["splits"].items():
-            say(f"{split:14} {c['refs']:6} refs {c['sentences']:7} sentences {c['images']:6} images")
+            nothing = f" {c['no_target']:6} sentences without a target" if "no_target" in c else ""
+            say(f"{split:14} {c['refs']:6} refs {c['sentences']:7} sentences {c['images']:6} images{nothing}")
+        if difference := against_published(found["dataset"], found["split_by"], found["splits"]):
+            say(difference)
         say(f"wrote {out}, fingerprint {found['fingerprint']}")
     if as_json:
         say(json.dumps({"splits": found["splits"], "fingerprint": found["fingerprint"]}))

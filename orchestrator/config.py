@@ -15,6 +15,7 @@ from typing import Any, get_args, get_type_hints
 
 import yaml
 
+from aml.augment import AUGMENTATIONS
 from aml.errors import UserError
 from aml.learner import EvalConfig, TrainConfig
 from aml.masking_config import PRESETS, MaskingConfig, preset
@@ -44,8 +45,10 @@ class SynthConfig:
 class DataConfig:
     """Which shards, which splits, and what an item is."""
 
-    train: str
-    """Shards: a folder, relative to storage.root, or a URI."""
+    train: str | list[str]
+    """Shards: a folder, relative to storage.root, or a URI; several of them are mixed."""
+    val: str | None = None
+    """Which of several shards validates. Null: the first."""
     train_split: str = "train"
     val_split: str = "val"
     size: int = 112
@@ -57,11 +60,32 @@ class DataConfig:
     train_limit: int | None = None
     val_limit: int | None = None
     """Use the first so many items only."""
+    allow_eval_images: bool = False
+    """Train on images that hold refs of an evaluation split, too."""
+    augment: list[str] = field(default_factory=list)
+    """Of training items: flip (left and right change places in the sentence, too), crop (keeps the whole referent)."""
     synth: SynthConfig | None = None
 
+    @property
+    def trains(self) -> list[str]:
+        return [self.train] if isinstance(self.train, str) else self.train
+
+    @property
+    def val_uri(self) -> str:
+        """The one of `trains` that validates."""
+        return self.val or self.trains[0]
+
     def __post_init__(self):
+        if not self.trains or not all(isinstance(uri, str) and uri for uri in self.trains) or len(set(self.trains)) < len(self.trains):
+            raise UserError(f"data.train is {self.train!r}; name a folder or URI of shards, or a list of them, each once")
+        if self.val_uri not in self.trains:
+            raise UserError(f"data.val is {self.val!r}; it must be one of data.train: {', '.join(self.trains)}")
+        if self.synth is not None and len(self.trains) > 1:
+            raise UserError(f"data.synth generates one data set, but data.train names {len(self.trains)}; give one folder or leave data.synth out")
         _choice("data.fit", self.fit, ("square", "letterbox"))
         _choice("data.unit", self.unit, ("ref", "sentence"))
+        for name in self.augment:
+            _choice("data.augment", name, AUGMENTATIONS)
         for name in ("size", "train_limit", "val_limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -398,15 +422,16 @@ def _value(hint, value, where: str):
     if section and isinstance(value, dict):
         _check_keys(section, value, f"{where}.")
         return _build(section, value, f"{where}.")
-    kinds = [t for t in (get_args(hint) if not _generic(hint) else [_generic(hint)]) if isinstance(t, type)] or [hint]
-    kinds = [_generic(t) or t for t in kinds]
+    kinds = [_generic(t) or t for t in ([hint] if _generic(hint) else get_args(hint))]
+    kinds = [t for t in kinds if isinstance(t, type)] or [hint]
     if section and not isinstance(value, section) and not (value is None and type(None) in kinds):
         raise UserError(f"{where} is {value!r}; it must be a mapping of {', '.join(_names(section))}")
     if float in kinds and isinstance(value, int) and not isinstance(value, bool):
         return float(value) if int not in kinds else value
     if isinstance(value, bool) and bool not in kinds or not isinstance(value, tuple(kinds)):
         wanted = " or ".join(
-            "null" if k is type(None) else {"str": "text", "int": "a whole number", "float": "a number"}.get(k.__name__, k.__name__) for k in kinds
+            "null" if k is type(None) else {"str": "text", "int": "a whole number", "float": "a number", "list": "a list"}.get(k.__name__, k.__name__)
+            for k in kinds
         )
         raise UserError(f"{where} is {value!r}; it must be {wanted}")
     return value

@@ -2,7 +2,8 @@
 
     OUT/metrics.json          {"val": {"mIoU", "oIoU", "P@0.5" ... "P@0.9", "n"}, "val/fog:3": {...}}: shares in [0, 1]; a split's own
                               name is the clean pictures, <split>/<corruption>:<severity> the corrupted ones
-    OUT/per_sentence.jsonl    one row a sentence (and corruption), from which anyone can recompute the scores
+    OUT/per_sentence.jsonl    one row a sentence (and corruption), from which anyone can recompute the scores; in a split with expressions
+                              without a target (gRefCOCO) I and U are those after its rule (aml.metrics), and `called_empty` is the decision
     OUT/about.json            checkpoint, protocol, threshold, data, versions
 
 Protocols: `square` compares at network size (truth resized nearest, letterbox included, as validation does in training), `original` at the
@@ -16,11 +17,13 @@ import itertools
 import json
 import math
 import platform
+import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,7 +36,7 @@ from aml.draws import uniform
 from aml.errors import UserError
 from aml.inference import Segmenter, to_original
 from aml.learner import segment
-from aml.metrics import IOU_UNIT, Sums, counts, score
+from aml.metrics import IOU_UNIT, Sums, called_empty, counts, score, settle
 from aml.models import build
 from orchestrator import shards
 from orchestrator.checkpoints import find_checkpoint
@@ -65,6 +68,8 @@ class Sample:
 class Tally:
     """Sums by split and view, and the lines of per_sentence.jsonl."""
 
+    generalised: set[str]
+    """Splits with expressions without a target: the rule for them holds, and `called_empty` ends their lines."""
     sums: dict[tuple, Sums] = field(default_factory=dict)
     lines: list[bytes] = field(default_factory=list)
 
@@ -73,11 +78,17 @@ class Tally:
         for sample, prediction in zip(samples, predictions, strict=True):
             truth, row = torch.from_numpy(sample.truth), sample.row
             intersection, union = counts(prediction.cpu()[None], truth[None])
-            key = row["split"], row["corruption"], row["severity"]
-            self.sums[key] = self.sums.get(key, Sums()) + score(intersection, union)
+            key, ruled = (row["split"], row["corruption"], row["severity"]), row["split"] in self.generalised
+            if ruled:
+                absent, empty = torch.tensor([row["no_target"]]), called_empty(prediction.sum(), truth.numel()).cpu()[None]
+                self.sums[key] = self.sums.get(key, Sums()) + score(intersection, union, no_target=absent, empty=empty)
+                intersection, union, _ = settle(intersection, union, absent, empty)
+            else:
+                self.sums[key] = self.sums.get(key, Sums()) + score(intersection, union)
             counted = {"intersection": int(intersection), "union": int(union), "pred_pixels": int(prediction.sum()), "gt_pixels": int(truth.sum())}
             names = ("no_target", "protocol", "corruption", "severity")
             line = {k: v for k, v in row.items() if k not in names} | counted | {name: row[name] for name in names}
+            line |= {"called_empty": bool(empty)} if ruled else {}
             self.lines.append(json.dumps(line).encode() + b"\n")
 
 
@@ -97,13 +108,15 @@ def evaluate(
 
     Returns what metrics.json holds. UserError: no checkpoint or shards there, an unknown split, protocol or corruption, an OUT that is a file.
     """
-    manifest, splits, views = shards.manifest(store), list(dict.fromkeys(splits)), [CLEAN, *dict.fromkeys(tuple(c) for c in corruptions)]
+    manifest, views = shards.manifest(store), [CLEAN, *dict.fromkeys(tuple(c) for c in corruptions)]
+    splits = _named(list(dict.fromkeys(splits)), manifest)
     _check(manifest, store, splits, protocol, batch, Path(out))
     segmenter, config = Segmenter.load(checkpoint, device), read_config(checkpoint)
     places = shards.index(store, splits)
     expected = sum(manifest["splits"][split]["sentences"] for split in splits)
     say(f"{expected} sentences of {', '.join(splits)} on {len(places)} pictures, {len(views)} view(s) each, protocol {protocol}")
-    tally, words, start = Tally(), _Words(segmenter.model), time.monotonic()
+    tally = Tally({split for split in splits if manifest["splits"][split].get("no_target")})
+    words, start = _Words(segmenter.model), time.monotonic()
     rows = _watched(shards.read(store, places), len(places), say)
     samples = (sample for row in rows for sample in _samples(words.add(row, splits), splits, views, segmenter, protocol))
     while some := list(itertools.islice(samples, batch)):
@@ -134,6 +147,13 @@ def evaluate(
     return metrics
 
 
+def _named(splits: list[str], manifest: dict) -> list[str]:
+    """The splits; `test`, where none is called so, stands for testA and testB, as it does in REFER."""
+    tests = [split for split in manifest["splits"] if re.fullmatch("test[A-Z]", split)]
+    whole = [tests if split == "test" and split not in manifest["splits"] and tests else [split] for split in splits]
+    return list(dict.fromkeys(itertools.chain(*whole)))
+
+
 def _check(manifest: dict, store: shards.Store, splits: list[str], protocol: str, batch: int, out: Path) -> None:
     if protocol not in PROTOCOLS:
         raise UserError(f"protocol is {protocol!r}; use square (network size) or original (the picture's own size)")
@@ -158,9 +178,9 @@ def _watched(rows: Iterator[dict], total: int, say) -> Iterator[dict]:
 
 def _samples(row: dict, splits: list[str], views: list[tuple[str, int]], segmenter: Segmenter, protocol: str) -> Iterator[Sample]:
     """Every sentence of the picture's refs in the splits, under each view; a view is made once a picture."""
-    image, rles = decode_image(row["jpeg"], row["file_name"]), {o["ann_id"]: o["rle"] for o in row["objects"]}
+    image = decode_image(row["jpeg"], row["file_name"])
     refs = [ref for ref in row["refs"] if ref["split"] in splits]
-    truths = [rasterise(rles[ref["ann_id"]], row["height"], row["width"]) for ref in refs]
+    truths = [rasterise(refer.referent(row, ref), row["height"], row["width"]) for ref in refs]
     truths = [t.astype(bool) if protocol == "original" else fit_mask(t, segmenter.image_size, segmenter.fit) for t in truths]
     for name, severity in views:
         seen = image if (name, severity) == CLEAN else corrupt(image, name, severity, row["image_id"])
@@ -173,7 +193,13 @@ def _samples(row: dict, splits: list[str], views: list[tuple[str, int]], segment
                 "ref_id": ref["ref_id"],
             }
             for sentence in ref["sentences"]:
-                what = {"sent_id": sentence["sent_id"], "no_target": False, "protocol": protocol, "corruption": name, "severity": severity}
+                what = {
+                    "sent_id": sentence["sent_id"],
+                    "no_target": not refer.targets(ref),
+                    "protocol": protocol,
+                    "corruption": name,
+                    "severity": severity,
+                }
                 yield Sample(small, sentence["sent"], truth, of_ref | what)
 
 
@@ -233,15 +259,15 @@ def baselines(checkpoint: Path, items: Items, *, batch: int = 64, device="cpu", 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         untrained = build(spec.pop("name"), vocabulary=config["vocabulary"], **spec).to(device).eval()
-    i, u = _predicted(model, eval_batches(items, model, batch=batch), threshold, device)
+    own = _predicted(model, eval_batches(items, model, batch=batch), threshold, device)
     others = [(k, s) for k, item in enumerate(chosen) if (s := _other_sentence(items, item, seed)) is not None]
     where = np.array([k for k, _ in others], int)
-    wrong = score(*_predicted(model, _with_sentences(items, model, others, batch), threshold, device))
-    same = _pair(score(i[where], u[where]))
+    wrong = _predicted(model, _with_sentences(items, model, others, batch), threshold, device).sums()
+    same = _pair(own.sums(where))
     random, largest = _object_scores(items, chosen)
     return {
-        "champion": _pair(score(i, u)),
-        "untrained": _pair(score(*_predicted(untrained, eval_batches(items, untrained, batch=batch), threshold, device))),
+        "champion": _pair(own.sums()),
+        "untrained": _pair(_predicted(untrained, eval_batches(items, untrained, batch=batch), threshold, device).sums()),
         "random_object": random,
         "largest_object": largest,
         "wrong_sentence": _pair(wrong) | {"champion_mIoU": same["mIoU"], "champion_oIoU": same["oIoU"]},
@@ -253,21 +279,42 @@ def _pair(sums: Sums) -> dict:
     return {key: value for key, value in sums.scores().items() if key in ("mIoU", "oIoU", "n")}
 
 
+class _Outcome(NamedTuple):
+    """What became of n sentences, each field (n,)."""
+
+    intersection: torch.Tensor
+    union: torch.Tensor
+    no_target: torch.Tensor
+    empty: torch.Tensor
+    """The prediction is called empty; False everywhere in a split whose every expression has a target."""
+
+    def sums(self, where=slice(None)) -> Sums:
+        return score(self.intersection[where], self.union[where], no_target=self.no_target[where], empty=self.empty[where])
+
+
+def _outcome(prediction: torch.Tensor, truth: torch.Tensor, no_target: torch.Tensor, generalised: bool) -> _Outcome:
+    """prediction, truth (B, H, W) bool"""
+    empty = called_empty(prediction.flatten(1).sum(1), truth[0].numel()) & generalised
+    return _Outcome(*(x.cpu() for x in (*counts(prediction, truth), no_target, empty)))
+
+
 @torch.inference_mode()
-def _predicted(model, batches: Iterable[Batch], threshold: float, device) -> tuple[torch.Tensor, torch.Tensor]:
-    """-> I, U (n,) int64 of all sentences"""
-    found = [(torch.zeros(0, dtype=torch.int64),) * 2]
+def _predicted(model, batches: Iterable[Batch], threshold: float, device) -> _Outcome:
+    """Of all sentences of the batches."""
+    nothing = torch.zeros(0, dtype=torch.int64)
+    found = [_Outcome(nothing, nothing, nothing.bool(), nothing.bool())]
     for batch in batches:
         batch = batch.to(device)
         logits = model(model.normalise(batch.image), batch.tokens, batch.token_mask).float()
-        found.append(tuple(x.cpu() for x in counts(segment(logits, batch.mask.shape[1:], threshold), batch.mask)))
-    return torch.cat([i for i, _ in found]), torch.cat([u for _, u in found])
+        found.append(_outcome(segment(logits, batch.mask.shape[1:], threshold), batch.mask, batch.no_target, batch.generalised))
+    return _Outcome(*(torch.cat(column) for column in zip(*found, strict=True)))
 
 
 def _other_sentence(items: Items, item: Item, seed: int) -> str | None:
-    """A sentence of another referent of the same picture and split; None where it has none."""
-    own = items.ref(item)["ann_id"]
-    others = [s["sent"] for ref in items.row(item)["refs"] if ref["split"] == items.split and ref["ann_id"] != own for s in ref["sentences"]]
+    """A sentence of another referent of the same picture and split; None where the picture has none, or the item's own names nothing."""
+    own = set(refer.targets(items.ref(item)))
+    refs = [ref for ref in items.row(item)["refs"] if own and ref["split"] == items.split]
+    others = [s["sent"] for ref in refs if refer.targets(ref) and set(refer.targets(ref)) != own for s in ref["sentences"]]
     draw = float(uniform(seed, 0, torch.tensor([item.key]), "wrong-sentence"))
     return others[int(draw * len(others))] if others else None
 
@@ -288,15 +335,17 @@ def _object_scores(items: Items, chosen: list[Item]) -> tuple[dict, dict]:
     def objects(block: int, row: int) -> tuple[torch.Tensor, int]:
         meta = items.meta[block][row]
         masks = [rasterise(o["rle"], meta["height"], meta["width"]) for o in meta["objects"]]
+        masks = masks or [np.zeros((meta["height"], meta["width"]), np.uint8)]  # nothing to choose from: an empty prediction
         return torch.from_numpy(np.stack([fit_mask(m, items.size, items.fit) for m in masks])), int(np.argmax([m.sum() for m in masks]))
 
     largest, means = Sums(), torch.zeros(3, dtype=torch.float64)
     for item in chosen:
         masks, biggest = objects(item.block, item.row)
-        i, u = counts(masks, torch.from_numpy(items.mask(item))[None])
-        largest += score(i[biggest, None], u[biggest, None])
-        iou = (i * IOU_UNIT // u.clamp(min=1)).double() / IOU_UNIT
-        means += torch.stack([iou.mean(), i.double().mean(), u.double().mean()])
+        no_target = torch.tensor([not refer.targets(items.ref(item))]).expand(len(masks))
+        outcome = _outcome(masks, torch.from_numpy(items.mask(item))[None].expand_as(masks), no_target, items.generalised)
+        largest += outcome.sums([biggest])
+        i, u, iou = (x.double() for x in settle(*outcome))
+        means += torch.stack([iou.mean() / IOU_UNIT, i.mean(), u.mean()])
     iou, i, u = means.tolist()
     return {"mIoU": iou / len(chosen), "oIoU": i / max(u, 1.0), "n": len(chosen)}, _pair(largest)
 

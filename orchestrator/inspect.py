@@ -23,7 +23,7 @@ from aml.masking import CALIBRATION_BATCHES, Mask, Masker, MaskingConfig
 from aml.models import build
 from aml.pictures import panels, png
 from aml.pmme import Alignment
-from orchestrator import shards
+from orchestrator import shards, sources
 from orchestrator.config import Experiment
 from orchestrator.shards import index, read
 from orchestrator.trial import write_atomic
@@ -52,15 +52,15 @@ def preview(experiment: Experiment, n: int, out: Path, *, init: Path | None = No
     """
     if n < 1:
         raise UserError(f"n is {n}; ask for at least one item")
-    store, manifest = shards.prepare(experiment.data, experiment.root, say)
-    items = _some_items(experiment, store, max(n, MEASURED))
-    model = _model(experiment, init, shards.words(store), device)
+    used = sources.prepare(experiment.data, experiment.root, say)
+    items = _some_items(experiment, used, max(n, MEASURED))
+    model = _model(experiment, init, used.words(), device)
     batch = items.batch(np.arange(len(items)), model, seed=experiment.seed).to(device)
     sentences = [item.sentence["sent"] for item in items.picks(np.arange(len(items)), experiment.seed, 0)]
     masker = Masker(experiment.aml, model=model, image_size=experiment.data.size, seed=experiment.seed)
     mask = _mask(masker, model, batch)
     values = measure(mask, batch.mask, masker.block)
-    body = [_facts(_settings(experiment, masker, manifest, init)), _warnings(experiment, masker, init, _means(mask, batch, masker.block))]
+    body = [_facts(_settings(experiment, masker, used.manifest, init)), _warnings(experiment, masker, init, _means(mask, batch, masker.block))]
     body.append("<h2>Realised shares</h2>" + _shares_table(experiment, masker, mask.alignment, model, batch))
     body.append(f"<h2>{min(n, len(items))} training items</h2>")
     body.append(
@@ -75,13 +75,11 @@ def preview(experiment: Experiment, n: int, out: Path, *, init: Path | None = No
     return page
 
 
-def _some_items(experiment: Experiment, store: shards.Store, count: int) -> Items:
-    """Up to `count` refs of the training split, each of another picture, spread evenly over it."""
-    data = experiment.data
-    places = index(store, [data.train_split])
-    if not places:
-        raise UserError(f"{store.uri} has no split {data.train_split!r}; it has {', '.join(shards.manifest(store)['splits'])}")
-    rows = []
+def _some_items(experiment: Experiment, used: sources.Sources, count: int) -> Items:
+    """Up to `count` refs of the training split (of several data sets the first that has some), each of another picture, spread evenly over it."""
+    data, rows = experiment.data, []
+    training = ((s, [place for place in index(s, [data.train_split]) if place[0] not in used.evaluation]) for s in used.stores)
+    store, places = next((s, places) for s, places in training if places)
     for row in read(store, _spread(places, count)):
         refs = [ref for ref in row["refs"] if ref["split"] == data.train_split]
         rows.append(row | {"refs": [refs[len(rows) % len(refs)]]})
@@ -243,12 +241,11 @@ def _statistics(store: shards.Store, places: list, split: str) -> dict[str, list
     found: dict[str, list] = {key: [] for key in ("lengths", "position", "colour", "sentences", "sizes", "refs", "sides", "objects")}
     for row in read(store, places, jpeg=False):
         refs = [ref for ref in row["refs"] if ref["split"] == split]
-        rles = {o["ann_id"]: o["rle"] for o in row["objects"]}
         found["refs"].append(len(refs))
-        found["objects"].append(len(rles))
+        found["objects"].append(len(row["objects"]))
         found["sides"].append((row["width"], row["height"]))
         for ref in refs:
-            area = mask.area({"size": [row["height"], row["width"]], "counts": rles[ref["ann_id"]].encode()})
+            area = mask.area({"size": [row["height"], row["width"]], "counts": refer.referent(row, ref).encode()})
             found["sizes"].append(float(area) / (row["height"] * row["width"]))
             found["sentences"].append(len(ref["sentences"]))
             for sentence in ref["sentences"]:
@@ -296,10 +293,10 @@ def _example(row: dict, split: str) -> str:
     scale = SIDE / max(picture.shape[:2])
     size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
     shown = np.array(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
-    rles, lines = {o["ann_id"]: o["rle"] for o in row["objects"]}, []
+    lines = []
     for k, ref in enumerate(ref for ref in row["refs"] if ref["split"] == split):
         colour = COLOURS[k % len(COLOURS)]
-        mask = Image.fromarray(rasterise(rles[ref["ann_id"]], row["height"], row["width"])).resize(size, Image.Resampling.NEAREST)
+        mask = Image.fromarray(rasterise(refer.referent(row, ref), row["height"], row["width"])).resize(size, Image.Resampling.NEAREST)
         _outline(shown, np.asarray(mask).astype(bool), colour)
         said = "<br>".join(escape(s["sent"]) for s in ref["sentences"])
         lines.append(f'<li><i style="background:rgb{colour}"></i><span>{said}</span></li>')

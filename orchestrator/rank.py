@@ -9,10 +9,10 @@ from pathlib import Path
 from aml import data
 from aml.checkpoint import load_model
 from aml.diagnostics import MaskSums
-from aml.learner import segment
+from aml.learner import scored
 from aml.masking import Masker, preset
 from aml.masking_config import SCORES
-from aml.metrics import Sums, counts, score
+from aml.metrics import Sums
 from orchestrator import shards
 
 
@@ -66,4 +66,4 @@ def _scored(model, x, batch, threshold: float) -> Sums:
 
     with torch.inference_mode():
         logits = model(x, batch.tokens, batch.token_mask).float()
-    return score(*counts(segment(logits, batch.mask.shape[1:], threshold), batch.mask), batch.valid)
+    return scored(logits, batch, threshold)

@@ -20,7 +20,7 @@ import numpy as np
 from aml.data import UnreadableImage, block_of, decode_image, decode_row
 from aml.errors import UserError
 from aml.refer import read_refer, split_counts, vocabulary
-from orchestrator.config import DataConfig, SynthConfig
+from orchestrator.config import SynthConfig
 
 MARKER = "_COMPLETE.json"
 FORMAT = 1
@@ -75,18 +75,17 @@ class Store:
             self.fs.delete_file(path)
 
 
-def write(
-    refer_root: Path, images: Path, dataset: str, split_by: str, out: Store, *, skip_unreadable: bool = False, synth: dict | None = None
-) -> dict:
-    """Convert one dataset; returns the manifest. A complete folder with the same content is left as it is.
+def write(rows: list[dict], out: Store, *, skip_unreadable: bool = False, synth: dict | None = None) -> dict:
+    """Convert the rows of one data set (aml.refer, aml.table); returns the manifest. A complete folder with the same content is left as it is.
 
-    synth notes how generated data were made. UserError: whatever aml.refer.read_refer refuses, an image that cannot be decoded or has another
-    size than its annotations (unless skip_unreadable), a folder with other data or files.
+    synth notes how generated data were made. UserError: an image that cannot be decoded or has another size than its annotations (unless
+    skip_unreadable), no row at all, a folder with other data or files.
     """
     import ray
     from ray.data.expressions import col
 
-    rows = read_refer(refer_root, images, dataset, split_by)
+    if not rows:
+        raise UserError(f"nothing is to be written to {out.uri}: the annotations name no image; give those of some referents")
     source = hashlib.sha256(json.dumps([FORMAT, [{k: v for k, v in r.items() if k != "path"} for r in rows]], sort_keys=True).encode()).hexdigest()
     present = out.read(MARKER)
     if present is not None:
@@ -110,8 +109,8 @@ def write(
     content = "".join(digests[i] for i in sorted(digests))
     manifest = {
         "format": FORMAT,
-        "dataset": dataset,
-        "split_by": split_by,
+        "dataset": rows[0]["dataset"],
+        "split_by": rows[0]["split_by"],
         "splits": split_counts(kept),
         "images": len(kept),
         "skipped": bad,
@@ -186,6 +185,17 @@ def verify(store: Store) -> dict:
     return noted
 
 
+def splits_of(store: Store) -> dict[int, set[str]]:
+    """{image_id: the splits of its refs}"""
+    import pyarrow.parquet as pq
+
+    found = {}
+    for name in manifest(store)["files"]:
+        table = pq.read_table(store.join(name), filesystem=store.fs, columns=["image_id", "splits"])
+        found |= {i: set(of.split(",")) for i, of in zip(table["image_id"].to_pylist(), table["splits"].to_pylist(), strict=True)}
+    return found
+
+
 def index(store: Store, splits: list[str]) -> list[tuple[int, str, int, int]]:
     """Where the pictures with a ref in one of the splits are: (image_id, file, row group, row), in the order of image_id."""
     import pyarrow.parquet as pq
@@ -220,31 +230,6 @@ def words(store: Store) -> list[str]:
     return json.loads(store.read("vocabulary.json"))
 
 
-def prepare(data: DataConfig, root: Path, say=print) -> tuple[Store, dict]:
-    """The training shards and their manifest; generated first where the experiment asks for generated data and none is there."""
-    store = Store(data.train, root)
-    if data.synth is not None and store.read(MARKER) is None:
-        make_synthetic(data.synth, store, root, say)
-    return store, check(data, root)
-
-
-def check(data: DataConfig, root: Path) -> dict | None:
-    """The manifest; None where the data are still to be generated. UserError without shards, or where a split in use holds nothing."""
-    store = Store(data.train, root)
-    if data.synth is not None and store.read(MARKER) is None:
-        return None
-    found = manifest(store)
-    wanted = asdict(data.synth) if data.synth else None
-    if wanted and found.get("synth") and found["synth"] != wanted:
-        raise UserError(
-            f"{store.uri} was generated with {found['synth']}, but data.synth is {wanted}; give data.train another folder or delete that one"
-        )
-    for key in ("train_split", "val_split"):
-        if (split := getattr(data, key)) not in found["splits"]:
-            raise UserError(f"data.{key} {split!r} is empty: {store.uri} holds {', '.join(found['splits'])}; name one of them")
-    return found
-
-
 def make_synthetic(synth: SynthConfig, store: Store, root: Path, say=print) -> None:
     from aml.synthetic import generate
 
@@ -252,7 +237,7 @@ def make_synthetic(synth: SynthConfig, store: Store, root: Path, say=print) -> N
     say(f"generating {synth.images} pictures of {synth.size} px for {synth.dataset} into {source}")
     generate(source, synth.dataset, images=synth.images, size=synth.size, seed=synth.seed)
     split_by = "umd" if synth.dataset == "refcocog" else "unc"
-    made = write(source, source / "images", synth.dataset, split_by, store, synth=asdict(synth))
+    made = write(read_refer(source, source / "images", synth.dataset, split_by), store, synth=asdict(synth))
     say(f"wrote shards to {store.uri}: {describe(made)}")
 
 
@@ -293,22 +278,26 @@ class _Binary:
         return self.column[row].as_buffer()
 
 
-def decode(store: Store, splits: set[str], size: int, fit: str) -> Shared:
-    """Decode every image that has a ref in one of the splits, in parallel, into the object store."""
+def decode(store: Store, splits: set[str], size: int, fit: str, *, leave: dict[str, frozenset[int]] | None = None) -> Shared:
+    """Decode every image that has a ref in one of the splits, in parallel, into the object store; refs of other splits are left out.
+
+    leave: {split: image_ids whose refs of that split are left out, too}
+    """
     import ray
 
     files = [store.join(name) for name in manifest(store)["files"]]
     rows = ray.data.read_parquet(files, filesystem=store.fs).select_columns(["splits", "jpeg", "meta"])
-    decoded = rows.map_batches(_decode, fn_kwargs={"splits": splits, "size": size, "fit": fit}, batch_size=64).materialize()
+    decoded = rows.map_batches(_decode, fn_kwargs={"splits": splits, "size": size, "fit": fit, "leave": leave or {}}, batch_size=64).materialize()
     return Shared(tuple(entry.ref for bundle in decoded.iter_internal_ref_bundles() for entry in bundle.blocks if entry.metadata.num_rows))
 
 
-def _decode(batch: dict, *, splits: set[str], size: int, fit: str) -> dict:
-    rows = [
-        decode_row(json.loads(str(meta)) | {"jpeg": jpeg}, size, fit)
-        for of, jpeg, meta in zip(batch["splits"], batch["jpeg"], batch["meta"], strict=True)
-        if splits & set(str(of).split(","))
-    ]
+def _decode(batch: dict, *, splits: set[str], size: int, fit: str, leave: dict[str, frozenset[int]]) -> dict:
+    rows = []
+    for of, jpeg, text in zip(batch["splits"], batch["jpeg"], batch["meta"], strict=True):
+        meta = json.loads(str(text)) if splits & set(str(of).split(",")) else {"refs": []}
+        refs = [r for r in meta["refs"] if r["split"] in splits and meta["image_id"] not in leave.get(r["split"], ())]
+        if refs:
+            rows.append(decode_row(meta | {"refs": refs, "jpeg": jpeg}, size, fit))
     if not rows:
         return {"image": np.zeros((0, size, size, 3), np.uint8), "masks": np.array([], dtype=object), "meta": np.array([], dtype=str)}
     block = block_of(rows)

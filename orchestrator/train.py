@@ -8,7 +8,7 @@ from pathlib import Path
 
 from aml.errors import UserError
 from aml.learner import NonFinite, vacuous_mask
-from orchestrator import cluster, runs, shards, trial
+from orchestrator import cluster, runs, sources, trial
 from orchestrator.config import Experiment, from_dict
 from orchestrator.shards import Shared
 from orchestrator.trial import read_history
@@ -80,7 +80,7 @@ def run(experiment: Experiment, *, resume: str | None = None, fresh: bool = Fals
     if resume:
         experiment = runs.find(experiment.root, resume).experiment()
     check_run(experiment)
-    shards.check(experiment.data, experiment.root)  # refuse before Ray starts
+    sources.check(experiment.data, experiment.root)  # refuse before Ray starts
     for text in remarks(experiment, [experiment.aml.arm]):
         say(f"note: {text}")
     if dry_run:
@@ -89,21 +89,20 @@ def run(experiment: Experiment, *, resume: str | None = None, fresh: bool = Fals
         return 0
     cluster.start()
     cluster.place(experiment, cluster.capacity(), sweep=False)
-    store, manifest = shards.prepare(experiment.data, experiment.root, say)
-    this = runs.start(experiment, "train", manifest, fresh=fresh) if not resume else runs.find(experiment.root, resume)
+    used = sources.prepare(experiment.data, experiment.root, say)
+    this = runs.start(experiment, "train", used.manifest, fresh=fresh) if not resume else runs.find(experiment.root, resume)
     with this.locked():
         if this.finished:
             say(f"{this.name} has finished: {summary(this.state)} (--fresh starts another)")
             return 0
         say(f"{'continuing' if this.state else 'starting'} {this.name} in {this.folder}")
-        runs.begin(this, experiment, manifest, store.uri)
-        return _fit(this, experiment, store, init, say)
+        runs.begin(this, experiment, used.manifest, used.uri)
+        return _fit(this, experiment, used, init, say)
 
 
-def _fit(this: runs.Run, experiment: Experiment, store: shards.Store, init, say) -> int:
+def _fit(this: runs.Run, experiment: Experiment, used: sources.Sources, init, say) -> int:
     from ray.train import TrainingFailedError
 
-    data = experiment.data
     tracker = runs.open_tracker(this, experiment)
     key = "train"
     tracker.run(key, this.name, params=experiment.params(), tags=_tags(this, experiment))
@@ -111,8 +110,7 @@ def _fit(this: runs.Run, experiment: Experiment, store: shards.Store, init, say)
     epochs = Epochs(this, experiment, tracker, key, say)
     code = 1
     try:
-        shared = shards.decode(store, {data.train_split, data.val_split}, data.size, data.fit)
-        trainer = make_trainer(experiment, shared, shards.words(store), this.folder, init=init)
+        trainer = make_trainer(experiment, used.decode(), used.words(), this.folder, init=init)
         with interrupts_as_before():
             trainer.fit()
         epochs.close()

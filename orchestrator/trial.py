@@ -52,12 +52,12 @@ def run(experiment: Experiment, blocks: Callable[[], list[dict]], vocabulary: li
 def items(experiment: Experiment, blocks: Callable[[], list[dict]]) -> tuple[Items, Items]:
     """Training and validation items; parsed once a process and data set."""
     data = experiment.data
-    which = [data.size, data.fit, data.unit, data.train_split, data.val_split, data.train_limit, data.val_limit]
+    which = [data.size, data.fit, data.unit, data.train_split, data.val_split, data.train_limit, data.val_limit, data.augment]
     key = json.dumps([str(getattr(blocks, "__self__", blocks)), *which])  # the very blocks: a path may mean other data in another root
     if key not in _ITEMS:
         _ITEMS.clear()
         opened = blocks()
-        train = Items(opened, data.train_split, size=data.size, fit=data.fit, unit=data.unit, limit=data.train_limit)
+        train = Items(opened, data.train_split, size=data.size, fit=data.fit, unit=data.unit, limit=data.train_limit, augment=data.augment)
         val = Items(opened, data.val_split, size=data.size, fit=data.fit, unit="sentence", limit=data.val_limit)
         _ITEMS[key] = train, val
     return _ITEMS[key]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from aml.errors import UserError
 from aml.learner import NonFinite, vacuous_mask
-from orchestrator import cluster, cost, plan, runs, shards, trial
+from orchestrator import cluster, cost, plan, runs, sources, trial
 from orchestrator.config import Experiment, from_dict
 from orchestrator.live import Board
 from orchestrator.shards import Shared
@@ -59,7 +59,7 @@ def run(experiment: Experiment, *, resume: str | None = None, fresh: bool = Fals
     if resume:
         experiment = runs.find(experiment.root, resume).experiment()
     plan.check(experiment)
-    shards.check(experiment.data, experiment.root)  # refuse before Ray starts
+    sources.check(experiment.data, experiment.root)  # refuse before Ray starts
     for text in plan.remarks(experiment, experiment.search.arms):
         say(f"note: {text}")
     if dry_run:
@@ -68,8 +68,8 @@ def run(experiment: Experiment, *, resume: str | None = None, fresh: bool = Fals
         return 0
     cluster.start()
     placement = cluster.place(experiment, cluster.capacity())
-    store, manifest = shards.prepare(experiment.data, experiment.root, say)
-    this = runs.start(experiment, "sweep", manifest, fresh=fresh) if not resume else runs.find(experiment.root, resume)
+    used = sources.prepare(experiment.data, experiment.root, say)
+    this = runs.start(experiment, "sweep", used.manifest, fresh=fresh) if not resume else runs.find(experiment.root, resume)
     with this.locked():
         if this.finished:
             say(f"{this.name} has finished (--fresh starts another)")
@@ -78,23 +78,23 @@ def run(experiment: Experiment, *, resume: str | None = None, fresh: bool = Fals
         ledger = this.ledger()
         so_far = f": {len(ledger)} trials have finished" if ledger else ""
         say(f"{'continuing' if this.state else 'starting'} {this.name} in {this.folder}{so_far}")
-        runs.begin(this, experiment, manifest, store.uri)
+        runs.begin(this, experiment, used.manifest, used.uri)
         epochs = this.state.get("epochs_by_arm")  # of the first attempt: a machine's seconds may differ today
         epochs = cost.equal_epochs(experiment) if epochs is None else epochs
         this.update(metric=experiment.search.metric, mode=experiment.search.mode, epochs_by_arm=epochs)
-        return _search(this, experiment, store, placement, say)
+        return _search(this, experiment, used, placement, say)
 
 
-def _search(this: runs.Run, experiment: Experiment, store: shards.Store, placement: cluster.Placement, say) -> int:
+def _search(this: runs.Run, experiment: Experiment, used: sources.Sources, placement: cluster.Placement, say) -> int:
     """From decoded data to the report; however it ends, run and MLflow are left in a final state."""
-    data, code = experiment.data, 1
+    code = 1
     tracker = runs.open_tracker(this, experiment)
     sweep = Sweep(this, experiment, tracker, placement, say)
     try:
-        shared = shards.decode(store, {data.train_split, data.val_split}, data.size, data.fit)
+        shared = used.decode()
         if not tracker.ready():  # the database is made before any trial
             say(f"tracking: {tracker.problem}; training goes on, what it misses is kept in {this.folder}")
-        sweep.fit(shared, shards.words(store))
+        sweep.fit(shared, used.words())
         code = sweep.finish(shared)
     except KeyboardInterrupt:
         code = 130
@@ -345,14 +345,12 @@ def estimate_epoch_s(experiment: Experiment) -> float:
     """Seconds of an epoch of one worker, from a few steps on noise at this experiment's sizes."""
     from aml.bench import step_seconds
 
-    store = shards.Store(experiment.data.train, experiment.root)
-    if store.read(shards.MARKER) is not None:
-        counts = shards.manifest(store)["splits"].get(experiment.data.train_split, {})
-        n = counts.get("sentences" if experiment.data.unit == "sentence" else "refs", 0)
-    elif experiment.data.synth is not None:
-        n = int(experiment.data.synth.images * 0.75 * 2.42)  # train share and refs an image of generated data
+    used = sources.check(experiment.data, experiment.root)
+    if used is not None:
+        counts = used.manifest["splits"][experiment.data.train_split]
+        n = counts["sentences" if experiment.data.unit == "sentence" else "refs"]
     else:
-        raise UserError(f"{store.uri} has no shards; write them first")
+        n = int(experiment.data.synth.images * 0.75 * 2.42)  # train share and refs an image of generated data
     n = min(n, experiment.data.train_limit or n)
     samples, seconds = step_seconds(experiment)
     return n * seconds / samples / experiment.resources.workers

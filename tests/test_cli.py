@@ -176,6 +176,8 @@ def test_the_real_mini_refcoco_goes_through(real_data, ray_session, tmp_path):
     splits = json.loads(text.splitlines()[-1])["splits"]
     assert {split: c["refs"] for split, c in splits.items()} == {"testA": 4, "testB": 6, "val": 6}
     assert sum(c["sentences"] for c in splits.values()) == 49
+    (line,) = [line for line in text.splitlines() if "published" in line]
+    assert line.startswith("counts differ from the published refcoco (unc): train 0 refs, not 42404;") and "val 6 refs, not 3811" in line
     expected = {e["ref_id"]: e for e in json.loads((folder / "expected.json").read_text())}
     seen = 0
     store = shards.Store(out)

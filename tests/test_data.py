@@ -153,9 +153,9 @@ def test_what_a_batch_holds(items, model, rows):
         **dict.fromkeys(("valid", "no_target"), ((3,), torch.bool)),
         **dict.fromkeys(("item", "image_id", "ref_id", "sent_id", "dataset", "index"), ((3,), torch.int64)),
     }  # fmt: skip
-    tensors = {f.name: getattr(b, f.name) for f in fields(b) if f.name != "total"}
+    tensors = {f.name: getattr(b, f.name) for f in fields(b) if f.name not in ("total", "generalised")}
     assert {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()} == expected
-    assert b.total == 3 and b.index.tolist() == [4, 9, 2] and b.valid.all() and not b.no_target.any()
+    assert b.total == 3 and not b.generalised and b.index.tolist() == [4, 9, 2] and b.valid.all() and not b.no_target.any()
     by_image = {row["image_id"]: row for row in rows}
     for k, item in enumerate(train.picks(np.array([4, 9, 2]), 1, 2)):
         row = by_image[int(b.image_id[k])]

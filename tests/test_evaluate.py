@@ -118,6 +118,14 @@ def test_metrics_follow_from_the_rows_and_every_sentence_is_there_once(data, tmp
     assert json.loads((tmp_path / "about.json").read_text())["protocol"] == protocol
 
 
+def test_test_means_test_a_and_test_b_where_no_split_is_called_so(data, tmp_path):
+    got = evaluate.evaluate(data.checkpoint, data.store, ["test", "val", "testA"], out=tmp_path / "unc", say=lambda _: None)
+    assert list(got) == ["testA", "testB", "val"]
+    rows = [row | {"refs": [ref | {"split": {"testA": "test"}.get(ref["split"], ref["split"])} for ref in row["refs"]]} for row in data.rows]
+    got = evaluate.evaluate(data.checkpoint, write_store(tmp_path / "umd", rows), ["test"], out=tmp_path / "out", say=lambda _: None)
+    assert list(got) == ["test"]
+
+
 def test_true_pixels_are_counted_at_the_size_of_the_protocol(data, tmp_path):
     truth = {}
     for row in data.rows:

@@ -193,6 +193,29 @@ def test_words_and_vocabulary():
     assert refer.vocabulary(rows[1:]) == ["green"]
 
 
+@pytest.mark.parametrize(
+    ("dataset", "split_by"), [("refcoco", "unc"), ("refcoco", "google"), ("refcoco+", "unc"), ("refcocog", "umd"), ("refcocog", "google")]
+)
+def test_counts_are_held_against_the_published_ones(dataset, split_by):
+    published = refer.PUBLISHED[dataset, split_by]
+    counts = {split: {"refs": r, "sentences": s or 7, "images": i} for split, (r, s, i) in published.items()}
+    assert refer.against_published(dataset, split_by, counts) == f"counts are those of the published {dataset} ({split_by})"
+    counts["val"]["refs"] -= 3
+    counts["spare"] = counts.pop("train")
+    said = refer.against_published(dataset, split_by, counts)
+    assert f"val {published['val'][0] - 3} refs, not {published['val'][0]}" in said and f"train 0 refs, not {published['train'][0]}" in said
+    assert f"spare {published['train'][0]} refs, not 0" in said and "\n" not in said
+
+
+def test_published_counts_add_up_to_the_published_totals():
+    totals = {
+        key: tuple(sum(counts) for counts in zip(*splits.values(), strict=True)) for key, splits in refer.PUBLISHED.items() if key[1] != "google"
+    }
+    assert totals["refcoco", "unc"] == (50_000, 142_210, 19_994) and totals["refcoco+", "unc"] == (49_856, 141_564, 19_992)
+    assert totals["refcocog", "umd"] == (49_822, 95_010, 25_799)
+    assert refer.against_published("mine", "table", {"val": {"refs": 1, "sentences": 1, "images": 1}}) is None
+
+
 # ---- real data ------------------------------------------------------------------------------------------------------
 
 
