@@ -3,6 +3,9 @@
     OUT/metrics.json          {"val": {"mIoU", "oIoU", "P@0.5" ... "P@0.9", "n"}, "val/fog:3": {...}}: shares in [0, 1]; a split's own
                               name is the clean pictures, <split>/<corruption>:<severity> the corrupted ones
     OUT/per_sentence.jsonl    one row a sentence (and corruption), from which anyone can recompute the scores
+    OUT/sentences.jsonl       one row a sentence: its words, the referent's area at the picture's own size, position words, distractors
+    OUT/breakdown.json        the clean scores by those (see orchestrator.breakdown)
+    OUT/robustness.json       under corruption: mean over severities, drop; only where corruptions were asked for
     OUT/about.json            checkpoint, protocol, threshold, data, versions
 
 Protocols: `square` compares at network size (truth resized nearest, letterbox included, as validation does in training), `original` at the
@@ -35,7 +38,7 @@ from aml.inference import Segmenter, to_original
 from aml.learner import segment
 from aml.metrics import IOU_UNIT, Sums, counts, score
 from aml.models import build
-from orchestrator import shards
+from orchestrator import breakdown, shards
 from orchestrator.checkpoints import find_checkpoint
 from orchestrator.trial import write_atomic
 
@@ -59,14 +62,17 @@ class Sample:
     """(S, S) or (H, W) bool, by protocol."""
     row: dict
     """What per_sentence.jsonl says of it, the counts still to come."""
+    fact: dict
+    """What sentences.jsonl says of it."""
 
 
 @dataclass
 class Tally:
-    """Sums by split and view, and the lines of per_sentence.jsonl."""
+    """Sums by split and view, the lines of per_sentence.jsonl, and of the clean view (fact, I, U)."""
 
     sums: dict[tuple, Sums] = field(default_factory=dict)
     lines: list[bytes] = field(default_factory=list)
+    clean: list[tuple[dict, int, int]] = field(default_factory=list)
 
     def add(self, samples: list[Sample], predictions: list[torch.Tensor]) -> None:
         """predictions: (S, S) or (H, W) bool, one a sample."""
@@ -79,6 +85,8 @@ class Tally:
             names = ("no_target", "protocol", "corruption", "severity")
             line = {k: v for k, v in row.items() if k not in names} | counted | {name: row[name] for name in names}
             self.lines.append(json.dumps(line).encode() + b"\n")
+            if (row["corruption"], row["severity"]) == CLEAN:
+                self.clean.append((sample.fact, int(intersection), int(union)))
 
 
 def evaluate(
@@ -89,17 +97,26 @@ def evaluate(
     protocol: str = "square",
     corruptions: Iterable[tuple[str, int]] = (),
     out: Path,
+    baseline: Path | None = None,
     batch: int = 64,
     device="cpu",
     say=print,
 ) -> dict[str, dict]:
-    """Score every sentence of the splits exactly once, clean and under each (corruption, severity); write the three files of OUT.
+    """Score every sentence of the splits exactly once, clean and under each (corruption, severity); write the files of OUT.
 
-    Returns what metrics.json holds. UserError: no checkpoint or shards there, an unknown split, protocol or corruption, an OUT that is a file.
+    baseline: an earlier evaluation's folder that robustness is also given against.
+    Returns what metrics.json holds. UserError: no checkpoint or shards there, an unknown split, protocol or corruption, an OUT that is a file,
+    a baseline that measured something else.
     """
     manifest, splits, views = shards.manifest(store), list(dict.fromkeys(splits)), [CLEAN, *dict.fromkeys(tuple(c) for c in corruptions)]
     _check(manifest, store, splits, protocol, batch, Path(out))
     segmenter, config = Segmenter.load(checkpoint, device), read_config(checkpoint)
+    measured = {"data": {"fingerprint": manifest["fingerprint"]}, "protocol": protocol, **{key: config.get(key) for key in ("image_size", "fit")}}
+    if baseline and len(views) == 1:
+        raise UserError(
+            "a baseline is for robustness, but no corruption was asked for; add --corrupt all:all, or compare two evaluations with `compare`"
+        )
+    other = _baseline(baseline, measured, splits, views) if baseline else None
     places = shards.index(store, splits)
     expected = sum(manifest["splits"][split]["sentences"] for split in splits)
     say(f"{expected} sentences of {', '.join(splits)} on {len(places)} pictures, {len(views)} view(s) each, protocol {protocol}")
@@ -121,16 +138,32 @@ def evaluate(
         "splits": splits,
         "corruptions": [f"{name}:{severity}" for name, severity in views[1:]],
         "data": {"uri": store.uri, **{key: manifest[key] for key in ("dataset", "split_by", "fingerprint")}},
+        "baseline": str(Path(baseline).absolute()) if baseline else None,
         "unknown_words": words.share,
         "seconds": round(time.monotonic() - start, 2),
         "device": str(device),
         "versions": {"python": platform.python_version(), **{p: version(p) for p in ("torch", "numpy", "pillow", "opencv-python-headless")}},
     }
     write_atomic(Path(out) / "per_sentence.jsonl", b"".join(tally.lines))
+    write_atomic(Path(out) / "sentences.jsonl", b"".join(json.dumps(line).encode() + b"\n" for line, _, _ in tally.clean))
+    write_atomic(Path(out) / "breakdown.json", json.dumps(breakdown.breakdown(tally.clean), indent=1).encode())
+    (Path(out) / "robustness.json").unlink(missing_ok=True)
+    if found := breakdown.robustness(metrics, other):
+        write_atomic(Path(out) / "robustness.json", json.dumps(found, indent=1).encode())
     write_atomic(Path(out) / "about.json", json.dumps(about, indent=1).encode())
     write_atomic(Path(out) / "metrics.json", json.dumps(metrics, indent=1).encode())
     if words.share:
         say(f"{words.share:.1%} of the words are not in the checkpoint's vocabulary; the model reads them all as one unknown word")
+    return metrics
+
+
+def _baseline(folder: Path, measured: dict, splits: list[str], views: list[tuple[str, int]]) -> dict:
+    """The metrics of an earlier evaluation of the same views. UserError before anything is computed where it is another."""
+    about, metrics = breakdown.read(folder)
+    breakdown.check_same(measured, about, "this evaluation", str(folder))
+    wanted = [split if view == CLEAN else f"{split}/{view[0]}:{view[1]}" for split in splits for view in views]
+    if lacking := [key for key in wanted if key not in metrics]:
+        raise UserError(f"the baseline {folder} holds no {lacking[0]}; evaluate it with the same --splits and --corrupt first")
     return metrics
 
 
@@ -161,11 +194,12 @@ def _samples(row: dict, splits: list[str], views: list[tuple[str, int]], segment
     image, rles = decode_image(row["jpeg"], row["file_name"]), {o["ann_id"]: o["rle"] for o in row["objects"]}
     refs = [ref for ref in row["refs"] if ref["split"] in splits]
     truths = [rasterise(rles[ref["ann_id"]], row["height"], row["width"]) for ref in refs]
+    areas = [int(t.sum()) for t in truths]
     truths = [t.astype(bool) if protocol == "original" else fit_mask(t, segmenter.image_size, segmenter.fit) for t in truths]
     for name, severity in views:
         seen = image if (name, severity) == CLEAN else corrupt(image, name, severity, row["image_id"])
         small = fit_image(seen, segmenter.image_size, segmenter.fit)
-        for ref, truth in zip(refs, truths, strict=True):
+        for ref, truth, area in zip(refs, truths, areas, strict=True):
             of_ref = {
                 **{key: row[key] for key in ("dataset", "split_by")},
                 "split": ref["split"],
@@ -174,7 +208,7 @@ def _samples(row: dict, splits: list[str], views: list[tuple[str, int]], segment
             }
             for sentence in ref["sentences"]:
                 what = {"sent_id": sentence["sent_id"], "no_target": False, "protocol": protocol, "corruption": name, "severity": severity}
-                yield Sample(small, sentence["sent"], truth, of_ref | what)
+                yield Sample(small, sentence["sent"], truth, of_ref | what, breakdown.fact(row, ref, sentence, area))
 
 
 def _predict(segmenter: Segmenter, samples: list[Sample], protocol: str) -> list[torch.Tensor]:

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from aml.errors import UserError
-from orchestrator.config import Experiment, from_text
+from orchestrator.config import Experiment, code_version, from_text
 from orchestrator.trial import clean, write_atomic
 
 KINDS = ("sweep", "train")
@@ -166,6 +166,7 @@ def begin(run: Run, experiment: Experiment, manifest: dict, uri: str) -> None:
         command=" ".join(["python -m orchestrator", *sys.argv[1:]]),
         git_sha=sha,
         git_dirty=dirty,
+        code_version=code_version(),
         versions={"python": platform.python_version(), **{p: version(p) for p in ("torch", "ray", "mlflow", "transformers", "timm")}},
         data={"uri": uri, "fingerprint": manifest["fingerprint"], "splits": manifest["splits"]},
         epochs=experiment.train.epochs,
