@@ -113,7 +113,7 @@ def _sides(names: list[str], root: Path) -> tuple[list[Side], bool]:
     kinds = []
     for name in names:
         run_name, _, arm = name.partition(":")
-        run = find(root, run_name)
+        run = find(root, run_name, arm)
         kinds.append("arm" if arm else run.kind)
         if run.kind == "sweep":
             for side in _arms(run, arm):
@@ -130,13 +130,13 @@ def _sides(names: list[str], root: Path) -> tuple[list[Side], bool]:
     return list(sides.values()), kinds.count("sweep") == len(kinds) > 1
 
 
-def find(root: Path, name: str) -> runs.Run:
-    """A run by its folder or its name."""
+def find(root: Path, name: str, part: str) -> runs.Run:
+    """A run by its folder or its name; where a `part` of it (an arm, a trial) is named too, a sweep."""
     folder = Path(name)
     for kind in runs.KINDS:
         if name and (folder / f"{kind}.json").is_file():
             return runs.Run(folder, kind)
-    return runs.find(root, name)
+    return runs.find(root, name, "sweep" if part else None)
 
 
 def _arms(run: runs.Run, arm: str) -> list[Side]:

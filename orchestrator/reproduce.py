@@ -29,7 +29,7 @@ def reproduce(name: str, root: Path, *, say: Callable = print) -> dict:
     name: RUN of a training or RUN:TRIAL of a sweep. UserError where there is none, where it has no epoch, or where it cannot be told.
     """
     run_name, _, trial_name = name.partition(":")
-    run = find(root, run_name)
+    run = find(root, run_name, trial_name)
     experiment, history = _trial(run, trial_name) if run.kind == "sweep" else _training(run, trial_name)
     called = f"{run.name}:{trial_name}" if trial_name else run.name
     store = shards.Store(experiment.data.train, root)

@@ -100,12 +100,12 @@ def start(experiment: Experiment, kind: str, manifest: dict, *, fresh: bool) -> 
     return run
 
 
-def find(root: Path, name: str) -> Run:
-    """A run by its name; by its experiment's name, then the newest finished one (or the newest); or by the start of its name.
+def find(root: Path, name: str, kind: str | None = None) -> Run:
+    """A run (of one kind) by its name; by its experiment's name, then the newest finished one (or the newest); or by the start of its name.
 
     UserError where there is none, or where a start fits several.
     """
-    runs = listing(root)
+    runs = [r for r in listing(root) if kind in (None, r.kind)]
     if exact := [r for r in runs if r.name == name]:
         return exact[0]
     if named := [r for r in runs if r.state.get("name") == name]:
@@ -113,7 +113,7 @@ def find(root: Path, name: str) -> Run:
     matches = [r for r in runs if r.name.startswith(name)]
     if len(matches) != 1:
         found = ", ".join(r.name for r in (matches or runs)[:8]) or "none"
-        raise UserError(f"{'no run' if not matches else 'more than one run'} under {root} is called {name!r}; there: {found}")
+        raise UserError(f"{'no' if not matches else 'more than one'} {kind or 'run'} under {root} is called {name!r}; there: {found}")
     return matches[0]
 
 
