@@ -269,14 +269,20 @@ def reproduce(
 
 
 @app.command()
-def report(run: str, out: Annotated[Path | None, typer.Option(help="Folder; default: the run's own report/.")] = None) -> None:
-    """Write a run's page and CSV again, from its folder alone."""
+def report(
+    run: str,
+    out: Annotated[Path | None, typer.Option(help="Folder; default: the run's own report/.")] = None,
+    evaluation: Annotated[
+        list[Path] | None, typer.Option(metavar="DIR", help="Show this evaluation too, besides those in the run's folder. May be repeated.")
+    ] = None,
+) -> None:
+    """Write a run's page and tables again, from its folder alone."""
     from orchestrator import report as page
     from orchestrator import runs
     from orchestrator.config import storage_root
 
     folder = Path(run) if Path(run).is_dir() else runs.find(storage_root(), run).folder
-    say(f"wrote {page.write(folder, out)}")
+    say(f"wrote {page.write(folder, out, evaluation or [])}")
 
 
 @app.command("runs")

@@ -168,7 +168,7 @@ def begin(run: Run, experiment: Experiment, manifest: dict, uri: str) -> None:
         git_dirty=dirty,
         code_version=code_version(),
         versions={"python": platform.python_version(), **{p: version(p) for p in ("torch", "ray", "mlflow", "transformers", "timm")}},
-        data={"uri": uri, "fingerprint": manifest["fingerprint"], "splits": manifest["splits"]},
+        data={"uri": uri, **{key: manifest.get(key) for key in ("dataset", "split_by", "fingerprint", "splits")}},
         epochs=experiment.train.epochs,
     )
 
