@@ -41,7 +41,7 @@ PAPER: dict[str, list[Column]] = {
         ("origin", lambda r: r["origin"]),
         ("data", lambda r: f"{r['dataset']} ({r['split_by']})"),
         ("split", lambda r: r["split"]),
-        ("protocol", lambda r: f"{r['protocol']}, {r['size']} px"),
+        ("protocol", lambda r: r["protocol"] + (f", {r['size']} px" if r["size"] else "")),
         *map(_pct, ("mIoU", "oIoU", "P@0.5", "P@0.7", "P@0.9")),
         ("source", lambda r: r["source"]),
     ],
