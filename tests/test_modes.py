@@ -360,6 +360,38 @@ def test_refused_for_a_model(make_model):
         Masker(preset(level="feature"), model=model, image_size=64)
 
 
+# ---- compiled -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("aml", [{"mode": "off"}, {**ENCODER, "clean_weight": 0.5}, {"level": "feature"}, {"mode": "maskris"}], ids=str)
+def test_a_compiled_model_takes_the_same_step(make_model, batch, monkeypatch, aml):
+    """torch.compile's capture of every kind of pass, run by its eager backend: no machine code is made here."""
+    compiler, runs = torch.compile, []
+
+    def captured(module):
+        def backend(graph, examples):
+            runs.append(graph)
+            return graph.forward
+
+        return compiler(module, backend=backend)
+
+    monkeypatch.setattr(torch, "compile", captured)
+    weights = []
+    for compiled in (False, True):
+        model = make_model(dropout=0.0, seed=2)
+        learner = Learner(
+            model,
+            Masker(preset(**aml), model=model, image_size=64),
+            optim=OptimConfig(),
+            train=TrainConfig(batch=16, compile=compiled),
+            steps=2,
+        )
+        for index in range(2):
+            learner.step(batch, 0, index, TrainSums("cpu"))
+        weights.append({k: v.clone() for k, v in model.state_dict().items()})
+    assert runs and close(*weights)
+
+
 # ---- nothing stays behind at inference ------------------------------------------------------------------------------
 
 

@@ -63,8 +63,9 @@ def test_the_commands_of_the_readme(place, ray_session):
     skipped = ("ui",)  # serves until interrupted: tested by itself
     todo = [c for c in commands() if c[0] not in skipped]
     assert len(todo) > 12
-    # the file shows the dry run before the sweep that `make sweep` has made by then
-    for arguments in [["sweep", "experiments/quickstart.yaml"], *todo]:
+    # by the time of the first of them `make sweep` has left a sweep called quickstart: here the one that searches with TPE does
+    todo.sort(key=lambda c: "search.method=tpe" not in c)
+    for arguments in todo:
         code, text = ray_session(small(arguments))
         assert code == 0, (arguments, text)
     for made in (
@@ -90,7 +91,7 @@ def test_the_snippet_trains(make_model, items):
     losses = []
 
     def criterion(logits, truth):
-        from aml.learner import losses as each
+        from aml.optim import losses as each
 
         losses.append(each(logits, truth, "ce").mean())
         return losses[-1]
