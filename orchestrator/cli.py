@@ -161,11 +161,12 @@ def evaluate(
     splits: Annotated[str, typer.Option(help="As val,testA.")] = "val",
     protocol: Annotated[str, typer.Option(help="square: at network size. original: at the picture's size.")] = "square",
     corrupt: Annotated[str, typer.Option(help="As fog:3,noise:1 or all:all.")] = "",
+    baseline: Annotated[Path | None, typer.Option(metavar="DIR", help="An earlier evaluation that robustness is held against.")] = None,
     as_json: Json = False,
 ) -> None:
     """Score a checkpoint on whole splits, every sentence once."""
     from aml import corruptions
-    from orchestrator import evaluate, shards
+    from orchestrator import breakdown, evaluate, shards
     from orchestrator.config import storage_root
 
     names = [s for s in splits.split(",") if s]
@@ -176,11 +177,17 @@ def evaluate(
         protocol=protocol,
         corruptions=corruptions.parse(corrupt) if corrupt else [],
         out=out,
+        baseline=baseline,
         say=say,
     )
     for split, scores in found.items():
         say(f"{split:20} " + "  ".join(f"{k} {v:.4f}" if k != "n" else f"n {v}" for k, v in scores.items()))
-    say(f"wrote {out / 'metrics.json'} and {out / 'per_sentence.jsonl'}")
+    for text in breakdown.breakdown_lines(json.loads((out / "breakdown.json").read_text("utf-8"))):
+        say(text)
+    robust = out / "robustness.json"
+    for text in breakdown.robustness_lines(json.loads(robust.read_text("utf-8"))) if robust.exists() else ():
+        say(text)
+    say(f"wrote {out / 'metrics.json'}, {out / 'per_sentence.jsonl'} and {out / 'breakdown.json'}")
     if as_json:
         say(json.dumps(found))
 
@@ -240,14 +247,49 @@ def rank(
 
 
 @app.command()
-def report(run: str, out: Annotated[Path | None, typer.Option(help="Folder; default: the run's own report/.")] = None) -> None:
-    """Write a run's page and CSV again, from its folder alone."""
+def compare(
+    sides: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Runs, RUN:ARM of a sweep, or folders made by evaluate --out.")],
+    metric: Annotated[str, typer.Option(help="Of runs: a validation metric of the last epoch.")] = "val/mIoU",
+    as_json: Json = False,
+) -> None:
+    """Is A better than B, by how much, how sure."""
+    from orchestrator import compare
+    from orchestrator.config import storage_root
+
+    found = compare.compare(sides, storage_root(), metric=metric, say=say)
+    if as_json:
+        say(json.dumps(found))
+
+
+@app.command()
+def reproduce(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A training, or one trial of a sweep as RUN:TRIAL.")], as_json: Json = False
+) -> int:
+    """Run the same settings, data, code and seed again and say whether the metrics agree. Exit code 1 where they do not."""
+    from orchestrator import reproduce
+    from orchestrator.config import storage_root
+
+    found = reproduce.reproduce(run, storage_root(), say=say)
+    if as_json:
+        say(json.dumps(found))
+    return 0 if found["agrees"] else 1
+
+
+@app.command()
+def report(
+    run: str,
+    out: Annotated[Path | None, typer.Option(help="Folder; default: the run's own report/.")] = None,
+    evaluation: Annotated[
+        list[Path] | None, typer.Option(metavar="DIR", help="Show this evaluation too, besides those in the run's folder. May be repeated.")
+    ] = None,
+) -> None:
+    """Write a run's page and tables again, from its folder alone."""
     from orchestrator import report as page
     from orchestrator import runs
     from orchestrator.config import storage_root
 
     folder = Path(run) if Path(run).is_dir() else runs.find(storage_root(), run).folder
-    say(f"wrote {page.write(folder, out)}")
+    say(f"wrote {page.write(folder, out, evaluation or [])}")
 
 
 @app.command("runs")

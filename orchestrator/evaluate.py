@@ -4,6 +4,9 @@
                               name is the clean pictures, <split>/<corruption>:<severity> the corrupted ones
     OUT/per_sentence.jsonl    one row a sentence (and corruption), from which anyone can recompute the scores; in a split with expressions
                               without a target (gRefCOCO) I and U are those after its rule (aml.metrics), and `called_empty` is the decision
+    OUT/sentences.jsonl       one row a sentence: its words, the referent's area at the picture's own size, position words, distractors
+    OUT/breakdown.json        the clean scores by those (see orchestrator.breakdown)
+    OUT/robustness.json       under corruption: mean over severities, drop; only where corruptions were asked for
     OUT/about.json            checkpoint, protocol, threshold, data, versions
 
 Protocols: `square` compares at network size (truth resized nearest, letterbox included, as validation does in training), `original` at the
@@ -38,7 +41,7 @@ from aml.inference import Segmenter, to_original
 from aml.learner import segment
 from aml.metrics import IOU_UNIT, Sums, called_empty, counts, score, settle
 from aml.models import build
-from orchestrator import shards
+from orchestrator import breakdown, shards
 from orchestrator.checkpoints import find_checkpoint
 from orchestrator.trial import write_atomic
 
@@ -62,16 +65,19 @@ class Sample:
     """(S, S) or (H, W) bool, by protocol."""
     row: dict
     """What per_sentence.jsonl says of it, the counts still to come."""
+    fact: dict
+    """What sentences.jsonl says of it."""
 
 
 @dataclass
 class Tally:
-    """Sums by split and view, and the lines of per_sentence.jsonl."""
+    """Sums by split and view, the lines of per_sentence.jsonl, and of the clean view (fact, I, U)."""
 
     generalised: set[str]
     """Splits with expressions without a target: the rule for them holds, and `called_empty` ends their lines."""
     sums: dict[tuple, Sums] = field(default_factory=dict)
     lines: list[bytes] = field(default_factory=list)
+    clean: list[tuple[dict, int, int]] = field(default_factory=list)
 
     def add(self, samples: list[Sample], predictions: list[torch.Tensor]) -> None:
         """predictions: (S, S) or (H, W) bool, one a sample."""
@@ -90,6 +96,8 @@ class Tally:
             line = {k: v for k, v in row.items() if k not in names} | counted | {name: row[name] for name in names}
             line |= {"called_empty": bool(empty)} if ruled else {}
             self.lines.append(json.dumps(line).encode() + b"\n")
+            if (row["corruption"], row["severity"]) == CLEAN:
+                self.clean.append((sample.fact, int(intersection), int(union)))
 
 
 def evaluate(
@@ -100,18 +108,27 @@ def evaluate(
     protocol: str = "square",
     corruptions: Iterable[tuple[str, int]] = (),
     out: Path,
+    baseline: Path | None = None,
     batch: int = 64,
     device="cpu",
     say=print,
 ) -> dict[str, dict]:
-    """Score every sentence of the splits exactly once, clean and under each (corruption, severity); write the three files of OUT.
+    """Score every sentence of the splits exactly once, clean and under each (corruption, severity); write the files of OUT.
 
-    Returns what metrics.json holds. UserError: no checkpoint or shards there, an unknown split, protocol or corruption, an OUT that is a file.
+    baseline: an earlier evaluation's folder that robustness is also given against.
+    Returns what metrics.json holds. UserError: no checkpoint or shards there, an unknown split, protocol or corruption, an OUT that is a file,
+    a baseline that measured something else.
     """
     manifest, views = shards.manifest(store), [CLEAN, *dict.fromkeys(tuple(c) for c in corruptions)]
     splits = _named(list(dict.fromkeys(splits)), manifest)
     _check(manifest, store, splits, protocol, batch, Path(out))
     segmenter, config = Segmenter.load(checkpoint, device), read_config(checkpoint)
+    measured = {"data": {"fingerprint": manifest["fingerprint"]}, "protocol": protocol, **{key: config.get(key) for key in ("image_size", "fit")}}
+    if baseline and len(views) == 1:
+        raise UserError(
+            "a baseline is for robustness, but no corruption was asked for; add --corrupt all:all, or compare two evaluations with `compare`"
+        )
+    other = _baseline(baseline, measured, splits, views) if baseline else None
     places = shards.index(store, splits)
     expected = sum(manifest["splits"][split]["sentences"] for split in splits)
     say(f"{expected} sentences of {', '.join(splits)} on {len(places)} pictures, {len(views)} view(s) each, protocol {protocol}")
@@ -134,12 +151,18 @@ def evaluate(
         "splits": splits,
         "corruptions": [f"{name}:{severity}" for name, severity in views[1:]],
         "data": {"uri": store.uri, **{key: manifest[key] for key in ("dataset", "split_by", "fingerprint")}},
+        "baseline": str(Path(baseline).absolute()) if baseline else None,
         "unknown_words": words.share,
         "seconds": round(time.monotonic() - start, 2),
         "device": str(device),
         "versions": {"python": platform.python_version(), **{p: version(p) for p in ("torch", "numpy", "pillow", "opencv-python-headless")}},
     }
     write_atomic(Path(out) / "per_sentence.jsonl", b"".join(tally.lines))
+    write_atomic(Path(out) / "sentences.jsonl", b"".join(json.dumps(line).encode() + b"\n" for line, _, _ in tally.clean))
+    write_atomic(Path(out) / "breakdown.json", json.dumps(breakdown.breakdown(tally.clean), indent=1).encode())
+    (Path(out) / "robustness.json").unlink(missing_ok=True)
+    if found := breakdown.robustness(metrics, other):
+        write_atomic(Path(out) / "robustness.json", json.dumps(found, indent=1).encode())
     write_atomic(Path(out) / "about.json", json.dumps(about, indent=1).encode())
     write_atomic(Path(out) / "metrics.json", json.dumps(metrics, indent=1).encode())
     if words.share:
@@ -152,6 +175,16 @@ def _named(splits: list[str], manifest: dict) -> list[str]:
     tests = [split for split in manifest["splits"] if re.fullmatch("test[A-Z]", split)]
     whole = [tests if split == "test" and split not in manifest["splits"] and tests else [split] for split in splits]
     return list(dict.fromkeys(itertools.chain(*whole)))
+
+
+def _baseline(folder: Path, measured: dict, splits: list[str], views: list[tuple[str, int]]) -> dict:
+    """The metrics of an earlier evaluation of the same views. UserError before anything is computed where it is another."""
+    about, metrics = breakdown.read(folder)
+    breakdown.check_same(measured, about, "this evaluation", str(folder))
+    wanted = [split if view == CLEAN else f"{split}/{view[0]}:{view[1]}" for split in splits for view in views]
+    if lacking := [key for key in wanted if key not in metrics]:
+        raise UserError(f"the baseline {folder} holds no {lacking[0]}; evaluate it with the same --splits and --corrupt first")
+    return metrics
 
 
 def _check(manifest: dict, store: shards.Store, splits: list[str], protocol: str, batch: int, out: Path) -> None:
@@ -181,11 +214,12 @@ def _samples(row: dict, splits: list[str], views: list[tuple[str, int]], segment
     image = decode_image(row["jpeg"], row["file_name"])
     refs = [ref for ref in row["refs"] if ref["split"] in splits]
     truths = [rasterise(refer.referent(row, ref), row["height"], row["width"]) for ref in refs]
+    areas = [int(t.sum()) for t in truths]
     truths = [t.astype(bool) if protocol == "original" else fit_mask(t, segmenter.image_size, segmenter.fit) for t in truths]
     for name, severity in views:
         seen = image if (name, severity) == CLEAN else corrupt(image, name, severity, row["image_id"])
         small = fit_image(seen, segmenter.image_size, segmenter.fit)
-        for ref, truth in zip(refs, truths, strict=True):
+        for ref, truth, area in zip(refs, truths, areas, strict=True):
             of_ref = {
                 **{key: row[key] for key in ("dataset", "split_by")},
                 "split": ref["split"],
@@ -200,7 +234,7 @@ def _samples(row: dict, splits: list[str], views: list[tuple[str, int]], segment
                     "corruption": name,
                     "severity": severity,
                 }
-                yield Sample(small, sentence["sent"], truth, of_ref | what)
+                yield Sample(small, sentence["sent"], truth, of_ref | what, breakdown.fact(row, ref, sentence, area))
 
 
 def _predict(segmenter: Segmenter, samples: list[Sample], protocol: str) -> list[torch.Tensor]:

@@ -221,6 +221,56 @@ def line_figures(line: list[dict]) -> list[dict]:
     return figures
 
 
+def cost_figures(arms: list[dict]) -> list[dict]:
+    """mIoU against what an arm's training costs, in epochs of arm off; empty where fewer than two arms have both."""
+    spots = [a for a in arms if a["seeds"] and math.isfinite(a["cost_ratio"])]
+    if len(spots) < 2:
+        return []
+
+    def draw(fig: Figure) -> None:
+        axes = fig.subplots()
+        for a in spots:
+            look, half = style_of(a["arm"]), 100 * (a["mIoU_high"] - a["mIoU"])
+            x, y = a["cost_ratio"] * a["epochs"], 100 * a["mIoU"]
+            axes.errorbar(x, y, yerr=half if math.isfinite(half) else None, color=look["color"], marker=look["marker"], markersize=6, capsize=2)
+            axes.annotate(a["arm"], (x, y), xytext=(6, 4), textcoords="offset points", fontsize=8, color=look["color"])
+        axes.margins(x=0.25)
+        axes.set(xlabel="FLOPs of the training, in epochs of off", ylabel="val mIoU (%)", title="Cost against quality")
+        axes.grid(axis="y")
+
+    text = "Each arm's confirmed mean with its 95% t interval. To the upper left is better; arms one above the other cost the same."
+    return [{"svg": drawing("cost", "mIoU of the arms by the FLOPs of their training", (4.6, 3.2), draw), "text": text}]
+
+
+def severity_figures(evaluations: list[tuple[str, dict, list[str]]]) -> list[dict]:
+    """mIoU by severity, a line a corruption, of each split of an evaluation with corruptions.   (name, metrics.json, splits) each"""
+
+    def draw(fig: Figure, title: str, clean: float, lines: dict[str, list[tuple[int, float]]]) -> None:
+        axes = fig.subplots()
+        for i, (name, spots) in enumerate(lines.items()):
+            look = {"color": colormaps["viridis"](0.9 * i / max(len(lines) - 1, 1)), "marker": "osD^vPX"[i % 7], "markersize": 4, "linewidth": 1.4}
+            axes.plot([s for s, _ in spots], [100 * v for _, v in spots], label=name, **look)
+        axes.axhline(100 * clean, color=INK, linewidth=0.9, linestyle=":")
+        axes.set(xlabel="severity", ylabel="mIoU (%)", title=title, xticks=range(1, 6), ylim=(0, None))
+        axes.legend(fontsize=7.5, frameon=False, ncols=2)
+        axes.grid(axis="y")
+
+    figures = []
+    for name, metrics, splits in evaluations:
+        for split in splits:
+            lines: dict[str, list[tuple[int, float]]] = {}
+            for key, scores in metrics.items():
+                corruption, _, severity = key.removeprefix(f"{split}/").partition(":")
+                if key.startswith(f"{split}/") and severity != "0":
+                    lines.setdefault(corruption, []).append((int(severity), scores["mIoU"]))
+            if lines:
+                title = f"{name}, {split}"
+                order = {k: sorted(v) for k, v in lines.items()}
+                svg = drawing(f"severity-{title}", f"mIoU by severity: {title}", (4.6, 3.2), draw, title, metrics[split]["mIoU"], order)
+                figures.append({"svg": svg, "text": "Dotted: the clean pictures."})
+    return figures
+
+
 def curves_figure(key: str, trials: list[dict], factor: float, bold: bool, title: str = "") -> Markup:
     """One thin line a trial, coloured by arm; with `bold`, each arm's mean on top and the range of its seeds shaded."""
 

@@ -1,4 +1,4 @@
-"""One HTML page and its data as CSV, from a run folder alone: what a sweep (or a training) found, and how sure that is.
+"""One HTML page and its data as CSV, Markdown and LaTeX, from a run folder alone: what a sweep (or a training) found, and how sure that is.
 
 Numbers and sentences come from `orchestrator.statistics`, the page from report.html.j2; plots from
 `orchestrator.plots`; here is reading. Nothing is loaded from a network: plots are inline SVG, pictures base64. Scores are shares in [0, 1] in the CSV
@@ -8,11 +8,11 @@ files and per cent on the page.
 from __future__ import annotations
 
 import base64
-import csv
 import json
 import math
 import re
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import jinja2
@@ -20,8 +20,9 @@ import yaml
 from markupsafe import Markup
 
 from aml.errors import UserError
-from orchestrator import plots
+from orchestrator import breakdown, evidence, plots
 from orchestrator import statistics as st
+from orchestrator import tables as files
 
 BASELINES = {
     "champion": "Champion",
@@ -32,10 +33,15 @@ BASELINES = {
 }
 
 
-def write(run_folder: Path, out: Path | None = None) -> Path:
-    """Write OUT/index.html and the CSV files beside it (OUT: run_folder/report by default) and return the page's path.
+OPTIONAL = ("evaluations", "breakdown", "robustness", "importance")
+"""Tables, and sections of the page, that are left out where they would be empty."""
 
-    A sweep gives arms, trials, map, line, curves and diagnostics.csv; a training run only the last two.
+
+def write(run_folder: Path, out: Path | None = None, evaluations: Iterable[Path] = ()) -> Path:
+    """Write OUT/index.html and the tables beside it (OUT: run_folder/report by default) and return the page's path.
+
+    A sweep gives arms, trials, map, line, importance, curves and diagnostics.csv; a training run only the last two. Evaluations in the run's
+    folder, and those named, give evaluations, breakdown and robustness.csv. What a paper shows is there as .md and .tex too.
     Raises UserError where the folder holds neither sweep.json nor train.json, or a file in it cannot be read.
     """
     run_folder = Path(run_folder)
@@ -56,12 +62,16 @@ def write(run_folder: Path, out: Path | None = None) -> Path:
         "diagnostics": plots.diagnostic_figures(trials),
         "legend": plots.legend(st.arms_of(trials, {})),
     }
+    places = evidence.folders(run_folder, list(evaluations))
+    tables |= evidence.evaluation_tables(places)
     page["pictures"], page["pictureless"] = pictures(run_folder, trials)
     if page["sweep"]:
         arms, cells = st.arm_rows(trials, meta), st.map_rows(trials)
         full = int(meta.get("epochs") or max(map(st.epochs_of, trials), default=0))
         line = st.line_rows(trials, full)
-        tables |= {"arms": arms, "map": cells, "line": line, "trials": st.trial_rows(trials)}
+        tables |= {"arms": arms, "map": cells, "line": line, "trials": st.trial_rows(trials), "importance": evidence.importance_rows(trials)}
+        if evidence.published(own := evidence.arm_rows(arms, meta)):
+            tables["evaluations"] = [*own, *tables["evaluations"]]
         page |= sweep_page(arms, cells, line, tables["trials"], trials, meta)
     else:
         only = trials[0]
@@ -76,13 +86,18 @@ def write(run_folder: Path, out: Path | None = None) -> Path:
                 if st.mean_curve(trials, key)
             ],
         }
+    tables["evaluations"] = evidence.beside(tables["evaluations"])
+    tables = {name: rows for name, rows in tables.items() if rows or name not in OPTIONAL}
+    page |= {name: files.shown(name, tables[name]) if name in tables else None for name in OPTIONAL}
+    page["severities"] = plots.severity_figures(
+        [(p.name, metrics, about["splits"]) for p, (about, metrics) in ((p, breakdown.read(p)) for p in places)]
+    )
     out.mkdir(parents=True, exist_ok=True)
-    for name, rows in tables.items():
-        write_csv(out / f"{name}.csv", rows)
+    written = [path for name in sorted(tables) for path in files.write(out, name, tables[name], captions(page, meta).get(name, ""))]
     source = Path(__file__).with_suffix(".html.j2").read_text(encoding="utf-8")
     words = {"num": st.num, "pct": st.pct, "points": st.points, "setting": st.setting_text}
     pages = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    html = pages.from_string(source).render(**page, **words, tables=sorted(tables))
+    html = pages.from_string(source).render(**page, **words, tables=written)
     (out / "index.html").write_text(html, encoding="utf-8")
     return out / "index.html"
 
@@ -101,6 +116,7 @@ def sweep_page(arms: list[dict], cells: list[dict], line: list[dict], rows: list
         "best": max(scored, key=lambda a: a["mIoU"])["arm"] if scored else None,
         "varied": sorted({k for t in trials for k in st.other_params(t)}),
         "maps": plots.map_figures(cells, arms),
+        "cost": plots.cost_figures(arms),
         "lines": plots.line_figures(line),
         "line_notes": st.line_notes(line),
         "noise": st.pooled_sd([st.last(t, "val/mIoU") for t in done if t["arm"] == a["arm"]] for a in arms),
@@ -160,12 +176,17 @@ def redact(value):
     return [redact(v) for v in value] if isinstance(value, list) else value
 
 
-def write_csv(path: Path, rows: list[dict]) -> None:
-    """A header and the rows; NaN and None are empty. Without rows the header is the table's first column alone."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        out = csv.writer(file)
-        out.writerow(rows[0] if rows else [{"arms": "arm", "map": "arm", "line": "line_arm"}.get(path.stem, "trial")])
-        out.writerows([["" if v is None or v != v else v for v in row.values()] for row in rows])
+def captions(page: dict, meta: dict) -> dict[str, str]:
+    """What stands under a table where it leaves this page."""
+    scored = [a for a in page.get("arms") or [] if a["seeds"]]
+    equal = st.equality(scored[0], scored, (meta["config"].get("search") or {}).get("equal") or "epochs") if scored else "No arm is confirmed."
+    return {
+        "arms": f"{page['title']}: validation scores in %, last epoch, mean over seeds with 95% t interval; differences paired by seed. {equal}",
+        "evaluations": "Scores in %. Rows marked published are their authors', not measured here; the square protocol scores at the size given.",
+        "breakdown": "Scores in % by kind of sentence and referent, uncorrupted pictures.",
+        "robustness": "Scores in %, mean over severities; drop: share of the uncorrupted score that is lost.",
+        "importance": "How far a parameter alone orders an arm's search trials by validation mIoU.",
+    }
 
 
 def facts(meta: dict) -> list[str]:

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from aml.errors import UserError
-from orchestrator.config import Experiment, from_text
+from orchestrator.config import Experiment, code_version, from_text
 from orchestrator.trial import clean, write_atomic
 
 KINDS = ("sweep", "train")
@@ -100,12 +100,12 @@ def start(experiment: Experiment, kind: str, manifest: dict, *, fresh: bool) -> 
     return run
 
 
-def find(root: Path, name: str) -> Run:
-    """A run by its name; by its experiment's name, then the newest finished one (or the newest); or by the start of its name.
+def find(root: Path, name: str, kind: str | None = None) -> Run:
+    """A run (of one kind) by its name; by its experiment's name, then the newest finished one (or the newest); or by the start of its name.
 
     UserError where there is none, or where a start fits several.
     """
-    runs = listing(root)
+    runs = [r for r in listing(root) if kind in (None, r.kind)]
     if exact := [r for r in runs if r.name == name]:
         return exact[0]
     if named := [r for r in runs if r.state.get("name") == name]:
@@ -113,7 +113,7 @@ def find(root: Path, name: str) -> Run:
     matches = [r for r in runs if r.name.startswith(name)]
     if len(matches) != 1:
         found = ", ".join(r.name for r in (matches or runs)[:8]) or "none"
-        raise UserError(f"{'no run' if not matches else 'more than one run'} under {root} is called {name!r}; there: {found}")
+        raise UserError(f"{'no' if not matches else 'more than one'} {kind or 'run'} under {root} is called {name!r}; there: {found}")
     return matches[0]
 
 
@@ -166,8 +166,9 @@ def begin(run: Run, experiment: Experiment, manifest: dict, uri: str) -> None:
         command=" ".join(["python -m orchestrator", *sys.argv[1:]]),
         git_sha=sha,
         git_dirty=dirty,
+        code_version=code_version(),
         versions={"python": platform.python_version(), **{p: version(p) for p in ("torch", "ray", "mlflow", "transformers", "timm")}},
-        data={"uri": uri, "fingerprint": manifest["fingerprint"], "splits": manifest["splits"]},
+        data={"uri": uri, **{key: manifest.get(key) for key in ("dataset", "split_by", "fingerprint", "splits")}},
         epochs=experiment.train.epochs,
     )
 

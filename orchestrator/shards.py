@@ -291,13 +291,17 @@ def decode(store: Store, splits: set[str], size: int, fit: str, *, leave: dict[s
     return Shared(tuple(entry.ref for bundle in decoded.iter_internal_ref_bundles() for entry in bundle.blocks if entry.metadata.num_rows))
 
 
+def with_refs_of(row: dict, splits: set[str], leave: dict[str, frozenset[int]]) -> dict | None:
+    """The row with the refs of these splits that `leave` keeps; None where there is none."""
+    refs = [r for r in row["refs"] if r["split"] in splits and row["image_id"] not in leave.get(r["split"], ())]
+    return row | {"refs": refs} if refs else None
+
+
 def _decode(batch: dict, *, splits: set[str], size: int, fit: str, leave: dict[str, frozenset[int]]) -> dict:
     rows = []
     for of, jpeg, text in zip(batch["splits"], batch["jpeg"], batch["meta"], strict=True):
-        meta = json.loads(str(text)) if splits & set(str(of).split(",")) else {"refs": []}
-        refs = [r for r in meta["refs"] if r["split"] in splits and meta["image_id"] not in leave.get(r["split"], ())]
-        if refs:
-            rows.append(decode_row(meta | {"refs": refs, "jpeg": jpeg}, size, fit))
+        if splits & set(str(of).split(",")) and (kept := with_refs_of(json.loads(str(text)), splits, leave)):
+            rows.append(decode_row(kept | {"jpeg": jpeg}, size, fit))
     if not rows:
         return {"image": np.zeros((0, size, size, 3), np.uint8), "masks": np.array([], dtype=object), "meta": np.array([], dtype=str)}
     block = block_of(rows)

@@ -8,6 +8,7 @@ import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from aml.data import block_of, decode_row
 from aml.errors import UserError
 from aml.refer import PUBLISHED
 from orchestrator import shards
@@ -52,12 +53,28 @@ class Sources:
         }
 
     def decode(self) -> shards.Shared:
-        """Training pictures of every store, validation pictures of the one that validates."""
+        """Training pictures of every store, validation pictures of the one that validates, into Ray's object store."""
         data, refs = self.data, ()
-        for uri, store in zip(data.trains, self.stores, strict=True):
-            splits = {data.train_split} | ({data.val_split} if uri == data.val_uri else set())
+        for store, splits in self._used():
             refs += shards.decode(store, splits, data.size, data.fit, leave={data.train_split: self.evaluation}).refs
         return shards.Shared(refs)
+
+    def blocks(self) -> list[dict]:
+        """The same pictures decoded in this process."""
+        data, leave, found = self.data, {self.data.train_split: self.evaluation}, []
+        for store, splits in self._used():
+            rows = (shards.with_refs_of(row, splits, leave) for row in shards.read(store, shards.index(store, sorted(splits))))
+            if decoded := [decode_row(row, data.size, data.fit) for row in rows if row]:
+                found.append(block_of(decoded))
+        return found
+
+    def _used(self) -> list[tuple[shards.Store, set[str]]]:
+        """Each store and the splits read of it."""
+        data = self.data
+        return [
+            (store, {data.train_split} | ({data.val_split} if uri == data.val_uri else set()))
+            for uri, store in zip(data.trains, self.stores, strict=True)
+        ]
 
     def words(self) -> list[str]:
         """The union of the vocabularies, the first store's words first."""

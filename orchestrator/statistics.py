@@ -6,70 +6,13 @@ A trial is one ledger line (a dict); every score is a share in [0, 1]. What is m
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable
 
-import numpy as np
-from scipy import optimize, special, stats
+from orchestrator.differences import mean_interval, paired_difference, pooled_sd, smallest_detectable_difference
+
+__all__ = ["mean_interval", "paired_difference", "pooled_sd", "smallest_detectable_difference"]
 
 NAN = math.nan
-
-
-class Interval(NamedTuple):
-    """A mean with its t interval. `sd` is the sample deviation (n - 1); low, high, sd are NaN below two values."""
-
-    n: int
-    mean: float
-    low: float
-    high: float
-    sd: float
-
-    @property
-    def excludes_zero(self) -> bool:
-        return self.low > 0 or self.high < 0
-
-
-def mean_interval(values: Iterable[float], level: float = 0.95) -> Interval:
-    """Mean and two-sided Student t interval, mean +- t(n - 1) sd / sqrt(n); non-finite values are left out."""
-    kept = [float(v) for v in values if v is not None and math.isfinite(v)]
-    n = len(kept)
-    if n == 0:
-        return Interval(0, NAN, NAN, NAN, NAN)
-    mean = math.fsum(kept) / n
-    if n == 1:
-        return Interval(1, mean, NAN, NAN, NAN)
-    sd = math.sqrt(math.fsum((v - mean) ** 2 for v in kept) / (n - 1))
-    half = float(stats.t.ppf(0.5 + level / 2, n - 1)) * sd / math.sqrt(n)
-    return Interval(n, mean, mean - half, mean + half, sd)
-
-
-def paired_difference(a: Mapping[int, float], b: Mapping[int, float], level: float = 0.95) -> Interval:
-    """t interval of a - b over the seeds both have; `a` and `b` map seed -> score."""
-    return mean_interval([a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())], level)
-
-
-def smallest_detectable_difference(sd: float, n: int, alpha: float = 0.05, power: float = 0.8) -> float:
-    """The true mean difference a two-sided paired t test on n pairs finds with the given power, in the unit of `sd`.
-
-    The shift d of the noncentral t at which P(|T| > t(1 - alpha/2, n - 1)) = power, times sd / sqrt(n). The
-    probability is a mean over quantiles of the observed deviation, as scipy's nct is NaN at large shifts. NaN if n < 2.
-    """
-    if n < 2 or not math.isfinite(sd):
-        return NAN
-    critical = float(stats.t.ppf(1 - alpha / 2, n - 1))
-    bars = critical * stats.chi.ppf((np.arange(4000) + 0.5) / 4000, n - 1) / math.sqrt(n - 1)
-
-    def shortfall(d: float) -> float:
-        return float(np.mean(special.ndtr(d - bars) + special.ndtr(-d - bars))) - power
-
-    return float(optimize.brentq(shortfall, 0.0, 10 + 3 * critical)) * sd / math.sqrt(n)
-
-
-def pooled_sd(groups: Iterable[Iterable[float]]) -> float:
-    """The deviation within groups, sqrt(sum (n - 1) sd^2 / sum (n - 1)); NaN where no group has two values."""
-    parts = [i for i in map(mean_interval, groups) if i.n > 1]
-    freedom = sum(i.n - 1 for i in parts)
-    return math.sqrt(sum((i.n - 1) * i.sd**2 for i in parts) / freedom) if freedom else NAN
 
 
 def number(value: object) -> float:
@@ -377,7 +320,7 @@ def matched(row: dict, random: dict) -> str:
 
 
 def summary(arms: list[dict], meta: dict) -> list[str]:
-    """The result in sentences (plain text), the most important fir"""
+    """The result in sentences (plain text), the most important first."""
     scored = [a for a in arms if a["seeds"]]
     missing = [a["arm"] for a in arms if not a["seeds"]]
     if not scored:

@@ -97,6 +97,7 @@ def run(experiment: Experiment, *, resume: str | None = None, fresh: bool = Fals
             return 0
         say(f"{'continuing' if this.state else 'starting'} {this.name} in {this.folder}")
         runs.begin(this, experiment, used.manifest, used.uri)
+        this.update(init=str(init) if init else this.state.get("init"))
         return _fit(this, experiment, used, init, say)
 
 

@@ -7,52 +7,28 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as coco
+from stores import write_store
 
 from aml import checkpoint, inference
 from aml.data import Items, block_of, decode_row, fit_mask, rasterise
 from aml.errors import UserError
+from aml.language import POSITION_WORDS
 from aml.metrics import THRESHOLDS
 from aml.models import build
 from aml.pictures import png
 from aml.refer import read_refer, split_counts, vocabulary
 from aml.synthetic import generate
-from orchestrator import checkpoints, evaluate, inspect, shards
+from orchestrator import breakdown, checkpoints, evaluate, inspect, shards
 from orchestrator.config import from_dict
 
 SIZE = 32
 COLUMNS = ["dataset", "split_by", "split", "image_id", "ref_id", "sent_id", "intersection", "union", "pred_pixels", "gt_pixels"]
 COLUMNS += ["no_target", "protocol", "corruption", "severity"]
 REAL = Path(os.environ.get("AMLRIS_REAL_DATA", Path(__file__).parents[2] / "shared" / "data")) / "mini_refer"
-
-
-def write_store(folder, rows, files=2):
-    """Shards as orchestrator.shards writes them, without Ray; the later pictures in the first file."""
-    folder.mkdir(parents=True)
-    for k in range(files):
-        some = rows[files - 1 - k :: files]
-        table = {
-            "image_id": [r["image_id"] for r in some],
-            "splits": [",".join(sorted({ref["split"] for ref in r["refs"]})) for r in some],
-            "jpeg": [r["jpeg"] if "jpeg" in r else Path(r["path"]).read_bytes() for r in some],
-            "meta": [json.dumps({key: value for key, value in r.items() if key not in ("jpeg", "path")}) for r in some],
-        }
-        pq.write_table(pa.table(table), folder / f"part-{k}.parquet", row_group_size=4)
-    (folder / "vocabulary.json").write_text(json.dumps(vocabulary(rows)))
-    manifest = {
-        "dataset": rows[0]["dataset"],
-        "split_by": rows[0]["split_by"],
-        "splits": split_counts(rows),
-        "fingerprint": "0123456789abcdef",
-        "files": [f"part-{k}.parquet" for k in range(files)],
-    }
-    (folder / "_COMPLETE.json").write_text(json.dumps(manifest))
-    return shards.Store(folder)
 
 
 def save_model(folder, words, *, size=SIZE, fit="square", threshold=0.5):
@@ -124,6 +100,104 @@ def test_test_means_test_a_and_test_b_where_no_split_is_called_so(data, tmp_path
     rows = [row | {"refs": [ref | {"split": {"testA": "test"}.get(ref["split"], ref["split"])} for ref in row["refs"]]} for row in data.rows]
     got = evaluate.evaluate(data.checkpoint, write_store(tmp_path / "umd", rows), ["test"], out=tmp_path / "out", say=lambda _: None)
     assert list(got) == ["test"]
+
+
+def test_the_breakdown_follows_from_the_rows(data, tmp_path):
+    for protocol in ("square", "original"):
+        out = tmp_path / protocol
+        evaluate.evaluate(data.checkpoint, data.store, ["val", "testA"], protocol=protocol, corruptions=[("fog", 3)], out=out, say=lambda _: None)
+        facts = {(f["split"], f["sent_id"]): f for f in map(json.loads, (out / "sentences.jsonl").read_text().splitlines())}
+        clean = [r for r in read_rows(out) if r["corruption"] == "clean"]
+        assert len(facts) == len(clean)
+        known, place = {}, re.compile(rf"\b({'|'.join(POSITION_WORDS)})\b")
+        for row in data.rows:
+            rles = {o["ann_id"]: coco.decode({"size": [row["height"], row["width"]], "counts": o["rle"]}) for o in row["objects"]}
+            kinds = {o["ann_id"]: o["category"] for o in row["objects"]}
+            for ref in row["refs"]:
+                area, same = int(rles[ref["ann_id"]].sum()), sum(k == kinds[ref["ann_id"]] for k in kinds.values())
+                size = "small" if area < 1024 else "medium" if area <= 9216 else "large"
+                for s in ref["sentences"]:
+                    n = len(s["sent"].split())
+                    length = "1-2 words" if n < 3 else "3-5 words" if n < 6 else "6-10 words" if n < 11 else "11 words or more"
+                    with_ = {True: "with", False: "without"}
+                    known[ref["split"], s["sent_id"]] = (
+                        {"size": size, "length": length, "position": with_[bool(place.search(s["sent"]))], "distractor": with_[same > 1]},
+                        area,
+                    )
+        found = json.loads((out / "breakdown.json").read_text())
+        for split in ("val", "testA"):
+            mine = [r for r in clean if r["split"] == split]
+            assert set(found[split]) == {"size", "length", "position", "distractor"}
+            for kind, groups in found[split].items():
+                expected = {known[split, r["sent_id"]][0][kind] for r in mine}
+                assert set(groups) == expected
+                for group, scores in groups.items():
+                    exact = recompute([r for r in mine if known[split, r["sent_id"]][0][kind] == group])
+                    assert scores["mIoU"] == pytest.approx(exact.pop("mIoU"), abs=1e-9)
+                    assert {k: v for k, v in scores.items() if k != "mIoU"} == exact
+        assert all(facts[key]["area"] == known[key][1] for key in facts)
+    assert len(json.loads((out / "breakdown.json").read_text())["val"]["position"]) == 2
+
+
+def test_sizes_are_cocos_and_a_missing_category_tells_nothing_of_distractors():
+    line = {"words": 2, "position": False, "distractor": None}
+    assert [breakdown.groups_of(line | {"area": a})["size"] for a in (1023, 1024, 9216, 9217)] == ["small", "medium", "medium", "large"]
+    assert "distractor" not in breakdown.groups_of(line | {"area": 1})
+    row = {"image_id": 1, "objects": [{"ann_id": 1}, {"ann_id": 2}]}
+    fact = breakdown.fact(row, {"ann_id": 1, "ref_id": 5, "split": "val"}, {"sent_id": 7, "sent": "Man on the LEFT."}, 9)
+    assert (fact["words"], fact["position"], fact["distractor"]) == (4, True, None)
+
+
+def test_robustness_follows_from_the_rows_and_stands_against_a_baseline(data, tmp_path):
+    views = [("fog", 1), ("fog", 5), ("noise", 2)]
+    other = save_model(tmp_path / "other", vocabulary(data.rows))
+    for name, model, more in (("base", other, {}), ("out", data.checkpoint, {"baseline": tmp_path / "base"})):
+        evaluate.evaluate(model, data.store, ["val"], corruptions=views, out=tmp_path / name, say=lambda _: None, **more)
+    rows = read_rows(tmp_path / "out")
+
+    def score(name, severity, key):
+        return recompute([r for r in rows if (r["corruption"], r["severity"]) == (name, severity)])[key]
+
+    found = json.loads((tmp_path / "out" / "robustness.json").read_text())["val"]
+    assert list(found) == ["fog", "noise", "mean"] and found["fog"]["severities"] == [1, 5]
+    for key in ("mIoU", "oIoU"):
+        fog, noise, clean = (score("fog", 1, key) + score("fog", 5, key)) / 2, score("noise", 2, key), score("clean", 0, key)
+        for name, value in (("fog", fog), ("noise", noise), ("mean", (fog + noise) / 2)):
+            assert found[name][key] == pytest.approx(value, abs=1e-9) and found[name][f"drop_{key}"] == pytest.approx(1 - value / clean, abs=1e-7)
+            assert found[name][f"over_baseline_{key}"] == pytest.approx(0, abs=1e-12), "the baseline is the same model"
+    alone = json.loads((tmp_path / "base" / "robustness.json").read_text())["val"]
+    assert "over_baseline_mIoU" not in alone["fog"] and alone["fog"]["mIoU"] == found["fog"]["mIoU"]
+
+
+def test_robustness_against_a_baseline_by_hand():
+    def of(clean, one, five):
+        scores = {"val": clean, "val/fog:1": one, "val/fog:5": five, "val/fog:0": clean}
+        return {key: {"mIoU": value, "oIoU": value / 2} for key, value in scores.items()}
+
+    found = breakdown.robustness(of(0.8, 0.6, 0.4), of(0.5, 0.3, 0.1))["val"]
+    for line in (found["fog"], found["mean"]):
+        assert line["mIoU"] == pytest.approx(0.5) and line["drop_mIoU"] == pytest.approx(0.375)
+        assert line["over_baseline_mIoU"] == pytest.approx(0.3) and line["relative_drop_mIoU"] == pytest.approx(1.0)
+    text = "\n".join(breakdown.robustness_lines({"val": found}))
+    assert "fog        severities 1,5" in text and "drop 37.5%" in text and "+30.00 points, loses x1.00 of its loss" in text
+    nothing = breakdown.robustness(of(0.0, 0.0, 0.0), of(0.5, 0.5, 0.5))["val"]["fog"]
+    assert nothing["drop_mIoU"] is None and nothing["relative_drop_mIoU"] is None
+    assert breakdown.robustness({"val": {"mIoU": 1.0, "oIoU": 1.0}}) == {}
+
+
+def test_a_baseline_that_measured_something_else_is_refused_before_anything_runs(data, tmp_path):
+    quiet = {"say": lambda _: None}
+    evaluate.evaluate(data.checkpoint, data.store, ["val"], corruptions=[("fog", 1)], out=tmp_path / "base", **quiet)
+    how = quiet | {"out": tmp_path / "out", "baseline": tmp_path / "base"}
+    for more, said in (
+        ({"corruptions": [("fog", 2)]}, "holds no val/fog:2"),
+        ({"corruptions": [("fog", 1)], "protocol": "original"}, "the protocol is original and square"),
+        ({}, "no corruption was asked for"),
+        ({"corruptions": [("fog", 1)], "baseline": tmp_path}, "is no finished evaluation"),
+    ):
+        with pytest.raises(UserError, match=said):
+            evaluate.evaluate(data.checkpoint, data.store, ["val"], **how | more)
+    assert not (tmp_path / "out").exists()
 
 
 def test_true_pixels_are_counted_at_the_size_of_the_protocol(data, tmp_path):
