@@ -67,7 +67,13 @@ def arm_rows(arms: list[dict], meta: dict) -> list[dict]:
     name = ((meta.get("config") or {}).get("model") or {}).get("name", "")
     where = {"dataset": data["dataset"], "split_by": data.get("split_by"), "split": split, "protocol": "square", "size": config.get("size"), "n": n}
     return [
-        {"model": f"{name} {a['arm']}, mean of {a['seeds']} seeds".strip(), "origin": MEASURED, **where, **{k: a[k] for k in SCORES}, "source": "arms"}
+        {
+            "model": f"{name} {a['arm']}, mean of {a['seeds']} seeds".strip(),
+            "origin": MEASURED,
+            **where,
+            **{k: a[k] for k in SCORES},
+            "source": "arms",
+        }
         for a in arms
         if a["seeds"]
     ]
