@@ -1,6 +1,8 @@
 """Ray itself: starting or joining it, what it holds, and whether a plan fits."""
 
 import os
+import signal
+import threading
 import warnings
 from dataclasses import dataclass
 
@@ -42,6 +44,9 @@ def start() -> None:
     # Without RAY_ADDRESS ray.init would look for a cluster some `ray start` has noted on this machine, and wait for one that is gone.
     where = {} if "RAY_ADDRESS" in os.environ else {"address": "local", "include_dashboard": False}
     ray.init(log_to_driver=False, logging_level=logging.WARNING, **where)
+    if threading.current_thread() is threading.main_thread():
+        # Ray's own handler prints a C++ trace and may abort; a job that is stopped ends as one interrupted at the keyboard does.
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     import ray.data
 
     logging.getLogger("ray.data").setLevel(logging.WARNING)

@@ -117,13 +117,15 @@ def _means(mask: Mask, batch: Batch, block: int) -> dict[str, float]:
 
 
 def _around(config: MaskingConfig) -> list[MaskingConfig]:
-    """The settings themselves and the same with tau and rho (random: the rate) half and one and a half times as large."""
+    """The settings themselves and the same with tau and rho (random and maskris: the rate) half and one and a half times as large."""
 
     def near(x: float) -> list[float]:
         return sorted({round(min(1.0, x * f), 4) for f in (0.5, 1.0, 1.5)})
 
-    if config.mode == "off":
+    if not config.share:
         return [config]
+    if config.mode == "maskris":
+        return [replace(config, rate=rate) for rate in near(config.share)]
     if config.mode == "random" and config.rate != "match":
         return [replace(config, tau=1.0, rho=rate, rate=None) for rate in near(config.share)]
     return [replace(config, tau=tau, rho=rho) for tau in near(config.tau) for rho in near(config.rho)]
@@ -183,13 +185,13 @@ def _settings(experiment: Experiment, masker: Masker, manifest: dict, init: Path
 
 def _warnings(experiment: Experiment, masker: Masker, init: Path | None, means: dict[str, float]) -> str:
     notes = []
-    if init is None and experiment.aml.mode != "off":
+    if init is None and experiment.aml.share:
         notes.append(
             "The model is untrained, so its alignment is noise: this page shows how much is hidden and in what pattern, not yet whether it is the right part. "
             "Give a checkpoint with --init to see a trained one."
         )
-    if experiment.aml.mode == "off":
-        notes.append("Mode off hides nothing.")
+    if not experiment.aml.share:
+        notes.append(f"Mode {experiment.aml.mode} hides nothing.")
     elif means["hidden"] < 0.001:
         notes.append("These settings hide almost nothing of these pictures.")
     elif means["hidden"] > 0.9:

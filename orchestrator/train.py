@@ -1,7 +1,9 @@
 """Ray Train around the loop: one run on one or many workers, resumed by the same command."""
 
+import signal
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 from aml.errors import UserError
@@ -112,7 +114,8 @@ def _fit(this: runs.Run, experiment: Experiment, store: shards.Store, init, say)
     try:
         shared = shards.decode(store, {data.train_split, data.val_split}, data.size, data.fit)
         trainer = make_trainer(experiment, shared, shards.words(store), this.folder, init=init)
-        trainer.fit()
+        with interrupts_as_before():
+            trainer.fit()
         epochs.close()
         if (this.folder / FAILED).exists():
             failed = (this.folder / FAILED).read_text("utf-8")
@@ -125,7 +128,7 @@ def _fit(this: runs.Run, experiment: Experiment, store: shards.Store, init, say)
         epochs.close()
         this.update(state="failed", ended=time.time(), error=trial.failure(error))
         say(f"{this.name} failed: {trial.failure(error)}; the same command continues it after epoch {epochs.heard}")
-    except (KeyboardInterrupt, SystemExit):  # Ray turns SIGTERM, which stops a job, into SystemExit
+    except (KeyboardInterrupt, SystemExit):  # Ray Train turns an interrupt into SystemExit
         this.update(state="interrupted", ended=time.time())
         say(f"{this.name} interrupted after epoch {epochs.heard}; the same command continues it")
         code = 130
@@ -138,6 +141,19 @@ def _fit(this: runs.Run, experiment: Experiment, store: shards.Store, init, say)
         if remaining := tracker.close():
             say(remaining)
     return code
+
+
+@contextmanager
+def interrupts_as_before():
+    """Ray Train leaves a SIGINT handler behind, and with it its controller's process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _finish(this, experiment, tracker, key, say) -> None:

@@ -96,7 +96,7 @@ def _search(this: runs.Run, experiment: Experiment, store: shards.Store, placeme
             say(f"tracking: {tracker.problem}; training goes on, what it misses is kept in {this.folder}")
         sweep.fit(shared, shards.words(store))
         code = sweep.finish(shared)
-    except (KeyboardInterrupt, SystemExit):  # Ray turns SIGTERM, which stops a job, into SystemExit
+    except KeyboardInterrupt:
         code = 130
         this.update(state="interrupted", ended=time.time())
         say(f"{this.name} interrupted with {len(this.ledger())} trials finished; the same command continues it")

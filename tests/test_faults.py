@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from test_sweep import TINY
-from test_train import children_of
+from test_train import CONFIG, children_of, done_epochs
 
 from orchestrator import runs
 
@@ -94,9 +94,23 @@ def test_a_distributed_trial_that_asha_stops_makes_room_for_the_next(sweep, tmp_
     """Two workers fill the two cores: the next trial can only start once the stopped one's workers and controller are gone."""
     space = "search.space={optim.lr: [1e-3, 1e-9, 1e-9, 1e-9]}"
     asha = ["search.scheduler=asha", "search.asha={grace: 1, reduction: 2}", "search.arms=[off]", "search.seeds={confirm: 1}"]
-    process, log = sweep("resources.workers=2", "train.epochs=6", space, *asha)
+    process, log = sweep("resources.workers=2", "resources.cpus_per_worker=0.9", "train.epochs=6", space, *asha)
     assert process.wait(timeout=900) == 0, log.read_text()
     (run,) = runs.listing(tmp_path)
     states = [r["state"] for r in run.ledger()]
     assert states.count("stopped") >= 1 and states.count("done") >= 2 and len(states) == 5 and "failed" not in states
     assert all(r["epochs"] < 6 for r in run.ledger() if r["state"] == "stopped")
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_training_says_so(tmp_path, how):
+    (tmp_path / "duo.yaml").write_text(CONFIG.replace("workers: 2", "workers: 1"))
+    command = [sys.executable, "-m", "orchestrator", "train", str(tmp_path / "duo.yaml"), f"storage.root={tmp_path}", "train.epochs=400"]
+    log = tmp_path / "log"
+    with open(log, "w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+    wait_for(lambda: done_epochs(tmp_path) >= 2, process, log)
+    os.kill(process.pid, how)
+    assert process.wait(timeout=120) == 130, log.read_text()
+    (run,) = runs.listing(tmp_path)
+    assert run.state["state"] == "interrupted" and "the same command continues it" in log.read_text()
