@@ -57,20 +57,32 @@ def cluster(tmp_path):
         os.killpg(process.pid, signal.SIGKILL)
 
 
+def call(command: list, environment: dict[str, str]) -> subprocess.CompletedProcess:
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
+
+
 def test_a_submitted_sweep_leaves_its_results_outside_the_throw_away_copy(cluster):
     address, home, environment = cluster
-    job = ["python", "-m", "orchestrator", "sweep", "experiments/quickstart.yaml", *SMALL]
-    command = [BIN / "ray", "job", "submit", "--address", address, "--working-dir", str(ROOT), "--", *job]
+    submit = [sys.executable, "-m", "orchestrator", "submit", "--address", address]
+    sweep = ["sweep", "experiments/quickstart.yaml", *SMALL]
     deadline = time.monotonic() + 120
     while True:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
+        done = call([*submit, "--follow", *sweep], environment)
         if "No available agent" not in done.stderr or time.monotonic() > deadline:  # the cluster is still coming up
             break
         time.sleep(2)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"results go to {home / 'amlris'}" in done.stdout and "index.html" in done.stdout
+    assert "job         quickstart-1" in done.stdout and "quickstart-1 succeeded" in done.stdout and "tests" in done.stdout.split("left out:")[1]
     (run,) = runs.listing(home / "amlris")
     assert run.finished and len(run.ledger()) == 6
     assert json.loads((run.folder / "sweep.json").read_text())["champion"]["checkpoint"]
+    assert (run.state["git_sha"], run.state["git_dirty"]) == runs.git_state()
     uploaded = [p for p in Path("/tmp/ray").glob("session_*/runtime_resources/working_dir_files/_ray_pkg_*.zip")]  # noqa: S108
     assert all(p.stat().st_size < 2**20 for p in uploaded)
+    # the same through Ray's own command finds the run finished
+    again = call(
+        [BIN / "ray", "job", "submit", "--address", address, "--working-dir", ROOT, "--", "python", "-m", "orchestrator", *sweep], environment
+    )
+    assert again.returncode == 0 and f"{run.name} has finished" in again.stdout, again.stdout + again.stderr
+    assert "quickstart-1" in (text := call([*submit, "--list"], environment).stdout) and text.count("SUCCEEDED") == 2
