@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import runs
+from orchestrator import jobs, runs
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -85,4 +85,5 @@ def test_a_submitted_sweep_leaves_its_results_outside_the_throw_away_copy(cluste
         [BIN / "ray", "job", "submit", "--address", address, "--working-dir", ROOT, "--", "python", "-m", "orchestrator", *sweep], environment
     )
     assert again.returncode == 0 and f"{run.name} has finished" in again.stdout, again.stdout + again.stderr
-    assert "quickstart-1" in (text := call([*submit, "--list"], environment).stdout) and text.count("SUCCEEDED") == 2
+    listed = [jobs.line(job) for job in jobs.listed(jobs.connect(address))]
+    assert len(listed) == 2 and all("SUCCEEDED" in text and "orchestrator sweep" in text for text in listed) and "quickstart-1" in listed[0]
