@@ -373,9 +373,13 @@ def estimate_epoch_s(experiment: Experiment) -> float:
 
 
 def budget_changed(this: runs.Run, experiment: Experiment) -> bool:
-    """Whether a sweep that its budget stopped is asked to go on with another one."""
-    stop = this.state.get("budget")
-    return bool(stop) and stop["limits"] != experiment.search.budget.limits
+    """Whether a sweep that its budget stopped is asked to go on with another one, which is not used up too."""
+    stop, limits = this.state.get("budget"), experiment.search.budget
+    if not stop or stop["limits"] == limits.limits:
+        return False
+    hours = {k: v / 3600 for k, v in this.state["spent"].items()}
+    use = budget.Use(hours=hours["seconds"], trial_hours=hours["trial_seconds"], price=budget.hourly(experiment.resources))
+    return not budget.used_up(limits, use)
 
 
 def outcome(this: runs.Run) -> str:

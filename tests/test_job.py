@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import jobs, runs
+from orchestrator import runs
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -27,24 +27,31 @@ SMALL = [
     "search.seeds={confirm: 1}",
 ]
 
+TOKEN = "planted-" + "0123456789abcdef" * 4
+
 
 @pytest.fixture
 def cluster(tmp_path):
-    """Address and home folder of a one-machine cluster, started as a person does; stopped by its own process group: others may run."""
+    """Address and home folder of a one-machine cluster that asks for a token, started as a person does.
+
+    Stopped by its own process group: others may run.
+    """
     with socket.socket() as s, socket.socket() as t, socket.socket() as u:
         for one in (s, t, u):
             one.bind(("127.0.0.1", 0))
         port, dashboard, agent = (one.getsockname()[1] for one in (s, t, u))
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "AMLRIS_"))}
     environment |= {"HOME": str(tmp_path), "PATH": f"{BIN}:{os.environ['PATH']}", "RAY_USAGE_STATS_ENABLED": "0"}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
     start = [BIN / "ray", "start", "--head", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2", "--block"]
     start += [f"--dashboard-agent-listen-port={agent}"]  # its default may be held by another Ray of this machine, and jobs then find no agent
     with open(tmp_path / "ray.log", "w") as log:
         process = subprocess.Popen(start, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    bearer = {"Authorization": f"Bearer {TOKEN}"}
     address, deadline = f"http://127.0.0.1:{dashboard}", time.monotonic() + 120
     while True:
         try:
-            urllib.request.urlopen(f"{address}/api/version", timeout=5)  # noqa: S310 (a local address)
+            urllib.request.urlopen(urllib.request.Request(f"{address}/api/version", headers=bearer), timeout=5)  # noqa: S310 (a local address)
             break
         except OSError:
             assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "ray.log").read_text()
@@ -85,5 +92,10 @@ def test_a_submitted_sweep_leaves_its_results_outside_the_throw_away_copy(cluste
         [BIN / "ray", "job", "submit", "--address", address, "--working-dir", ROOT, "--", "python", "-m", "orchestrator", *sweep], environment
     )
     assert again.returncode == 0 and f"{run.name} has finished" in again.stdout, again.stdout + again.stderr
-    listed = [jobs.line(job) for job in jobs.listed(jobs.connect(address))]
-    assert len(listed) == 2 and all("SUCCEEDED" in text and "orchestrator sweep" in text for text in listed) and "quickstart-1" in listed[0]
+    listed = call([*submit, "--list"], environment).stdout
+    assert "quickstart-1" in listed and listed.count("SUCCEEDED") == 2, listed
+    stranger = call([*submit, "--list"], {k: v for k, v in environment.items() if not k.startswith("RAY_AUTH")})
+    assert stranger.returncode == 2 and "quickstart" not in stranger.stdout and "refuses" in stranger.stderr, stranger.stdout + stranger.stderr
+    assert TOKEN not in done.stdout + again.stdout + listed and not [
+        p for p in run.folder.rglob("*") if p.is_file() and TOKEN.encode() in p.read_bytes()
+    ]
