@@ -320,6 +320,41 @@ def stop(name: str) -> None:
     say(f"asked process {pid} to stop {run.name}")
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False})
+def submit(
+    context: typer.Context,
+    address: Annotated[str | None, typer.Option(metavar="URL", help="The cluster's dashboard.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Print the job's log until it ends, and leave with its exit code.")] = False,
+    env: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Hand this variable's value over. May be repeated.")] = None,
+    secret_from_env: Annotated[bool, typer.Option("--secret-from-env", help="Even where --env names what looks like a secret.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="The cluster's jobs.")] = False,
+    stop_: Annotated[str | None, typer.Option("--stop", metavar="ID", help="End a job; its state is saved.")] = None,
+    logs: Annotated[str | None, typer.Option(metavar="ID", help="What a job has printed.")] = None,
+) -> int:
+    """Run train, sweep or evaluate as a job of a Ray cluster: submit [OPTIONS] sweep CONFIG ..."""
+    from orchestrator import jobs
+
+    asked = [bool(context.args), list_, stop_ is not None, logs is not None]
+    if sum(asked) != 1:
+        raise UserError("submit needs one thing to do: a command (train, sweep, evaluate), --list, --stop ID or --logs ID; give one of them")
+    if not context.args:
+        client = jobs.connect(address)
+        if list_:
+            for text in [jobs.line(job) for job in jobs.listed(client)] or ["no jobs"]:
+                say(text)
+        elif logs is not None:
+            say(jobs.logs(client, logs))
+        else:
+            say(f"asked {stop_} to stop" if jobs.stop(client, stop_) else f"{stop_} is over already")
+        return 0
+    root = project_root()
+    command = jobs.check(context.args, parameters, root)
+    handed, packed = jobs.environment(env or [], secret_from_env=secret_from_env), jobs.package(root)
+    client = jobs.connect(address)
+    job = jobs.submit(client, client.get_address(), command, packed, handed, say)
+    return jobs.follow(client, job, say) if follow else 0
+
+
 @app.command()
 def prune() -> None:
     """Remove what only unfinished runs need from finished ones: training states, logs."""
@@ -355,6 +390,18 @@ def bench_trial(
     from orchestrator import bench
 
     say(json.dumps(bench.measure_trial(epochs=epochs, distributed=as_is, say=say)))
+
+
+def parameters(name: str, arguments: list[str]) -> dict:
+    """What a command's arguments mean, without running it. Usage errors are the command's own."""
+    command = typer.main.get_command(app).commands[name]
+    return command.make_context(f"orchestrator {name}", list(arguments)).params
+
+
+def project_root() -> Path:
+    """The folder a job gets: the project's, or where it is installed, the present one."""
+    source = Path(__file__).parents[1]
+    return source if (source / "pyproject.toml").exists() else Path.cwd()
 
 
 def announce(experiment) -> None:

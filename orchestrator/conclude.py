@@ -3,7 +3,7 @@
 import time
 
 from aml.data import Items
-from orchestrator import cost, evaluate, report
+from orchestrator import budget, cost, evaluate, report
 from orchestrator.runs import Run
 from orchestrator.shards import Shared
 
@@ -82,6 +82,8 @@ def summary(this: Run) -> str:
     lines.append(
         f"  (the last on the {swapped['n']} sentences whose picture has another referent; the champion there: mIoU {swapped['champion_mIoU']:.3f})"
     )
+    if state.get("budget"):
+        lines.append(budget.sentence(state["budget"]))
     ratios = ", ".join(f"{arm} x{c['ratio']:.3f}" for arm, c in state["cost"].items() if arm != "off")
     epochs = state.get("epochs_by_arm") or {}
     equal = (

@@ -20,6 +20,7 @@ from aml.errors import UserError
 from aml.learner import EvalConfig, TrainConfig
 from aml.masking_config import PRESETS, MaskingConfig, preset
 from aml.optim import OptimConfig
+from orchestrator.budget import BudgetConfig
 
 ARMS = ("off", "random", "two_pass", "maskris", *(f"aml/{name}" for name in PRESETS))
 METHODS = ("grid", "random", "tpe")
@@ -142,6 +143,7 @@ class SearchConfig:
     time) would pay for. A single arm named x@compute is such a control beside the others."""
     time_limit_s: float | None = None
     """A trial stops at the end of the epoch in which it passes this."""
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
 
     @property
     def dimensions(self) -> set[str]:
@@ -177,6 +179,9 @@ class ResourcesConfig:
     """auto: trials of one worker are light (inside the Tune process), others use Ray Train. light, train: force it."""
     max_failures: int = 2
     """Restarts of a run or trial after a killed worker."""
+    price_per_gpu_hour: float = 0
+    price_per_cpu_hour: float = 0
+    """What a sweep's cost is reckoned with, in any currency."""
 
     def __post_init__(self):
         _choice("resources.driver", self.driver, DRIVERS)
@@ -185,6 +190,8 @@ class ResourcesConfig:
                 f"resources: workers {self.workers}, cpus_per_worker {self.cpus_per_worker}, gpus_per_worker {self.gpus_per_worker}, "
                 f"max_failures {self.max_failures}: workers must be at least 1, CPUs above 0, the others not below 0"
             )
+        if self.price_per_gpu_hour < 0 or self.price_per_cpu_hour < 0:
+            raise UserError(f"resources: price_per_gpu_hour {self.price_per_gpu_hour}, price_per_cpu_hour {self.price_per_cpu_hour}; give 0 or more")
         if self.driver == "light" and self.workers > 1:
             raise UserError(f"resources.driver light runs one worker, but resources.workers is {self.workers}; use driver train or workers 1")
 
@@ -252,7 +259,8 @@ class Experiment:
     def params(self, varying: set[str] = frozenset()) -> dict[str, Any]:
         """What MLflow gets as params: every leaf but the varying ones, aml.tau and aml.rho as the numbers the arm is at."""
         tau, rho = self.aml.coordinates
-        fixed = {k: v for k, v in self.leaves().items() if k not in varying and k.split(".")[0] not in ("tracking", "storage")}
+        may_change = ("tracking.", "storage.", "search.budget.", "resources.price")  # when a run is continued, which MLflow's params must not
+        fixed = {k: v for k, v in self.leaves().items() if k not in varying and not k.startswith(may_change)}
         return fixed | {k: v for k, v in {"aml.tau": tau, "aml.rho": rho}.items() if k not in varying}
 
     def with_overrides(self, overrides: dict[str, Any]) -> "Experiment":
@@ -276,9 +284,9 @@ class Experiment:
         return self.with_overrides(overrides)
 
     def run_name(self, fingerprint: str) -> str:
-        """<name>-<8 hex>. Where and on how many machines it runs is left out: it may continue elsewhere."""
+        """<name>-<8 hex>. Where, on how many machines and within what budget it runs is left out: it may continue elsewhere, or with more."""
         tree = {k: v for k, v in self.to_dict().items() if k not in ("resources", "tracking", "storage")}
-        tree["search"].pop("max_concurrent")
+        del tree["search"]["max_concurrent"], tree["search"]["budget"]
         digest = hashlib.sha256(json.dumps([tree, fingerprint, code_version()], sort_keys=True).encode())
         return f"{self.name}-{digest.hexdigest()[:8]}"
 

@@ -3,6 +3,7 @@
 import statistics
 import sys
 
+from orchestrator import budget
 from orchestrator.config import Experiment
 
 
@@ -47,13 +48,15 @@ class Board:
         self._show()
 
     def left(self) -> str:
-        """Time left at the pace so far; an upper bound while ASHA may still stop trials."""
+        """Time and money left at the pace so far; an upper bound while ASHA or a budget may still stop trials."""
         if not self.seconds:
             return ""
+        price = budget.hourly(self.experiment.resources)
         gone = sum(self.plan.epochs[r["arm"]] for r in self.plan.records.values())
         rest = self.plan.total_epochs - gone - sum(r.get("epoch", 0) for r in self.rows.values() if r["state"] == "training")
         seconds = max(0, rest) * statistics.median(self.seconds[-50:]) / self.concurrent
-        return f"<= {seconds / 60:.0f} min left" if seconds > 90 else f"<= {seconds:.0f} s left"
+        cost = f", cost <= {budget.money(seconds * self.concurrent / 3600 * price)}" if price else ""
+        return (f"<= {seconds / 60:.0f} min left" if seconds > 90 else f"<= {seconds:.0f} s left") + cost
 
     def close(self) -> None:
         if self.live:

@@ -2,17 +2,19 @@
 
 Every arm gets the same number of search trials, taken in turn. When an arm's search is over, its best setting is trained again on fresh
 seeds, to the end and without a scheduler (method: search, then confirmation). Told again what a killed sweep had finished, a Plan goes on
-where that stopped.
+where that stopped. A gate (the budget) may forbid a trial; then the search ends early and is confirmed as it stands.
 """
 
 import itertools
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from aml.errors import UserError
 from aml.models import model_class
+from orchestrator import budget
 from orchestrator.config import Experiment, base_arm
 
 OFF_DIMENSIONS = ()
@@ -67,6 +69,12 @@ class Plan:
         self.live: set[str] = set()
         self.waiting = [t for t in started if t.id not in {r["trial"] for r in records}]
         self.handed = {arm: {"search": 0, "confirm": 0} for arm in search.arms}
+        self.gate: Callable[[str, str], str] = lambda stage, arm: ""
+        """(search | confirm | running, arm) -> why no such trial may start, or run on, now."""
+        self.closed = ""
+        """Why the search ended before its last trial."""
+        self.refused = ""
+        """Why a confirmation was not started, last time."""
         for record in records:
             self.finished(record)
         for trial in [*(r["trial"] for r in records), *(t.id for t in self.waiting)]:
@@ -84,10 +92,37 @@ class Plan:
 
     @property
     def done(self) -> bool:
-        return not self.waiting and not self.live and self.next(peek=True) is None
+        return not self.live and self.next(peek=True) is None
+
+    @property
+    def cut(self) -> str:
+        """Why a sweep that is done is not whole; nothing where it is."""
+        short = self.started < self.total or any(r["stopped_by"] == "budget" for r in self.records.values())
+        return (self.closed or self.refused) if short else ""
+
+    @property
+    def started(self) -> int:
+        """Trials handed out so far."""
+        return sum(sum(stages.values()) for stages in self.handed.values())
+
+    def to_confirm(self) -> tuple[int, int]:
+        """Confirmation trials not handed out yet, and their epochs."""
+        left = {arm: self.experiment.search.seeds.confirm - stages["confirm"] for arm, stages in self.handed.items()}
+        return sum(left.values()), sum(n * self.epochs[arm] for arm, n in left.items())
+
+    def unconfirmed(self) -> dict[str, int]:
+        """Confirmation trials that each arm lacks."""
+        wanted = self.experiment.search.seeds.confirm
+        done = {arm: 0 for arm in self.experiment.search.arms}
+        for r in self.records.values():
+            done[r["arm"]] += r["stage"] == "confirm" and r["state"] == "done"
+        return {arm: wanted - n for arm, n in done.items() if n < wanted}
 
     def next(self, peek: bool = False) -> Trial | None:
         """The trial to start now; None while there is nothing to start before another trial ends (or ever: see `done`)."""
+        if reason := self.gate("running", ""):
+            self.closed = self.closed or reason
+            return None
         trial = (self.waiting[0] if peek else self.waiting.pop(0)) if self.waiting else self._next_search(peek) or self._next_confirmation()
         if trial and not peek:
             self.live.add(trial.id)
@@ -135,7 +170,10 @@ class Plan:
     def _next_search(self, peek: bool) -> Trial | None:
         arm = min(self.experiment.search.arms, key=lambda a: self.handed[a]["search"])
         index = self.handed[arm]["search"]
-        if index >= self.per_arm:
+        if index >= self.per_arm or self.closed:
+            return None
+        if reason := self.gate("search", arm):
+            self.closed = "" if self.live else reason  # a trial that ends early leaves room
             return None
         overrides, seed = ({}, 0) if peek else self._propose(arm, index)
         if self.epochs[arm] != self.experiment.train.epochs:
@@ -157,10 +195,14 @@ class Plan:
 
     def _next_confirmation(self) -> Trial | None:
         wanted = self.experiment.search.seeds.confirm
-        for arm in self.experiment.search.arms:
+        for arm in sorted(self.experiment.search.arms, key=lambda a: self.handed[a]["confirm"]):  # in turn: a budget may end it
             index = self.handed[arm]["confirm"]
             searched = [r for r in self.records.values() if r["arm"] == arm and r["stage"] == "search"]
-            if index < wanted and len(searched) >= self.per_arm and (best := self.best(arm)) is not None:
+            over = self.closed or len(searched) >= self.per_arm
+            if index < wanted and over and (best := self.best(arm)) is not None:
+                self.refused = self.gate("confirm", arm)
+                if self.refused:
+                    continue
                 return Trial(f"{slugify(arm)}-confirm-{index:03d}", arm, "confirm", self.experiment.seed + CONFIRM_SEEDS + index, best)
         return None
 
@@ -264,6 +306,7 @@ def slugify(arm: str) -> str:
 def check(experiment: Experiment) -> None:
     """Refuse, before anything starts, a sweep any of whose corners could not train."""
     search = experiment.search
+    budget.check(search.budget, len(search.arms), experiment.train.epochs, budget.hourly(experiment.resources))
     corners = {k: v if isinstance(v, list) else [v["low"], v["high"]] for k, v in search.space.items()}
     for arm in search.arms:
         for values in itertools.product(*corners.values()):

@@ -66,17 +66,18 @@ class Run:
             os.fsync(file.fileno())
 
     def ledger(self) -> list[dict]:
-        """Finished trials; a line cut off by a crash is not one."""
+        """Finished trials; a line cut off by a crash is not one, and a trial that went on after its budget was raised counts as it ended last."""
         path = self.folder / "ledger.jsonl"
         if not path.exists():
             return []
-        records = []
+        records = {}
         for line in path.read_bytes().splitlines():
             try:
-                records.append(json.loads(line))
+                record = json.loads(line)
+                records[record["trial"]] = record
             except ValueError:
                 print(f"{path}: a cut-off line is left out", flush=True)
-        return records
+        return list(records.values())
 
     def experiment(self) -> Experiment:
         return from_text((self.folder / "config.yaml").read_text("utf-8"), where=str(self.folder / "config.yaml"))

@@ -39,8 +39,21 @@ class Store:
             text = str((root or Path()) / Path(text).expanduser())
             self.fs, self.path = fs.LocalFileSystem(), str(Path(text).absolute())
         else:
-            self.fs, self.path = fs.FileSystem.from_uri(text)
+            place = text.partition("://")[2].partition("/")[0]
+            if "@" in place:
+                raise UserError(
+                    f"the address of {place.rpartition('@')[2]} holds keys, and addresses are logged; export AWS_ACCESS_KEY_ID and the like instead"
+                )
+            try:
+                self.fs, self.path = fs.FileSystem.from_uri(text)
+            except (OSError, ValueError) as error:  # pyarrow's own error is a ValueError
+                raise self._away(text, error) from None
         self.uri = text
+
+    @staticmethod
+    def _away(uri: str, error: Exception) -> UserError:
+        why = " ".join(str(error).split())[:200]
+        return UserError(f"{uri} cannot be reached ({why}); check the endpoint, the bucket and what AWS_* is exported here and on the cluster")
 
     def join(self, name: str) -> str:
         return posixpath.join(self.path, name)
@@ -52,14 +65,19 @@ class Store:
                 return stream.read()
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise self._away(self.uri, error) if "://" in self.uri else error from None
 
     def write(self, name: str, data: bytes) -> None:
         """Complete or absent: local files are written beside and renamed; object stores do so themselves."""
-        self.fs.create_dir(self.path)
         draft = self.join(name + ".tmp")
-        with self.fs.open_output_stream(draft) as stream:
-            stream.write(data)
-        self.fs.move(draft, self.join(name))
+        try:
+            self.fs.create_dir(self.path)
+            with self.fs.open_output_stream(draft) as stream:
+                stream.write(data)
+            self.fs.move(draft, self.join(name))
+        except OSError as error:
+            raise self._away(self.uri, error) if "://" in self.uri else error from None
 
     def clear_unfinished(self) -> None:
         """Remove what an interrupted conversion left. UserError where the folder holds anything else: it is somebody's."""

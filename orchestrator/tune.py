@@ -10,7 +10,7 @@ from pathlib import Path
 
 from aml.errors import UserError
 from aml.learner import NonFinite, vacuous_mask
-from orchestrator import cluster, cost, plan, runs, sources, trial
+from orchestrator import budget, cluster, cost, plan, runs, sources, trial
 from orchestrator.config import Experiment, from_dict
 from orchestrator.live import Board
 from orchestrator.shards import Shared
@@ -71,7 +71,7 @@ def run(experiment: Experiment, *, resume: str | None = None, fresh: bool = Fals
     used = sources.prepare(experiment.data, experiment.root, say)
     this = runs.start(experiment, "sweep", used.manifest, fresh=fresh) if not resume else runs.find(experiment.root, resume)
     with this.locked():
-        if this.finished:
+        if this.finished and not budget_changed(this, experiment):
             say(f"{this.name} has finished (--fresh starts another)")
             say(outcome(this))
             return 0
@@ -105,8 +105,9 @@ def _search(this: runs.Run, experiment: Experiment, used: sources.Sources, place
         raise
     finally:
         sweep.board.close()
+        this.update(spent=sweep.meter.spent())
         ending = {0: "FINISHED", 130: "KILLED"}.get(code, "FAILED")
-        tracker.end(PARENT, ending, tags={"stopped_by": {0: "", 130: "interrupt"}.get(code, "error")})
+        tracker.end(PARENT, ending, tags={"stopped_by": {0: this.state.get("stopped_by", ""), 130: "interrupt"}.get(code, "error")})
         if remaining := tracker.close():
             say(remaining)
     return code
@@ -117,7 +118,7 @@ class Sweep:
 
     def __init__(self, this: runs.Run, experiment: Experiment, tracker, placement: cluster.Placement, say):
         self.run, self.experiment, self.tracker, self.placement, self.say = this, experiment, tracker, placement, say
-        ledger = this.ledger()
+        ledger = [r for r in this.ledger() if r["stopped_by"] != "budget"]  # a trial the budget cut goes on where it was
         self.plan = plan.Plan(experiment, ledger, unfinished(this.folder), this.state["epochs_by_arm"])
         self.schedulers = {arm: make_scheduler(experiment, epochs) for arm, epochs in self.plan.epochs.items()}
         for record in ledger:
@@ -125,6 +126,8 @@ class Sweep:
         self.trials: dict[str, plan.Trial] = {}
         self.histories: dict[str, dict[int, dict]] = {}
         self.since: dict[str, float] = {}
+        self.meter = budget.Meter(self, this.state.get("spent"))
+        self.plan.gate = self.meter.gate
         self.board = Board(self.plan, experiment, placement.concurrent, say)
         self.varying = {"seed", "aml.tau", "aml.rho", "aml.mode", "aml.preset", "aml.rate", *experiment.search.dimensions}
         tracker.run(PARENT, this.name, params=experiment.params(self.varying), tags=self._tags() | {"sweep": this.name})
@@ -216,6 +219,8 @@ class Sweep:
         limit = self.experiment.search.time_limit_s
         if limit and time.time() - self.since[trial_id] > limit:
             return self._over(trial_id, "stopped", "time", "")
+        if self.meter.gate("running", ""):
+            return self._over(trial_id, "stopped", "budget", "")
         spec = self.trials[trial_id]
         if spec.stage == "search" and self._rung_stops(spec, epoch):
             return self._over(trial_id, "stopped", self.experiment.search.scheduler, "")
@@ -230,6 +235,7 @@ class Sweep:
         """Baselines, cost, report, champion.   -> exit code"""
         from orchestrator import conclude
 
+        self.run.update(stopped_by="budget" if self.plan.cut else "", budget=self.meter.stop() if self.plan.cut else None)
         return conclude.sweep(self, shared)
 
     # -- inside
@@ -249,6 +255,8 @@ class Sweep:
         }
         self.run.append(record)
         self.plan.finished(record)
+        self.meter.ended_s += record["seconds"]
+        self.run.update(spent=self.meter.spent())
         for picture in sorted((folder / "pictures").glob("*.png"))[-1:]:
             self.tracker.artifact(trial_id, picture, "pictures")
         self.tracker.end(
@@ -331,12 +339,18 @@ def describe_plan(experiment: Experiment, placement: cluster.Placement) -> str:
     if search.scheduler == "asha":
         lines.append(f"  ASHA inside each arm of the search: rungs from epoch {search.asha.grace}, one in {search.asha.reduction} goes on")
     lines.append(f"placement: {placement.arithmetic}")
-    seconds = estimate_epoch_s(experiment)
-    longest = made.total_epochs * seconds / placement.concurrent
+    seconds, price = estimate_epoch_s(experiment), budget.hourly(experiment.resources)
+    longest = max(made.epochs.values())
+    hours, money = budget.estimate(search.budget, made.total, made.total_epochs, longest, seconds, placement.concurrent, price)
+    if limits := search.budget.limits:
+        lines.append("budget: " + ", ".join(f"{value:g} {name}" for name, value in limits.items()) + "; confirmation is kept room for")
     lines.append(
-        f"time: about {seconds:.1f} s an epoch (measured on this machine just now), so at most {longest / 60:.0f} min in all"
+        f"time: about {seconds:.1f} s an epoch (measured on this machine just now), so at most {hours * 60:.0f} min ({hours:.2f} h) in all"
         + (" before ASHA stops trials" if search.scheduler == "asha" else "")
     )
+    prices = f"{experiment.resources.price_per_gpu_hour:g} a GPU hour and {experiment.resources.price_per_cpu_hour:g} a CPU hour"
+    none = "no prices given (resources.price_per_gpu_hour, resources.price_per_cpu_hour)"
+    lines.append(f"cost: {f'at most {budget.money(money)} at {prices}' if price else none}")
     lines.append("nothing was started")
     return "\n".join(lines)
 
@@ -354,6 +368,16 @@ def estimate_epoch_s(experiment: Experiment) -> float:
     n = min(n, experiment.data.train_limit or n)
     samples, seconds = step_seconds(experiment)
     return n * seconds / samples / experiment.resources.workers
+
+
+def budget_changed(this: runs.Run, experiment: Experiment) -> bool:
+    """Whether a sweep that its budget stopped is asked to go on with another one, which is not used up too."""
+    stop, limits = this.state.get("budget"), experiment.search.budget
+    if not stop or stop["limits"] == limits.limits:
+        return False
+    hours = {k: v / 3600 for k, v in this.state["spent"].items()}
+    use = budget.Use(hours=hours["seconds"], trial_hours=hours["trial_seconds"], price=budget.hourly(experiment.resources))
+    return not budget.used_up(limits, use)
 
 
 def outcome(this: runs.Run) -> str:

@@ -72,6 +72,8 @@ def ray_session():
     from orchestrator import cluster
     from orchestrator.cli import main
 
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):  # Ray's workers inherit them: the local S3 server of the tests takes any
+        os.environ.setdefault(name, "testing")
     cluster.start()
 
     def command(arguments: list[str]) -> tuple[int, str]:

@@ -27,24 +27,31 @@ SMALL = [
     "search.seeds={confirm: 1}",
 ]
 
+TOKEN = "planted-" + "0123456789abcdef" * 4
+
 
 @pytest.fixture
 def cluster(tmp_path):
-    """Address and home folder of a one-machine cluster, started as a person does; stopped by its own process group: others may run."""
+    """Address and home folder of a one-machine cluster that asks for a token, started as a person does.
+
+    Stopped by its own process group: others may run.
+    """
     with socket.socket() as s, socket.socket() as t, socket.socket() as u:
         for one in (s, t, u):
             one.bind(("127.0.0.1", 0))
         port, dashboard, agent = (one.getsockname()[1] for one in (s, t, u))
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "AMLRIS_"))}
     environment |= {"HOME": str(tmp_path), "PATH": f"{BIN}:{os.environ['PATH']}", "RAY_USAGE_STATS_ENABLED": "0"}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
     start = [BIN / "ray", "start", "--head", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2", "--block"]
     start += [f"--dashboard-agent-listen-port={agent}"]  # its default may be held by another Ray of this machine, and jobs then find no agent
     with open(tmp_path / "ray.log", "w") as log:
         process = subprocess.Popen(start, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    bearer = {"Authorization": f"Bearer {TOKEN}"}
     address, deadline = f"http://127.0.0.1:{dashboard}", time.monotonic() + 120
     while True:
         try:
-            urllib.request.urlopen(f"{address}/api/version", timeout=5)  # noqa: S310 (a local address)
+            urllib.request.urlopen(urllib.request.Request(f"{address}/api/version", headers=bearer), timeout=5)  # noqa: S310 (a local address)
             break
         except OSError:
             assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "ray.log").read_text()
@@ -57,20 +64,38 @@ def cluster(tmp_path):
         os.killpg(process.pid, signal.SIGKILL)
 
 
+def call(command: list, environment: dict[str, str]) -> subprocess.CompletedProcess:
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
+
+
 def test_a_submitted_sweep_leaves_its_results_outside_the_throw_away_copy(cluster):
     address, home, environment = cluster
-    job = ["python", "-m", "orchestrator", "sweep", "experiments/quickstart.yaml", *SMALL]
-    command = [BIN / "ray", "job", "submit", "--address", address, "--working-dir", str(ROOT), "--", *job]
+    submit = [sys.executable, "-m", "orchestrator", "submit", "--address", address]
+    sweep = ["sweep", "experiments/quickstart.yaml", *SMALL]
     deadline = time.monotonic() + 120
     while True:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
+        done = call([*submit, "--follow", *sweep], environment)
         if "No available agent" not in done.stderr or time.monotonic() > deadline:  # the cluster is still coming up
             break
         time.sleep(2)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"results go to {home / 'amlris'}" in done.stdout and "index.html" in done.stdout
+    assert "job         quickstart-1" in done.stdout and "quickstart-1 succeeded" in done.stdout and "tests" in done.stdout.split("left out:")[1]
     (run,) = runs.listing(home / "amlris")
     assert run.finished and len(run.ledger()) == 6
     assert json.loads((run.folder / "sweep.json").read_text())["champion"]["checkpoint"]
+    assert (run.state["git_sha"], run.state["git_dirty"]) == runs.git_state()
     uploaded = [p for p in Path("/tmp/ray").glob("session_*/runtime_resources/working_dir_files/_ray_pkg_*.zip")]  # noqa: S108
     assert all(p.stat().st_size < 2**20 for p in uploaded)
+    # the same through Ray's own command finds the run finished
+    again = call(
+        [BIN / "ray", "job", "submit", "--address", address, "--working-dir", ROOT, "--", "python", "-m", "orchestrator", *sweep], environment
+    )
+    assert again.returncode == 0 and f"{run.name} has finished" in again.stdout, again.stdout + again.stderr
+    listed = call([*submit, "--list"], environment).stdout
+    assert "quickstart-1" in listed and listed.count("SUCCEEDED") == 2, listed
+    stranger = call([*submit, "--list"], {k: v for k, v in environment.items() if not k.startswith("RAY_AUTH")})
+    assert stranger.returncode == 2 and "quickstart" not in stranger.stdout and "refuses" in stranger.stderr, stranger.stdout + stranger.stderr
+    assert TOKEN not in done.stdout + again.stdout + listed and not [
+        p for p in run.folder.rglob("*") if p.is_file() and TOKEN.encode() in p.read_bytes()
+    ]

@@ -118,7 +118,13 @@ def test_a_run_under_work_is_not_started_twice(finished, home, ray_session):
 def test_dry_run_starts_nothing(home, ray_session):
     code, text = ray_session(["sweep", str(home / "tiny.yaml"), f"storage.root={home}", "name=other", "--dry-run"])
     assert code == 0
-    assert "9 trials of 3 epochs" in text and "placement" in text and "s an epoch" in text and "nothing was started" in text
+    assert (
+        "9 trials of 3 epochs" in text
+        and "placement" in text
+        and "s an epoch" in text
+        and "no prices given" in text
+        and "nothing was started" in text
+    )
     assert not list(home.glob("other-*"))
 
 
@@ -157,6 +163,48 @@ def test_a_trial_stops_at_its_time_limit(home, ray_session):
     assert code == 0, text
     (record,) = runs.find(home, "late").ledger()
     assert (record["state"], record["stopped_by"], record["epochs"]) == ("stopped", "time", 1)
+
+
+@pytest.mark.fault  # two sweeps more; test_budget has the arithmetic
+def test_a_budget_stops_a_sweep_with_the_best_so_far_and_a_larger_one_goes_on(home, ray_session):
+    command = ["sweep", str(home / "tiny.yaml"), f"storage.root={home}", "name=frugal", "search.scheduler=none", "train.epochs=2"]
+    code, text = ray_session([*command, "search.budget={trials: 4}"])
+    assert code == 0, text
+    run = runs.find(home, "frugal")
+    assert [r["stage"] for r in run.ledger()].count("search") == 3 and len(run.ledger()) == 4 and run.state["stopped_by"] == "budget"
+    assert "stopped by its budget of 4 trials" in text and "confirmation is missing" in text and "index.html" in text
+    assert tags(home, "frugal")["stopped_by"] == "budget"
+    assert "stopped by its budget" in ray_session([*command, "search.budget={trials: 4}"])[1]  # finished, as long as the budget is the same
+    code, text = ray_session([*command, "search.budget={trials: 20}"])
+    assert code == 0 and "4 trials have finished" in text and "stopped by its budget" not in text, text
+    assert len(runs.find(home, "frugal").ledger()) == 9 and tags(home, "frugal")["stopped_by"] == ""
+
+
+@pytest.mark.fault
+def test_money_that_is_spent_stops_trials_at_the_end_of_their_epoch(home, ray_session):
+    small = ["search.arms=[off]", "search.space={}", "search.seeds={confirm: 1}", "resources.price_per_cpu_hour=3600", "train.epochs=4"]
+    command = ["sweep", str(home / "tiny.yaml"), f"storage.root={home}", "name=dear", *small]
+    code, text = ray_session([*command, "search.budget={cost: 0.001}"])  # a second of a trial costs 1
+    assert code == 0 and "cost <=" in text and "stopped by its budget of 0.001 cost" in text, text
+    (record,) = runs.find(home, "dear").ledger()
+    assert (record["state"], record["stopped_by"], record["epochs"]) == ("stopped", "budget", 1)
+    code, text = ray_session([*command, "search.budget={cost: 10000}"])  # the cut trial goes on where it was
+    assert code == 0, text
+    records = runs.find(home, "dear").ledger()
+    assert [(r["stage"], r["state"], [e["epoch"] for e in r["history"]]) for r in records] == [
+        ("search", "done", [1, 2, 3, 4]),
+        ("confirm", "done", [1, 2, 3, 4]),
+    ]
+
+
+def tags(home, name: str) -> dict:
+    """MLflow's tags of a sweep's parent run."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{home}/mlflow.db")
+    (experiment,) = [e for e in client.search_experiments() if e.name == name]
+    (parent,) = [r for r in client.search_runs([experiment.experiment_id]) if "mlflow.parentRunId" not in r.data.tags]
+    return parent.data.tags
 
 
 def test_a_killed_sweep_continues_without_doing_anything_twice(home, tmp_path):

@@ -1,0 +1,26 @@
+#!/bin/bash
+# A sweep on Slurm nodes: one Ray on all of them, the command on the first. Filled in by: python cluster/render.py slurm.sh > amlris.sbatch
+# Submit it from the project's folder, on a file system all nodes see, after `make env` and `ray get-auth-token --generate`.
+# Submitted again it continues: a run is found by its settings and data.
+#SBATCH --job-name=${NAME}
+#SBATCH --partition=${PARTITION}
+#SBATCH --nodes=${GPU_NODES}
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=${GPU_CPUS}
+#SBATCH --gpus-per-task=${GPUS_PER_NODE}
+#SBATCH --time=${TIME}
+#SBATCH --signal=INT@120
+#SBATCH --requeue
+set -euo pipefail
+cd "$SLURM_SUBMIT_DIR"
+export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 PATH="$PWD/.venv/bin:$PATH"
+export AMLRIS_HOME="$SLURM_SUBMIT_DIR/runs"
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+port=$((20000 + SLURM_JOB_ID % 20000))
+export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
+
+# RAY_ADDRESS is for the command alone: `ray start` must not see it
+srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" \
+    ray symmetric-run --address "$head:$port" --min-nodes "$SLURM_JOB_NUM_NODES" \
+    --num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus="${GPUS_PER_NODE}" --include-dashboard=false -- \
+    env RAY_ADDRESS="$head:$port" python -m orchestrator ${COMMAND}

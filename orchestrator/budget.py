@@ -1,0 +1,183 @@
+"""What a sweep may use, has used, and may therefore still start: trials, epochs, hours, money. Arithmetic; only the Meter
+looks at a clock.
+
+The search leaves room for each arm's confirmation; only an arm's first search trial may take from it. Trials and epochs are never exceeded.
+Hours and cost are known in advance only by the pace of the epochs so far: what would not end in time is not started, and what runs on when
+they are used up stops at the end of its epoch.
+"""
+
+import statistics
+import time
+from dataclasses import asdict, dataclass
+
+from aml.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetConfig:
+    """Where a sweep stops with the best so far; null: no limit. A sweep that is continued counts what it has used before."""
+
+    trials: int | None = None
+    epochs: int | None = None
+    """Of all trials together."""
+    hours: float | None = None
+    """Of wall clock."""
+    cost: float | None = None
+    """In the currency of resources.price_per_gpu_hour and price_per_cpu_hour."""
+
+    def __post_init__(self):
+        for name, value in asdict(self).items():
+            if value is not None and value <= 0:
+                raise UserError(f"search.budget.{name} is {value}; it must be above 0, or null for no limit")
+
+    @property
+    def limits(self) -> dict[str, float]:
+        return {k: v for k, v in asdict(self).items() if v is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Use:
+    """What a sweep has used, and how fast."""
+
+    trials: int = 0
+    """Handed out."""
+    epochs: int = 0
+    """Trained."""
+    pending: int = 0
+    """Epochs that the trials handed out still have before them."""
+    hours: float = 0
+    """Of wall clock."""
+    trial_hours: float = 0
+    """Of all trials together."""
+    epoch_s: float = 0
+    """Seconds of an epoch so far; 0 before the first."""
+    concurrent: int = 1
+    price: float = 0
+    """Of an hour of one trial."""
+
+    @property
+    def cost(self) -> float:
+        return self.trial_hours * self.price
+
+
+def hourly(resources) -> float:
+    """Price of an hour of one trial: workers x (GPUs x price + CPUs x price)."""
+    worker = resources.gpus_per_worker * resources.price_per_gpu_hour + resources.cpus_per_worker * resources.price_per_cpu_hour
+    return resources.workers * worker
+
+
+def used_up(limits: BudgetConfig, use: Use) -> str:
+    """Which of hours and cost is gone, so that running trials stop too; nothing where none is."""
+    if limits.hours is not None and use.hours >= limits.hours:
+        return "hours"
+    return "cost" if limits.cost is not None and use.cost >= limits.cost else ""
+
+
+def refuses(limits: BudgetConfig, use: Use, epochs: int, *, keep: tuple[int, int] = (0, 0), foresee: bool = True) -> str:
+    """Which limit forbids starting one more trial of so many epochs; nothing where none does.
+
+    keep: trials and epochs that are to remain. foresee: refuse also what, at the pace so far, would pass hours or cost before its end.
+    """
+    if gone := used_up(limits, use):
+        return gone
+    if limits.trials is not None and use.trials + 1 + keep[0] > limits.trials:
+        return "trials"
+    if limits.epochs is not None and use.epochs + use.pending + epochs + keep[1] > limits.epochs:
+        return "epochs"
+    if not foresee:
+        return ""
+    ahead = (use.pending + epochs + keep[1]) * use.epoch_s / 3600
+    if limits.hours is not None and use.hours + max(ahead / use.concurrent, epochs * use.epoch_s / 3600) > limits.hours:
+        return "hours"
+    return "cost" if limits.cost is not None and use.cost + ahead * use.price > limits.cost else ""
+
+
+def check(limits: BudgetConfig, arms: int, epochs: int, price: float) -> None:
+    """UserError for a budget under which no arm could be compared, or whose money has no price."""
+    if limits.trials is not None and limits.trials < arms:
+        raise UserError(f"search.budget.trials is {limits.trials}, but {arms} arms need a trial each; raise it or name fewer search.arms")
+    if limits.epochs is not None and limits.epochs < arms * epochs:
+        raise UserError(
+            f"search.budget.epochs is {limits.epochs}, but a trial of each of {arms} arms takes {arms} x {epochs} = {arms * epochs}; "
+            "raise it, or lower train.epochs or the number of search.arms"
+        )
+    if limits.cost is not None and not price:
+        raise UserError("search.budget.cost needs prices: set resources.price_per_gpu_hour, resources.price_per_cpu_hour or both")
+
+
+def estimate(limits: BudgetConfig, trials: int, epochs: int, longest: int, epoch_s: float, concurrent: int, price: float) -> tuple[float, float]:
+    """Hours and money a sweep takes at most.
+
+    trials, epochs: of the whole plan; longest: epochs of its longest trial; epoch_s: seconds of an epoch; price: of an hour of one trial.
+    """
+    if limits.trials is not None and limits.trials < trials:
+        epochs = min(epochs, limits.trials * longest)
+    epochs = min(epochs, limits.epochs or epochs)
+    hours = epochs * epoch_s / 3600
+    if limits.hours is not None:
+        hours = min(hours, limits.hours * concurrent)
+    cost = min(hours * price, limits.cost) if limits.cost is not None else hours * price
+    return hours / concurrent, cost
+
+
+def money(cost: float) -> str:
+    """0.0042 -> 0.0042, 12.3456 -> 12.35: small sums keep two digits that mean something."""
+    return f"{cost:.2f}" if cost >= 1 or not cost else f"{cost:.2g}"
+
+
+def sentence(stop: dict) -> str:
+    """What is said of a sweep that its budget stopped: as Meter.stop gives it."""
+    text = (
+        f"stopped by its budget of {stop['limit']:g} {stop['reason']} with the best so far: {stop['handed']} of {stop['total']} trials were started"
+    )
+    missing = ", ".join(f"{arm} lacks {n} of {stop['confirm']} seeds" for arm, n in stop["missing"].items())
+    return f"{text}; confirmation is {'missing: ' + missing if missing else 'whole'}. A larger search.budget and the same command go on"
+
+
+class Meter:
+    """The use of one sweep that is running, and the gate of its plan."""
+
+    def __init__(self, sweep, before: dict | None):
+        """before: what earlier attempts spent, as `spent` gave it."""
+        self.sweep, self.begun, self.ended_s = sweep, time.time(), 0.0
+        self.before = before or {"seconds": 0, "trial_seconds": 0}
+        self.limits: BudgetConfig = sweep.experiment.search.budget
+
+    def gate(self, stage: str, arm: str) -> str:
+        """The budget's answer to the plan: search trials leave room for every confirmation, but for an arm's first."""
+        if not self.limits.limits:
+            return ""
+        if stage == "running":
+            return used_up(self.limits, self.use())
+        plan = self.sweep.plan
+        first = stage == "search" and not plan.handed[arm]["search"]
+        keep = (0, 0) if first or stage == "confirm" else plan.to_confirm()
+        return refuses(self.limits, self.use(), plan.epochs[arm], keep=keep, foresee=not first)
+
+    def spent(self) -> dict:
+        """Seconds of wall clock and of all trials together, of earlier attempts too."""
+        now, since = time.time(), self.sweep.since
+        live = sum(now - since[t] for t in self.sweep.plan.live if t in since)
+        attempt = {"seconds": now - self.begun, "trial_seconds": self.ended_s + live}
+        return {k: round(self.before[k] + v, 2) for k, v in attempt.items()}
+
+    def use(self) -> Use:
+        plan, spent, seconds = self.sweep.plan, self.spent(), self.sweep.board.seconds[-50:]
+        under_way = [(plan.parse(t)[0], max(self.sweep.histories.get(t, {}), default=0)) for t in plan.live]
+        under_way += [(t.arm, 0) for t in plan.waiting]
+        return Use(
+            trials=plan.started,
+            epochs=sum(r["epochs"] for r in plan.records.values()) + sum(done for _, done in under_way),
+            pending=sum(max(0, plan.epochs[arm] - done) for arm, done in under_way),
+            hours=spent["seconds"] / 3600,
+            trial_hours=spent["trial_seconds"] / 3600,
+            epoch_s=statistics.median(seconds) if seconds else 0,
+            concurrent=self.sweep.placement.concurrent,
+            price=hourly(self.sweep.experiment.resources),
+        )
+
+    def stop(self) -> dict:
+        """What is kept of the budget that ended the sweep; `sentence` says it."""
+        plan = self.sweep.plan
+        counts = {"handed": plan.started, "total": plan.total, "confirm": self.sweep.experiment.search.seeds.confirm}
+        return {"limits": self.limits.limits, "reason": plan.cut, "limit": self.limits.limits[plan.cut], "missing": plan.unconfirmed()} | counts

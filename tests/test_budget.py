@@ -1,0 +1,163 @@
+"""What a budget lets a sweep start, what is kept for confirmation, and what it costs."""
+
+from types import SimpleNamespace
+
+import pytest
+from test_plan import BASE, GRID
+
+from aml.errors import UserError
+from orchestrator import budget
+from orchestrator.budget import BudgetConfig, Meter, Use, estimate, hourly, refuses, used_up
+from orchestrator.config import from_text
+from orchestrator.plan import Plan, check
+
+
+def test_an_hour_of_a_trial_costs_what_its_workers_hold():
+    resources = from_text(BASE, ["resources={workers: 2, cpus_per_worker: 4, gpus_per_worker: 0.5, price_per_gpu_hour: 3, price_per_cpu_hour: 0.05}"])
+    assert hourly(resources.resources) == pytest.approx(2 * (0.5 * 3 + 4 * 0.05))
+    assert hourly(from_text(BASE).resources) == 0
+
+
+@pytest.mark.parametrize(
+    ("limits", "use", "keep", "reason"),
+    [
+        ({}, Use(trials=99, epochs=999, hours=9), (0, 0), ""),
+        ({"trials": 5}, Use(trials=4), (0, 0), ""),
+        ({"trials": 5}, Use(trials=5), (0, 0), "trials"),
+        ({"trials": 5}, Use(trials=3), (2, 20), "trials"),
+        ({"epochs": 30}, Use(epochs=12, pending=8), (0, 0), ""),
+        ({"epochs": 30}, Use(epochs=13, pending=8), (0, 0), "epochs"),
+        ({"epochs": 30}, Use(epochs=10), (1, 11), "epochs"),
+        # 10 epochs of 360 s are an hour of one trial; two at a time halve what is under way, not the trial itself
+        ({"hours": 2}, Use(hours=1, epoch_s=360), (0, 0), ""),
+        ({"hours": 2}, Use(hours=1.1, epoch_s=360), (0, 0), "hours"),
+        ({"hours": 2}, Use(hours=1, pending=10, epoch_s=360), (0, 0), "hours"),
+        ({"hours": 2}, Use(hours=1, pending=10, epoch_s=360, concurrent=2), (0, 0), ""),
+        ({"hours": 2}, Use(hours=1.5, concurrent=2), (0, 0), ""),  # no epoch yet: nothing is foreseen
+        ({"hours": 2}, Use(hours=2), (0, 0), "hours"),
+        ({"cost": 10}, Use(trial_hours=2, price=4, epoch_s=180), (0, 0), ""),
+        ({"cost": 10}, Use(trial_hours=2, price=4, epoch_s=181), (0, 0), "cost"),
+        ({"cost": 10}, Use(trial_hours=2.5, price=4), (0, 0), "cost"),
+    ],
+)
+def test_a_trial_of_ten_epochs_is_started_only_where_it_fits(limits, use, keep, reason):
+    assert refuses(BudgetConfig(**limits), use, 10, keep=keep) == reason
+
+
+def test_running_trials_stop_for_hours_and_cost_alone():
+    assert used_up(BudgetConfig(trials=1, epochs=1), Use(trials=9, epochs=9, hours=9)) == ""
+    assert used_up(BudgetConfig(hours=1), Use(hours=1)) == "hours" and used_up(BudgetConfig(hours=1), Use(hours=0.99)) == ""
+    assert used_up(BudgetConfig(cost=6), Use(trial_hours=3, price=2)) == "cost" and used_up(BudgetConfig(cost=6.1), Use(trial_hours=3, price=2)) == ""
+
+
+def test_hours_and_money_of_a_plan():
+    # 20 trials of 9 epochs of 100 s: 5 hours of one trial
+    assert estimate(BudgetConfig(), 20, 180, 9, 100, 2, 3.0) == pytest.approx((2.5, 15.0))
+    assert estimate(BudgetConfig(trials=4), 20, 180, 9, 100, 2, 3.0) == pytest.approx((0.5, 3.0))
+    assert estimate(BudgetConfig(epochs=72), 20, 180, 9, 100, 2, 3.0) == pytest.approx((1.0, 6.0))
+    assert estimate(BudgetConfig(hours=1), 20, 180, 9, 100, 2, 3.0) == pytest.approx((1.0, 6.0))
+    assert estimate(BudgetConfig(cost=4), 20, 180, 9, 100, 2, 3.0)[1] == 4
+    assert [budget.money(x) for x in (0, 0.00421, 1.5, 1234.567)] == ["0.00", "0.0042", "1.50", "1234.57"]
+
+
+def simulate(experiment, *, epoch_s=0.0, concurrent=1, before=None):
+    """A sweep's plan behind its meter, trial after trial on a clock of its own.   -> plan, meter"""
+    sweep = SimpleNamespace(experiment=experiment, plan=Plan(experiment), since={}, histories={})
+    sweep.board, sweep.placement = SimpleNamespace(seconds=[]), SimpleNamespace(concurrent=concurrent)
+    meter = Meter(sweep, before)
+    sweep.plan.gate = meter.gate
+    clock = dict(meter.before)
+    meter.spent = lambda: clock
+    while not sweep.plan.done:
+        while len(sweep.plan.live) < concurrent and sweep.plan.next():
+            pass
+        trial = sorted(sweep.plan.live)[0]
+        arm, stage, _ = sweep.plan.parse(trial)
+        facts = {"trial": trial, "arm": arm, "stage": stage, "overrides": {}, "state": "done", "stopped_by": "", "epochs": 10}
+        clock = {"seconds": clock["seconds"] + 10 * epoch_s / concurrent, "trial_seconds": clock["trial_seconds"] + 10 * epoch_s}
+        sweep.board.seconds.append(epoch_s)
+        sweep.plan.finished(facts | {"history": [{"epoch": 10, "val/mIoU": 0.5}]})
+    return sweep.plan, meter
+
+
+def stages(plan) -> dict:
+    return {arm: (n["search"], n["confirm"]) for arm, n in plan.handed.items()}
+
+
+WHOLE = {"off": (4, 2), "random": (4, 2), "aml/calibrated": (4, 2)}
+
+
+@pytest.mark.parametrize(
+    ("limit", "handed", "missing"),
+    [
+        ("trials: 18", WHOLE, {}),
+        ("trials: 12", {"off": (2, 2), "random": (2, 2), "aml/calibrated": (2, 2)}, {}),
+        ("trials: 10", {"off": (2, 2), "random": (1, 2), "aml/calibrated": (1, 2)}, {}),
+        ("trials: 5", {"off": (1, 1), "random": (1, 1), "aml/calibrated": (1, 0)}, {"off": 1, "random": 1, "aml/calibrated": 2}),
+        ("epochs: 95", {"off": (1, 2), "random": (1, 2), "aml/calibrated": (1, 2)}, {}),
+        ("epochs: 39", {"off": (1, 0), "random": (1, 0), "aml/calibrated": (1, 0)}, {"off": 2, "random": 2, "aml/calibrated": 2}),
+    ],
+)
+@pytest.mark.parametrize("concurrent", [1, 4])
+def test_the_search_leaves_room_for_the_confirmation(limit, handed, missing, concurrent):
+    experiment = from_text(BASE, [*GRID, "train.epochs=10", f"search.budget={{{limit}}}"])
+    plan, meter = simulate(experiment, concurrent=concurrent)
+    assert stages(plan) == handed and plan.unconfirmed() == missing
+    name, _, value = limit.partition(": ")
+    assert {"trials": meter.use().trials, "epochs": meter.use().epochs}[name] <= int(value)
+    assert plan.cut == ("" if handed == WHOLE else name)
+
+
+def test_hours_and_cost_are_kept_at_the_pace_of_the_epochs():
+    experiment = from_text(BASE, [*GRID, "train.epochs=10", "search.budget={hours: 12.5}"])
+    plan, meter = simulate(experiment, epoch_s=360)  # a trial takes an hour
+    assert stages(plan) == {"off": (2, 2), "random": (2, 2), "aml/calibrated": (2, 2)} and meter.use().hours == 12
+    priced = from_text(BASE, [*GRID, "train.epochs=10", "search.budget={cost: 25}", "resources.price_per_cpu_hour=2"])
+    plan, meter = simulate(priced, epoch_s=360, concurrent=2)
+    assert plan.cut == "cost" and sum(sum(n) for n in stages(plan).values()) == 12 and meter.use().cost == 24
+
+
+def test_what_earlier_attempts_used_counts_and_nothing_starts_once_it_is_gone():
+    experiment = from_text(BASE, [*GRID, "search.budget={hours: 2}"])
+    plan, _ = simulate(experiment, before={"seconds": 7200, "trial_seconds": 7200})
+    assert plan.cut == "hours" and plan.started == 0 and plan.next() is None
+
+
+def test_what_is_said_of_a_budget_that_is_spent():
+    plan, meter = simulate(from_text(BASE, [*GRID, "search.budget={trials: 5}"]))
+    text = budget.sentence(meter.stop())
+    assert "stopped by its budget of 5 trials" in text and "5 of 18 trials were started" in text
+    assert "off lacks 1 of 2 seeds" in text and "aml/calibrated lacks 2 of 2 seeds" in text
+    _, meter = simulate(from_text(BASE, [*GRID, "search.budget={trials: 12}"]))
+    assert "confirmation is whole" in budget.sentence(meter.stop())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["search.budget={trials: 2}"], "search.budget.trials is 2, but 3 arms need a trial each"),
+        (["search.budget={epochs: 29}", "train.epochs=10"], r"3 x 10 = 30"),
+        (["search.budget={cost: 5}"], "search.budget.cost needs prices"),
+        (["search.budget={hours: 0}"], "search.budget.hours is 0"),
+        (["search.budget={hour: 1}"], "did you mean search.budget.hours"),
+        (["resources.price_per_cpu_hour=-1"], "give 0 or more"),
+    ],
+)
+def test_budgets_that_cannot_mean_anything_are_refused(overrides, sentence):
+    with pytest.raises(UserError, match=sentence):
+        check(from_text(BASE, [*GRID, *overrides]))
+
+
+def test_a_run_keeps_its_name_whatever_its_budget_and_prices():
+    names = {
+        from_text(BASE, more).run_name("f")
+        for more in ([], ["search.budget={trials: 9}"], ["resources.price_per_gpu_hour=2", "search.budget={cost: 1}"])
+    }
+    assert len(names) == 1
+    assert not [k for k in from_text(BASE).params() if "budget" in k or "price" in k]
+
+
+def test_a_plan_without_a_budget_is_not_touched_by_one():
+    experiment = from_text(BASE, GRID)
+    plan, _ = simulate(experiment, epoch_s=1e6)
+    assert stages(plan) == WHOLE and plan.cut == ""

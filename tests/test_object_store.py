@@ -1,0 +1,120 @@
+"""Shards on S3-compatible storage, against a server of this machine: written, read, decoded without a local copy; damage and absence are said."""
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from aml.errors import UserError
+from orchestrator import shards
+
+KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+@pytest.fixture(scope="module")
+def server():
+    """A client of a running S3 server with one bucket, and the words that lead an address to it."""
+    moto = pytest.importorskip("moto.server", reason="moto is not installed: install requirements.txt")
+    import boto3
+
+    before = {name: os.environ.get(name) for name in KEYS}
+    os.environ.update(KEYS)
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    running = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    _, port = running.get_host_and_port()
+    client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}")
+    client.create_bucket(Bucket="amlris")
+    yield client, f"?scheme=http&endpoint_override=127.0.0.1:{port}"
+    running.stop()
+    for name, value in before.items():
+        os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+
+
+@pytest.fixture(scope="module")
+def written(server, scenes, ray_session, tmp_path_factory):
+    """Address of the scenes' shards, what was printed, and the folder the command ran in."""
+    client, query = server
+    folder, before = tmp_path_factory.mktemp("here"), Path.cwd()
+    uri = f"s3://amlris/team/scenes{query}"
+    os.chdir(folder)
+    try:
+        code, text = ray_session(
+            ["shard", "--refer-root", str(scenes), "--images", str(scenes / "images"), "--dataset", "refcoco", "--split-by", "unc", "--out", uri]
+        )
+        assert code == 0, text
+        code, verified = ray_session(["shard", "--verify", uri])
+        assert code == 0, verified
+    finally:
+        os.chdir(before)
+    return uri, text + verified, folder
+
+
+def names(client) -> set[str]:
+    return {o["Key"].rpartition("/")[2] for o in client.list_objects_v2(Bucket="amlris", Prefix="team/scenes/").get("Contents", [])} - {""}
+
+
+def test_shards_are_written_to_the_bucket_alone(written, server):
+    _, text, folder = written
+    found = names(server[0])
+    assert {"_COMPLETE.json", "vocabulary.json"} < found and any(n.endswith(".parquet") for n in found) and not any(n.endswith(".tmp") for n in found)
+    assert "is whole" in text and list(folder.rglob("*")) == []
+
+
+def test_rows_read_back_are_the_rows_written(written, rows):
+    store = shards.Store(written[0])
+    places = shards.index(store, ["train", "val", "testA", "testB"])
+    read = {row["image_id"]: row for row in shards.read(store, places)}
+    assert len(read) == len(rows) == shards.manifest(store)["images"]
+    for row in rows:
+        back = read[row["image_id"]]
+        assert back["jpeg"] == Path(row["path"]).read_bytes() and back["refs"] == row["refs"]
+
+
+@pytest.mark.fault  # slow
+def test_a_cluster_decodes_from_the_bucket(written, rows):
+    blocks = shards.decode(shards.Store(written[0]), {"val"}, 32, "square").open()
+    wanted = sum(any(r["split"] == "val" for r in row["refs"]) for row in rows)
+    assert sum(len(b["image"]) for b in blocks) == wanted > 0 and blocks[0]["image"].shape[1:] == (32, 32, 3)
+
+
+def test_writing_again_leaves_complete_shards_as_they_are(written, server, scenes, ray_session):
+    client, _ = server
+    times = {o["Key"]: o["LastModified"] for o in client.list_objects_v2(Bucket="amlris")["Contents"]}
+    code, text = ray_session(
+        ["shard", "--refer-root", str(scenes), "--images", str(scenes / "images"), "--dataset", "refcoco", "--split-by", "unc", "--out", written[0]]
+    )
+    assert code == 0, text
+    assert {o["Key"]: o["LastModified"] for o in client.list_objects_v2(Bucket="amlris")["Contents"]} == times
+
+
+def test_a_missing_or_cut_off_object_is_named(written, server, ray_session):
+    client, query = server
+    for o in client.list_objects_v2(Bucket="amlris", Prefix="team/scenes/")["Contents"]:
+        body = client.get_object(Bucket="amlris", Key=o["Key"])["Body"].read()
+        if o["Key"].endswith(".parquet"):
+            lost, kept = o["Key"].rpartition("/")[2], body
+        client.put_object(Bucket="amlris", Key=o["Key"].replace("scenes", "broken"), Body=body)
+    client.put_object(Bucket="amlris", Key=f"team/broken/{lost}", Body=kept[: len(kept) // 2])
+    code, text = ray_session(["shard", "--verify", f"s3://amlris/team/broken{query}"])
+    assert code == 2 and lost in text and "is damaged" in text
+    client.delete_object(Bucket="amlris", Key=f"team/broken/{lost}")
+    code, text = ray_session(["shard", "--verify", f"s3://amlris/team/broken{query}"])
+    assert code == 2 and f"the first is {lost}" in text
+    code, text = ray_session(["shard", "--verify", f"s3://amlris/team/absent{query}"])
+    assert code == 2 and "has no _COMPLETE.json" in text
+
+
+def test_an_endpoint_that_is_away_is_said_in_one_sentence(unused_port, monkeypatch):
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    store = shards.Store(f"s3://amlris/team/scenes?scheme=http&endpoint_override=127.0.0.1:{unused_port}")
+    with pytest.raises(UserError, match=f"127.0.0.1:{unused_port} cannot be reached .*; check the endpoint, the bucket"):
+        shards.manifest(store)
+
+
+def test_an_address_with_keys_in_it_is_refused_without_repeating_them():
+    with pytest.raises(UserError, match="holds keys") as refused:
+        shards.Store("s3://AKIAPLANTED:planted@amlris/team/scenes")
+    assert "planted" not in str(refused.value).lower()
