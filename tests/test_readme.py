@@ -33,7 +33,7 @@ def small(arguments: list[str]) -> list[str]:
         more = (
             ["search.seeds={confirm: 1}", "search.space={aml.tau: [0.5]}"] if arguments[0] == "sweep" and "search.method=tpe" not in arguments else []
         )
-        more += ["search.trials=2", "search.seeds={confirm: 0}"] if "search.method=tpe" in arguments else []
+        more += ["search.trials=2", "search.arms=[off, aml/calibrated]"] if "search.method=tpe" in arguments else []
         return [*arguments, *quick, *more]
     if arguments[0] == "synth":
         return [a if a != "2000" else "16" for a in arguments]
