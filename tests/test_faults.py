@@ -102,6 +102,21 @@ def test_a_distributed_trial_that_asha_stops_makes_room_for_the_next(sweep, tmp_
     assert all(r["epochs"] < 6 for r in run.ledger() if r["state"] == "stopped")
 
 
+def test_a_killed_worker_loses_at_most_the_epoch_under_way(tmp_path):
+    (tmp_path / "duo.yaml").write_text(CONFIG)
+    command = [sys.executable, "-m", "orchestrator", "train", str(tmp_path / "duo.yaml"), f"storage.root={tmp_path}"]
+    log = tmp_path / "log"
+    with open(log, "w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+    wait_for(lambda: done_epochs(tmp_path) >= 2, process, log)
+    workers = [p for p, text in children_of(process.pid).items() if "TrainWorker" in text]
+    os.kill(workers[0], signal.SIGKILL)
+    assert process.wait(timeout=500) == 0, log.read_text()
+    (run,) = runs.listing(tmp_path)
+    assert [e["epoch"] for e in run.state["history"]] == list(range(1, 41))
+    assert log.read_text().count("epoch 1/40 ") == 1, "the run was not started over"
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_training_says_so(tmp_path, how):
     (tmp_path / "duo.yaml").write_text(CONFIG.replace("workers: 2", "workers: 1"))

@@ -70,6 +70,23 @@ def call(command: list, environment: dict[str, str]) -> subprocess.CompletedProc
 
 def test_a_submitted_sweep_leaves_its_results_outside_the_throw_away_copy(cluster):
     address, home, environment = cluster
+    job = ["python", "-m", "orchestrator", "sweep", "experiments/quickstart.yaml", *SMALL, "search.arms=[off]"]
+    deadline = time.monotonic() + 120
+    while True:
+        done = call([BIN / "ray", "job", "submit", "--address", address, "--working-dir", ROOT, "--", *job], environment)
+        if "No available agent" not in done.stderr or time.monotonic() > deadline:  # the cluster is still coming up
+            break
+        time.sleep(2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"results go to {home / 'amlris'}" in done.stdout and "index.html" in done.stdout
+    (run,) = runs.listing(home / "amlris")
+    assert run.finished and len(run.ledger()) == 2
+    assert json.loads((run.folder / "sweep.json").read_text())["champion"]["checkpoint"]
+
+
+@pytest.mark.fault  # a cluster and a sweep more; test_jobs has the rest with a client of its own
+def test_submit_hands_over_what_a_job_needs_and_a_second_one_finds_it_finished(cluster):
+    address, home, environment = cluster
     submit = [sys.executable, "-m", "orchestrator", "submit", "--address", address]
     sweep = ["sweep", "experiments/quickstart.yaml", *SMALL]
     deadline = time.monotonic() + 120

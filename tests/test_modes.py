@@ -363,7 +363,7 @@ def test_refused_for_a_model(make_model):
 # ---- compiled -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("aml", [{"mode": "off"}, {**ENCODER, "clean_weight": 0.5}, {"level": "feature"}, {"mode": "maskris"}], ids=str)
+@pytest.mark.parametrize("aml", [{"mode": "off"}, {**ENCODER, "clean_weight": 0.5, "level": "feature"}], ids=str)
 def test_a_compiled_model_takes_the_same_step(make_model, batch, monkeypatch, aml):
     """torch.compile's capture of every kind of pass, run by its eager backend: no machine code is made here."""
     compiler, runs = torch.compile, []

@@ -157,6 +157,7 @@ def test_trials_of_two_workers_run_through_ray_train(home, ray_session):
     assert record["state"] == "done" and [e["epoch"] for e in record["history"]] == [1, 2] and record["history"][0]["val/n"] == 24
 
 
+@pytest.mark.fault
 def test_a_trial_stops_at_its_time_limit(home, ray_session):
     small = ["search.arms=[off]", "search.space={}", "search.seeds={confirm: 0}", "search.time_limit_s=1e-3"]
     code, text = ray_session(["sweep", str(home / "tiny.yaml"), f"storage.root={home}", "name=late", *small])
@@ -207,28 +208,27 @@ def tags(home, name: str) -> dict:
     return parent.data.tags
 
 
-def test_a_killed_sweep_continues_without_doing_anything_twice(home, tmp_path):
-    command = [sys.executable, "-m", "orchestrator", "sweep", str(home / "tiny.yaml"), f"storage.root={tmp_path}", "name=killed", "train.epochs=4"]
+def test_a_killed_sweep_continues_without_doing_anything_twice(home, tmp_path, ray_session):
+    arguments = ["sweep", str(home / "tiny.yaml"), f"storage.root={tmp_path}", "name=killed", "train.epochs=4", "search.arms=[off, aml/calibrated]"]
     log = open(tmp_path / "log", "w+")  # noqa: SIM115
-    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    process = subprocess.Popen([sys.executable, "-m", "orchestrator", *arguments], stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     deadline = time.monotonic() + 500
-    while not (ledgers := list(tmp_path.glob("killed-*/ledger.jsonl"))) or ledgers[0].read_bytes().count(b"\n") < 3:
+    while not (ledgers := list(tmp_path.glob("killed-*/ledger.jsonl"))) or ledgers[0].read_bytes().count(b"\n") < 2:
         assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
         time.sleep(0.1)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     before = [json.loads(line) for line in ledgers[0].read_bytes().splitlines()]
-    again = subprocess.run(command, capture_output=True, text=True, timeout=700, check=False)
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert "continuing killed-" in again.stdout
+    code, again = ray_session(arguments)
+    assert code == 0 and "continuing killed-" in again, again
     (run,) = runs.listing(tmp_path)
     records = run.ledger()
     assert records[: len(before)] == before
-    assert sorted(r["trial"] for r in records) == sorted({r["trial"] for r in records}) and len(records) == 9
+    assert sorted(r["trial"] for r in records) == sorted({r["trial"] for r in records}) and len(records) == 6
     assert all([e["epoch"] for e in r["history"]] == list(range(1, r["epochs"] + 1)) for r in records)
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     (experiment,) = [e for e in client.search_experiments() if e.name == "killed"]
     every = client.search_runs([experiment.experiment_id])
-    assert len(every) == 10 and {r.info.status for r in every} <= {"FINISHED", "FAILED"}
+    assert len(every) == 7 and {r.info.status for r in every} <= {"FINISHED", "FAILED"}

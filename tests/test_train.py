@@ -1,4 +1,4 @@
-"""Training on Ray Train: two workers, one killed, then their driver, then continued to the end."""
+"""Training on Ray Train: two workers, their driver killed, then continued to the end."""
 
 import json
 import os
@@ -65,19 +65,15 @@ def wait_for_epoch(root: Path, epoch: int, process, log: Path) -> None:
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory, ray_session):
-    """What happened: a run of two workers, one of them killed, then the driver, then the same command again."""
+    """What happened: a run of two workers, its driver killed, then the same command again."""
     root = tmp_path_factory.mktemp("train")
     config, log = root / "duo.yaml", root / "log"
     config.write_text(CONFIG)
     arguments = ["train", str(config), f"storage.root={root}"]
     with open(log, "w") as out:
         process = subprocess.Popen([sys.executable, "-m", "orchestrator", *arguments], stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
-    wait_for_epoch(root, 2, process, log)
-    family = children_of(process.pid)
-    workers = [p for p, text in family.items() if "TrainWorker" in text]
-    os.kill(workers[0], signal.SIGKILL)
-    before = done_epochs(root)
-    wait_for_epoch(root, before + 2, process, log)  # the workers came back and went on
+    wait_for_epoch(root, 4, process, log)
+    workers = [p for p, text in children_of(process.pid).items() if "TrainWorker" in text]
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     deadline = time.monotonic() + 60
@@ -90,10 +86,10 @@ def story(tmp_path_factory, ray_session):
     return {"run": run, "root": root, "arguments": arguments, "workers": workers, "first": log.read_text(), "killed_at": killed_at, "again": again}
 
 
-def test_a_killed_worker_and_a_killed_driver_lose_at_most_the_epoch_under_way(story):
+def test_a_killed_driver_loses_at_most_the_epoch_under_way(story):
     assert len(story["workers"]) == 2
-    first, again, done = story["first"], story["again"], story["killed_at"]
-    assert 4 <= done < 40 and first.count("epoch 1/40") == 1, "the killed worker's run was not started over"
+    again, done = story["again"], story["killed_at"]
+    assert 4 <= done < 40
     assert "continuing duo-" in again and f"epoch {done + 1}/40 " in again and f"epoch {done}/40 " not in again
     assert [e["epoch"] for e in epochs(story["run"])] == list(range(1, 41))
 
