@@ -6,6 +6,8 @@ pictures, report to Tune) is compared with the plain loop's in the same process,
 
 import dataclasses
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -48,7 +50,11 @@ def measure_trial(*, epochs: int, distributed: bool, say=print) -> dict:
         unit = dataclasses.replace(base, train=dataclasses.replace(base.train, epochs=epochs))
         repeats = max(1, round(1.3 * EPOCH_S / (seconds / samples * 700)))  # about 700 refs train in 400 pictures
         found = starts(base, shared, words, root)
-        say(f"light trial, first step after: fresh process {found['fresh_start_s']:.2f} s, reused process {found['reused_start_s']:.2f} s")
+        found["imports_s"] = imports()
+        say(
+            f"light trial, first step after: reused process {found['reused_start_s']:.2f} s, fresh process {found['fresh_start_s']:.2f} s "
+            f"(a plain Python needs {found['imports_s']:.2f} s for the same imports)"
+        )
         found |= paired_epochs(unit, shared, words, root, repeats)
         say(
             f"epoch in a light trial over the plain loop's: x{found['epoch_ratio']:.3f}, quartiles {found['epoch_ratio_quartiles']}, "
@@ -99,6 +105,16 @@ def starts(base: Experiment, shared, words, root: Path) -> dict:
     ).fit()
     waits = [b - a for a, b in zip(handed, heard, strict=True)]
     return {"fresh_start_s": round(waits[0], 3), "reused_start_s": round(statistics.median(waits[1:]), 3)}
+
+
+def imports() -> float:
+    """Seconds a plain Python takes for what a trial imports: no fresh process of any kind starts sooner."""
+    waits = []
+    for _ in range(STARTS):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "import torch, torch._dynamo, ray.tune"], check=True)  # torch's optimisers import _dynamo
+        waits.append(time.perf_counter() - start)
+    return round(statistics.median(waits), 3)
 
 
 def paired_epochs(base: Experiment, shared, words, root: Path, repeats: int) -> dict:
