@@ -30,7 +30,8 @@ def ui(host: str, port: int, say) -> int:
 
     uri = tracking_uri(None, storage_root())
     say(f"MLflow UI of {redact(uri)} on http://{host}:{port}")
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", host, "--port", str(port)]
+    # One process: it is for one person, and the supervisor of several kills those that a busy machine keeps waiting for 5 s.
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", host, "--port", str(port), "--workers", "1"]
     if uri.startswith("http"):
         say("that is a server already: open it in a browser")
         return 0
