@@ -20,7 +20,7 @@ def test_every_source_and_score_at_every_scale_the_best_first(rows, store, tmp_p
     assert len(found) == 2 * 9 and {(r["source"], r["score"]) for r in found} == set(rank.pairs(("encoder", "joint", "prediction")))
     assert [r["auroc"] for r in found] == sorted((r["auroc"] for r in found), reverse=True)
     for row in found:
-        assert row["n"] == 30 and 0 <= row["auroc"] <= 1 and row.get("hidden", 0) < 0.35, row
+        assert row["n"] == 30 and 0 <= row.get("others", 1) <= 3 and 0 <= row["auroc"] <= 1 and row.get("hidden", 0) < 0.35, row
     assert "AUROC" in rank.line(found[0]) and "leak" in rank.line(found[0])
 
 
@@ -62,3 +62,19 @@ def test_a_perfect_alignment_spares_the_referent_and_gives_it_away(rows, store, 
     monkeypatch.setattr(rank, "load_model", lambda folder: (Oracle(), {"image_size": 64, "fit": "square", "threshold": 0.5}))
     (row,) = rank.rank(checkpoint, store, split="val", limit=None, scales=[1.0], tau=0.4, rho=0.5)
     assert row["auroc"] > 0.97 and row["lift"] < 0.02 and row["mask_auroc"] > 0.55 and row["hidden"] == pytest.approx(0.2, abs=0.02)
+
+
+def test_what_else_a_sentence_could_mean(rows, store):
+    from aml import data
+    from orchestrator import shards
+
+    blocks = [data.block_of([data.decode_row(row, 64, "square") for row in shards.read(store, shards.index(store, ["val"]))])]
+    items = data.Items(blocks, "val", size=64, unit="sentence")
+    batch = next(data.eval_batches(items, Oracle(), batch=8))
+    beside = rank.others(items, batch)
+    assert beside.any() and not (beside & batch.mask).any()
+    by_ref = {int(r): m for r, m in zip(batch.ref_id, batch.mask, strict=True)}
+    for image, ref, seen in zip(batch.image_id, batch.ref_id, beside, strict=True):
+        for other, mask in by_ref.items():
+            if other != int(ref) and image == batch.image_id[batch.ref_id == other][0]:
+                assert seen[mask & ~by_ref[int(ref)]].all(), "every other referent of the picture is in it"
