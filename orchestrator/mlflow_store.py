@@ -20,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 
 from aml.errors import UserError
+from orchestrator.redaction import redact
 
 log = logging.getLogger(__name__)
 
@@ -43,13 +44,6 @@ REFUSED = {"UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED", "INV
 
 
 # ---------------------------------------------------------------- addresses and errors
-
-
-def redact(text: object) -> str:
-    """`text` without the user names, passwords and signatures that addresses in it carry."""
-    text = re.sub(r"(?<=://)[^\s'\"/]*@", "***@", str(text))
-    text = re.sub(r"(?<=://)[^\s'\"/@:]+:[^\s'\"/@]*/[^\s'\"@]*@(?=[^\s'\"@/]+[:/])", "***@", text)  # a slash in the password
-    return re.sub(r"(?i)([?&](?:token|password|passwd|secret|sig|signature|api_key|x-amz-[\w-]+)=)[^&\s'\"]+", r"\1***", text)
 
 
 def tracking_uri(uri: str | None, root: Path) -> str:
