@@ -4,7 +4,7 @@
     assets.json         what rebuilding the model takes besides (its text encoder's configuration and words); only where it has any
     config.json         model and its options, vocabulary, image_size, fit, threshold, and what the caller adds (epoch, metrics ...)
     state.pt            optimiser, scaler, masker, progress; only where training may go on
-    digests.json        SHA-256 of each of these, so that damage is seen before anything is loaded
+    digests.json        SHA-256 of weights and state, so that damage is seen before anything is loaded
 
 A new folder is written beside the old one and renamed; the old one stays as <folder>.previous until the next save.
 """
@@ -24,6 +24,8 @@ from aml.errors import NotSaved, UserError
 from aml.models import build
 
 DIGESTS = "digests.json"
+WEIGHTY = ("model.safetensors", "state.pt")
+"""Files that may be damaged and still be read; JSON that is cut off is not."""
 
 
 def save(folder: Path, model, info: dict, state: dict | None = None) -> None:
@@ -57,7 +59,7 @@ def _write(draft: Path, model, info: dict, state: dict | None) -> None:
         (draft / "assets.json").write_text(json.dumps(model.assets), "utf-8")
     if state is not None:
         torch.save(state, draft / "state.pt")
-    digests = {path.name: _digest(path) for path in sorted(draft.iterdir())}
+    digests = {name: _digest(draft / name) for name in WEIGHTY if (draft / name).exists()}
     (draft / DIGESTS).write_text(json.dumps(digests, indent=1), "utf-8")
 
 
@@ -87,10 +89,10 @@ def damage(folder: Path) -> str:
     if not (folder / DIGESTS).exists():
         return ""
     try:
-        noted = json.loads((folder / DIGESTS).read_text("utf-8"))
-    except ValueError:
-        return f"{DIGESTS} is not as it was written"
-    for name, digest in noted.items():
+        every = {path.name: json.loads(path.read_text("utf-8")) for path in folder.glob("*.json")}
+    except ValueError as error:
+        return f"its JSON is cut off or altered: {error}"
+    for name, digest in every[DIGESTS].items():
         if not (folder / name).exists():
             if name != "state.pt":  # pruned: nothing goes on from here
                 return f"{name} is missing"

@@ -11,7 +11,7 @@ from pathlib import Path
 from aml.data import block_of, decode_row
 from aml.errors import UserError
 from aml.refer import PUBLISHED
-from orchestrator import shards
+from orchestrator import locks, shards
 from orchestrator.config import DataConfig
 
 EVALUATION = ("val", "test", "dev", "eval")
