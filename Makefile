@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 PY := .venv/bin/python
 
-.PHONY: env sweep test test-faults lint clean
+.PHONY: env sweep test test-faults lint audit clean
 
 env: .venv/.complete
 
@@ -24,6 +24,9 @@ test-faults: env
 lint: env
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+
+audit: env
+	$(PY) -m orchestrator.audit
 
 clean:
 	rm -rf .venv runs

@@ -4,28 +4,54 @@
     assets.json         what rebuilding the model takes besides (its text encoder's configuration and words); only where it has any
     config.json         model and its options, vocabulary, image_size, fit, threshold, and what the caller adds (epoch, metrics ...)
     state.pt            optimiser, scaler, masker, progress; only where training may go on
+    digests.json        SHA-256 of weights and state, so that damage is seen before anything is loaded
 
 A new folder is written beside the old one and renamed; the old one stays as <folder>.previous until the next save.
 """
 
+import hashlib
 import json
 import os
 import shutil
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.utils._pytree import tree_leaves
 
-from aml.errors import UserError
+from aml.errors import NotSaved, UserError
 from aml.models import build
+
+DIGESTS = "digests.json"
+WEIGHTY = ("model.safetensors", "state.pt")
+"""Files that may be damaged and still be read; JSON that is cut off is not."""
 
 
 def save(folder: Path, model, info: dict, state: dict | None = None) -> None:
-    """Write model, info (what `Segmenter` needs: image_size, fit, threshold; plus anything JSON) and optionally a training state."""
+    """Write model, info (what `Segmenter` needs: image_size, fit, threshold; plus anything JSON) and optionally a training state.
+
+    NotSaved where the disk takes no more: what was there before is as it was.
+    """
     folder = Path(folder)
-    draft, previous = folder.with_name(folder.name + ".draft"), folder.with_name(folder.name + ".previous")
+    draft, previous = folder.with_name(folder.name + ".draft"), before(folder)
     shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
+    try:
+        draft.mkdir(parents=True)
+        _write(draft, model, info, state)
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, SafetensorError, RuntimeError) as error:  # safetensors and torch have their own words for a full disk
+        shutil.rmtree(draft, ignore_errors=True)
+        wanted = sum(leaf.nbytes for leaf in tree_leaves([model.state_dict(), state]) if isinstance(leaf, torch.Tensor))
+        raise NotSaved(unwritten(folder, error, wanted)) from error
+    if folder.exists():
+        shutil.rmtree(previous, ignore_errors=True)
+        os.rename(folder, previous)
+    os.rename(draft, folder)
+
+
+def _write(draft: Path, model, info: dict, state: dict | None) -> None:
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, draft / "model.safetensors")
     config = {"model": model.spec, "vocabulary": model.vocabulary, **info}
     (draft / "config.json").write_text(json.dumps(config, indent=1, allow_nan=True), "utf-8")
@@ -33,10 +59,63 @@ def save(folder: Path, model, info: dict, state: dict | None = None) -> None:
         (draft / "assets.json").write_text(json.dumps(model.assets), "utf-8")
     if state is not None:
         torch.save(state, draft / "state.pt")
-    if folder.exists():
-        shutil.rmtree(previous, ignore_errors=True)
-        os.rename(folder, previous)
-    os.rename(draft, folder)
+    digests = {name: _digest(draft / name) for name in WEIGHTY if (draft / name).exists()}
+    (draft / DIGESTS).write_text(json.dumps(digests, indent=1), "utf-8")
+
+
+def unwritten(path: Path, error: Exception, wanted: int) -> str:
+    """The sentence of a file or folder that could not be written.   wanted: bytes"""
+    place = next(p for p in Path(path).absolute().parents if p.exists())
+    free = shutil.disk_usage(place).free
+    why = getattr(error, "strerror", None) or " ".join(str(error).split())[:160]
+    return (
+        f"{path} could not be written ({why}): it takes {wanted / 2**20:.1f} MB, and {free / 2**20:.0f} MB are free there; "
+        "what was saved before is whole, so make room and give the same command again"
+    )
+
+
+# ---- damage ---------------------------------------------------------------------------------------------------------
+
+
+def before(folder: Path) -> Path:
+    """Where the checkpoint before this one is."""
+    return folder.with_name(folder.name + ".previous")
+
+
+def damage(folder: Path) -> str:
+    """What is wrong with a checkpoint's files, in a few words; nothing where they are as they were written, or where nobody noted how."""
+    if not folder.exists():
+        return "it is missing"
+    if not (folder / DIGESTS).exists():
+        return ""
+    try:
+        every = {path.name: json.loads(path.read_text("utf-8")) for path in folder.glob("*.json")}
+    except ValueError as error:
+        return f"its JSON is cut off or altered: {error}"
+    for name, digest in every[DIGESTS].items():
+        if not (folder / name).exists():
+            if name != "state.pt":  # pruned: nothing goes on from here
+                return f"{name} is missing"
+        elif _digest(folder / name) != digest:
+            return f"{name} is not as it was written"
+    return ""
+
+
+def usable(folder: Path, say=print) -> Path:
+    """The folder or, where it is damaged and the one before is whole, that one, and says so."""
+    why, previous = damage(folder), before(folder)
+    if not why or not previous.exists() or damage(previous):
+        return folder
+    say(f"checkpoint {folder} cannot be used ({why}); in its place: {previous.name}, epoch {read_config(previous).get('epoch', 'unknown')}")
+    return previous
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---- reading --------------------------------------------------------------------------------------------------------
 
 
 def read_config(folder: Path) -> dict:
@@ -51,7 +130,8 @@ def read_config(folder: Path) -> dict:
 
 
 def load_model(folder: Path, device="cpu"):
-    """The model of a checkpoint folder with its weights, in eval mode.   -> model, config"""
+    """The model of a checkpoint folder (the one before, where it is damaged) with its weights, in eval mode.   -> model, config"""
+    folder = usable(Path(folder))
     config = read_config(folder)
     spec = dict(config["model"])
     assets = Path(folder) / "assets.json"
@@ -68,37 +148,50 @@ def load_weights(model, folder: Path) -> None:
         from aml.models.published import load_published
 
         return load_published(model, folder)
-    path = Path(folder) / "model.safetensors"
+    _fill(model, _weights(Path(folder)), folder)
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    path = folder / "model.safetensors"
     try:
-        weights = load_file(path)
+        if why := damage(folder):
+            raise ValueError(why)
+        return load_file(path)
     except Exception as error:  # safetensors raises its own error class, and OSError
-        raise UserError(f"{path} cannot be read ({error}); use another checkpoint, as {Path(folder).name}.previous beside it") from None
+        raise UserError(f"{path} cannot be read ({error}); use another checkpoint, as {before(folder).name} beside it") from None
+
+
+def _fill(model, weights: dict[str, torch.Tensor], folder: Path) -> None:
     own = model.state_dict()
     wrong = [k for k in own if k not in weights or weights[k].shape != own[k].shape] + [k for k in weights if k not in own]
     if wrong:
         raise UserError(
-            f"{path} does not fit this model, first at {wrong[0]} ({len(wrong)} parameters); use the model and vocabulary it was trained with"
+            f"{folder}/model.safetensors does not fit this model, first at {wrong[0]} ({len(wrong)} parameters); "
+            "use the model and vocabulary it was trained with"
         )
     model.load_state_dict(weights)
 
 
-def load_training(folder: Path, learner) -> bool:
-    """Restore model and training state from folder or, where that is damaged, folder.previous.   -> whether one was there
+def load_training(folder: Path, learner, say=print) -> bool:
+    """Restore model and training state from folder or, where that is damaged, the one before.   -> whether the run goes on from one
 
-    UserError where something was there but nothing of it can be used: starting over in silence would lose the run.
+    Everything is read before anything is changed. Where what is there is damaged, all of it, that is said and the run starts again.
     """
-    folder, problems = Path(folder), []
-    for place in (folder, folder.with_name(folder.name + ".previous")):
+    folder, damaged = Path(folder), []
+    for place in (folder, before(folder)):
         if not (place / "state.pt").exists():
             continue
         try:
+            weights = _weights(place)  # first: it looks at the digest of state.pt too
             state = torch.load(place / "state.pt", map_location=learner.device, weights_only=True)
-            load_weights(learner.model, place)
-            learner.load_state_dict(state)
-            return True
         except Exception as error:  # a cut-off file raises EOFError, RuntimeError, UnpicklingError ...
-            problems.append(f"{place} ({' '.join(str(error).split())[:160] or type(error).__name__})")
-            print(f"checkpoint {problems[-1]} cannot be used; trying the one before", flush=True)
-    if problems:
-        raise UserError(f"no checkpoint of this run can be used: {'; '.join(problems)}; restore one of them, or start another run with --fresh")
+            damaged.append(f"{place} ({' '.join(str(error).split())[:160] or type(error).__name__})")
+            continue
+        _fill(learner.model, weights, place)
+        learner.load_state_dict(state)
+        if damaged:
+            say(f"checkpoint {damaged[0]} cannot be used; the run goes on from the one before, after epoch {learner.progress.epoch}")
+        return True
+    if damaged:
+        say(f"no checkpoint of this run can be used: {'; '.join(damaged)}; it starts again from its first epoch")
     return False

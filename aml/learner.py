@@ -25,7 +25,7 @@ import torch.nn.functional as F
 
 from aml.data import Batch, Items, eval_batches, train_batches
 from aml.diagnostics import MaskSums
-from aml.errors import UserError
+from aml.errors import NonFinite, UserError
 from aml.masking import Masker, MaskingConfig, Pass
 from aml.metrics import THRESHOLDS, Sums, score_masks
 from aml.optim import OptimConfig, lr_factor, parameter_groups, pass_losses
@@ -76,10 +76,6 @@ class EvalConfig:
             raise UserError(f"evaluate.batch {self.batch}, probe {self.probe}, pictures {self.pictures}: batch must be at least 1, the others 0")
         if not 0 < self.threshold < 1:
             raise UserError(f"evaluate.threshold is {self.threshold}; it must lie between 0 and 1")
-
-
-class NonFinite(RuntimeError):
-    """Too many steps of an epoch had a loss or gradient that is not finite."""
 
 
 class World:

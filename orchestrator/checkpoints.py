@@ -110,7 +110,7 @@ def _client(root: Path, tracking_uri: str | None):
 
 
 def _ask(call, *args, what: str, uri: str):
-    from orchestrator.mlflow_store import redact
+    from orchestrator.redaction import redact
 
     try:
         return call(*args)

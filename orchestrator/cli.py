@@ -3,16 +3,19 @@
 Exit codes: 0 done; 1 the run failed; 2 the input is wrong, with one sentence; 130 interrupted, state saved.
 """
 
+import errno
 import json
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from aml.errors import UserError
+from aml.errors import RunError, UserError
+from orchestrator.redaction import redact
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Alignment-aware masked learning, measured honestly."
@@ -33,9 +36,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Run a command and leave with its exit code."""
     try:
         sys.exit(app(arguments, standalone_mode=False) or 0)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    except (UserError, RunError) as error:
+        print(f"error: {redact(error)}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UserError) else 1)
     except KeyboardInterrupt:
         print("interrupted; what was finished is saved, the same command continues", file=sys.stderr)
         sys.exit(130)
@@ -44,11 +47,18 @@ def main(arguments: list[str] | None = None) -> None:
         if hasattr(error, "show") and hasattr(error, "exit_code"):
             error.show()
             sys.exit(error.exit_code)
-        raise
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            print(
+                f"error: {error.filename or 'a file'} could not be written ({error.strerror}); make room, then give the same command again",
+                file=sys.stderr,
+            )
+        else:
+            print(redact(traceback.format_exc()), file=sys.stderr, end="")
+        sys.exit(1)
 
 
 def say(text: str) -> None:
-    print(text, flush=True)
+    print(redact(text), flush=True)
 
 
 @app.command()

@@ -7,6 +7,7 @@ import warnings
 from dataclasses import dataclass
 
 from aml.errors import UserError
+from orchestrator import interrupts
 from orchestrator.config import Experiment
 
 DRIVER_CPUS = 0.01
@@ -22,6 +23,7 @@ def settle_environment() -> None:
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the sweep has its own
         "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
         "RAY_AIR_NEW_OUTPUT": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -46,7 +48,7 @@ def start() -> None:
     ray.init(log_to_driver=False, logging_level=logging.WARNING, **where)
     if threading.current_thread() is threading.main_thread():
         # Ray's own handler prints a C++ trace and may abort; a job that is stopped ends as one interrupted at the keyboard does.
-        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+        signal.signal(signal.SIGTERM, interrupts.at_once)
     import ray.data
 
     logging.getLogger("ray.data").setLevel(logging.WARNING)

@@ -179,6 +179,9 @@ class ResourcesConfig:
     """auto: trials of one worker are light (inside the Tune process), others use Ray Train. light, train: force it."""
     max_failures: int = 2
     """Restarts of a run or trial after a killed worker."""
+    trial_timeout_s: float | None = None
+    """A sweep's trial that has not finished an epoch for so long is killed and has failed; null: it may take for ever. Its start, tens of
+    seconds in a fresh process, counts."""
     price_per_gpu_hour: float = 0
     price_per_cpu_hour: float = 0
     """What a sweep's cost is reckoned with, in any currency."""
@@ -192,6 +195,8 @@ class ResourcesConfig:
             )
         if self.price_per_gpu_hour < 0 or self.price_per_cpu_hour < 0:
             raise UserError(f"resources: price_per_gpu_hour {self.price_per_gpu_hour}, price_per_cpu_hour {self.price_per_cpu_hour}; give 0 or more")
+        if self.trial_timeout_s is not None and self.trial_timeout_s <= 0:
+            raise UserError(f"resources.trial_timeout_s is {self.trial_timeout_s}; it must lie above 0, or be null for no limit")
         if self.driver == "light" and self.workers > 1:
             raise UserError(f"resources.driver light runs one worker, but resources.workers is {self.workers}; use driver train or workers 1")
 
@@ -248,6 +253,10 @@ class Experiment:
 
     def to_dict(self) -> dict:
         return asdict(self)
+
+    def for_workers(self) -> dict:
+        """What those who train get, and Ray keeps: nothing of the tracking address, which may hold a password."""
+        return self.to_dict() | {"tracking": {}}
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)

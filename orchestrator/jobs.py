@@ -7,7 +7,6 @@ where the cluster runs, and only what is named is handed over.
 import asyncio
 import fnmatch
 import os
-import re
 import shlex
 import shutil
 import tempfile
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from aml.errors import UserError
 from orchestrator import runs
-from orchestrator.mlflow_store import redact
+from orchestrator.redaction import looks_secret, redact
 
 LOCAL = "http://127.0.0.1:8265"
 COMMANDS = ("train", "sweep", "evaluate")
@@ -41,7 +40,6 @@ NEVER = (
 LIMIT_MB = 100
 """Ray's own limit for a package."""
 BY_REFERENCE = ("MLFLOW_TRACKING_URI", "AWS_", "HF_")
-SECRET = re.compile(r"(?i)secret|token|passw|credential|private|api_?key|access_?key|(^|_)key($|_)|(^|_)auth($|_)")
 OVER = ("SUCCEEDED", "FAILED", "STOPPED")
 EXIT_CODES = {"SUCCEEDED": 0, "FAILED": 1, "STOPPED": 130}
 
@@ -135,11 +133,6 @@ def environment(named: list[str], *, secret_from_env: bool = False) -> dict[str,
             )
         found[name] = os.environ[name]
     return found
-
-
-def looks_secret(name: str, value: str) -> bool:
-    """By its name, or because the value is an address with a password."""
-    return bool(SECRET.search(name)) or redact(value) != value
 
 
 def stays_here(handed: dict[str, str]) -> list[str]:

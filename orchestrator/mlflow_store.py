@@ -16,10 +16,13 @@ import shutil
 import socket
 import tempfile
 import time
+from contextlib import nullcontext
 from importlib import metadata
 from pathlib import Path
 
 from aml.errors import UserError
+from orchestrator import locks
+from orchestrator.redaction import redact
 
 log = logging.getLogger(__name__)
 
@@ -43,13 +46,6 @@ REFUSED = {"UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED", "INV
 
 
 # ---------------------------------------------------------------- addresses and errors
-
-
-def redact(text: object) -> str:
-    """`text` without the user names, passwords and signatures that addresses in it carry."""
-    text = re.sub(r"(?<=://)[^\s'\"/]*@", "***@", str(text))
-    text = re.sub(r"(?<=://)[^\s'\"/@:]+:[^\s'\"/@]*/[^\s'\"@]*@(?=[^\s'\"@/]+[:/])", "***@", text)  # a slash in the password
-    return re.sub(r"(?i)([?&](?:token|password|passwd|secret|sig|signature|api_key|x-amz-[\w-]+)=)[^&\s'\"]+", r"\1***", text)
 
 
 def tracking_uri(uri: str | None, root: Path) -> str:
@@ -253,11 +249,14 @@ class Server:
             file.parent.mkdir(parents=True, exist_ok=True)
             if not os.access(file if file.exists() else file.parent, os.W_OK):
                 raise PermissionError(f"{file} may not be written")
-        self.client, self.folder = connect(uri), folder
-        found = self.client.get_experiment_by_name(experiment)
-        if found is not None and found.lifecycle_stage != "active":
-            raise UserError(f"the experiment {experiment!r} was deleted there; restore it or choose another name")
-        self.experiment_id = found.experiment_id if found else self.client.create_experiment(experiment, place)
+        self.folder = folder
+        # Two that make the tables, or the experiment, at once: one of them would be told that the store cannot be used.
+        with locks.alone(file.parent) if uri.startswith("sqlite:///") else nullcontext():
+            self.client = connect(uri)
+            found = self.client.get_experiment_by_name(experiment)
+            if found is not None and found.lifecycle_stage != "active":
+                raise UserError(f"the experiment {experiment!r} was deleted there; restore it or choose another name")
+            self.experiment_id = found.experiment_id if found else self.client.create_experiment(experiment, place)
         self.ids: dict[str, str] = {}  # key -> MLflow run id
         self.steps: dict[str, dict[str, int]] = {}  # key -> metric -> last step MLflow has
         self.live: set[str] = set()

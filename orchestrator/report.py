@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import json
 import math
-import re
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,6 +22,7 @@ from aml.errors import UserError
 from orchestrator import breakdown, evidence, plots
 from orchestrator import statistics as st
 from orchestrator import tables as files
+from orchestrator.redaction import redacted
 
 BASELINES = {
     "champion": "Champion",
@@ -138,7 +138,7 @@ def load(folder: Path) -> tuple[dict, list[dict], list[str]]:
         )
     config = folder / "config.yaml"
     try:
-        meta = redact(json.loads(path.read_text(encoding="utf-8")))
+        meta = redacted(json.loads(path.read_text(encoding="utf-8")))
         meta["config"] = (yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else None) or {}
     except (ValueError, yaml.YAMLError) as error:
         raise UserError(f"A file of {folder} cannot be read ({error}): restore it, or use --fresh.") from error
@@ -157,7 +157,7 @@ def load(folder: Path) -> tuple[dict, list[dict], list[str]]:
     ledger, trials, bad = folder / "ledger.jsonl", {}, 0
     for text in ledger.read_text(encoding="utf-8").splitlines() if ledger.is_file() else []:
         try:
-            trial = redact(json.loads(text))
+            trial = redacted(json.loads(text))
             if {"arm", "stage", "state"} - trial.keys():
                 raise KeyError
             trials[trial["trial"]] = trial
@@ -165,15 +165,6 @@ def load(folder: Path) -> tuple[dict, list[dict], list[str]]:
             bad += 1
     notes = [f"Lines of ledger.jsonl that could not be read and are left out: {bad}."] if bad else []
     return {**meta, "kind": "sweep"}, list(trials.values()), notes
-
-
-def redact(value):
-    """The same JSON value without the user and password of any URI in its strings."""
-    if isinstance(value, str):
-        return re.sub(r"(\w+://)[^/@\s]+@", r"\1…@", value)
-    if isinstance(value, dict):
-        return {k: redact(v) for k, v in value.items()}
-    return [redact(v) for v in value] if isinstance(value, list) else value
 
 
 def captions(page: dict, meta: dict) -> dict[str, str]:

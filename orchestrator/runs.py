@@ -3,6 +3,7 @@
 <root>/<name>-<8 hex>/   config.yaml   sweep.json or train.json (state)   ledger.jsonl (finished trials)   lock
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -12,11 +13,14 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from aml.errors import UserError
-from orchestrator.config import Experiment, code_version, from_text
+from aml.checkpoint import unwritten
+from aml.errors import NotSaved, UserError
+from orchestrator.config import Experiment, TrackingConfig, code_version, from_text
+from orchestrator.redaction import redact, redacted
 from orchestrator.trial import clean, write_atomic
 
 KINDS = ("sweep", "train")
@@ -39,7 +43,7 @@ class Run:
 
     def update(self, **values) -> None:
         self.state |= values
-        write_atomic(self.folder / f"{self.kind}.json", json.dumps(self.state, indent=1).encode())
+        write_atomic(self.folder / f"{self.kind}.json", json.dumps(redacted(self.state), indent=1).encode())
 
     @contextmanager
     def locked(self):
@@ -58,12 +62,21 @@ class Run:
             yield
 
     def append(self, record: dict) -> None:
-        """One line of the ledger, on disk before this returns."""
-        record = record | {"history": [clean(epoch) for epoch in record["history"]]}
-        with open(self.folder / "ledger.jsonl", "ab") as file:
-            file.write(json.dumps(record).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """One line of the ledger, on disk before this returns. NotSaved where the disk takes no more: then nothing of it is there."""
+        record = redacted(record | {"history": [clean(epoch) for epoch in record["history"]]})
+        line, path = json.dumps(record).encode() + b"\n", self.folder / "ledger.jsonl"
+        with open(path, "a+b", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(0, end - 1))
+            if file.read(1) not in (b"", b"\n"):  # a line that a crash cut off must not take this one along
+                line = b"\n" + line
+            try:
+                if file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(file.fileno())
+            except OSError as error:
+                file.truncate(end)
+                raise NotSaved(unwritten(path, error, len(line))) from error
 
     def ledger(self) -> list[dict]:
         """Finished trials; a line cut off by a crash is not one, and a trial that went on after its budget was raised counts as it ended last."""
@@ -79,8 +92,10 @@ class Run:
                 print(f"{path}: a cut-off line is left out", flush=True)
         return list(records.values())
 
-    def experiment(self) -> Experiment:
-        return from_text((self.folder / "config.yaml").read_text("utf-8"), where=str(self.folder / "config.yaml"))
+    def experiment(self, tracking: TrackingConfig = TrackingConfig()) -> Experiment:  # noqa: B008 (frozen)
+        """As it was started. An address of MLflow with a password was not written as it was: `tracking` stands in for it."""
+        tree = from_text((self.folder / "config.yaml").read_text("utf-8"), where=str(self.folder / "config.yaml"))
+        return replace(tree, tracking=tracking) if "***" in (tree.tracking.uri or "") else tree
 
     def _read(self) -> dict:
         path = self.folder / f"{self.kind}.json"
@@ -97,7 +112,7 @@ def start(experiment: Experiment, kind: str, manifest: dict, *, fresh: bool) -> 
     run = Run(experiment.root / name, kind)
     if not run.state:
         run.folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(run.folder / "config.yaml", experiment.to_yaml().encode())
+        write_atomic(run.folder / "config.yaml", redact(experiment.to_yaml()).encode())
     return run
 
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 import posixpath
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -188,11 +189,8 @@ def verify(store: Store) -> dict:
 
     noted, rows, digests = manifest(store), [], {}
     for name in noted["files"]:
-        try:
+        with _damage_named(store, name):
             table = pq.read_table(store.join(name), filesystem=store.fs, columns=["jpeg", "meta"])
-        except Exception as error:  # pyarrow raises several kinds on cut-off or altered files
-            what = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-            raise UserError(f"{store.uri}/{name} is damaged ({what}); write the shards again") from None
         for jpeg, text in zip(table["jpeg"].to_pylist(), table["meta"].to_pylist(), strict=True):
             rows.append(json.loads(text))
             decode_image(jpeg, rows[-1]["file_name"])
@@ -203,13 +201,32 @@ def verify(store: Store) -> dict:
     return noted
 
 
+def check_files(store: Store) -> None:
+    """The end of each file, which says where everything in it is. UserError names one that is cut off or something else."""
+    import pyarrow.parquet as pq
+
+    for name in manifest(store)["files"]:
+        with _damage_named(store, name):
+            pq.ParquetFile(store.join(name), filesystem=store.fs).close()
+
+
+@contextmanager
+def _damage_named(store: Store, name: str):
+    try:
+        yield
+    except Exception as error:  # pyarrow raises several kinds on cut-off or altered files
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        raise UserError(f"{store.uri}/{name} is damaged ({what}); write the shards again") from None
+
+
 def splits_of(store: Store) -> dict[int, set[str]]:
     """{image_id: the splits of its refs}"""
     import pyarrow.parquet as pq
 
     found = {}
     for name in manifest(store)["files"]:
-        table = pq.read_table(store.join(name), filesystem=store.fs, columns=["image_id", "splits"])
+        with _damage_named(store, name):
+            table = pq.read_table(store.join(name), filesystem=store.fs, columns=["image_id", "splits"])
         found |= {i: set(of.split(",")) for i, of in zip(table["image_id"].to_pylist(), table["splits"].to_pylist(), strict=True)}
     return found
 
@@ -220,7 +237,7 @@ def index(store: Store, splits: list[str]) -> list[tuple[int, str, int, int]]:
 
     found = []
     for name in manifest(store)["files"]:
-        with pq.ParquetFile(store.join(name), filesystem=store.fs) as file:
+        with _damage_named(store, name), pq.ParquetFile(store.join(name), filesystem=store.fs) as file:
             for group in range(file.num_row_groups):
                 table = file.read_row_group(group, columns=["image_id", "splits"])
                 pairs = zip(table["image_id"].to_pylist(), table["splits"].to_pylist(), strict=True)
@@ -234,7 +251,7 @@ def read(store: Store, places: list[tuple[int, str, int, int]], *, jpeg: bool = 
 
     @functools.lru_cache(maxsize=4)
     def group_of(name: str, group: int):
-        with pq.ParquetFile(store.join(name), filesystem=store.fs) as file:
+        with _damage_named(store, name), pq.ParquetFile(store.join(name), filesystem=store.fs) as file:
             return file.read_row_group(group, columns=["meta", "jpeg"] if jpeg else ["meta"])
 
     for _, name, group, row in places:
@@ -303,6 +320,7 @@ def decode(store: Store, splits: set[str], size: int, fit: str, *, leave: dict[s
     """
     import ray
 
+    check_files(store)
     files = [store.join(name) for name in manifest(store)["files"]]
     rows = ray.data.read_parquet(files, filesystem=store.fs).select_columns(["splits", "jpeg", "meta"])
     decoded = rows.map_batches(_decode, fn_kwargs={"splits": splits, "size": size, "fit": fit, "leave": leave or {}}, batch_size=64).materialize()

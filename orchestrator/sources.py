@@ -11,7 +11,7 @@ from pathlib import Path
 from aml.data import block_of, decode_row
 from aml.errors import UserError
 from aml.refer import PUBLISHED
-from orchestrator import shards
+from orchestrator import locks, shards
 from orchestrator.config import DataConfig
 
 EVALUATION = ("val", "test", "dev", "eval")
@@ -84,7 +84,9 @@ class Sources:
 def prepare(data: DataConfig, root: Path, say=print) -> Sources:
     """Checked shards; generated first where the experiment asks for generated data and none is there. Says what leaves training."""
     if data.synth is not None and (store := shards.Store(data.trains[0], root)).read(shards.MARKER) is None:
-        shards.make_synthetic(data.synth, store, root, say)
+        with locks.alone(root / "generated"):
+            if store.read(shards.MARKER) is None:  # still: another run may have made them meanwhile
+                shards.make_synthetic(data.synth, store, root, say)
     found = check(data, root)
     if len(found.stores) > 1:
         say(_said(found))

@@ -26,7 +26,8 @@ PACKAGES = (
 
 def ui(host: str, port: int, say) -> int:
     """Serve the store in use until interrupted."""
-    from orchestrator.mlflow_store import redact, tracking_uri
+    from orchestrator.mlflow_store import tracking_uri
+    from orchestrator.redaction import redact
 
     uri = tracking_uri(None, storage_root())
     say(f"MLflow UI of {redact(uri)} on http://{host}:{port}")
@@ -67,7 +68,8 @@ def doctor(say) -> int:
 
 def store_problem(root) -> str:
     """Why the tracking store cannot be used, or nothing."""
-    from orchestrator.mlflow_store import redact, tracking_uri
+    from orchestrator.mlflow_store import tracking_uri
+    from orchestrator.redaction import redact
 
     uri = tracking_uri(None, root)
     if uri.startswith("sqlite"):

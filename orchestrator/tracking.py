@@ -11,6 +11,7 @@ What the thread asks of MLflow is in `orchestrator.mlflow_store`.
 """
 
 import collections
+import contextlib
 import json
 import logging
 import math
@@ -22,7 +23,8 @@ import time
 from pathlib import Path
 
 from aml.errors import UserError
-from orchestrator.mlflow_store import AWAY, PERMANENT, Server, redact, refused, set_environment, tracking_uri, weights_digest, words_of
+from orchestrator.mlflow_store import AWAY, PERMANENT, Server, refused, set_environment, tracking_uri, weights_digest, words_of
+from orchestrator.redaction import redact
 
 log = logging.getLogger(__name__)
 
@@ -300,6 +302,8 @@ class Tracker(_Calls):
                     file.write(raw)
                 self._size += len(raw)
             except OSError as error:
+                with contextlib.suppress(OSError):
+                    os.truncate(self._queue, self._size)  # half a line would spoil the next one
                 log.error("the tracking queue cannot be written (%s); this operation is kept in memory alone", error)
             self._todo.append({**line, "end": self._size, "old": False})
             self._cond.notify_all()

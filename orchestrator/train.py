@@ -1,20 +1,20 @@
 """Ray Train around the loop: one run on one or many workers, resumed by the same command."""
 
-import signal
+import contextlib
+import json
 import threading
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
-from aml.errors import UserError
-from aml.learner import NonFinite, vacuous_mask
-from orchestrator import cluster, runs, sources, trial
+from aml.errors import NonFinite, NotSaved, UserError
+from aml.learner import vacuous_mask
+from orchestrator import cluster, interrupts, runs, sources, trial
 from orchestrator.config import Experiment, from_dict
 from orchestrator.shards import Shared
 from orchestrator.trial import read_history
 
-FAILED = "failed.txt"
-"""In the run folder: the sentence of a failure that a restart would only repeat."""
+FAILED = "failed.json"
+"""In the run folder: what is reported of a failure that a restart would only repeat."""
 
 # ---- inside a worker ------------------------------------------------------------------------------------------------
 
@@ -36,13 +36,18 @@ def worker_loop(config: dict) -> None:
     def report(metrics: dict) -> None:
         ray.train.report(trial.clean(metrics))
 
+    folder = Path(config["folder"])
+    if (folder / FAILED).exists():  # one rank failed and took the others with it
+        return report(json.loads((folder / FAILED).read_text("utf-8")))
     try:
-        trial.run(
-            experiment, config["shared"].open, config["vocabulary"], Path(config["folder"]), report, device=device, wrap=wrap, init=config["init"]
-        )
-    except (NonFinite, UserError) as error:  # would happen again: no restart
-        trial.write_atomic(Path(config["folder"]) / FAILED, trial.failure(error).encode())
-        report({"epoch": -1, "failed": trial.failure(error)})
+        trial.run(experiment, config["shared"].open, config["vocabulary"], folder, report, device=device, wrap=wrap, init=config["init"])
+    except trial.FINAL as error:  # would happen again: no restart
+        failed = trial.failed(error)
+        with contextlib.suppress(NotSaved):
+            trial.write_atomic(folder / FAILED, json.dumps(failed).encode())
+        if world > 1 and not isinstance(error, (NonFinite, UserError)):
+            raise  # of this rank alone: the others wait in a collective, which only the end of the group ends
+        report(failed)
 
 
 def make_trainer(experiment: Experiment, shared: Shared, vocabulary: list[str], folder: Path, *, callbacks=(), init=None):
@@ -50,10 +55,11 @@ def make_trainer(experiment: Experiment, shared: Shared, vocabulary: list[str], 
     import ray.train
     from ray.train.torch import TorchTrainer
 
+    (folder / FAILED).unlink(missing_ok=True)
     r = experiment.resources
     return TorchTrainer(
         worker_loop,
-        train_loop_config={"experiment": experiment.to_dict(), "shared": shared, "vocabulary": vocabulary, "folder": str(folder), "init": init},
+        train_loop_config={"experiment": experiment.for_workers(), "shared": shared, "vocabulary": vocabulary, "folder": str(folder), "init": init},
         scaling_config=ray.train.ScalingConfig(
             num_workers=r.workers, use_gpu=r.gpus_per_worker > 0, resources_per_worker=_per_worker(r.cpus_per_worker, r.gpus_per_worker)
         ),
@@ -78,7 +84,7 @@ def run(experiment: Experiment, *, resume: str | None = None, fresh: bool = Fals
     from orchestrator.plan import check_run, remarks
 
     if resume:
-        experiment = runs.find(experiment.root, resume).experiment()
+        experiment = runs.find(experiment.root, resume).experiment(experiment.tracking)
     check_run(experiment)
     sources.check(experiment.data, experiment.root)  # refuse before Ray starts
     for text in remarks(experiment, [experiment.aml.arm]):
@@ -107,25 +113,29 @@ def _fit(this: runs.Run, experiment: Experiment, used: sources.Sources, init, sa
     tracker = runs.open_tracker(this, experiment)
     key = "train"
     tracker.run(key, this.name, params=experiment.params(), tags=_tags(this, experiment))
-    (this.folder / FAILED).unlink(missing_ok=True)
+    stop = this.folder / trial.STOP
+    stop.unlink(missing_ok=True)
     epochs = Epochs(this, experiment, tracker, key, say)
     code = 1
     try:
         trainer = make_trainer(experiment, used.decode(), used.words(), this.folder, init=init)
-        with interrupts_as_before():
+        with interrupts.as_before():
+            end_after_epoch(trainer, stop)
             trainer.fit()
         epochs.close()
-        if (this.folder / FAILED).exists():
-            failed = (this.folder / FAILED).read_text("utf-8")
+        if failed := failure_of(this.folder):
             this.update(state="failed", ended=time.time(), error=failed)
             say(f"{this.name} failed: {failed}")
+        elif stop.exists() and epochs.heard < experiment.train.epochs:
+            raise KeyboardInterrupt
         else:
             _finish(this, experiment, tracker, key, say)
             code = 0
     except TrainingFailedError as error:
         epochs.close()
-        this.update(state="failed", ended=time.time(), error=trial.failure(error))
-        say(f"{this.name} failed: {trial.failure(error)}; the same command continues it after epoch {epochs.heard}")
+        failed = failure_of(this.folder) or f"{trial.failure(error)}; the same command continues it after epoch {epochs.heard}"
+        this.update(state="failed", ended=time.time(), error=failed)
+        say(f"{this.name} failed: {failed}")
     except (KeyboardInterrupt, SystemExit):  # Ray Train turns an interrupt into SystemExit
         this.update(state="interrupted", ended=time.time())
         say(f"{this.name} interrupted after epoch {epochs.heard}; the same command continues it")
@@ -135,23 +145,28 @@ def _fit(this: runs.Run, experiment: Experiment, used: sources.Sources, init, sa
         raise
     finally:
         epochs.close()
+        stop.unlink(missing_ok=True)
         tracker.end(key, {0: "FINISHED", 130: "KILLED"}.get(code, "FAILED"), tags={"stopped_by": {0: "", 130: "interrupt"}.get(code, "error")})
         if remaining := tracker.close():
             say(remaining)
     return code
 
 
-@contextmanager
-def interrupts_as_before():
-    """Ray Train leaves a SIGINT handler behind, and with it its controller's process."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
+def end_after_epoch(trainer, stop: Path) -> None:
+    """Ray Train aborts at the first interruption: before it does, `stop` asks the workers to end by themselves."""
+    theirs = trainer._register_sigint_handler
+
+    def register(controller) -> None:
+        theirs(controller)
+        interrupts.first(stop.touch)
+
+    trainer._register_sigint_handler = register
+
+
+def failure_of(folder: Path) -> str:
+    """The sentence of a failure that a restart would only repeat, or nothing."""
+    path = folder / FAILED
+    return json.loads(path.read_text("utf-8"))["failed"] if path.exists() else ""
 
 
 def _finish(this, experiment, tracker, key, say) -> None:
@@ -206,6 +221,7 @@ class Epochs:
         for metrics in read_history(self.folder):  # an earlier attempt said these, but may have died before MLflow had them
             self.tracker.metrics(key, metrics["epoch"], metrics)
             self.heard = metrics["epoch"]
+        self.noted, self.stopping = len(trial.read_notes(self.folder)), False
         self.closing = threading.Event()
         self.thread = threading.Thread(target=self._listen, name="epochs", daemon=True)
         self.thread.start()
@@ -219,6 +235,13 @@ class Epochs:
         over = False
         while not over:
             over = self.closing.wait(self.EVERY_S)  # set: one last look
+            if not self.stopping and (self.folder / trial.STOP).exists():
+                self.stopping = True
+                self.say(interrupts.ASKED)
+            notes = trial.read_notes(self.folder)
+            for text in notes[self.noted :]:
+                self.say(f"note: {text}")
+            self.noted = len(notes)
             for metrics in read_history(self.folder)[self.heard :]:
                 self._tell(metrics)
 

@@ -1,52 +1,106 @@
 """One training run in one process, whatever drives it: build, resume, loop, save, report.
 
-Folder of a run or trial:  last/ best/ (checkpoints)  epochs.jsonl  pictures/epoch-0008.png
+Folder of a run or trial:  last/ best/ (checkpoints)  epochs.jsonl  pictures/epoch-0008.png  notes.txt (what a person should know)
 """
 
+import gc
 import json
 import math
 import os
 from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from aml import checkpoint
 from aml.data import Items, steps_per_epoch
-from aml.errors import UserError
-from aml.learner import Learner, NonFinite, fit, probe_indices
+from aml.errors import NotSaved, OutOfMemory, RunError, UserError
+from aml.learner import Learner, fit, probe_indices
 from aml.masking import Masker
 from aml.models import build
 from aml.pictures import png, training_rows
 from orchestrator.config import Experiment
+from orchestrator.redaction import redact
+
+FINAL = (RunError, UserError)
+"""What would happen again: no restart."""
+
+STOP = "stop"
+"""In a run's folder: a person asks it to end after the epoch under way."""
+
+NOTES = "notes.txt"
 
 _ITEMS: dict = {}
 """Items of the data in use, kept between the trials of a reused process; they hold no state of a trial."""
 
 
 def run(experiment: Experiment, blocks: Callable[[], list[dict]], vocabulary: list[str], folder: Path, report: Callable[[dict], None], **how) -> None:
-    """Train to the end, calling report(metrics) after each epoch is safely on disk; report may raise to stop.
+    """Train to the end, calling report(metrics) after each epoch is safely on disk; report may raise to stop, and so does a file STOP.
 
     how: device, wrap (DDP), init (a checkpoint to start from). Only rank 0 writes. A folder that holds a finished run reports its last epoch.
+    RunError: it would end so again.
     """
-    init = how.pop("init", None)
+    with memory_errors(experiment):
+        _run(experiment, blocks, vocabulary, folder, report, **how)
+
+
+def _run(experiment: Experiment, blocks, vocabulary: list[str], folder: Path, report, *, init=None, **how) -> None:
     train, val = items(experiment, blocks)
     learner = make_learner(experiment, train, vocabulary, **how)
-    resumed = checkpoint.load_training(folder / "last", learner)
+    first = learner.world.rank == 0
+
+    def note(text: str) -> None:
+        if first:
+            add_note(folder, text)
+
+    resumed = checkpoint.load_training(folder / "last", learner, note)
     if not resumed and init:
-        checkpoint.load_weights(learner.model, Path(init))
+        checkpoint.load_weights(learner.model, checkpoint.usable(Path(init), note))
     if learner.progress.epoch >= experiment.train.epochs:
         report(learner.progress.history[-1])
         return
     shown = probe_indices(len(val), experiment.evaluate.pictures)
     for result in fit(learner, train, val, experiment.evaluate):
-        if learner.world.rank == 0:
+        if first:
             save(learner, experiment, folder, result)
             if len(shown):
                 write_atomic(
                     folder / "pictures" / f"epoch-{result.epoch:04d}.png", png(training_rows(learner, val, shown, experiment.evaluate.threshold))
                 )
         report(result.metrics)
+        if asked_to_stop(folder, learner):
+            return
+
+
+def asked_to_stop(folder: Path, learner: Learner) -> bool:
+    """Whether a worker has seen the file STOP: all answer alike, or some would wait for the others for ever."""
+    seen = torch.tensor(float((folder / STOP).exists()), device=learner.device)
+    return bool(learner.world.sum(seen) > 0)
+
+
+@contextmanager
+def memory_errors(experiment: Experiment):
+    """Memory that is not enough becomes OutOfMemory, whoever raises it."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError; a CPU's allocator has no class of its own
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(error):
+            raise
+        why = " ".join(str(error).split())[:160]
+        raise OutOfMemory(
+            f"out of memory{f' ({why})' if why else ''} with train.batch {experiment.train.batch} in {experiment.train.accumulate} micro-step(s), "
+            f"evaluate.batch {experiment.evaluate.batch} and data.size {experiment.data.size}; raise train.accumulate (the same training in less "
+            "memory) or lower evaluate.batch, train.batch or data.size"
+        ) from None
+
+
+def failed(error: Exception) -> dict:
+    """What is reported of a run that has ended by one of FINAL; the memory it held is given back for the next in this process."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    return {"epoch": -1, "failed": failure(error), "kind": getattr(error, "kind", "error")}
 
 
 def items(experiment: Experiment, blocks: Callable[[], list[dict]]) -> tuple[Items, Items]:
@@ -103,16 +157,32 @@ def clean(metrics: dict) -> dict:
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
 
 
+def add_note(folder: Path, text: str) -> None:
+    """A line for the driver to say: what a worker prints reaches nobody."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / NOTES, "a", encoding="utf-8") as file:
+        file.write(redact(text) + "\n")
+
+
+def read_notes(folder: Path) -> list[str]:
+    path = folder / NOTES
+    return path.read_text("utf-8").splitlines() if path.exists() else []
+
+
 def write_atomic(path: Path, data: bytes) -> None:
-    """Complete or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Complete or absent. NotSaved where the disk takes no more."""
     draft = path.with_name(path.name + ".tmp")
-    draft.write_bytes(data)
-    os.replace(draft, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_bytes(data)
+        os.replace(draft, path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise NotSaved(checkpoint.unwritten(path, error, len(data))) from error
 
 
 def failure(error: BaseException) -> str:
     """An error in one sentence, for the ledger and the user."""
-    if isinstance(error, (NonFinite, UserError)):
-        return str(error)
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    if isinstance(error, FINAL):
+        return redact(error)
+    return redact(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")

@@ -8,15 +8,17 @@ import math
 import time
 from pathlib import Path
 
-from aml.errors import UserError
-from aml.learner import NonFinite, vacuous_mask
-from orchestrator import budget, cluster, cost, plan, runs, sources, trial
+from aml.learner import vacuous_mask
+from orchestrator import budget, cluster, cost, interrupts, plan, runs, sources, trial
 from orchestrator.config import Experiment, from_dict
 from orchestrator.live import Board
 from orchestrator.shards import Shared
 
 PARENT = "sweep"
 """The tracker's key of the parent run."""
+
+GOES_ON = ("budget", "disk")
+"""Ends that are not a trial's own: the next command goes on with it where it was."""
 
 OURS = ("train", "val", "aml", "time", "mem", "optim")
 """Families of the loop's metrics; Tune adds keys of its own to each result."""
@@ -38,8 +40,8 @@ def light_trial(config: dict, shared: Shared, vocabulary: list[str]) -> None:
 
     try:
         trial.run(experiment, shared.open, vocabulary, Path(config["folder"]), report, device=device)
-    except (NonFinite, UserError) as error:  # would happen again: the trial fails alone, no restart
-        tune.report({"epoch": -1, "failed": trial.failure(error)})
+    except trial.FINAL as error:  # would happen again: the trial fails alone, no restart
+        tune.report(trial.failed(error))
 
 
 def distributed_trial(config: dict, shared: Shared, vocabulary: list[str]) -> None:
@@ -57,7 +59,7 @@ def distributed_trial(config: dict, shared: Shared, vocabulary: list[str]) -> No
 def run(experiment: Experiment, *, resume: str | None = None, fresh: bool = False, dry_run: bool = False, say=print) -> int:
     """Search, confirm, evaluate, report.   -> exit code"""
     if resume:
-        experiment = runs.find(experiment.root, resume).experiment()
+        experiment = runs.find(experiment.root, resume).experiment(experiment.tracking)
     plan.check(experiment)
     sources.check(experiment.data, experiment.root)  # refuse before Ray starts
     for text in plan.remarks(experiment, experiment.search.arms):
@@ -71,7 +73,7 @@ def run(experiment: Experiment, *, resume: str | None = None, fresh: bool = Fals
     used = sources.prepare(experiment.data, experiment.root, say)
     this = runs.start(experiment, "sweep", used.manifest, fresh=fresh) if not resume else runs.find(experiment.root, resume)
     with this.locked():
-        if this.finished and not budget_changed(this, experiment):
+        if this.finished and not budget_changed(this, experiment) and not short_of_disk(this):
             say(f"{this.name} has finished (--fresh starts another)")
             say(outcome(this))
             return 0
@@ -118,7 +120,7 @@ class Sweep:
 
     def __init__(self, this: runs.Run, experiment: Experiment, tracker, placement: cluster.Placement, say):
         self.run, self.experiment, self.tracker, self.placement, self.say = this, experiment, tracker, placement, say
-        ledger = [r for r in this.ledger() if r["stopped_by"] != "budget"]  # a trial the budget cut goes on where it was
+        ledger = [r for r in this.ledger() if r["stopped_by"] not in GOES_ON]
         self.plan = plan.Plan(experiment, ledger, unfinished(this.folder), this.state["epochs_by_arm"])
         self.schedulers = {arm: make_scheduler(experiment, epochs) for arm, epochs in self.plan.epochs.items()}
         for record in ledger:
@@ -126,6 +128,10 @@ class Sweep:
         self.trials: dict[str, plan.Trial] = {}
         self.histories: dict[str, dict[int, dict]] = {}
         self.since: dict[str, float] = {}
+        self.sign: dict[str, float] = {}
+        """When a trial was last heard of."""
+        self.noted: dict[str, int] = {}
+        self.interrupted, self.said = False, False
         self.meter = budget.Meter(self, this.state.get("spent"))
         self.plan.gate = self.meter.gate
         self.board = Board(self.plan, experiment, placement.concurrent, say)
@@ -154,7 +160,7 @@ class Sweep:
             resources = {"CPU": cluster.DRIVER_CPUS}
         from orchestrator.tune_seam import Ear, PlanSearcher, SweepScheduler
 
-        tune.Tuner(
+        tuner = tune.Tuner(
             tune.with_resources(trainable, resources),
             tune_config=tune.TuneConfig(
                 search_alg=PlanSearcher(self),
@@ -171,15 +177,22 @@ class Sweep:
                 callbacks=[Ear(self)],
                 verbose=0,
             ),
-        ).fit()
-        if not self.plan.done:  # Tune turns SIGINT into an early return
+        )
+        with interrupts.as_before():
+            interrupts.first(self.interrupt)
+            tuner.fit()
+        if not self.plan.done:
             raise KeyboardInterrupt
+
+    def interrupt(self) -> None:
+        """No trial is started any more, and those that run end at their next epoch."""
+        self.interrupted = True
 
     # -- what the seams call
 
     def next_config(self) -> dict | None:
         """The next trial's Tune config, its specification on disk first; None: nothing to start now."""
-        if len(self.plan.live) >= self.placement.concurrent:
+        if len(self.plan.live) >= self.placement.concurrent or self.interrupted:
             return None
         spec = self.plan.next()
         if spec is None:
@@ -188,12 +201,13 @@ class Sweep:
         folder = self.run.folder / "trials" / spec.id
         trial.write_atomic(folder / "trial.json", plan.to_json(spec).encode())
         experiment = spec.experiment(self.experiment)
-        return {"trial": spec.id, "experiment": experiment.to_dict(), "folder": str(folder)}
+        return {"trial": spec.id, "experiment": experiment.for_workers(), "folder": str(folder)}
 
     def started(self, trial_id: str) -> None:
         spec = self.trials[trial_id]
         facts = spec.describe(self.experiment)
         self.since.setdefault(trial_id, time.time())
+        self.sign[trial_id] = time.monotonic()
         self.histories.setdefault(trial_id, {})
         self.board.started(facts)
         flat = spec.experiment(self.experiment).leaves()
@@ -204,8 +218,10 @@ class Sweep:
 
     def heard(self, trial_id: str, metrics: dict) -> tuple[str, str] | None:
         """An epoch of a trial.   -> (state, stopped_by) where the trial is over, decided and in the ledger; None: go on."""
+        self.sign[trial_id] = time.monotonic()
+        self._say_notes(trial_id)
         if metrics.get("failed"):
-            return self._over(trial_id, "failed", "non-finite" if "non-finite" in metrics["failed"] else "error", metrics["failed"])
+            return self._over(trial_id, "failed", metrics["kind"], metrics["failed"])
         epoch = {k: v for k, v in metrics.items() if k == "epoch" or k.split("/")[0] in OURS}
         if epoch["epoch"] not in self.histories[trial_id]:
             self.histories[trial_id][epoch["epoch"]] = epoch
@@ -216,6 +232,8 @@ class Sweep:
                 self.say(f"warning: {trial_id}: {text}")
         if epoch["epoch"] >= self.plan.epochs[self.trials[trial_id].arm]:
             return self._over(trial_id, "done", "", "")
+        if self.interrupted:
+            return "stopped", "interrupt"  # not in the ledger: it goes on
         limit = self.experiment.search.time_limit_s
         if limit and time.time() - self.since[trial_id] > limit:
             return self._over(trial_id, "stopped", "time", "")
@@ -228,8 +246,23 @@ class Sweep:
 
     def died(self, trial_id: str, error: str) -> None:
         """Tune gave the trial up, after its restarts."""
-        if trial_id not in self.plan.records:
+        if trial_id not in self.plan.records and not self.interrupted:
             self._over(trial_id, "failed", "error", error)
+
+    def tick(self) -> None:
+        """Several times a second."""
+        if self.interrupted and not self.said:
+            self.said = True
+            self.say(interrupts.ASKED)
+
+    def hangs(self, trial_id: str) -> bool:
+        """Whether a running trial has been silent for too long: then it has failed, and is to be killed."""
+        limit = self.experiment.resources.trial_timeout_s
+        if limit is None or trial_id in self.plan.records or time.monotonic() - self.sign.get(trial_id, math.inf) <= limit:
+            return False
+        text = f"no epoch was finished in {limit:g} s (resources.trial_timeout_s), so it was killed; raise that limit if it was only slow"
+        self._over(trial_id, "failed", "timeout", text)
+        return True
 
     def finish(self, shared: Shared) -> int:
         """Baselines, cost, report, champion.   -> exit code"""
@@ -264,6 +297,12 @@ class Sweep:
         )
         self.board.over(record)
         return state, stopped_by
+
+    def _say_notes(self, trial_id: str) -> None:
+        notes = trial.read_notes(self.run.folder / "trials" / trial_id)
+        for text in notes[self.noted.get(trial_id, 0) :]:
+            self.say(f"note: {trial_id}: {text}")
+        self.noted[trial_id] = len(notes)
 
     def _rung_stops(self, spec: plan.Trial, epoch: dict) -> bool:
         scheduler = self.schedulers[spec.arm]
@@ -378,6 +417,11 @@ def budget_changed(this: runs.Run, experiment: Experiment) -> bool:
     hours = {k: v / 3600 for k, v in this.state["spent"].items()}
     use = budget.Use(hours=hours["seconds"], trial_hours=hours["trial_seconds"], price=budget.hourly(experiment.resources))
     return not budget.used_up(limits, use)
+
+
+def short_of_disk(this: runs.Run) -> bool:
+    """Whether a trial ended for want of room: the same command tries it again."""
+    return any(r["stopped_by"] == "disk" for r in this.ledger())
 
 
 def outcome(this: runs.Run) -> str:

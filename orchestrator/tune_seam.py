@@ -3,6 +3,7 @@
 Apart from tune.py because the base classes need Ray imported.
 """
 
+import ray
 from ray.tune import Callback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -18,7 +19,7 @@ class PlanSearcher(Searcher):
     def suggest(self, trial_id: str):
         config = self.sweep.next_config()
         if config is None:
-            return Searcher.FINISHED if self.sweep.plan.done else None
+            return Searcher.FINISHED if self.sweep.plan.done or self.sweep.interrupted else None
         return config
 
     def on_trial_complete(self, trial_id: str, result=None, error: bool = False) -> None:
@@ -62,10 +63,17 @@ class SweepScheduler(FIFOScheduler):
 
 
 class Ear(Callback):
-    """Starts and deaths, which a scheduler does not hear of."""
+    """Starts, deaths and silence, which a scheduler does not hear of."""
 
     def __init__(self, sweep):
         self.sweep = sweep
+
+    def on_step_begin(self, iteration, trials, **info):
+        self.sweep.tick()
+        for trial in trials:
+            if trial.status == trial.RUNNING and self.sweep.hangs(trial.config["trial"]):
+                trial.max_failures = 0  # it is over: no restart
+                ray.kill(trial.temporary_state.ray_actor)
 
     def on_trial_start(self, iteration, trials, trial, **info):
         self.sweep.started(trial.config["trial"])

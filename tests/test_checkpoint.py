@@ -1,7 +1,9 @@
 """Checkpoint folders: what comes back is what went in, and what is damaged is said."""
 
 import json
+import re
 import shutil
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from conftest import SIZE
 
 from aml.checkpoint import load_model, load_training, load_weights, read_config, save
 from aml.data import fit_image, place
-from aml.errors import UserError
+from aml.errors import NotSaved, UserError
 from aml.inference import Segmenter, to_original
 from aml.learner import Learner, TrainConfig
 from aml.masking import Masker, preset
@@ -42,6 +44,13 @@ def damage(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def alter(path):
+    """One bit of the last quarter: a file of the same length that still reads."""
+    content = bytearray(path.read_bytes())
+    content[len(content) * 7 // 8] ^= 1
+    path.write_bytes(content)
+
+
 @pytest.fixture
 def folder(make_model, tmp_path):
     save(tmp_path / "best", make_model(), INFO)
@@ -65,7 +74,7 @@ def test_config_is_plain_json(folder, make_model):
     config = json.loads((folder / "config.json").read_text("utf-8"))
     assert config == read_config(folder) == {"model": make_model().spec, "vocabulary": make_model().vocabulary, **INFO}
     assert config["model"]["name"] == "small" and config["model"]["width"] == 32
-    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "digests.json", "model.safetensors"]
 
 
 def test_training_state_comes_back(make_model, items, tmp_path):
@@ -84,20 +93,80 @@ def test_training_state_comes_back(make_model, items, tmp_path):
 # ---- damage ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("hurt", [damage, alter])
 @pytest.mark.parametrize("file", ["state.pt", "model.safetensors"])
-def test_a_damaged_last_gives_way_to_the_one_before_and_says_so(make_model, items, tmp_path, capsys, file):
+def test_a_damaged_last_gives_way_to_the_one_before_and_says_so(make_model, items, tmp_path, capsys, file, hurt):
     last = tmp_path / "last"
     for epoch in (1, 2):
         learner = trained(make_model(seed=epoch), items, epoch)
         save(last, learner.model, INFO, learner.state_dict())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["last", "last.previous"]
-    damage(last / file)
+    hurt(last / file)
     resumed = learner_of(make_model(seed=9))
     assert load_training(last, resumed) and resumed.progress.epoch == 1
-    said = capsys.readouterr().out
-    assert f"checkpoint {last} (" in said and "cannot be used; trying the one before" in said
+    (said,) = capsys.readouterr().out.splitlines()
+    assert f"checkpoint {last} (" in said and f"{file} is not as it was written" in said and "goes on from the one before, after epoch 1" in said
     first = trained(make_model(seed=1), items)
     assert all(torch.equal(a, b) for a, b in zip(resumed.model.state_dict().values(), first.model.state_dict().values(), strict=True))
+
+
+def test_where_both_are_damaged_nothing_is_loaded_and_it_is_said(make_model, items, tmp_path, capsys):
+    last = tmp_path / "last"
+    for epoch in (1, 2):
+        learner = trained(make_model(seed=epoch), items, epoch)
+        save(last, learner.model, INFO, learner.state_dict())
+    alter(last / "state.pt")
+    damage(tmp_path / "last.previous" / "model.safetensors")
+    resumed, untouched = learner_of(make_model(seed=9)), make_model(seed=9)
+    assert not load_training(last, resumed) and resumed.progress.epoch == 0 and not resumed.optimizer.state_dict()["state"]
+    assert all(torch.equal(a, b) for a, b in zip(resumed.model.state_dict().values(), untouched.state_dict().values(), strict=True))
+    (said,) = capsys.readouterr().out.splitlines()
+    assert f"{last} (" in said and "last.previous (" in said and "it starts again from its first epoch" in said
+
+
+def test_a_damaged_best_gives_way_to_the_one_before_and_names_its_epoch(make_model, tmp_path, capsys):
+    for epoch in (3, 5):
+        save(tmp_path / "best", make_model(seed=epoch), INFO | {"epoch": epoch})
+    alter(tmp_path / "best" / "model.safetensors")
+    model, config = load_model(tmp_path / "best")
+    expected = make_model(seed=3).state_dict()
+    assert config["epoch"] == 3 and all(torch.equal(v, expected[k]) for k, v in model.state_dict().items())
+    (said,) = capsys.readouterr().out.splitlines()
+    assert "model.safetensors is not as it was written" in said and "best.previous, epoch 3" in said
+
+
+def test_a_disk_that_is_full_leaves_the_former_checkpoint_whole(make_model, items, tmp_path):
+    """The limit on a file's size stands for the disk: writes of safetensors and torch stop in the middle."""
+    learner = trained(make_model(), items)
+    save(tmp_path / "last", learner.model, INFO, learner.state_dict())
+    size = (tmp_path / "last" / "model.safetensors").stat().st_size
+    wanted = sum(f.stat().st_size for f in (tmp_path / "last").iterdir() if f.suffix != ".json") / 2**20
+    learner.progress.epoch = 2
+    for limit in (size // 2, size + 4096):  # in the weights; in the training state
+        with (
+            file_size_limit(limit),
+            pytest.raises(NotSaved, match=r"last could not be written \(.+\): it takes [\d.]+ MB, and \d+ MB are free") as said,
+        ):
+            save(tmp_path / "last", learner.model, INFO, learner.state_dict())
+        assert "make room and give the same command again" in str(said.value)
+        assert float(re.search(r"it takes ([\d.]+) MB", str(said.value))[1]) == pytest.approx(wanted, rel=0.05, abs=0.1)
+        assert [p.name for p in tmp_path.iterdir()] == ["last"], "no draft is left, which would fill the disk"
+    resumed = learner_of(make_model(seed=9))
+    assert load_training(tmp_path / "last", resumed) and resumed.progress.epoch == 1
+    save(tmp_path / "last", learner.model, INFO, learner.state_dict())
+    assert load_training(tmp_path / "last", resumed) and resumed.progress.epoch == 2
+
+
+@contextmanager
+def file_size_limit(size):
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_crash_between_the_two_renames_loses_nothing(make_model, items, tmp_path):
@@ -134,8 +203,8 @@ def test_a_state_that_runs_code_is_not_run(make_model, tmp_path):
     learner = learner_of(make_model())
     save(tmp_path / "last", learner.model, INFO, learner.state_dict())
     (tmp_path / "last" / "state.pt").write_bytes(pickle.dumps({"payload": Touch()}, 2))
-    with pytest.raises(UserError, match="no checkpoint of this run can be used"):  # starting over in silence would lose the run
-        load_training(tmp_path / "last", learner)
+    (tmp_path / "last" / "digests.json").unlink()  # who can put a state there can put its digest there, too
+    assert not load_training(tmp_path / "last", learner)
     assert not (tmp_path / "was-run").exists()
 
 
@@ -150,7 +219,7 @@ def test_not_a_checkpoint(tmp_path):
             Segmenter.load(tmp_path)
 
 
-def test_damaged_and_missing_weights_are_named(folder):
+def test_damaged_and_missing_weights_are_named_where_there_is_no_other(folder):
     damage(folder / "model.safetensors")
     with pytest.raises(UserError, match=r"model\.safetensors cannot be read .*use another checkpoint"):
         load_model(folder)

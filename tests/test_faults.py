@@ -1,9 +1,11 @@
 """Failures of the world that take a while to stage: make test-faults."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 from test_sweep import TINY
 from test_train import CONFIG, children_of, done_epochs
 
-from orchestrator import runs
+from orchestrator import interrupts, runs, trial
 
 pytestmark = pytest.mark.fault
 
@@ -46,11 +48,11 @@ def lines(folder: Path) -> int:
     return sum(p.read_bytes().count(b"\n") for p in folder.glob("tiny-*/ledger.jsonl"))
 
 
-def statuses(folder: Path) -> list[str]:
+def statuses(folder: Path, name: str = "tiny") -> list[str]:
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
-    (experiment,) = [e for e in client.search_experiments() if e.name == "tiny"]
+    (experiment,) = [e for e in client.search_experiments() if e.name == name]
     return [r.info.status for r in client.search_runs([experiment.experiment_id])]
 
 
@@ -60,9 +62,9 @@ def test_an_interrupted_sweep_says_so_and_continues(sweep, tmp_path, how):
     wait_for(lambda: lines(tmp_path) >= 2, process, log)
     os.kill(process.pid, how)
     assert process.wait(timeout=120) == 130, log.read_text()
-    assert "the same command continues it" in log.read_text()
+    assert "the same command continues it" in log.read_text() and (interrupts.ASKED in log.read_text()) is (how == signal.SIGINT)
     (run,) = runs.listing(tmp_path)
-    assert run.state["state"] == "interrupted"
+    assert run.state["state"] == "interrupted" and not list(run.folder.rglob("*.tmp")) and not list(run.folder.rglob("*.draft"))
     assert "RUNNING" not in statuses(tmp_path) and "KILLED" in statuses(tmp_path)
     process, log = sweep("train.epochs=30")
     assert process.wait(timeout=700) == 0, log.read_text()
@@ -80,6 +82,51 @@ def test_a_killed_trial_process_is_started_again_and_loses_at_most_its_epoch(swe
     assert process.wait(timeout=700) == 0, log.read_text()
     (run,) = runs.listing(tmp_path)
     assert all(r["state"] == "done" and [e["epoch"] for e in r["history"]] == list(range(1, 41)) for r in run.ledger())
+
+
+def test_a_trial_that_hangs_is_killed_alone(sweep, tmp_path):
+    """A process that is stopped answers nobody, as one that waits for a dead disk; the time limit covers the start of a process."""
+    few = ["search.scheduler=none", "search.space={}", "search.arms=[off, random]", "search.seeds={confirm: 1}", "train.epochs=60"]
+    process, log = sweep("resources.trial_timeout_s=45", *few)
+    wait_for(lambda: any(p.read_bytes().count(b"\n") >= 3 for p in tmp_path.glob("tiny-*/trials/*/epochs.jsonl")), process, log)
+    hanging = next(p for p, text in children_of(process.pid).items() if "ImplicitFunc" in text or "light_trial" in text)
+    os.kill(hanging, signal.SIGSTOP)
+    code = process.wait(timeout=500)
+    (run,) = runs.listing(tmp_path)
+    (failed,) = [r for r in run.ledger() if r["state"] == "failed"]
+    assert failed["stopped_by"] == "timeout" and "no epoch was finished in 45 s" in failed["error"] and 3 <= failed["epochs"] < 60
+    assert "no epoch was finished in 45 s" in log.read_text() and "FAILED" in statuses(tmp_path) and "RUNNING" not in statuses(tmp_path)
+    assert [r["state"] for r in run.ledger() if r["arm"] != failed["arm"]] == ["done", "done"]
+    assert code in (0, 1) and not Path(f"/proc/{hanging}").exists(), log.read_text()
+
+
+def test_two_sweeps_at_once_on_one_root_both_end_right(sweep, tmp_path):
+    """The same generated data, the same MLflow file, both from nothing."""
+    few = ["search.space={}", "search.arms=[off]", "search.seeds={confirm: 1}", "search.max_concurrent=1"]
+    (one, first), (two, second) = sweep(*few, "name=one"), sweep(*few, "name=two")
+    assert (one.wait(timeout=500), two.wait(timeout=500)) == (0, 0), first.read_text() + second.read_text()
+    assert sorted(("generating" in log.read_text()) for log in (first, second)) == [False, True]
+    for name in ("one", "two"):
+        assert statuses(tmp_path, name) == ["FINISHED"] * 3 and {r["state"] for r in runs.find(tmp_path, name).ledger()} == {"done"}
+
+
+def test_secrets_are_in_nothing_that_is_written(sweep, tmp_path, monkeypatch):
+    """The queue on disk holds all that MLflow would have been given; Ray's own folder holds its logs and what it knows of jobs."""
+    planted = "hunter2Planted0Secret"
+    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, planted)
+    ray_home = tempfile.mkdtemp(prefix="r", dir="/tmp")  # a socket's path must be short
+    monkeypatch.setenv("RAY_TMPDIR", ray_home)
+    text = TINY + f"tracking: {{uri: 'http://me:{planted}@127.0.0.1:9'}}\n"
+    (tmp_path / "tiny.yaml").write_text(text)
+    process, log = sweep("search.space={}", "search.arms=[off]", "search.seeds={confirm: 1}", "train.epochs=2")
+    assert process.wait(timeout=500) == 0, log.read_text()
+    (run,) = runs.listing(tmp_path)
+    assert (run.folder / "tracking.queue.jsonl").stat().st_size > 0 and (run.folder / "report" / "index.html").exists()
+    files = [p for root in (tmp_path, Path(ray_home)) for p in root.rglob("*") if p.is_file() and p != tmp_path / "tiny.yaml"]
+    assert any("session_" in str(p) and p.suffix in (".log", ".out") for p in files)
+    assert [str(p) for p in files if planted.encode() in p.read_bytes()] == []
+    shutil.rmtree(ray_home)
 
 
 def test_a_tracking_server_that_is_away_stops_nothing(sweep, tmp_path):
@@ -128,4 +175,9 @@ def test_an_interrupted_training_says_so(tmp_path, how):
     os.kill(process.pid, how)
     assert process.wait(timeout=120) == 130, log.read_text()
     (run,) = runs.listing(tmp_path)
-    assert run.state["state"] == "interrupted" and "the same command continues it" in log.read_text()
+    text = log.read_text()
+    assert run.state["state"] == "interrupted" and "the same command continues it" in text and (interrupts.ASKED in text) is (how == signal.SIGINT)
+    if how == signal.SIGINT:  # the epoch under way was finished, saved, said, and was the last
+        last = done_epochs(tmp_path)
+        assert f"epoch {last}/400 " in text and f"interrupted after epoch {last};" in text
+        assert not (run.folder / trial.STOP).exists()

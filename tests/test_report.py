@@ -384,7 +384,7 @@ def test_the_page_shows_baselines_provenance_and_every_section(finished):
     ]
     assert "does not score above this baseline: Largest object, no model." in html
     assert "abc123" in html and "f00d" in html and "python -m orchestrator ui" in html
-    assert "hush" not in html and "s3://…@bucket/toy" in html
+    assert "hush" not in html and "s3://***@bucket/toy" in html
 
 
 def test_an_unfinished_sweep_says_so(tmp_path):

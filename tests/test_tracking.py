@@ -19,7 +19,8 @@ from PIL import Image
 
 from aml.errors import UserError
 from orchestrator import mlflow_store, tracking
-from orchestrator.mlflow_store import reconcile, redact, tracking_uri
+from orchestrator.mlflow_store import reconcile, tracking_uri
+from orchestrator.redaction import redact
 from orchestrator.tracking import MemoryTracker, Tracker
 
 NOBODY = "http://127.0.0.1:9"  # the discard port: connections are refused at once

@@ -1,0 +1,40 @@
+"""What must not be written or said: passwords and signatures inside addresses, and the values of this process's secret variables."""
+
+import os
+import re
+
+SECRET = re.compile(r"(?i)secret|token|passw|credential|private|api_?key|access_?key|(^|_)key($|_)|(^|_)auth($|_)")
+"""Names of variables whose values are secret."""
+
+SHORTEST = 8
+"""Characters: a shorter value is a word like any other."""
+
+
+def redact(text: object) -> str:
+    """`text` without the user names, passwords and signatures that addresses in it carry, and without what secret variables hold."""
+    text = re.sub(r"(?<=://)[^\s'\"/]*@", "***@", str(text))
+    text = re.sub(r"(?<=://)[^\s'\"/@:]+:[^\s'\"/@]*/[^\s'\"@]*@(?=[^\s'\"@/]+[:/])", "***@", text)  # a slash in the password
+    text = re.sub(r"(?i)([?&](?:token|password|passwd|secret|sig|signature|api_key|x-amz-[\w-]+)=)[^&\s'\"]+", r"\1***", text)
+    for value in secret_values():
+        text = text.replace(value, "***")
+    return text
+
+
+def redacted(value):
+    """A JSON value with every string in it redacted."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, dict):
+        return {k: redacted(v) for k, v in value.items()}
+    return [redacted(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def secret_values() -> list[str]:
+    """What the secret variables of this process hold, the longest first; places of files are no secret."""
+    found = {v for k, v in os.environ.items() if SECRET.search(k) and len(v) >= SHORTEST and not v.startswith(("/", "~", ".")) and not v.isdigit()}
+    return sorted(found, key=len, reverse=True)
+
+
+def looks_secret(name: str, value: str) -> bool:
+    """By its name, or because the value is an address with a password."""
+    return bool(SECRET.search(name)) or redact(value) != value

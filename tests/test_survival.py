@@ -1,0 +1,434 @@
+"""What goes wrong around a run, and what it then loses: nothing, or the epoch under way. Without Ray; with it: test_faults."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from test_checkpoint import alter, damage, file_size_limit
+
+from aml.errors import NotSaved, OutOfMemory, UserError
+from aml.learner import Learner
+from orchestrator import cluster, interrupts, runs, shards, trial
+from orchestrator.config import from_dict
+from orchestrator.tracking import MemoryTracker
+from orchestrator.train import Epochs
+from orchestrator.tune import Sweep, short_of_disk
+
+TREE = {
+    "name": "little",
+    "data": {"train": "x", "size": 64, "train_limit": 8, "val_limit": 4},
+    "model": {"name": "small", "width": 16, "stem": 8, "heads": 2, "dropout": 0.1, "max_words": 12},
+    "train": {"epochs": 4, "batch": 8},
+    "evaluate": {"probe": 4, "pictures": 1},
+}
+NUMBERS = ("epoch", "train/loss", "val/mIoU", "val/oIoU", "aml/hidden")
+
+
+@pytest.fixture
+def run_trial(blocks, rows, tmp_path):
+    """run_trial(epochs=4, report=None) -> the numbers of every epoch that was reported."""
+    from aml.refer import vocabulary
+
+    def run(epochs: int = 4, report=None, folder: Path = tmp_path / "run") -> list[list[float]]:
+        heard = []
+        experiment = from_dict(TREE | {"train": {"epochs": 4, "batch": 8}})
+
+        def hear(metrics):
+            heard.append([metrics[n] for n in NUMBERS])
+            if report:
+                report(metrics)
+            if metrics["epoch"] == epochs:
+                (folder / trial.STOP).touch()
+
+        trial.run(experiment, lambda: blocks, vocabulary(rows), folder, hear)
+        (folder / trial.STOP).unlink(missing_ok=True)
+        return heard
+
+    return run
+
+
+@pytest.fixture
+def whole(run_trial, tmp_path):
+    """The numbers of a run that nothing happened to."""
+    return run_trial(folder=tmp_path / "whole")
+
+
+def epochs_on_disk(folder: Path) -> list[int]:
+    return [e["epoch"] for e in trial.read_history(folder)]
+
+
+# ---- checkpoints ----------------------------------------------------------------------------------------------------
+
+
+def test_a_damaged_checkpoint_costs_one_epoch_and_two_damaged_ones_the_run_which_starts_again(run_trial, whole, tmp_path):
+    folder = tmp_path / "run"
+    assert run_trial(epochs=3) == whole[:3]
+    alter(folder / "last" / "state.pt")
+    assert run_trial(epochs=3) == whole[2:3], "the third epoch is done again, the same"
+    damage(folder / "last" / "model.safetensors")
+    alter(folder / "last.previous" / "model.safetensors")
+    assert run_trial() == whole and epochs_on_disk(folder) == [1, 2, 3, 4]
+    first, second = trial.read_notes(folder)
+    assert "state.pt is not as it was written" in first and "goes on from the one before, after epoch 2" in first
+    assert "no checkpoint of this run can be used" in second and "starts again from its first epoch" in second
+
+
+def test_notes_of_a_worker_are_said_once_by_the_driver(tmp_path):
+    trial.add_note(tmp_path, "of an earlier attempt")
+    said = []
+    ear = Epochs(runs.Run(tmp_path, "train"), from_dict(TREE), MemoryTracker(tmp_path), "train", said.append)
+    trial.add_note(tmp_path, "checkpoint last cannot be used")
+    ear.close()
+    assert said == ["note: checkpoint last cannot be used"]
+
+
+# ---- a full disk ----------------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_costs_the_epoch_under_way_and_the_same_call_goes_on_where_there_is_room(run_trial, whole, tmp_path):
+    folder = tmp_path / "run"
+    assert run_trial(epochs=2) == whole[:2]
+    size = (folder / "last" / "model.safetensors").stat().st_size
+    with file_size_limit(size // 2), pytest.raises(NotSaved, match=r"could not be written .* make room and give the same command again"):
+        run_trial()
+    assert epochs_on_disk(folder) == [1, 2] and not list(folder.glob("*.draft")) and not list(folder.rglob("*.tmp"))
+    assert run_trial() == whole[2:]
+
+
+def test_a_state_file_that_does_not_fit_leaves_the_one_before(tmp_path):
+    trial.write_atomic(tmp_path / "train.json", b"before")
+    with file_size_limit(1000), pytest.raises(NotSaved, match=r"train.json could not be written \(File too large\): it takes 0.1 MB"):
+        trial.write_atomic(tmp_path / "train.json", bytes(100_000))
+    assert [p.name for p in tmp_path.iterdir()] == ["train.json"] and (tmp_path / "train.json").read_bytes() == b"before"
+
+
+def test_a_ledger_line_that_does_not_fit_or_was_cut_off_spoils_no_other(tmp_path, capsys):
+    run = runs.Run(tmp_path, "sweep")
+    run.append({"trial": "a", "history": []})
+    with file_size_limit(200), pytest.raises(NotSaved, match="ledger.jsonl could not be written"):
+        run.append({"trial": "b", "history": [], "error": "x" * 1000})
+    run.append({"trial": "c", "history": []})
+    assert [r["trial"] for r in run.ledger()] == ["a", "c"] and capsys.readouterr().out == ""
+    with open(run.folder / "ledger.jsonl", "a") as file:
+        file.write('{"trial": "d", "hist')  # a crash in the middle of a line
+    run.append({"trial": "e", "history": []})
+    assert [r["trial"] for r in run.ledger()] == ["a", "c", "e"] and "a cut-off line is left out" in capsys.readouterr().out
+
+
+# ---- memory ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_memory_that_is_not_enough_is_said_with_what_to_lower_and_loses_the_epoch_under_way(run_trial, whole, tmp_path, monkeypatch, error):
+    def step(self, batch, epoch, index, sums):
+        if epoch == 2:
+            raise error
+        return real(self, batch, epoch, index, sums)
+
+    real = Learner.step
+    monkeypatch.setattr(Learner, "step", step)
+    with pytest.raises(OutOfMemory) as said:
+        run_trial()
+    text = str(said.value)
+    assert text.startswith("out of memory") and "train.batch 8" in text and "data.size 64" in text and "raise train.accumulate" in text
+    assert trial.failed(said.value) == {"epoch": -1, "failed": text, "kind": "memory"}
+    monkeypatch.undo()
+    assert run_trial() == whole[2:]
+
+
+def test_an_error_that_is_not_of_memory_stays_what_it_is(run_trial, monkeypatch):
+    monkeypatch.setattr(Learner, "step", lambda *_: (_ for _ in ()).throw(RuntimeError("size mismatch")))
+    with pytest.raises(RuntimeError, match="^size mismatch$"):
+        run_trial()
+
+
+# ---- interruptions --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def signals():
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_the_first_interruption_is_noted_the_second_stops(signals):
+    noted = []
+    with interrupts.as_before():
+        interrupts.first(lambda: noted.append(1))
+        signal.raise_signal(signal.SIGINT)
+        assert noted == [1]
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert noted == [1] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_notice_that_the_machine_goes_stops_at_once(signals):
+    noted = []
+    signal.signal(signal.SIGTERM, interrupts.at_once)
+    interrupts.first(lambda: noted.append(1))
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
+    assert noted == []
+
+
+def test_a_run_that_is_asked_to_stop_ends_after_its_epoch_and_goes_on_as_if_nothing_had_been(run_trial, whole, tmp_path):
+    assert run_trial(epochs=1) == whole[:1] and epochs_on_disk(tmp_path / "run") == [1]
+    assert run_trial() == whole[1:]
+
+
+def test_what_ray_trains_handler_would_abort_ends_after_the_epoch(signals, tmp_path):
+    """`train` puts its own handler before the one that Ray Train sets in fit()."""
+    from orchestrator.train import end_after_epoch
+
+    class Trainer:
+        def _register_sigint_handler(self, controller):
+            signal.signal(signal.SIGINT, lambda *_: controller.append("aborted"))
+
+    trainer, controller, said = Trainer(), [], []
+    end_after_epoch(trainer, tmp_path / trial.STOP)
+    trainer._register_sigint_handler(controller)
+    ear = Epochs(runs.Run(tmp_path, "train"), from_dict(TREE), MemoryTracker(tmp_path), "train", said.append)
+    signal.raise_signal(signal.SIGINT)
+    ear.close()
+    assert (tmp_path / trial.STOP).exists() and controller == [] and said == [interrupts.ASKED]
+    signal.raise_signal(signal.SIGINT)
+    assert controller == ["aborted"]
+
+
+# ---- a sweep's driver -----------------------------------------------------------------------------------------------
+
+
+def make_sweep(folder: Path, said: list[str], **resources) -> Sweep:
+    tree = TREE | {
+        "search": {"arms": ["off"], "space": {"optim.lr": [1e-3, 2e-3, 3e-3]}, "seeds": {"confirm": 0}},
+        "resources": resources,
+        "tracking": {"uri": "none"},
+        "storage": {"root": str(folder)},
+    }
+    experiment = from_dict(tree)
+    manifest = {"fingerprint": "f", "dataset": "d", "split_by": "s", "splits": {}}
+    run = runs.start(experiment, "sweep", manifest, fresh=False)
+    runs.begin(run, experiment, manifest, "x")
+    run.update(epochs_by_arm={"off": 4}, metric="val/mIoU", mode="max")
+    return Sweep(run, experiment, MemoryTracker(run.folder), cluster.place(experiment, {"CPU": 2, "GPU": 0}), said.append)
+
+
+def begin(sweep: Sweep) -> str:
+    name = sweep.next_config()["trial"]
+    sweep.started(name)
+    return name
+
+
+def epoch(number: int) -> dict:
+    return {"epoch": number, "train/loss": 0.5, "val/mIoU": 0.1, "val/mIoU_best": 0.1, "val/oIoU": 0.1, "time/epoch_s": 1.0}
+
+
+def test_a_trial_that_hangs_fails_alone_and_the_sweep_goes_on(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("orchestrator.tune.time.monotonic", lambda: now[0])
+    sweep = make_sweep(tmp_path, [], trial_timeout_s=60)
+    hanging, lively = begin(sweep), begin(sweep)
+    now[0] += 50
+    assert sweep.heard(lively, epoch(1)) is None
+    now[0] += 11
+    assert sweep.hangs(hanging) and not sweep.hangs(lively)
+    sweep.died(hanging, "the actor was killed")  # as Tune tells of it after the kill
+    (record,) = sweep.run.ledger()
+    assert (record["trial"], record["state"], record["stopped_by"]) == (hanging, "failed", "timeout")
+    assert record["error"].startswith("no epoch was finished in 60 s (resources.trial_timeout_s), so it was killed")
+    mine = sweep.tracker.runs[hanging]
+    assert mine["status"] == "FAILED" and mine["tags"]["stopped_by"] == "timeout" and "60 s" in mine["tags"]["error"]
+    assert not sweep.hangs(hanging) and begin(sweep) not in (hanging, lively)
+
+
+def test_without_a_limit_no_trial_hangs(tmp_path, monkeypatch):
+    sweep = make_sweep(tmp_path, [])
+    name = begin(sweep)
+    monkeypatch.setattr("orchestrator.tune.time.monotonic", lambda: 1e12)
+    assert not sweep.hangs(name)
+    with pytest.raises(UserError, match="resources.trial_timeout_s is 0"):
+        from_dict(TREE | {"resources": {"trial_timeout_s": 0}})
+
+
+@pytest.mark.parametrize("kind", ["memory", "disk", "non-finite"])
+def test_a_trial_that_cannot_go_on_fails_alone_and_only_want_of_room_is_tried_again(tmp_path, kind):
+    sweep = make_sweep(tmp_path, [])
+    first, second = begin(sweep), begin(sweep)
+    sweep.heard(first, epoch(1))
+    assert sweep.heard(first, {"epoch": -1, "failed": "because", "kind": kind})[0] == "failed"
+    assert [sweep.heard(second, epoch(n)) for n in (1, 2, 3, 4)] == [None, None, None, ("done", "")]
+    assert [(r["state"], r["stopped_by"]) for r in sweep.run.ledger()] == [("failed", kind), ("done", "")]
+    again = make_sweep(tmp_path, [])
+    assert short_of_disk(again.run) is (kind == "disk")
+    names = [begin(again)]
+    while config := again.next_config():
+        names.append(config["trial"])
+    assert (first in names) is (kind == "disk") and second not in names
+
+
+def test_an_interrupted_sweep_starts_nothing_more_ends_trials_at_their_epoch_and_loses_nothing(tmp_path):
+    said = []
+    sweep = make_sweep(tmp_path, said)
+    first, second = begin(sweep), begin(sweep)
+    assert sweep.heard(first, epoch(1)) is None
+    sweep.interrupt()
+    sweep.tick()
+    sweep.tick()
+    assert said[-1] == interrupts.ASKED and said.count(interrupts.ASKED) == 1
+    assert sweep.heard(first, epoch(2)) == ("stopped", "interrupt") and sweep.heard(second, epoch(4)) == ("done", "")
+    sweep.died(first, "stopped before its last epoch")  # as Tune tells of it
+    assert sweep.next_config() is None and not sweep.plan.done
+    assert [(r["trial"], r["state"]) for r in sweep.run.ledger()] == [(second, "done")]
+    sweep.tracker.close()
+    assert sweep.tracker.runs[first]["status"] == "KILLED"
+    assert begin(make_sweep(tmp_path, [])) == first
+
+
+# ---- shards ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_truncated_shard_is_named_before_anything_reads_it(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for name in ("part-0.parquet", "part-1.parquet"):
+        pq.write_table(pa.table({"image_id": [1], "splits": ["train"], "jpeg": [b"x" * 1000], "meta": ["{}"]}), tmp_path / name)
+    (tmp_path / shards.MARKER).write_text(json.dumps({"files": ["part-0.parquet", "part-1.parquet"]}))
+    store = shards.Store(tmp_path)
+    shards.check_files(store)
+    damage(tmp_path / "part-1.parquet")
+    for read in (shards.check_files, shards.splits_of, lambda s: shards.index(s, ["train"]), lambda s: shards.decode(s, {"train"}, 64, "square")):
+        with pytest.raises(UserError, match=r"part-1.parquet is damaged \(Arrow.*\); write the shards again$"):
+            read(store)
+
+
+# ---- two at once ----------------------------------------------------------------------------------------------------
+
+
+def test_two_runs_that_make_the_same_data_at_once_make_them_once(tmp_path, monkeypatch):
+    from orchestrator import sources
+
+    data, made, together = from_dict(TREE | {"data": {"train": "d", "synth": {"images": 4}}}).data, [], threading.Barrier(2)
+
+    def make(synth, store, root, say):
+        made.append(store.uri)
+        store.write(shards.MARKER, b"{}")
+
+    monkeypatch.setattr(shards, "make_synthetic", make)
+    monkeypatch.setattr(sources, "check", lambda data, root: type("Found", (), {"stores": [1]})())
+    read = shards.Store.read
+
+    def late(self, name):  # both see nothing at first
+        found = read(self, name)
+        if threading.current_thread() not in seen:
+            seen.add(threading.current_thread())
+            together.wait()
+        return found
+
+    seen = set()
+    monkeypatch.setattr(shards.Store, "read", late)
+    threads = [threading.Thread(target=sources.prepare, args=(data, tmp_path)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+
+
+@pytest.mark.fault  # MLflow takes its time to import, twice
+def test_two_processes_may_make_one_tracking_store_at_once(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from orchestrator.tracking import Tracker\n"
+        "root = Path(sys.argv[1]); t = Tracker(root / sys.argv[2], None, 'same', root)\n"
+        "t.run('a', sys.argv[2]); t.metrics('a', 1, {'x': 1.0}); t.end('a')\n"
+        "assert t.ready(120), t.problem\n"
+        "print(t.close(120))"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for name in ("one", "two", "three")
+    ]
+    assert [(p.communicate(timeout=240), p.returncode) for p in processes] == [(("\n", ""), 0)] * 3
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    (experiment,) = [e for e in client.search_experiments() if e.name == "same"]
+    assert sorted((r.info.run_name, r.info.status, r.data.metrics["x"]) for r in client.search_runs([experiment.experiment_id])) == [
+        (name, "FINISHED", 1.0) for name in ("one", "three", "two")
+    ]
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ["mlflow.db"]
+
+
+# ---- secrets --------------------------------------------------------------------------------------------------------
+
+PLANTED = "hunter2-Planted/Secret"
+
+
+@pytest.fixture
+def planted(monkeypatch):
+    for name in ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "MLFLOW_TRACKING_PASSWORD", "AWS_SESSION_TOKEN"):
+        monkeypatch.setenv(name, PLANTED)
+
+
+def test_a_run_folder_holds_no_secret_of_config_environment_or_error(planted, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["orchestrator", "sweep", f"tracking.uri=http://me:{PLANTED}@127.0.0.1:9"])
+    tree = TREE | {"tracking": {"uri": f"http://me:{PLANTED}@127.0.0.1:9"}, "storage": {"root": str(tmp_path)}}
+    experiment, manifest = from_dict(tree), {"fingerprint": "f", "dataset": "d", "split_by": "s", "splits": {}}
+    run = runs.start(experiment, "sweep", manifest, fresh=False)
+    runs.begin(run, experiment, manifest, "x")
+    run.append({"trial": "a", "history": [], "error": trial.failure(RuntimeError(f"SignatureDoesNotMatch with {PLANTED}"))})
+    trial.add_note(run.folder, f"the key {PLANTED} was refused")
+    written = {path.name: path.read_text("utf-8") for path in run.folder.rglob("*") if path.is_file()}
+    assert set(written) == {"config.yaml", "sweep.json", "ledger.jsonl", "notes.txt"}
+    assert all("hunter2" not in text and "***" in text for text in written.values()), written
+    assert PLANTED not in json.dumps(experiment.for_workers()) and "127.0.0.1" not in json.dumps(experiment.for_workers())
+    assert run.experiment().tracking.uri is None, "a resumed run takes the address from the present config or the environment"
+    assert run.experiment(experiment.tracking) == experiment
+
+
+@pytest.mark.parametrize("error", [UserError, NotSaved, RuntimeError])
+def test_what_the_command_line_says_of_an_error_holds_no_secret(planted, capsys, monkeypatch, error):
+    from orchestrator import cli, runs
+
+    def fail(*_, **__):
+        raise error(f"{PLANTED} at s3://key:{PLANTED}@bucket/x")
+
+    monkeypatch.setattr(runs, "listing", fail)
+    with pytest.raises(SystemExit) as left:
+        cli.main(["runs"])
+    said = capsys.readouterr()
+    assert left.value.code == (2 if error is UserError else 1)
+    assert "hunter2" not in said.out + said.err and "*** at s3://***@bucket/x" in said.err
+
+
+def test_a_disk_that_is_full_elsewhere_is_said_in_one_sentence(capsys, monkeypatch):
+    import errno
+
+    from orchestrator import cli
+
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/page.html")
+
+    monkeypatch.setattr(runs, "listing", fail)
+    with pytest.raises(SystemExit) as left:
+        cli.main(["runs"])
+    said = capsys.readouterr().err
+    assert (
+        left.value.code == 1
+        and said == "error: /data/page.html could not be written (No space left on device); make room, then give the same command again\n"
+    )
