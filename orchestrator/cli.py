@@ -26,6 +26,7 @@ Config = Annotated[str, typer.Argument(metavar="CONFIG", help="An experiment's Y
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Dotted settings, as optim.lr=1e-4.")]
 Resume = Annotated[str | None, typer.Option(metavar="NAME", help="Continue this run, whatever the present config says.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start another run instead of continuing the one of the same settings.")]
+Precision = Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; default: training's on a GPU, fp32 on a CPU.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on the last line.")]
 
 
@@ -162,6 +163,9 @@ def evaluate(
     protocol: Annotated[str, typer.Option(help="square: at network size. original: at the picture's size.")] = "square",
     corrupt: Annotated[str, typer.Option(help="As fog:3,noise:1 or all:all.")] = "",
     baseline: Annotated[Path | None, typer.Option(metavar="DIR", help="An earlier evaluation that robustness is held against.")] = None,
+    workers: Annotated[int, typer.Option(help="Ray tasks that share the pictures; with one no Ray is started. The counts are the same.")] = 1,
+    precision: Precision = None,
+    batch: Annotated[int | None, typer.Option(help="Pictures, and sentences, at a time; default: 8 on a CPU, 64 on a GPU.")] = None,
     as_json: Json = False,
 ) -> None:
     """Score a checkpoint on whole splits, every sentence once."""
@@ -178,6 +182,9 @@ def evaluate(
         corruptions=corruptions.parse(corrupt) if corrupt else [],
         out=out,
         baseline=baseline,
+        workers=workers,
+        precision=precision,
+        batch=batch,
         say=say,
     )
     for split, scores in found.items():
