@@ -46,7 +46,7 @@ class Segmenter:
         images (N, S, S, 3) uint8 -> a list of (N, ...)
         """
         x = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2)
-        with self._autocast():
+        with self.autocast():
             x = self.model.normalise(x)
             return [x] if self.model.fuses else self.model.encode(x)
 
@@ -54,7 +54,7 @@ class Segmenter:
     def decode(self, seen: list[torch.Tensor], sentences: list[str]) -> torch.Tensor:
         """Foreground logits.   seen: as `encode` gives it, a picture a sentence -> (B, h, w) float32"""
         tokens, token_mask = self.tokens(sentences)
-        with self._autocast():
+        with self.autocast():
             logits = self.model(seen[0], tokens, token_mask) if self.model.fuses else self.model.decode(seen, tokens, token_mask)
         return logits.float()
 
@@ -102,7 +102,7 @@ class Segmenter:
         """(H, W) bool: probability at or above the checkpoint's threshold."""
         return self.segment(image, sentence) >= self.threshold
 
-    def _autocast(self):
+    def autocast(self):
         dtype = PRECISIONS[self.precision]
         return torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext()
 
