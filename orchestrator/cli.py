@@ -202,15 +202,27 @@ def evaluate(
 @app.command()
 def predict(
     checkpoint: str,
-    image: Annotated[Path, typer.Option(help="A picture.")],
-    text: Annotated[str, typer.Option(help="The expression.")],
-    out: Annotated[Path, typer.Option(help="The mask, PNG.")] = Path("mask.png"),
+    image: Annotated[Path, typer.Option(help="A picture, or a folder of pictures.")],
+    text: Annotated[list[str], typer.Option(help="The expression. May be repeated: a picture is encoded once for all.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The mask, PNG (mask.png); of a folder or several expressions the folder of results (predictions).")
+    ] = None,
     overlay: Annotated[Path | None, typer.Option(help="The picture with the mask, PNG.")] = None,
+    probability: Annotated[Path | None, typer.Option(help="The probability of each pixel, grey PNG.")] = None,
+    precision: Precision = None,
 ) -> None:
-    """Segment the referent of a sentence in a picture of your own."""
-    from orchestrator import evaluate
+    """Segment the referents of sentences in pictures of your own."""
+    from orchestrator import predict
 
-    say(evaluate.predict(checkpoint_folder(checkpoint), image, text, out, overlay))
+    predict.predict(checkpoint_folder(checkpoint), image, text, out, overlay, probability, precision=precision, say=say)
+
+
+@app.command()
+def demo(checkpoint: str, port: int = 7860, precision: Precision = None) -> int:
+    """A page on this machine: drop a picture, type a sentence, see what the model finds."""
+    from orchestrator import demo
+
+    return demo.serve(checkpoint_folder(checkpoint), port, precision=precision, say=say)
 
 
 @app.command()

@@ -497,34 +497,6 @@ def test_baselines_of_a_checkpoint_agree_with_its_evaluation(data, tmp_path):
         evaluate.baselines(data.checkpoint, val_items(data, 16))
 
 
-# ---- predict
-
-
-def test_predict_writes_a_mask_of_the_pictures_size_upright(data, tmp_path):
-    path = tmp_path / "turned.jpg"
-    exif = Image.Exif()
-    exif[0x0112] = 6  # orientation: turned by a quarter
-    Image.open(data.rows[0]["path"]).resize((50, 30)).save(path, exif=exif)
-    found = evaluate.predict(data.checkpoint, path, "the red square", tmp_path / "mask.png", tmp_path / "overlay.png")
-    saved, upright = np.asarray(Image.open(tmp_path / "mask.png")), np.asarray(Image.open(path).transpose(Image.Transpose.ROTATE_270))
-    assert saved.shape == (50, 30) and set(np.unique(saved)) == {0, 255}
-    assert ((saved == 255) == inference.Segmenter.load(data.checkpoint).mask(upright, "the red square")).all()
-    assert f"{(saved == 255).sum()} of 1500 pixels" in found and "vocabulary" not in found
-    assert Image.open(tmp_path / "overlay.png").size == (30, 50)
-
-
-def test_predict_says_when_it_knows_no_word_and_refuses_bad_input(data, tmp_path):
-    picture = data.rows[0]["path"]
-    assert "no word of 'quxly zorb'" in evaluate.predict(data.checkpoint, picture, "quxly zorb", tmp_path / "mask.png")
-    with pytest.raises(UserError, match="holds no word"):
-        evaluate.predict(data.checkpoint, picture, " ?! ", tmp_path / "none.png")
-    (tmp_path / "text.png").write_text("no picture")
-    for path in (tmp_path / "absent.png", tmp_path / "text.png"):
-        with pytest.raises(UserError, match=f"{path.name} cannot be read as a picture"):
-            evaluate.predict(data.checkpoint, path, "the red square", tmp_path / "none.png")
-    assert not (tmp_path / "none.png").exists()
-
-
 # ---- which checkpoint
 
 
