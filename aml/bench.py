@@ -1,6 +1,7 @@
 """What a step costs: python -m aml.bench step --model caris --backbone swin_base --image-size 448 --batch 16 --precision bf16
+What evaluation gains by encoding a picture once for its sentences: python -m aml.bench eval --model clipseg --image-size 352 --batch 32
 
-Modes and presets are timed in turn in one process, so that a ratio compares like with like; JSON on the last line.
+What is compared is timed in turn in one process, so that a ratio compares like with like; JSON on the last line.
 """
 
 import argparse
@@ -83,7 +84,7 @@ def peak_flops(device: str, precision: str) -> float:
     for _ in range(5):
         start = time.perf_counter()
         a @ a
-        _wait(torch.device(device))
+        wait(torch.device(device))
         times.append(time.perf_counter() - start)
     return 2 * side**3 / min(times)
 
@@ -92,7 +93,7 @@ def peak_memory_mb(learner: Learner, batch: Batch) -> float | None:
     """Most memory allocated on the device during one step, MiB; None on a CPU, whose allocator keeps no such count."""
     if learner.device.type != "cuda":
         return None
-    _wait(learner.device)
+    wait(learner.device)
     torch.cuda.reset_peak_memory_stats(learner.device)
     before = torch.cuda.memory_allocated(learner.device)
     timed(learner, batch, 0)
@@ -105,7 +106,7 @@ def _held(learner: Learner) -> int:
     return sum(t.numel() * t.element_size() for t in [*learner.model.parameters(), *learner.model.buffers(), *state])
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -114,7 +115,7 @@ def timed(learner: Learner, batch: Batch, index: int) -> float:
     """Seconds of one step, the device waited for."""
     sums, start = TrainSums(learner.device), time.perf_counter()
     learner.step(batch, learner.masker.config.warmup_epochs, index, sums)
-    _wait(learner.device)
+    wait(learner.device)
     return time.perf_counter() - start
 
 
@@ -127,7 +128,7 @@ def bare_step(learner: Learner, batch: Batch, optimizer) -> float:
     torch.nn.utils.clip_grad_norm_(learner.model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    _wait(learner.device)
+    wait(learner.device)
     return time.perf_counter() - start
 
 
@@ -204,38 +205,42 @@ def plain(text: str):
 
 
 def main(arguments=None) -> None:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--model", default="small")
+    common.add_argument("--backbone", help="the model option of that name, as swin_base")
+    common.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="a model option, as width=64")
+    common.add_argument("--image-size", type=int, default=112)
+    common.add_argument("--batch", type=int, default=32)
+    common.add_argument("--precision", default="fp32")
+    common.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    common.add_argument("--rounds", type=int, default=7)
+    common.add_argument("--threads", type=int, default=None)
     parser = argparse.ArgumentParser(prog="python -m aml.bench", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    step = commands.add_parser("step", help="time, FLOPs and memory of a training step, each arm as a ratio to off")
-    step.add_argument("--model", default="small")
-    step.add_argument("--backbone", help="the model option of that name, as swin_base")
-    step.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="a model option, as width=64")
-    step.add_argument("--image-size", type=int, default=112)
-    step.add_argument("--batch", type=int, default=32)
-    step.add_argument("--precision", default="fp32")
-    step.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    step.add_argument("--rounds", type=int, default=7)
-    step.add_argument("--threads", type=int, default=None)
+    commands.add_parser("step", parents=[common], help="time, FLOPs and memory of a training step, each arm as a ratio to off")
+    evaluation = commands.add_parser("eval", parents=[common], help="a picture encoded once for its sentences against once for each")
+    evaluation.add_argument("--sentences", type=int, default=7, help="of a picture; RefCOCO has seven")
     given = parser.parse_args(arguments)
     if given.threads:
         torch.set_num_threads(given.threads)
     options = {k: plain(v) for k, v in (o.split("=", 1) for o in given.option)}
     if given.backbone:
         options["backbone"] = given.backbone
-    found = compare(
-        {"name": given.model, **options},
-        batch=given.batch,
-        size=given.image_size,
-        precision=given.precision,
-        device=given.device,
-        rounds=given.rounds,
-    )
-    for arm, row in found["arms"].items():
-        print(
-            f"{arm:16} {row['ms']:9.2f} ms  x{row['time_to_off']:.3f} time"
-            + (f"  x{row['flops_to_off']:.3f} FLOPs" if "flops_to_off" in row else "")
-            + (f"  x{row['memory_to_off']:.3f} memory" if "memory_to_off" in row else "")
-        )
+    spec = {"name": given.model, **options}
+    how = {"batch": given.batch, "size": given.image_size, "precision": given.precision, "device": given.device, "rounds": given.rounds}
+    if given.command == "eval":
+        from aml import bench_eval
+
+        found = bench_eval.measure(spec, sentences=given.sentences, **how)
+        print("\n".join(bench_eval.lines(found)))
+    else:
+        found = compare(spec, **how)
+        for arm, row in found["arms"].items():
+            print(
+                f"{arm:16} {row['ms']:9.2f} ms  x{row['time_to_off']:.3f} time"
+                + (f"  x{row['flops_to_off']:.3f} FLOPs" if "flops_to_off" in row else "")
+                + (f"  x{row['memory_to_off']:.3f} memory" if "memory_to_off" in row else "")
+            )
     print(json.dumps(found))
 
 

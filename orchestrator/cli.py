@@ -29,6 +29,7 @@ Config = Annotated[str, typer.Argument(metavar="CONFIG", help="An experiment's Y
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Dotted settings, as optim.lr=1e-4.")]
 Resume = Annotated[str | None, typer.Option(metavar="NAME", help="Continue this run, whatever the present config says.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start another run instead of continuing the one of the same settings.")]
+Precision = Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; default: training's on a GPU, fp32 on a CPU.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on the last line.")]
 
 
@@ -172,6 +173,9 @@ def evaluate(
     protocol: Annotated[str, typer.Option(help="square: at network size. original: at the picture's size.")] = "square",
     corrupt: Annotated[str, typer.Option(help="As fog:3,noise:1 or all:all.")] = "",
     baseline: Annotated[Path | None, typer.Option(metavar="DIR", help="An earlier evaluation that robustness is held against.")] = None,
+    workers: Annotated[int, typer.Option(help="Ray tasks that share the pictures; with one no Ray is started. The counts are the same.")] = 1,
+    precision: Precision = None,
+    batch: Annotated[int | None, typer.Option(help="Pictures, and sentences, at a time; default: 8 on a CPU, 64 on a GPU.")] = None,
     as_json: Json = False,
 ) -> None:
     """Score a checkpoint on whole splits, every sentence once."""
@@ -188,6 +192,9 @@ def evaluate(
         corruptions=corruptions.parse(corrupt) if corrupt else [],
         out=out,
         baseline=baseline,
+        workers=workers,
+        precision=precision,
+        batch=batch,
         say=say,
     )
     for split, scores in found.items():
@@ -205,15 +212,27 @@ def evaluate(
 @app.command()
 def predict(
     checkpoint: str,
-    image: Annotated[Path, typer.Option(help="A picture.")],
-    text: Annotated[str, typer.Option(help="The expression.")],
-    out: Annotated[Path, typer.Option(help="The mask, PNG.")] = Path("mask.png"),
+    image: Annotated[Path, typer.Option(help="A picture, or a folder of pictures.")],
+    text: Annotated[list[str], typer.Option(help="The expression. May be repeated: a picture is encoded once for all.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The mask, PNG (mask.png); of a folder or several expressions the folder of results (predictions).")
+    ] = None,
     overlay: Annotated[Path | None, typer.Option(help="The picture with the mask, PNG.")] = None,
+    probability: Annotated[Path | None, typer.Option(help="The probability of each pixel, grey PNG.")] = None,
+    precision: Precision = None,
 ) -> None:
-    """Segment the referent of a sentence in a picture of your own."""
-    from orchestrator import evaluate
+    """Segment the referents of sentences in pictures of your own."""
+    from orchestrator import predict
 
-    say(evaluate.predict(checkpoint_folder(checkpoint), image, text, out, overlay))
+    predict.predict(checkpoint_folder(checkpoint), image, text, out, overlay, probability, precision=precision, say=say)
+
+
+@app.command()
+def demo(checkpoint: str, port: int = 7860, precision: Precision = None) -> int:
+    """A page on this machine: drop a picture, type a sentence, see what the model finds."""
+    from orchestrator import demo
+
+    return demo.serve(checkpoint_folder(checkpoint), port, precision=precision, say=say)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""A checkpoint against every sentence of some splits, against baselines that cost nothing, and against one picture.
+"""A checkpoint against every sentence of some splits, and against baselines that cost nothing.
 
     OUT/metrics.json          {"val": {"mIoU", "oIoU", "P@0.5" ... "P@0.9", "n"}, "val/fog:3": {...}}: shares in [0, 1]; a split's own
                               name is the clean pictures, <split>/<corruption>:<severity> the corrupted ones
@@ -18,12 +18,10 @@ picture's own size. A corruption acts on the native picture, before any resize.
 import functools
 import itertools
 import json
-import math
 import platform
 import re
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -33,71 +31,24 @@ import torch
 
 from aml import refer
 from aml.checkpoint import load_model, read_config
-from aml.corruptions import corrupt
-from aml.data import Batch, Item, Items, decode_image, eval_batches, fit_image, fit_mask, rasterise
+from aml.data import Batch, Item, Items, eval_batches, fit_mask, rasterise
 from aml.draws import uniform
 from aml.errors import UserError
-from aml.inference import Segmenter, to_original
+from aml.inference import Segmenter, usual_precision
 from aml.learner import segment
 from aml.metrics import IOU_UNIT, Sums, called_empty, counts, score, settle
 from aml.models import build
-from orchestrator import breakdown, shards
+from orchestrator import breakdown, scoring, shards
 from orchestrator.checkpoints import find_checkpoint
+from orchestrator.scoring import CLEAN
 from orchestrator.trial import write_atomic
 
-__all__ = ["baselines", "evaluate", "find_checkpoint", "predict"]
+__all__ = ["baselines", "evaluate", "find_checkpoint"]
 
 PROTOCOLS = ("square", "original")
-CLEAN = ("clean", 0)
 SAY_EVERY_S = 20.0
 
 # ---- every sentence of some splits ----------------------------------------------------------------------------------
-
-
-@dataclass
-class Sample:
-    """One sentence under one view of its picture."""
-
-    image: np.ndarray
-    """(S, S, 3) uint8"""
-    sentence: str
-    truth: np.ndarray
-    """(S, S) or (H, W) bool, by protocol."""
-    row: dict
-    """What per_sentence.jsonl says of it, the counts still to come."""
-    fact: dict
-    """What sentences.jsonl says of it."""
-
-
-@dataclass
-class Tally:
-    """Sums by split and view, the lines of per_sentence.jsonl, and of the clean view (fact, I, U)."""
-
-    generalised: set[str]
-    """Splits with expressions without a target: the rule for them holds, and `called_empty` ends their lines."""
-    sums: dict[tuple, Sums] = field(default_factory=dict)
-    lines: list[bytes] = field(default_factory=list)
-    clean: list[tuple[dict, int, int]] = field(default_factory=list)
-
-    def add(self, samples: list[Sample], predictions: list[torch.Tensor]) -> None:
-        """predictions: (S, S) or (H, W) bool, one a sample."""
-        for sample, prediction in zip(samples, predictions, strict=True):
-            truth, row = torch.from_numpy(sample.truth), sample.row
-            intersection, union = counts(prediction.cpu()[None], truth[None])
-            key, ruled = (row["split"], row["corruption"], row["severity"]), row["split"] in self.generalised
-            if ruled:
-                absent, empty = torch.tensor([row["no_target"]]), called_empty(prediction.sum(), truth.numel()).cpu()[None]
-                self.sums[key] = self.sums.get(key, Sums()) + score(intersection, union, no_target=absent, empty=empty)
-                intersection, union, _ = settle(intersection, union, absent, empty)
-            else:
-                self.sums[key] = self.sums.get(key, Sums()) + score(intersection, union)
-            counted = {"intersection": int(intersection), "union": int(union), "pred_pixels": int(prediction.sum()), "gt_pixels": int(truth.sum())}
-            names = ("no_target", "protocol", "corruption", "severity")
-            line = {k: v for k, v in row.items() if k not in names} | counted | {name: row[name] for name in names}
-            line |= {"called_empty": bool(empty)} if ruled else {}
-            self.lines.append(json.dumps(line).encode() + b"\n")
-            if (row["corruption"], row["severity"]) == CLEAN:
-                self.clean.append((sample.fact, int(intersection), int(union)))
 
 
 def evaluate(
@@ -109,20 +60,23 @@ def evaluate(
     corruptions: Iterable[tuple[str, int]] = (),
     out: Path,
     baseline: Path | None = None,
-    batch: int = 64,
-    device="cpu",
+    batch: int | None = None,
+    precision: str | None = None,
+    workers: int = 1,
     say=print,
 ) -> dict[str, dict]:
     """Score every sentence of the splits exactly once, clean and under each (corruption, severity); write the files of OUT.
 
-    baseline: an earlier evaluation's folder that robustness is also given against.
+    baseline: an earlier evaluation's folder that robustness is also given against. batch: pictures, and sentences, computed at a time; None:
+    what suits the device. precision: None is training's on a GPU, fp32 on a CPU. workers: above 1 that many Ray tasks share the pictures,
+    and count the same integers as one.
     Returns what metrics.json holds. UserError: no checkpoint or shards there, an unknown split, protocol or corruption, an OUT that is a file,
     a baseline that measured something else.
     """
     manifest, views = shards.manifest(store), [CLEAN, *dict.fromkeys(tuple(c) for c in corruptions)]
     splits = _named(list(dict.fromkeys(splits)), manifest)
-    _check(manifest, store, splits, protocol, batch, Path(out))
-    segmenter, config = Segmenter.load(checkpoint, device), read_config(checkpoint)
+    _check(manifest, store, splits, protocol, batch, workers, Path(out))
+    config = read_config(checkpoint)
     measured = {"data": {"fingerprint": manifest["fingerprint"]}, "protocol": protocol, **{key: config.get(key) for key in ("image_size", "fit")}}
     if baseline and len(views) == 1:
         raise UserError(
@@ -132,12 +86,12 @@ def evaluate(
     places = shards.index(store, splits)
     expected = sum(manifest["splits"][split]["sentences"] for split in splits)
     say(f"{expected} sentences of {', '.join(splits)} on {len(places)} pictures, {len(views)} view(s) each, protocol {protocol}")
-    tally = Tally({split for split in splits if manifest["splits"][split].get("no_target")})
-    words, start = _Words(segmenter.model), time.monotonic()
-    rows = _watched(shards.read(store, places), len(places), say)
-    samples = (sample for row in rows for sample in _samples(words.add(row, splits), splits, views, segmenter, protocol))
-    while some := list(itertools.islice(samples, batch)):
-        tally.add(some, _predict(segmenter, some, protocol))
+    device, start = scoring.device_for(workers), time.monotonic()
+    segmenter = Segmenter.load(checkpoint, device if workers == 1 else "cpu", precision or usual_precision(config, device))
+    batch = batch or scoring.AT_ONCE[device]
+    generalised = {split for split in splits if manifest["splits"][split].get("no_target")}
+    job = scoring.Job(segmenter, splits, views, protocol, batch, scoring.pictures_at_once(len(places), batch), generalised)
+    tally = scoring.tallied(job, store, places, workers, _watch(len(places), say))
     if len(tally.lines) != expected * len(views):
         raise UserError(
             f"{store.uri} holds {len(tally.lines) // len(views)} sentences of {', '.join(splits)}, but its {shards.MARKER} says {expected}; "
@@ -152,9 +106,12 @@ def evaluate(
         "corruptions": [f"{name}:{severity}" for name, severity in views[1:]],
         "data": {"uri": store.uri, **{key: manifest[key] for key in ("dataset", "split_by", "fingerprint")}},
         "baseline": str(Path(baseline).absolute()) if baseline else None,
-        "unknown_words": words.share,
+        "unknown_words": tally.unknown_share,
         "seconds": round(time.monotonic() - start, 2),
-        "device": str(device),
+        "device": device,
+        "precision": segmenter.precision,
+        "batch": batch,
+        "workers": workers,
         "versions": {"python": platform.python_version(), **{p: version(p) for p in ("torch", "numpy", "pillow", "opencv-python-headless")}},
     }
     write_atomic(Path(out) / "per_sentence.jsonl", b"".join(tally.lines))
@@ -165,8 +122,8 @@ def evaluate(
         write_atomic(Path(out) / "robustness.json", json.dumps(found, indent=1).encode())
     write_atomic(Path(out) / "about.json", json.dumps(about, indent=1).encode())
     write_atomic(Path(out) / "metrics.json", json.dumps(metrics, indent=1).encode())
-    if words.share:
-        say(f"{words.share:.1%} of the words are not in the checkpoint's vocabulary; the model reads them all as one unknown word")
+    if tally.unknown_share:
+        say(f"{tally.unknown_share:.1%} of the words are not in the checkpoint's vocabulary; the model reads them all as one unknown word")
     return metrics
 
 
@@ -187,81 +144,31 @@ def _baseline(folder: Path, measured: dict, splits: list[str], views: list[tuple
     return metrics
 
 
-def _check(manifest: dict, store: shards.Store, splits: list[str], protocol: str, batch: int, out: Path) -> None:
+def _check(manifest: dict, store: shards.Store, splits: list[str], protocol: str, batch: int | None, workers: int, out: Path) -> None:
     if protocol not in PROTOCOLS:
         raise UserError(f"protocol is {protocol!r}; use square (network size) or original (the picture's own size)")
     unknown = [split for split in splits if split not in manifest["splits"]]
     if unknown or not splits:
         raise UserError(f"{store.uri} has no split {unknown[0] if unknown else ''!r}; it has {', '.join(manifest['splits'])}")
-    if batch < 1:
-        raise UserError(f"batch is {batch}; it must be at least 1")
+    if workers < 1 or (batch is not None and batch < 1):
+        raise UserError(f"batch is {batch} and workers {workers}; each must be at least 1")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; give a folder for the results")
 
 
-def _watched(rows: Iterator[dict], total: int, say) -> Iterator[dict]:
-    """The rows, with a line now and then on how far they are."""
+def _watch(total: int, say):
+    """watch(n): n pictures more are done; a line now and then on how far they are."""
     start = said = time.monotonic()
-    for done, row in enumerate(rows):
+    done = 0
+
+    def watch(pictures: int) -> None:
+        nonlocal said, done
+        done += pictures
         if time.monotonic() - said > SAY_EVERY_S:
             said = time.monotonic()
             say(f"{done} of {total} pictures, {said - start:.0f} s")
-        yield row
 
-
-def _samples(row: dict, splits: list[str], views: list[tuple[str, int]], segmenter: Segmenter, protocol: str) -> Iterator[Sample]:
-    """Every sentence of the picture's refs in the splits, under each view; a view is made once a picture."""
-    image = decode_image(row["jpeg"], row["file_name"])
-    refs = [ref for ref in row["refs"] if ref["split"] in splits]
-    truths = [rasterise(refer.referent(row, ref), row["height"], row["width"]) for ref in refs]
-    areas = [int(t.sum()) for t in truths]
-    truths = [t.astype(bool) if protocol == "original" else fit_mask(t, segmenter.image_size, segmenter.fit) for t in truths]
-    for name, severity in views:
-        seen = image if (name, severity) == CLEAN else corrupt(image, name, severity, row["image_id"])
-        small = fit_image(seen, segmenter.image_size, segmenter.fit)
-        for ref, truth, area in zip(refs, truths, areas, strict=True):
-            of_ref = {
-                **{key: row[key] for key in ("dataset", "split_by")},
-                "split": ref["split"],
-                "image_id": row["image_id"],
-                "ref_id": ref["ref_id"],
-            }
-            for sentence in ref["sentences"]:
-                what = {
-                    "sent_id": sentence["sent_id"],
-                    "no_target": not refer.targets(ref),
-                    "protocol": protocol,
-                    "corruption": name,
-                    "severity": severity,
-                }
-                yield Sample(small, sentence["sent"], truth, of_ref | what, breakdown.fact(row, ref, sentence, area))
-
-
-def _predict(segmenter: Segmenter, samples: list[Sample], protocol: str) -> list[torch.Tensor]:
-    """-> a bool mask of the shape of each sample's truth"""
-    logits = segmenter.logits(np.stack([s.image for s in samples]), [s.sentence for s in samples])
-    if protocol == "square":
-        return list(segment(logits, (segmenter.image_size,) * 2, segmenter.threshold))
-    cut = math.log(segmenter.threshold / (1 - segmenter.threshold))
-    return [to_original(z, s.truth.shape, segmenter.image_size, segmenter.fit) >= cut for z, s in zip(logits, samples, strict=True)]
-
-
-class _Words:
-    """Share of the sentences' words that a model with a word list does not know; None for a model without one."""
-
-    def __init__(self, model):
-        self.known, self.n, self.unknown = set(model.vocabulary or ()), 0, 0
-
-    def add(self, row: dict, splits: list[str]) -> dict:
-        """Count a row's words; the row comes back."""
-        sentences = [s["sent"] for ref in row["refs"] if ref["split"] in splits for s in ref["sentences"]]
-        found = [word for sentence in sentences for word in refer.words(sentence)]
-        self.n, self.unknown = self.n + len(found), self.unknown + sum(word not in self.known for word in found)
-        return row
-
-    @property
-    def share(self) -> float | None:
-        return self.unknown / max(1, self.n) if self.known else None
+    return watch
 
 
 # ---- what a score is worth ------------------------------------------------------------------------------------------
@@ -382,43 +289,3 @@ def _object_scores(items: Items, chosen: list[Item]) -> tuple[dict, dict]:
         means += torch.stack([iou.mean() / IOU_UNIT, i.mean(), u.mean()])
     iou, i, u = means.tolist()
     return {"mIoU": iou / len(chosen), "oIoU": i / max(u, 1.0), "n": len(chosen)}, _pair(largest)
-
-
-# ---- one picture ----------------------------------------------------------------------------------------------------
-
-
-def predict(checkpoint: Path, image_path: Path, text: str, out: Path, overlay: Path | None = None, *, device="cpu") -> str:
-    """Segment what `text` names in a picture: OUT is a PNG (255 the referent, 0 the rest) of the picture's size as it is seen
-    (its EXIF orientation applied); `overlay` a PNG of the picture with the rest dimmed.   -> what came out, in words
-
-    UserError: a picture that cannot be read, a sentence without a word, no checkpoint there.
-    """
-    from PIL import Image
-
-    from aml import pictures
-
-    words = refer.words(text)
-    if not words:
-        raise UserError(f'the sentence {text!r} holds no word; say what to look for, as in --text "the left dog"')
-    image, segmenter = _open(Path(image_path)), Segmenter.load(checkpoint, device)
-    mask = segmenter.mask(image, text)
-    write_atomic(Path(out), pictures.png(Image.fromarray(mask.astype(np.uint8) * 255)))
-    if overlay:
-        write_atomic(Path(overlay), pictures.png(Image.fromarray(pictures.overlay(image, mask, pictures.PREDICTION))))
-    found = f"{mask.mean():.1%} of the picture, {int(mask.sum())} of {mask.size} pixels: {out}" + (f", {overlay}" if overlay else "")
-    known = set(segmenter.model.vocabulary or ())
-    if known and not known & set(words):
-        found += f"\nno word of {text!r} is in the checkpoint's vocabulary of {len(known)} words: the mask says nothing about the sentence"
-    return found
-
-
-def _open(path: Path) -> np.ndarray:
-    """A picture file as it is seen.   -> (H, W, 3) uint8"""
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as file:
-            return np.array(ImageOps.exif_transpose(file).convert("RGB"))
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, DecompressionBombError ... on what it cannot read
-        what = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise UserError(f"{path} cannot be read as a picture ({what}); give a JPEG or PNG file") from None

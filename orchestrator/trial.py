@@ -134,6 +134,7 @@ def save(learner: Learner, experiment: Experiment, folder: Path, result) -> None
         "image_size": experiment.data.size,
         "fit": experiment.data.fit,
         "threshold": experiment.evaluate.threshold,
+        "precision": experiment.train.precision,
         "arm": experiment.aml.arm,
         "seed": experiment.seed,
         "epoch": result.epoch,

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +23,7 @@ from aml.models import build
 from aml.pictures import png
 from aml.refer import read_refer, split_counts, vocabulary
 from aml.synthetic import generate
-from orchestrator import breakdown, checkpoints, evaluate, inspect, shards
+from orchestrator import breakdown, checkpoints, evaluate, inspect, scoring, shards
 from orchestrator.config import from_dict
 
 SIZE = 32
@@ -69,6 +70,11 @@ def recompute(rows):
     return {"mIoU": sum(iou) / len(rows), "oIoU": both / either, **hits, "n": len(rows)}
 
 
+def answer(monkeypatch, logits):
+    """Every segmenter gives logits(images, sentences), a picture a sentence, in place of its model's."""
+    monkeypatch.setattr(inference.Segmenter, "answers", lambda self, images, sentences, of, batch: iter([logits(images[of], sentences)]))
+
+
 # ---- evaluate
 
 
@@ -92,6 +98,60 @@ def test_metrics_follow_from_the_rows_and_every_sentence_is_there_once(data, tmp
     assert any(0 < r["intersection"] < r["union"] for r in rows)
     assert [r["image_id"] for r in rows] == sorted(r["image_id"] for r in rows)
     assert json.loads((tmp_path / "about.json").read_text())["protocol"] == protocol
+
+
+def test_counts_are_the_same_integers_on_any_number_of_cores(data, tmp_path):
+    """On pictures of 112 px the arithmetic of one operation does depend on how many cores share it."""
+    checkpoint_ = save_model(tmp_path / "model", vocabulary(data.rows), size=112)
+    found = []
+    for threads in (1, 3):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        evaluate.evaluate(checkpoint_, data.store, ["val", "testA"], batch=2, out=tmp_path / str(threads), say=lambda _: None)
+        found.append((torch.get_num_threads(), (tmp_path / str(threads) / "per_sentence.jsonl").read_bytes()))
+        torch.set_num_threads(before)
+    assert [threads for threads, _ in found] == [1, 3], "left as it was"
+    assert found[0][1] == found[1][1]
+    segmenter, images = inference.Segmenter.load(checkpoint_), np.random.default_rng(0).integers(0, 256, (4, 112, 112, 3), dtype=np.uint8)
+    with scoring.one_core_each(), ThreadPoolExecutor(3) as pool:
+        alone, *others = pool.map(lambda _: segmenter.logits(images, ["red square"] * 4), range(6))
+    assert all(torch.equal(z, alone) for z in others)
+
+
+def test_side_by_side_keeps_order_draws_little_ahead_and_passes_errors_on():
+    drawn = []
+    found = scoring.side_by_side(lambda n: 10 // n, (drawn.append(n) or n for n in (1, 2, 5, 0, 3, 4, 6, 7)), 2)
+    assert [next(found), next(found), next(found)] == [10, 5, 2] and len(drawn) <= 5
+    with pytest.raises(ZeroDivisionError):
+        next(found)
+
+
+def test_workers_have_a_core_or_a_gpu_each_or_are_refused():
+    assert scoring.resources(2, {"CPU": 9, "GPU": 0}) == {"num_cpus": 4, "num_gpus": 0}
+    assert scoring.resources(4, {"CPU": 64, "GPU": 8}) == {"num_cpus": scoring.GPU_THREADS, "num_gpus": 1}
+    for have in ({"CPU": 2, "GPU": 0}, {"CPU": 64, "GPU": 2}):
+        with pytest.raises(UserError, match="3 workers need 3 .PU.*ask for fewer"):
+            scoring.resources(3, have)
+
+
+def test_two_workers_count_the_same_integers_as_one(data, tmp_path, ray_session):
+    """By the command, with corruptions and both protocols' files; and a picture that a worker cannot read is the user's sentence."""
+    found = []
+    for workers in ("1", "2"):
+        out = tmp_path / workers
+        how = ["--data", data.store.path, "--splits", "val,testA", "--corrupt", "noise:2", "--batch", "3", "--workers", workers, "--out", str(out)]
+        code, text = ray_session(["evaluate", str(data.checkpoint), *how])
+        assert code == 0, text
+        found.append([(out / name).read_bytes() for name in ("per_sentence.jsonl", "sentences.jsonl", "breakdown.json", "metrics.json")])
+        assert json.loads((out / "about.json").read_text())["workers"] == int(workers)
+    assert found[0] == found[1]
+    rows = [row | {"jpeg": Path(row["path"]).read_bytes()[: 100 if row is data.rows[-1] else None]} for row in data.rows]
+    broken = write_store(tmp_path / "broken", rows)
+    splits = ",".join(sorted({ref["split"] for ref in rows[-1]["refs"]}))
+    code, text = ray_session(
+        ["evaluate", str(data.checkpoint), "--data", broken.path, "--splits", splits, "--workers", "2", "--out", str(tmp_path / "no")]
+    )
+    assert code == 2 and f"{rows[-1]['file_name']} cannot be decoded" in text
 
 
 def test_test_means_test_a_and_test_b_where_no_split_is_called_so(data, tmp_path):
@@ -229,11 +289,7 @@ def test_a_corruption_depends_on_the_picture_alone_and_other_splits_stay_out(dat
     rows = [hand_row([half], [(1, ["a", "b"])], number) for number in (7, 8)]
     rows[0]["refs"].append({"ref_id": 99, "ann_id": 1, "split": "train", "sentences": [{"sent_id": 99, "sent": "c", "raw": "c"}]})
     seen = []
-    monkeypatch.setattr(
-        inference.Segmenter,
-        "logits",
-        lambda self, images, sentences: seen.extend(zip(images, sentences, strict=True)) or torch.ones(len(images), 8, 8),
-    )
+    answer(monkeypatch, lambda images, sentences: seen.extend(zip(images, sentences, strict=True)) or torch.ones(len(images), 8, 8))
     evaluate.evaluate(
         data.checkpoint, write_store(tmp_path / "s", rows), ["val"], corruptions=[("noise", 5)], out=tmp_path / "out", say=lambda _: None
     )
@@ -271,7 +327,7 @@ def test_a_perfect_prediction_at_an_odd_size_scores_1_in_the_original_protocol(t
     store = write_store(tmp_path / "odd", [hand_row([truth], [(1, ["the top"])])], files=1)
     rows = torch.arange(SIZE) + 0.5  # a logit linear in y is kept by bilinear resizing away from the border
     logits = (SIZE / 2 * (2 * (height // 2) / height) - rows)[:, None].expand(SIZE, SIZE)
-    monkeypatch.setattr(inference.Segmenter, "logits", lambda self, images, sentences: logits.expand(len(images), -1, -1))
+    answer(monkeypatch, lambda images, sentences: logits.expand(len(images), -1, -1))
     got = evaluate.evaluate(data.checkpoint, store, ["val"], protocol="original", out=tmp_path / "original", say=lambda _: None)
     assert got["val"] == {"mIoU": 1.0, "oIoU": 1.0, **{f"P@0.{x // 10}": 1.0 for x in THRESHOLDS}, "n": 1}
     (row,) = read_rows(tmp_path / "original")
@@ -285,7 +341,7 @@ def test_a_letterboxed_prediction_comes_back_without_its_bars(tmp_path, data, mo
     folder = save_model(tmp_path / "boxed", vocabulary(data.rows), fit="letterbox")
     truth = np.ones((33, 77), bool)
     store = write_store(tmp_path / "odd", [hand_row([truth], [(1, ["all"])])], files=1)
-    monkeypatch.setattr(inference.Segmenter, "logits", lambda self, images, sentences: torch.ones(len(images), SIZE // 4, SIZE // 4))
+    answer(monkeypatch, lambda images, sentences: torch.ones(len(images), SIZE // 4, SIZE // 4))
     got = evaluate.evaluate(folder, store, ["val"], protocol="original", out=tmp_path / "out", say=lambda _: None)
     assert got["val"]["mIoU"] == 1.0
     evaluate.evaluate(folder, store, ["val"], out=tmp_path / "square", say=lambda _: None)
@@ -295,7 +351,7 @@ def test_a_letterboxed_prediction_comes_back_without_its_bars(tmp_path, data, mo
 
 def test_an_empty_prediction_of_an_empty_truth_counts_0(tmp_path, data, monkeypatch):
     store = write_store(tmp_path / "none", [hand_row([np.zeros((40, 30), bool)], [(1, ["nothing"])])], files=1)
-    monkeypatch.setattr(inference.Segmenter, "logits", lambda self, images, sentences: torch.full((len(images), 8, 8), -1.0))
+    answer(monkeypatch, lambda images, sentences: torch.full((len(images), 8, 8), -1.0))
     got = evaluate.evaluate(data.checkpoint, store, ["val"], out=tmp_path / "out", say=lambda _: None)
     assert got["val"]["mIoU"] == got["val"]["oIoU"] == got["val"]["P@0.5"] == 0 and got["val"]["n"] == 1
 
@@ -319,6 +375,8 @@ def test_shards_that_lack_a_sentence_are_refused(tmp_path, data):
         ({"protocol": "orignal"}, "use square"),
         ({"corruptions": [("smoke", 3)]}, "smoke.*not known"),
         ({"batch": 0}, "at least 1"),
+        ({"workers": 0}, "at least 1"),
+        ({"precision": "bf61"}, "known: fp32, bf16"),
         ({"checkpoint": Path("nowhere")}, "not a checkpoint folder"),
         ({"store": shards.Store("nowhere")}, "no complete shards"),
     ],
@@ -437,34 +495,6 @@ def test_baselines_of_a_checkpoint_agree_with_its_evaluation(data, tmp_path):
     assert got["untrained"] != got["champion"] and got == evaluate.baselines(data.checkpoint, items, seed=0)
     with pytest.raises(UserError, match="was trained at 32 px"):
         evaluate.baselines(data.checkpoint, val_items(data, 16))
-
-
-# ---- predict
-
-
-def test_predict_writes_a_mask_of_the_pictures_size_upright(data, tmp_path):
-    path = tmp_path / "turned.jpg"
-    exif = Image.Exif()
-    exif[0x0112] = 6  # orientation: turned by a quarter
-    Image.open(data.rows[0]["path"]).resize((50, 30)).save(path, exif=exif)
-    found = evaluate.predict(data.checkpoint, path, "the red square", tmp_path / "mask.png", tmp_path / "overlay.png")
-    saved, upright = np.asarray(Image.open(tmp_path / "mask.png")), np.asarray(Image.open(path).transpose(Image.Transpose.ROTATE_270))
-    assert saved.shape == (50, 30) and set(np.unique(saved)) == {0, 255}
-    assert ((saved == 255) == inference.Segmenter.load(data.checkpoint).mask(upright, "the red square")).all()
-    assert f"{(saved == 255).sum()} of 1500 pixels" in found and "vocabulary" not in found
-    assert Image.open(tmp_path / "overlay.png").size == (30, 50)
-
-
-def test_predict_says_when_it_knows_no_word_and_refuses_bad_input(data, tmp_path):
-    picture = data.rows[0]["path"]
-    assert "no word of 'quxly zorb'" in evaluate.predict(data.checkpoint, picture, "quxly zorb", tmp_path / "mask.png")
-    with pytest.raises(UserError, match="holds no word"):
-        evaluate.predict(data.checkpoint, picture, " ?! ", tmp_path / "none.png")
-    (tmp_path / "text.png").write_text("no picture")
-    for path in (tmp_path / "absent.png", tmp_path / "text.png"):
-        with pytest.raises(UserError, match=f"{path.name} cannot be read as a picture"):
-            evaluate.predict(data.checkpoint, path, "the red square", tmp_path / "none.png")
-    assert not (tmp_path / "none.png").exists()
 
 
 # ---- which checkpoint

@@ -186,13 +186,13 @@ def test_batches_say_which_expressions_name_nothing(folder, scenes, make_model):
 def test_scores_follow_from_the_rows(store, rows, tmp_path, protocol, monkeypatch):
     """The model sees nothing in one picture of three, and one pixel of 32 x 32 (more than 50 of 480 x 480) in another."""
 
-    def logits(self, images, sentences):
-        out = torch.full((len(images), 32, 32), -9.0)
-        for k, picture in enumerate(images):
-            out[k].flatten()[: (0, 40, 1024)[int(picture.sum()) % 3]] = 9.0
-        return out
+    def answers(self, images, sentences, of, batch):
+        out = torch.full((len(sentences), 32, 32), -9.0)
+        for k, picture in enumerate(of):
+            out[k].flatten()[: (0, 40, 1024)[int(images[picture].sum()) % 3]] = 9.0
+        return iter([out])
 
-    monkeypatch.setattr(inference.Segmenter, "logits", logits)
+    monkeypatch.setattr(inference.Segmenter, "answers", answers)
     got = evaluate.evaluate(
         save_model(tmp_path / "model", refer.vocabulary(rows)), store, ["val"], protocol=protocol, out=tmp_path / "out", say=lambda _: None
     )["val"]

@@ -3,11 +3,13 @@
 import json
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from aml.errors import UserError
+from aml.inference import Segmenter
 from aml.models import MODELS, Features, build, model_class, options
 
 VOCABULARY = ["left", "red", "circle", "blue", "right", "square", "the", "of"]
@@ -241,3 +243,41 @@ def test_features_of_the_small_model():
 def test_refused_options_of_the_small_model(given, words):
     with pytest.raises(UserError, match=words):
         options("small", **given)
+
+
+@pytest.mark.parametrize("fit", ["square", "letterbox"])
+def test_a_picture_encoded_once_gives_each_sentence_the_mask_it_gets_alone(model, fit):
+    """Sentences of unequal length, so that the padding of a batch is another than that of a sentence alone."""
+    size = -(-48 // model.image_multiple) * model.image_multiple
+    segmenter = Segmenter(model, image_size=size, fit=fit)
+    images = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), dtype=np.uint8)
+    sentences, of = [*SENTENCES, "red", *SENTENCES], [0, 0, 0, 2, 1, 1, 1]
+    together = torch.cat(list(segmenter.answers(images, sentences, of, batch=3)))
+    alone = torch.cat([segmenter.logits(images[[k]], [sentence]) for k, sentence in zip(of, sentences, strict=True)])
+    assert torch.equal(together > alone.median(), alone > alone.median()) and torch.allclose(together, alone, atol=1e-5 * alone.abs().max())
+    assert not torch.allclose(together[0], together[1], atol=1e-4), "the sentence is read"
+    picture = np.random.default_rng(1).integers(0, 256, (30, 50, 3), dtype=np.uint8)
+    maps = segmenter.probabilities(picture, sentences, batch=2)
+    assert maps.shape == (7, 30, 50) and all(np.allclose(m, segmenter.segment(picture, s), atol=1e-5) for m, s in zip(maps, sentences, strict=True))
+
+
+def test_the_encoder_runs_once_a_picture_where_it_reads_no_words(model, monkeypatch):
+    size = 2 * model.image_multiple
+    segmenter, pictures = Segmenter(model, image_size=size), []
+    name = "forward" if model.fuses else "encode"
+    whole = getattr(model, name)
+    monkeypatch.setattr(model, name, lambda x, *rest: pictures.append(len(x)) or whole(x, *rest))
+    images = np.zeros((2, size, size, 3), np.uint8)
+    list(segmenter.answers(images, SENTENCES * 2, [0, 0, 0, 1, 1, 1], batch=64))
+    assert pictures == [6 if model.fuses else 2]
+
+
+def test_bf16_computes_in_bf16(model):
+    segmenter = Segmenter(model, image_size=2 * model.image_multiple, precision="bf16")
+    images = np.random.default_rng(0).integers(0, 256, (1, segmenter.image_size, segmenter.image_size, 3), dtype=np.uint8)
+    exact = Segmenter(model, image_size=segmenter.image_size).logits(images, ["red circle"])
+    half = segmenter.logits(images, ["red circle"])
+    assert half.dtype == torch.float32 and not torch.equal(half, exact)
+    assert (half - exact).abs().mean() < 0.1 * exact.abs().max()
+    with pytest.raises(UserError, match="precision is 'bf61'; known: fp32"):
+        Segmenter(model, image_size=64, precision="bf61")

@@ -51,7 +51,9 @@ def place(tmp_path_factory, scenes):
     (folder / "experiments").symlink_to(ROOT / "experiments")
     shutil.copytree(scenes, folder / "REFER")
     (folder / "COCO").symlink_to(folder / "REFER" / "images")
-    shutil.copy(sorted((scenes / "images" / "train2014").iterdir())[0], folder / "picture.jpg")
+    (folder / "pictures").mkdir()
+    for name in ("picture.jpg", "pictures/one.jpg"):
+        shutil.copy(sorted((scenes / "images" / "train2014").iterdir())[0], folder / name)
     before, home = Path.cwd(), os.environ.pop("AMLRIS_HOME", None)
     os.chdir(folder)
     yield folder
@@ -61,7 +63,8 @@ def place(tmp_path_factory, scenes):
 
 
 def test_the_commands_of_the_readme(place, ray_session):
-    skipped = ("ui", "train")  # the one serves until interrupted and is tested below, the other trains on two workers in test_train
+    # ui and demo serve until interrupted and are tested below and in test_predict, train trains on two workers in test_train
+    skipped = ("ui", "demo", "train")
     todo = [c for c in commands() if c[0] not in skipped]
     assert len(todo) > 12
     # by the time of the first of them `make sweep` has left a sweep called quickstart: here the one that searches with TPE does
@@ -73,6 +76,8 @@ def test_the_commands_of_the_readme(place, ray_session):
         "scores/metrics.json",
         "scores/per_sentence.jsonl",
         "robust/metrics.json",
+        "shared/metrics.json",
+        "predictions/one.jpg.2.mask.png",
         "mask.png",
         "overlay.png",
         "preview.html",
