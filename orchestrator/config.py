@@ -4,6 +4,7 @@ A key nobody knows is refused with the nearest known one; a value that cannot me
 The resolved experiment names its run: <name>-<8 hex of settings, data fingerprint and code version>.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -416,13 +417,19 @@ def _plain(tree, where: str) -> dict:
 
 def _build(cls, tree: dict, where: str):
     """A dataclass out of a mapping, nested ones too; types are checked, never guessed."""
-    hints, values = get_type_hints(cls), {}
+    hints, values = _hints(cls), {}
     for f in fields(cls):
         if f.name in tree:
             values[f.name] = _value(hints[f.name], tree[f.name], f"{where}{f.name}")
         elif f.default is f.default_factory:  # both MISSING: no default
             raise UserError(f"{where}{f.name} is missing; set it")
     return cls(**values)
+
+
+@functools.cache
+def _hints(cls) -> dict:
+    """Types of a dataclass's fields; resolving them takes longer than all the checking, and a sweep builds thousands of experiments."""
+    return get_type_hints(cls)
 
 
 def _value(hint, value, where: str):

@@ -244,7 +244,8 @@ def _save_model(target: Path, checkpoint: Path, config: dict, model) -> None:
 class Server:
     """One experiment in an MLflow store, for one run folder. Every method may raise whatever MLflow raises."""
 
-    def __init__(self, uri: str, experiment: str, root: Path, folder: Path):
+    def __init__(self, uri: str, experiment: str, root: Path, folder: Path, client=None):
+        """client: what is spoken to; by default MLflow's own on `uri`."""
         place = None
         if not uri.startswith("http"):
             place = (root.absolute() / "artifacts").as_uri()
@@ -253,7 +254,7 @@ class Server:
             file.parent.mkdir(parents=True, exist_ok=True)
             if not os.access(file if file.exists() else file.parent, os.W_OK):
                 raise PermissionError(f"{file} may not be written")
-        self.client, self.folder = connect(uri), folder
+        self.client, self.folder = client or connect(uri), folder
         found = self.client.get_experiment_by_name(experiment)
         if found is not None and found.lifecycle_stage != "active":
             raise UserError(f"the experiment {experiment!r} was deleted there; restore it or choose another name")
