@@ -174,8 +174,13 @@ class ResourcesConfig:
     """What a run or a trial gets."""
 
     workers: int = 1
+    min_workers: int | None = None
+    """`train` goes on with as few as these where more do not fit, and takes the others up again; null: always `workers`. Batch, order and
+    schedule stay those of the global batch."""
     cpus_per_worker: float = 1
     gpus_per_worker: float = 0
+    memory_gb: float | None = None
+    """Memory a worker asks Ray for, GiB, so that no more of them share a node than it holds; null: not counted."""
     driver: str = "auto"
     """auto: trials of one worker are light (inside the Tune process), others use Ray Train. light, train: force it."""
     max_failures: int = 2
@@ -193,8 +198,18 @@ class ResourcesConfig:
             )
         if self.price_per_gpu_hour < 0 or self.price_per_cpu_hour < 0:
             raise UserError(f"resources: price_per_gpu_hour {self.price_per_gpu_hour}, price_per_cpu_hour {self.price_per_cpu_hour}; give 0 or more")
+        if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
+            raise UserError(f"resources.min_workers is {self.min_workers}; give 1 to {self.workers}, which is resources.workers, or null")
+        if self.memory_gb is not None and self.memory_gb <= 0:
+            raise UserError(f"resources.memory_gb is {self.memory_gb}; it must be above 0, or null to leave memory uncounted")
+        if self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
+            raise UserError(f"resources.gpus_per_worker is {self.gpus_per_worker}; give a part of one GPU or a whole number of them")
         if self.driver == "light" and self.workers > 1:
             raise UserError(f"resources.driver light runs one worker, but resources.workers is {self.workers}; use driver train or workers 1")
+
+    @property
+    def elastic(self) -> bool:
+        return self.min_workers is not None and self.min_workers < self.workers
 
     @property
     def light(self) -> bool:
@@ -240,12 +255,7 @@ class Experiment:
             raise UserError(f"name is {self.name!r}; use letters, digits, '_', '.' and '-', at most 61 of them: it names folders and runs")
         if self.seed < 0:
             raise UserError(f"seed is {self.seed}; it must be 0 or more")
-        share = self.resources.workers * self.train.accumulate
-        if self.train.batch % share:
-            raise UserError(
-                f"train.batch {self.train.batch} does not divide into {self.resources.workers} workers x {self.train.accumulate} micro-steps; "
-                f"choose a multiple of {share}"
-            )
+        self.train.check_workers(self.resources.workers)
 
     def to_dict(self) -> dict:
         return asdict(self)

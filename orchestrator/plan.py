@@ -337,6 +337,8 @@ def slugify(arm: str) -> str:
 def check(experiment: Experiment) -> None:
     """Refuse, before anything starts, a sweep any of whose corners could not train."""
     search = experiment.search
+    if experiment.resources.elastic:
+        raise UserError("resources.min_workers is for `train`: a sweep's trials must not compete for workers; leave it out and set resources.workers")
     budget.check(search.budget, len(search.arms), experiment.train.epochs, budget.hourly(experiment.resources))
     corners = {k: v if isinstance(v, list) else [v["low"], v["high"]] for k, v in search.space.items()}
     for arm in search.arms:

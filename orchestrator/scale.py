@@ -113,7 +113,7 @@ def open_run(root: Path, base: Experiment) -> runs.Run:
 
 
 def start(run: runs.Run, base: Experiment, tracker) -> Sweep:
-    return Sweep(run, base, tracker, cluster.Placement(CONCURRENT, 1, 0, ""), say=lambda line: None)
+    return Sweep(run, base, tracker, cluster.Placement(CONCURRENT, {}, ""), say=lambda line: None)
 
 
 def play(sweep: Sweep, count: int) -> list[float]:

@@ -103,6 +103,12 @@ def clean(metrics: dict) -> dict:
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
 
 
+def keep_to_share(gpus: float, device) -> None:
+    """A worker with a part of a GPU may allocate that part of its memory: one that wants more fails alone, not its neighbours."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(min(1.0, gpus))
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Complete or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -33,6 +33,7 @@ def light_trial(config: dict, shared: Shared, vocabulary: list[str]) -> None:
     experiment = from_dict(config["experiment"])
     torch.set_num_threads(max(1, int(experiment.resources.cpus_per_worker)))
     device = "cuda" if experiment.resources.gpus_per_worker and torch.cuda.is_available() else "cpu"
+    trial.keep_to_share(experiment.resources.gpus_per_worker, device)
 
     def report(metrics: dict) -> None:
         tune.report(trial.clean(metrics))
@@ -165,9 +166,7 @@ class Sweep:
         self.board.open()
         light = self.experiment.resources.light
         trainable = tune.with_parameters(light_trial if light else distributed_trial, shared=shared, vocabulary=vocabulary)
-        resources = {"CPU": self.placement.cpus} | ({"GPU": self.placement.gpus} if self.placement.gpus else {})
-        if not light:  # the workers have a placement group of their own
-            resources = {"CPU": cluster.DRIVER_CPUS}
+        resources = self.placement.resources if light else {"CPU": cluster.DRIVER_CPUS}  # Train's workers have a placement group of their own
         from orchestrator.tune_seam import Ear, PlanSearcher, SweepScheduler
 
         tune.Tuner(
