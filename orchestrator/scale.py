@@ -14,8 +14,9 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
+from aml.errors import UserError
 from orchestrator import cluster, runs
-from orchestrator.config import Experiment, from_dict
+from orchestrator.config import METHODS, Experiment, from_dict
 from orchestrator.mlflow_store import Server
 from orchestrator.tracking import MemoryTracker, Tracker
 from orchestrator.tune import Sweep
@@ -25,15 +26,20 @@ EPOCHS = 4
 
 
 def measure(counts: list[int], method: str, say=print) -> dict:
-    """Each count in a process of its own.   -> {"method", "epochs", "concurrent", "rows": [row of `once`]}"""
+    """Each count in a process of its own.   -> {"method", "epochs", "concurrent", "ray": False, "rows": [row of `once`]}
+
+    UserError for a count or a method that cannot be.
+    """
+    if min(counts) < 1 or method not in METHODS:
+        raise UserError(f"bench scale was asked for {counts} trials by {method!r}; give 1 or more, and one of {', '.join(METHODS)}")
     rows = []
     for count in counts:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
             rows.append(pool.submit(once, count, method).result())
         r = rows[-1]
         say(
-            f"{r['trials']:>6} trials by {method}: {r['trials_per_minute']:8.0f} a minute ({r['ms_per_trial']:.2f} ms each, the last tenth "
-            f"{r['ms_per_trial_last_tenth']:.2f}), {r['driver_mb']:.1f} MB of driver memory, {r['mlflow_calls_per_trial']:.1f} MLflow calls a trial, "
+            f"{r['trials']:>6} trials by {method}: {r['trials_per_minute']:8.0f} a minute ({r['cpu_ms_per_trial']:.2f} ms of CPU each, the last tenth "
+            f"{r['cpu_ms_per_trial_last_tenth'] or 0:.2f}), {r['driver_mb']:.1f} MB of driver memory, {r['mlflow_calls_per_trial']:.1f} MLflow calls a trial, "
             f"taken up again in {r['resume_s']:.2f} s"
         )
     return {"method": method, "epochs": EPOCHS, "concurrent": CONCURRENT, "ray": False, "rows": rows}
@@ -42,8 +48,9 @@ def measure(counts: list[int], method: str, say=print) -> dict:
 def once(count: int, method: str) -> dict:
     """Bookkeeping of `count` search trials of one arm.
 
-    -> trials, epochs (heard), trials_per_minute, ms_per_trial and ms_per_trial_last_tenth (milliseconds), driver_mb (resident memory that the
-    trials added, MiB), ledger_mb, mlflow_calls_per_trial, resume_s (seconds to read the ledger and stand where the sweep stood)
+    -> trials, epochs (heard), trials_per_minute and ms_per_trial (wall clock), cpu_ms_per_trial and cpu_ms_per_trial_last_tenth (milliseconds of
+    this process's CPU time: what grows shows there), driver_mb (resident memory that the trials added, MiB), ledger_mb, mlflow_calls_per_trial,
+    resume_s (seconds to read the ledger and stand where the sweep stood)
     """
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -56,10 +63,10 @@ def once(count: int, method: str) -> dict:
         tracker.ready()
         sweep = start(run, base, tracker)
         gc.collect()
-        memory, begun = resident_mb(), time.perf_counter()
+        memory, begun, cpu = resident_mb(), time.perf_counter(), time.process_time()
         ends = play(sweep, count)
         tracker.flush(600)
-        seconds, driver_mb = time.perf_counter() - begun, resident_mb() - memory
+        seconds, driver_mb, cpu_s = time.perf_counter() - begun, resident_mb() - memory, time.process_time() - cpu
         tail = max(1, len(ends) // 10)
         calls = tracker.calls.total()
         begun = time.perf_counter()
@@ -71,7 +78,8 @@ def once(count: int, method: str) -> dict:
             "epochs": sum(r["epochs"] for r in sweep.plan.records.values()),
             "trials_per_minute": round(60 * len(ends) / seconds),
             "ms_per_trial": round(1000 * seconds / len(ends), 3),
-            "ms_per_trial_last_tenth": round(1000 * (ends[-1] - ends[-1 - tail]) / tail, 3) if tail < len(ends) else None,
+            "cpu_ms_per_trial": round(1000 * cpu_s / len(ends), 3),
+            "cpu_ms_per_trial_last_tenth": round(1000 * (ends[-1] - ends[-1 - tail]) / tail, 3) if tail < len(ends) else None,
             "driver_mb": round(driver_mb, 1),
             "ledger_mb": round((run.folder / "ledger.jsonl").stat().st_size / 2**20, 2),
             "mlflow_calls_per_trial": round(calls / len(ends), 2),
@@ -117,7 +125,7 @@ def start(run: runs.Run, base: Experiment, tracker) -> Sweep:
 
 
 def play(sweep: Sweep, count: int) -> list[float]:
-    """Trials handed out and told of as Tune would, an epoch of each in turn.   -> when each ended, in the order of their ends"""
+    """Trials handed out and told of as Tune would, an epoch of each in turn.   -> this process's CPU seconds at the end of each"""
     live: dict[str, int] = {}
     ends: list[float] = []
     while len(ends) < count:
@@ -130,7 +138,7 @@ def play(sweep: Sweep, count: int) -> list[float]:
             live[trial_id] += 1
             if sweep.heard(trial_id, epoch_of(sweep.live[trial_id].spec, live[trial_id])):
                 del live[trial_id]
-                ends.append(time.perf_counter())
+                ends.append(time.process_time())
     return ends
 
 

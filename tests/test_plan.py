@@ -144,7 +144,7 @@ def test_an_impossible_placement_is_refused_with_its_sum():
         ("gpus_per_worker: 0.1, cpus_per_worker: 4", [(8, 1, 8), (32, 0, 8)], 2),  # the CPUs of the other node are of no use
         ("gpus_per_worker: 0.25, memory_gb: 3", [(16, 1, 8), (16, 1, 8)], 4),
         ("cpus_per_worker: 2", [(3, 0, 8), (3, 0, 8)], 2),
-        ("workers: 2, cpus_per_worker: 2", [(4, 0, 8), (5, 0, 8)], 1),  # the drivers want 0.01 CPU each
+        ("workers: 2, cpus_per_worker: 2", [(4, 0, 8), (4, 0, 8)], 1),  # the drivers want 0.01 CPU each
         ("workers: 4, gpus_per_worker: 1, cpus_per_worker: 2", [(16, 8, 8), (16, 8, 8)], 3),
         ("workers: 2, gpus_per_worker: 2", [(16, 3, 8), (16, 3, 8)], 1),
     ],
