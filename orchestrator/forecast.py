@@ -9,6 +9,7 @@ def at_launch(experiment: Experiment, epochs: dict[str, int], placement: cluster
     import torch
 
     if experiment.resources.gpus_per_worker and not torch.cuda.is_available():
+        say("plan: trials have GPUs that this machine lacks; time and money follow with the first epoch")
         return None
     made = plan.Plan(experiment, epochs=epochs)
     found = pace.planned(made, experiment, estimate_epoch_s(experiment), placement.concurrent)

@@ -219,7 +219,9 @@ class Sweep:
 
     def heard(self, trial_id: str, metrics: dict) -> tuple[str, str] | None:
         """An epoch of a trial.   -> (state, stopped_by) where the trial is over, decided and in the ledger; None: go on."""
-        live = self.live[trial_id]
+        live = self.live.get(trial_id)
+        if live is None:  # it was on its way when the trial was judged
+            return None
         if metrics.get("failed"):
             return self._over(trial_id, "failed", "non-finite" if "non-finite" in metrics["failed"] else "error", metrics["failed"])
         epoch = {k: v for k, v in metrics.items() if k == "epoch" or k.split("/")[0] in OURS}
