@@ -97,7 +97,7 @@ class Masker:
     def passes(self, model, x, batch, epoch: int):
         """The passes of a training step on x = model.normalise(batch.image), in order; send each one's (logits, features or None) back.
 
-        batch: tokens, token_mask, item, real, mask as aml.data.Batch names them.
+        batch: tokens, token_mask, item, real, mask, valid as aml.data.Batch names them.
         """
         config = self.config
         clean = Pass(x, batch.tokens, batch.token_mask, 1.0)
