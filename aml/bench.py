@@ -190,7 +190,10 @@ def step_seconds(experiment, steps: int = 3) -> tuple[int, float]:
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, int(experiment.resources.cpus_per_worker)))
     batch = experiment.train.batch // experiment.resources.workers
-    learner, noise = make(experiment.aml, experiment.model, batch=batch, size=experiment.data.size, precision=experiment.train.precision)
+    device = "cuda" if experiment.resources.gpus_per_worker and torch.cuda.is_available() else "cpu"
+    learner, noise = make(
+        experiment.aml, experiment.model, batch=batch, size=experiment.data.size, precision=experiment.train.precision, device=device
+    )
     seconds = statistics.median([timed(learner, noise, i) for i in range(steps + 1)][1:])
     torch.set_num_threads(before)
     return batch, seconds

@@ -300,17 +300,30 @@ def steps_per_epoch(n: int, batch: int) -> int:
     return max(1, n // batch)
 
 
-def train_batches(items: Items, model, *, batch: int, seed: int, epoch: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-    """One rank's batches of an epoch: step k takes perm[kB:(k+1)B] of permutation(seed, epoch), rank r its r-th contiguous part."""
+def rank_part(batch: int, rank: int, world: int) -> slice:
+    """A rank's places in a global batch: contiguous, and no rank has more than one more than another."""
+    return slice(rank * batch // world, (rank + 1) * batch // world)
+
+
+def rank_rows(batch: int, world: int, accumulate: int = 1) -> int:
+    """Rows of every rank's tensors: the largest part, padded to whole micro-steps, so that all ranks do the same work."""
+    return -(-batch // (world * accumulate)) * accumulate
+
+
+def train_batches(items: Items, model, *, batch: int, seed: int, epoch: int, rank: int = 0, world: int = 1, accumulate: int = 1) -> Iterator[Batch]:
+    """One rank's batches of an epoch: step k takes perm[kB:(k+1)B] of permutation(seed, epoch), rank r its r-th contiguous part.
+
+    So a global step holds the same items on any number of ranks; where they do not divide, the shorter parts are padded with invalid rows.
+    """
     order = np.random.default_rng([seed, epoch]).permutation(len(items))
-    part = batch // world
+    rows = rank_rows(batch, world, accumulate)
     for step in range(steps_per_epoch(len(items), batch)):
         whole = order[step * batch : (step + 1) * batch]
-        mine = whole[rank * part : (rank + 1) * part]
+        mine = whole[rank_part(batch, rank, world)]
         if len(mine):
-            yield items.batch(mine, model, seed=seed, epoch=epoch, total=len(whole), pad_to=part)
+            yield items.batch(mine, model, seed=seed, epoch=epoch, total=len(whole), pad_to=rows)
         else:  # fewer items than ranks: this rank steps along with nothing of its own
-            padding = items.batch(whole[:1], model, seed=seed, epoch=epoch, total=len(whole), pad_to=part)
+            padding = items.batch(whole[:1], model, seed=seed, epoch=epoch, total=len(whole), pad_to=rows)
             padding.valid[:] = False
             yield padding
 

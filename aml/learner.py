@@ -57,6 +57,14 @@ class TrainConfig:
         if not 0 <= self.max_skipped <= 1:
             raise UserError(f"train.max_skipped is {self.max_skipped}; it must lie in [0, 1]")
 
+    def check_workers(self, workers: int) -> None:
+        """UserError where some worker would have nothing to do in any step."""
+        if self.batch < workers * self.accumulate:
+            raise UserError(
+                f"train.batch {self.batch} is less than an item for each of {workers} workers x {self.accumulate} micro-steps; "
+                "raise it, or lower resources.workers or train.accumulate"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
@@ -132,11 +140,7 @@ class Learner:
     ):
         """steps: optimiser steps an epoch. wrap: makes the module that training calls (DDP); everything else uses the bare model."""
         self.world, self.device, self.seed = World(), torch.device(device), seed
-        if train.batch % (self.world.size * train.accumulate):
-            raise UserError(
-                f"train.batch {train.batch} does not divide into {self.world.size} workers x {train.accumulate} micro-steps; "
-                f"choose a multiple of {self.world.size * train.accumulate}"
-            )
+        train.check_workers(self.world.size)
         self.model, self.masker = model.to(self.device), masker
         masker.mean_over_ranks = self.world.mean
         wrapped = wrap(self.model) if wrap else self.model
@@ -307,12 +311,15 @@ class TrainSums:
 
 def fit(learner: Learner, train: Items, val: Items, config: EvalConfig = EvalConfig()) -> Iterator[Result]:  # noqa: B008 (frozen)
     """Train from learner.progress to the last epoch, one Result an epoch; the caller saves, reports and may stop at any of them."""
-    world, batch = learner.world, learner.config.batch
+    world, batch, accumulate = learner.world, learner.config.batch, learner.config.accumulate
     probe = probe_indices(len(val), config.probe)
     for epoch in range(learner.progress.epoch, learner.config.epochs):
         start = time.perf_counter()
         metrics = learner.train_epoch(
-            train_batches(train, learner.model, batch=batch, seed=learner.seed, epoch=epoch, rank=world.rank, world=world.size), epoch
+            train_batches(
+                train, learner.model, batch=batch, seed=learner.seed, epoch=epoch, rank=world.rank, world=world.size, accumulate=accumulate
+            ),
+            epoch,
         )
         before = time.perf_counter()
         sums = learner.evaluate(eval_batches(val, learner.model, batch=config.batch, rank=world.rank, world=world.size), config.threshold)
@@ -327,6 +334,7 @@ def fit(learner: Learner, train: Items, val: Items, config: EvalConfig = EvalCon
         learner.progress.epoch = epoch + 1
         metrics |= {
             "epoch": epoch + 1,
+            "train/workers": world.size,
             "val/mIoU_best": learner.progress.best,
             "time/val_s": time.perf_counter() - before,
             "time/epoch_s": time.perf_counter() - start,

@@ -97,7 +97,7 @@ class Masker:
     def passes(self, model, x, batch, epoch: int):
         """The passes of a training step on x = model.normalise(batch.image), in order; send each one's (logits, features or None) back.
 
-        batch: tokens, token_mask, item, real, mask as aml.data.Batch names them.
+        batch: tokens, token_mask, item, real, mask, valid as aml.data.Batch names them.
         """
         config = self.config
         clean = Pass(x, batch.tokens, batch.token_mask, 1.0)
@@ -117,8 +117,8 @@ class Masker:
                 reuse = config.source if self._looks and config.source != "prediction" and not model.fuses else None
                 logits, features = yield clean._replace(weight=config.clean_weight, last=False, upto=reuse)
             mask = self(
-                model, x, batch.tokens, batch.token_mask, epoch=epoch, item=batch.item, real=batch.real, target=batch.mask, logits=logits,
-                features=features,
+                model, x, batch.tokens, batch.token_mask, epoch=epoch, item=batch.item, real=batch.real, target=batch.mask, valid=batch.valid,
+                logits=logits, features=features,
             )  # fmt: skip
             shown, visible = self.view(x, mask)
             counted = ~self._spread(mask) if config.level == "loss" else None
@@ -139,11 +139,13 @@ class Masker:
         return self.config.mode == "aml" or (self.config.mode == "random" and self.config.rate == "match")
 
     @torch.no_grad()
-    def __call__(self, model, x, tokens, token_mask, *, epoch: int, item, real=None, target=None, logits=None, features=None, probe=False) -> Mask:
+    def __call__(
+        self, model, x, tokens, token_mask, *, epoch: int, item, real=None, target=None, valid=None, logits=None, features=None, probe=False
+    ) -> Mask:
         """Decide what is hidden of x (B, C, H, W) normalised in this epoch; model is the bare module, never a DDP wrapper.
 
         item (B,) int64 keys the draws; real (B, 4) the picture inside its letterbox, None: all of it; target (B, H, W) bool is read
-        with protect_target, balance_target and learned projections only; logits (B, h, w) and features: of a clean pass already made,
+        with protect_target, balance_target and learned projections only; valid (B,) bool: False for padding, which calibrates nothing; logits (B, h, w) and features: of a clean pass already made,
         then no stage 1 is run. probe runs stage 1 and the draws of any mode whatever the epoch, without calibrating: for diagnostics.
         """
         config, height, width = self.config, x.shape[2], x.shape[3]
@@ -156,7 +158,7 @@ class Masker:
             return Mask(nothing, nothing, Blocks(count.new_zeros(count.shape), count), None, pixels)
         looks = self._looks or probe
         alignment = (
-            self.align(model, x, tokens, token_mask, real, logits, features, None if probe else target, calibrate=not probe) if looks else None
+            self.align(model, x, tokens, token_mask, real, logits, features, None if probe else target, valid, calibrate=not probe) if looks else None
         )
         blocks = to_blocks(alignment.map, pixels, self.block) if looks else Blocks(count.new_zeros(count.shape), count)
         if (self.calibrating and self._looks) or config.mode in ("off", "two_pass"):
@@ -165,7 +167,7 @@ class Masker:
         weak, hidden = self._draw(blocks, count > 0, on_target, alignment, pixels, epoch, item)
         return Mask(hidden.view_as(nothing), weak.view_as(nothing), blocks, alignment, pixels)
 
-    def align(self, model, x, tokens, token_mask, real, logits=None, features=None, target=None, *, calibrate=False) -> Alignment:
+    def align(self, model, x, tokens, token_mask, real, logits=None, features=None, target=None, valid=None, *, calibrate=False) -> Alignment:
         """Stage 1: dropout off, no gradient, no deeper than the source needs, at stage1_scale, unless logits or features are at hand.
 
         With calibrate it also sets the automatic scale and trains learned projections (on target (B, H, W) bool).
@@ -185,23 +187,24 @@ class Masker:
             grid = features.visual.shape[2:]
             real_patches = _real_cells(real, x.shape[2:], grid)
             with torch.autocast(x.device.type, enabled=False):  # thresholds compare small differences: float32 throughout
-                scores = self._scores(features, real_patches, target, calibrate)
+                scores = self._scores(features, real_patches, target, valid, calibrate)
         low = scores.masked_fill(~real_patches, math.inf).amin(1)
         high = scores.masked_fill(~real_patches, -math.inf).amax(1)
         return Alignment(scores.unflatten(1, grid), high - low >= FLAT)
 
-    def _scores(self, f, real_patches, target, calibrate: bool):
+    def _scores(self, f, real_patches, target, valid, calibrate: bool):
         """Features to scores (B, N)."""
         config = self.config
         kept = {"all": torch.ones_like(f.words), "words": f.words, "words+pooled": f.words | f.pooled}[config.tokens]
         visual, text = f.visual.float(), f.text.float()
+        counted = torch.ones(len(kept), 1, dtype=torch.bool, device=kept.device) if valid is None else valid[:, None]
         if calibrate and target is not None:
             cover = F.adaptive_avg_pool2d(target[:, None].float(), visual.shape[2:]).flatten(1)
-            self.projections.learn(visual, text, kept, real_patches, cover, self.mean_over_ranks)
+            self.projections.learn(visual, text, kept, real_patches & counted, cover, self.mean_over_ranks)
         w_i, w_t, b_t = self.projections.of(visual, text)
         s = similarity(visual.flatten(2).mT, text, normalise=config.normalise, w_i=w_i, w_t=w_t, b_t=b_t)
         if calibrate and self.calibrating:
-            self.log_scales.append(math.log(solve_scale(s, kept, self.mean_over_ranks)))
+            self.log_scales.append(math.log(solve_scale(s, kept & counted, self.mean_over_ranks)))
         return patch_scores(self.scale * s, config.score, kept, f.pooled, real_patches)
 
     def hide(self, x, mask: Mask) -> torch.Tensor:

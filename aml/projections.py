@@ -97,7 +97,7 @@ class Learned(nn.Module):
         best = s.masked_fill(~kept[:, None], -1e4).amax(-1)
         logits = self.log_temperature.exp() * best.clamp(min=-10) + self.bias
         each = F.binary_cross_entropy_with_logits(logits, cover, reduction="none")
-        loss = (each * real).sum() / real.sum().clamp(min=1)
+        loss = (each * real).sum() / mean_over_ranks(real.sum().float()).clamp(min=1)  # ranks may hold different numbers of patches
         optimizer = self._optimizer()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -6,7 +6,6 @@ Hours and cost are known in advance only by the pace of the epochs so far: what 
 they are used up stops at the end of its epoch.
 """
 
-import statistics
 import time
 from dataclasses import asdict, dataclass
 
@@ -156,22 +155,21 @@ class Meter:
 
     def spent(self) -> dict:
         """Seconds of wall clock and of all trials together, of earlier attempts too."""
-        now, since = time.time(), self.sweep.since
-        live = sum(now - since[t] for t in self.sweep.plan.live if t in since)
+        now = time.time()
+        live = sum(now - t.since for t in self.sweep.live.values() if t.since)
         attempt = {"seconds": now - self.begun, "trial_seconds": self.ended_s + live}
         return {k: round(self.before[k] + v, 2) for k, v in attempt.items()}
 
     def use(self) -> Use:
-        plan, spent, seconds = self.sweep.plan, self.spent(), self.sweep.board.seconds[-50:]
-        under_way = [(plan.parse(t)[0], max(self.sweep.histories.get(t, {}), default=0)) for t in plan.live]
-        under_way += [(t.arm, 0) for t in plan.waiting]
+        plan, spent = self.sweep.plan, self.spent()
+        under_way = [(t.spec.arm, max(t.history, default=0)) for t in self.sweep.live.values()] + [(t.arm, 0) for t in plan.waiting]
         return Use(
             trials=plan.started,
-            epochs=sum(r["epochs"] for r in plan.records.values()) + sum(done for _, done in under_way),
+            epochs=plan.epochs_trained + sum(done for _, done in under_way),
             pending=sum(max(0, plan.epochs[arm] - done) for arm, done in under_way),
             hours=spent["seconds"] / 3600,
             trial_hours=spent["trial_seconds"] / 3600,
-            epoch_s=statistics.median(seconds) if seconds else 0,
+            epoch_s=self.sweep.pace.epoch_s,
             concurrent=self.sweep.placement.concurrent,
             price=hourly(self.sweep.experiment.resources),
         )

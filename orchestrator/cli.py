@@ -421,6 +421,17 @@ def bench_trial(
     say(json.dumps(bench.measure_trial(epochs=epochs, distributed=as_is, say=say)))
 
 
+@bench_app.command("scale")
+def bench_scale(
+    trials: Annotated[list[int] | None, typer.Option(help="Trials of a sweep; repeat it for several sizes. Default: 100, 1000 and 10000.")] = None,
+    method: Annotated[str, typer.Option(help="grid, random or tpe.")] = "random",
+) -> None:
+    """Bookkeeping of sweeps of many trivial trials, without Ray and without a store behind MLflow's queue: time, memory, MLflow calls."""
+    from orchestrator import scale
+
+    say(json.dumps(scale.measure(trials or [100, 1000, 10000], method, say=say)))
+
+
 def parameters(name: str, arguments: list[str]) -> dict:
     """What a command's arguments mean, without running it. Usage errors are the command's own."""
     command = typer.main.get_command(app).commands[name]

@@ -13,6 +13,9 @@ from orchestrator.config import Experiment
 DRIVER_CPUS = 0.01
 """What the driver process of a distributed trial asks for: it only waits."""
 
+DATA = "data"
+"""The custom resource of nodes that are there to read and decode (`ray start --resources '{"data": 1}'`)."""
+
 
 def settle_environment() -> None:
     """Ray's switches, before its first import. Nothing phones home; trials keep the folder they were started in."""
@@ -63,16 +66,24 @@ def quiet_tune() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def capacity() -> dict[str, float]:
-    """CPUs and GPUs of the cluster, or of this machine where no Ray runs yet."""
+def capacity() -> list[dict[str, float]]:
+    """What each node of the cluster holds, or this machine where no Ray runs yet: {"CPU", "GPU", "memory" in bytes}."""
     import ray
 
     if ray.is_initialized():
-        found = ray.cluster_resources()
-        return {"CPU": found.get("CPU", 0), "GPU": found.get("GPU", 0)}
+        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return [{name: found.get(name, 0) for name in ("CPU", "GPU", "memory")} for found in alive]
     import torch
 
-    return {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return [{"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count(), "memory": 0.7 * physical}]  # Ray keeps the rest for its object store
+
+
+def data_tasks() -> dict:
+    """What tasks that read and decode ask for besides CPUs: a place on the nodes started for them, where the cluster has any."""
+    import ray
+
+    return {"resources": {DATA: 0.001}} if ray.cluster_resources().get(DATA) else {}
 
 
 @dataclass(frozen=True)
@@ -80,27 +91,48 @@ class Placement:
     """How many trials run at a time, and why."""
 
     concurrent: int
-    cpus: float
-    """Of one trial."""
-    gpus: float
+    resources: dict[str, float]
+    """Of one worker, as Ray takes them."""
     arithmetic: str
 
 
-def place(experiment: Experiment, have: dict[str, float], *, sweep: bool = True) -> Placement:
+def of_worker(resources) -> dict[str, float]:
+    """What one worker asks Ray for: CPU, and GPU and memory (bytes) where it wants any."""
+    wanted = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker, "memory": (resources.memory_gb or 0) * 2**30}
+    return {name: amount for name, amount in wanted.items() if amount}
+
+
+def slots(node: dict[str, float], wanted: dict[str, float]) -> int:
+    """Workers that fit on a node. A part of a GPU lies on one GPU: of two GPUs, each holds one worker of 0.6."""
+
+    def whole(have: float, want: float) -> int:
+        return int(have / want + 1e-9)  # 1 // 0.1 is 9
+
+    fits = [whole(node[name], want) for name, want in wanted.items() if name != "GPU" or want >= 1]
+    share = wanted.get("GPU", 1)
+    return min(fits + ([int(node["GPU"]) * whole(1, share)] if share < 1 else []))
+
+
+def place(experiment: Experiment, nodes: list[dict[str, float]], *, sweep: bool = True) -> Placement:
     """Trials of a sweep, or the one run of `train`, that fit side by side. UserError, with the sum, where not even one does."""
     r = experiment.resources
     driver = DRIVER_CPUS if sweep and not r.light else 0.0
-    cpus, gpus = r.workers * r.cpus_per_worker + driver, r.workers * r.gpus_per_worker
-    sum_ = f"{r.workers} worker(s) x {r.cpus_per_worker:g} CPU" + (f" + {driver:g} for the driver" if driver else "") + f" = {cpus:g} CPU"
-    if gpus:
-        sum_ += f" and {r.workers} x {r.gpus_per_worker:g} = {gpus:g} GPU"
-    if cpus > have["CPU"] or gpus > have["GPU"]:
+    workers, wanted = r.min_workers or r.workers, of_worker(r)
+    cpus = workers * r.cpus_per_worker + driver
+    total = {name: sum(node[name] for node in nodes) for name in ("CPU", "GPU", "memory")}
+    fits = min(sum(slots(node, wanted) for node in nodes) // workers, int(total["CPU"] / cpus + 1e-9))
+    needs = f"{workers} worker(s) x {r.cpus_per_worker:g} CPU" + (f" + {driver:g} for the driver" if driver else "") + f" = {cpus:g} CPU"
+    has = f"{total['CPU']:g} CPU and {total['GPU']:g} GPU"
+    if r.gpus_per_worker:
+        needs += f" and {workers} x {r.gpus_per_worker:g} = {workers * r.gpus_per_worker:g} GPU"
+    if r.memory_gb:
+        needs += f" and {workers} x {r.memory_gb:g} = {workers * r.memory_gb:g} GiB"
+        has += f" and {total['memory'] / 2**30:.1f} GiB for workers"
+    has += f" on {len(nodes)} nodes" if len(nodes) > 1 else ""
+    if not fits:
         raise UserError(
-            f"one {'trial' if sweep else 'run'} needs {sum_}, but the cluster has {have['CPU']:g} CPU and {have['GPU']:g} GPU; "
-            "lower resources.workers, cpus_per_worker or gpus_per_worker, or add nodes"
+            f"one {'trial' if sweep else 'run'} needs {needs}, but the cluster has {has}, and a worker lies on one node; "
+            f"lower {'resources.min_workers' if r.min_workers else 'resources.workers'}, cpus_per_worker, gpus_per_worker or memory_gb, or add nodes"
         )
-    fits = int(have["CPU"] // cpus) if not gpus else int(min(have["CPU"] // cpus, have["GPU"] // gpus + 1e-9))
-    limit = experiment.search.max_concurrent or fits
-    concurrent = max(1, min(fits, limit))
-    text = f"a trial needs {sum_}; the cluster has {have['CPU']:g} CPU and {have['GPU']:g} GPU: {fits} fit, {concurrent} run at a time"
-    return Placement(concurrent, cpus, gpus, text)
+    concurrent = max(1, min(fits, experiment.search.max_concurrent or fits))
+    return Placement(concurrent, wanted, f"a trial needs {needs}; the cluster has {has}: {fits} fit, {concurrent} run at a time")

@@ -4,6 +4,7 @@ A key nobody knows is refused with the nearest known one; a value that cannot me
 The resolved experiment names its run: <name>-<8 hex of settings, data fingerprint and code version>.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -173,8 +174,13 @@ class ResourcesConfig:
     """What a run or a trial gets."""
 
     workers: int = 1
+    min_workers: int | None = None
+    """`train` goes on with as few as these where more do not fit, and takes the others up again; null: always `workers`. Batch, order and
+    schedule stay those of the global batch."""
     cpus_per_worker: float = 1
     gpus_per_worker: float = 0
+    memory_gb: float | None = None
+    """Memory a worker asks Ray for, GiB, so that no more of them share a node than it holds; null: not counted."""
     driver: str = "auto"
     """auto: trials of one worker are light (inside the Tune process), others use Ray Train. light, train: force it."""
     max_failures: int = 2
@@ -197,8 +203,18 @@ class ResourcesConfig:
             raise UserError(f"resources: price_per_gpu_hour {self.price_per_gpu_hour}, price_per_cpu_hour {self.price_per_cpu_hour}; give 0 or more")
         if self.trial_timeout_s is not None and self.trial_timeout_s <= 0:
             raise UserError(f"resources.trial_timeout_s is {self.trial_timeout_s}; it must lie above 0, or be null for no limit")
+        if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
+            raise UserError(f"resources.min_workers is {self.min_workers}; give 1 to {self.workers}, which is resources.workers, or null")
+        if self.memory_gb is not None and self.memory_gb <= 0:
+            raise UserError(f"resources.memory_gb is {self.memory_gb}; it must be above 0, or null to leave memory uncounted")
+        if self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
+            raise UserError(f"resources.gpus_per_worker is {self.gpus_per_worker}; give a part of one GPU or a whole number of them")
         if self.driver == "light" and self.workers > 1:
             raise UserError(f"resources.driver light runs one worker, but resources.workers is {self.workers}; use driver train or workers 1")
+
+    @property
+    def elastic(self) -> bool:
+        return self.min_workers is not None and self.min_workers < self.workers
 
     @property
     def light(self) -> bool:
@@ -244,12 +260,7 @@ class Experiment:
             raise UserError(f"name is {self.name!r}; use letters, digits, '_', '.' and '-', at most 61 of them: it names folders and runs")
         if self.seed < 0:
             raise UserError(f"seed is {self.seed}; it must be 0 or more")
-        share = self.resources.workers * self.train.accumulate
-        if self.train.batch % share:
-            raise UserError(
-                f"train.batch {self.train.batch} does not divide into {self.resources.workers} workers x {self.train.accumulate} micro-steps; "
-                f"choose a multiple of {share}"
-            )
+        self.train.check_workers(self.resources.workers)
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -425,13 +436,19 @@ def _plain(tree, where: str) -> dict:
 
 def _build(cls, tree: dict, where: str):
     """A dataclass out of a mapping, nested ones too; types are checked, never guessed."""
-    hints, values = get_type_hints(cls), {}
+    hints, values = _hints(cls), {}
     for f in fields(cls):
         if f.name in tree:
             values[f.name] = _value(hints[f.name], tree[f.name], f"{where}{f.name}")
         elif f.default is f.default_factory:  # both MISSING: no default
             raise UserError(f"{where}{f.name} is missing; set it")
     return cls(**values)
+
+
+@functools.cache
+def _hints(cls) -> dict:
+    """Types of a dataclass's fields; resolving them takes longer than all the checking, and a sweep builds thousands of experiments."""
+    return get_type_hints(cls)
 
 
 def _value(hint, value, where: str):

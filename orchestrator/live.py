@@ -1,19 +1,20 @@
 """A sweep as it runs: a table that stays on a terminal, plain lines elsewhere."""
 
-import statistics
+import collections
 import sys
 
-from orchestrator import budget
-from orchestrator.config import Experiment
+SHOWN = 30
+"""Rows of the table: trials under way, and the last that ended."""
 
 
 class Board:
     """Trials under way and finished; told by the sweep."""
 
-    def __init__(self, plan, experiment: Experiment, concurrent: int, say):
-        self.plan, self.experiment, self.concurrent, self.say = plan, experiment, concurrent, say
+    def __init__(self, plan, pace, say):
+        self.plan, self.pace, self.say = plan, pace, say
         self.rows: dict[str, dict] = {}
-        self.seconds: list[float] = []
+        """Of trials under way."""
+        self.over_rows: collections.deque[dict] = collections.deque(maxlen=SHOWN)
         self.live = None
 
     def open(self) -> None:
@@ -29,7 +30,6 @@ class Board:
 
     def heard(self, facts: dict, epoch: dict) -> None:
         self.rows[facts["trial"]] = facts | {"state": "training"} | epoch
-        self.seconds.append(epoch["time/epoch_s"])
         if self.live is None:
             e, m = self.plan.epochs[facts["arm"]], epoch
             self.say(
@@ -39,7 +39,8 @@ class Board:
         self._show()
 
     def over(self, record: dict) -> None:
-        self.rows.setdefault(record["trial"], dict(record))["state"] = record["state"]
+        row = self.rows.pop(record["trial"], None) or dict(record)
+        self.over_rows.append(row | {"state": record["state"]})
         if self.live is None or record["state"] == "failed":
             how = {"done": "done", "stopped": f"stopped by {record['stopped_by']}", "failed": f"FAILED: {record['error']}"}[record["state"]]
             self.say(
@@ -47,16 +48,15 @@ class Board:
             )
         self._show()
 
+    def under_way(self) -> dict[str, int]:
+        """Epochs that the live trials of each arm have trained."""
+        trained = collections.Counter()
+        for row in self.rows.values():
+            trained[row["arm"]] += row["epoch"]
+        return trained
+
     def left(self) -> str:
-        """Time and money left at the pace so far; an upper bound while ASHA or a budget may still stop trials."""
-        if not self.seconds:
-            return ""
-        price = budget.hourly(self.experiment.resources)
-        gone = sum(self.plan.epochs[r["arm"]] for r in self.plan.records.values())
-        rest = self.plan.total_epochs - gone - sum(r.get("epoch", 0) for r in self.rows.values() if r["state"] == "training")
-        seconds = max(0, rest) * statistics.median(self.seconds[-50:]) / self.concurrent
-        cost = f", cost <= {budget.money(seconds * self.concurrent / 3600 * price)}" if price else ""
-        return (f"<= {seconds / 60:.0f} min left" if seconds > 90 else f"<= {seconds:.0f} s left") + cost
+        return self.pace.left(self.under_way())
 
     def close(self) -> None:
         if self.live:
@@ -74,8 +74,7 @@ class Board:
         table = Table(title=f"{len(self.plan.records)} of {self.plan.total} trials finished  {self.left()}", title_justify="left")
         for name in ("trial", "arm", "tau", "rho", "seed", "epoch", "loss", "mIoU", "oIoU", "state"):
             table.add_column(name, justify="left" if name in ("trial", "arm", "state") else "right")
-        shown = sorted(self.rows.values(), key=lambda r: (r["state"] == "training", r["trial"]))[-30:]
-        for r in shown:
+        for r in [*self.over_rows, *self.rows.values()][-SHOWN:]:
             numbers = [f"{r[k]:.4f}" if r.get(k) is not None else "" for k in ("train/loss", "val/mIoU", "val/oIoU")]
             table.add_row(r["trial"], r["arm"], f"{r['tau']:g}", f"{r['rho']:.3g}", str(r["seed"]), str(r.get("epoch", "")), *numbers, r["state"])
         return table

@@ -240,7 +240,8 @@ def _save_model(target: Path, checkpoint: Path, config: dict, model) -> None:
 class Server:
     """One experiment in an MLflow store, for one run folder. Every method may raise whatever MLflow raises."""
 
-    def __init__(self, uri: str, experiment: str, root: Path, folder: Path):
+    def __init__(self, uri: str, experiment: str, root: Path, folder: Path, client=None):
+        """client: what is spoken to; by default MLflow's own on `uri`."""
         place = None
         if not uri.startswith("http"):
             place = (root.absolute() / "artifacts").as_uri()
@@ -252,7 +253,7 @@ class Server:
         self.folder = folder
         # Two that make the tables, or the experiment, at once: one of them would be told that the store cannot be used.
         with locks.alone(file.parent) if uri.startswith("sqlite:///") else nullcontext():
-            self.client = connect(uri)
+            self.client = client or connect(uri)
             found = self.client.get_experiment_by_name(experiment)
             if found is not None and found.lifecycle_stage != "active":
                 raise UserError(f"the experiment {experiment!r} was deleted there; restore it or choose another name")

@@ -40,7 +40,11 @@ class Trial:
 
     def describe(self, base: Experiment) -> dict:
         """What the ledger and MLflow know a trial by: arm, stage, seed, tau, rho, and the leaves that vary."""
-        tau, rho = self.experiment(base).aml.coordinates
+        return self.facts(self.experiment(base))
+
+    def facts(self, experiment: Experiment) -> dict:
+        """`describe` for the trial's own experiment, which takes milliseconds to build."""
+        tau, rho = experiment.aml.coordinates
         others = {k: v for k, v in self.overrides.items() if k not in ("aml.tau", "aml.rho")}
         return {
             "trial": self.id,
@@ -65,9 +69,17 @@ class Plan:
         widest = max(len(s) for s in self.settings.values())
         self.per_arm = search.trials or widest * search.seeds.search
         self.studies = {arm: Study(experiment, arm) for arm in search.arms} if search.method == "tpe" else {}
+        self.arms = {slugify(arm): arm for arm in search.arms}
+        self.order = {arm: np.random.default_rng(experiment.seed).permutation(len(s)) for arm, s in self.settings.items()}
         self.records: dict[str, dict] = {}
+        self.ended = {arm: {"search": 0, "confirm": 0} for arm in search.arms}
+        self.epochs_left = {arm: n * (self.per_arm + search.seeds.confirm) for arm, n in self.epochs.items()}
+        """Of the trials that have not ended, by arm, were none stopped."""
+        self.epochs_trained = 0
+        """By the trials that have ended."""
         self.live: set[str] = set()
-        self.waiting = [t for t in started if t.id not in {r["trial"] for r in records}]
+        known = {r["trial"] for r in records}
+        self.waiting = [t for t in started if t.id not in known]
         self.handed = {arm: {"search": 0, "confirm": 0} for arm in search.arms}
         self.gate: Callable[[str, str], str] = lambda stage, arm: ""
         """(search | confirm | running, arm) -> why no such trial may start, or run on, now."""
@@ -134,6 +146,9 @@ class Plan:
         """A trial has ended: done, stopped or failed."""
         self.live.discard(record["trial"])
         self.records[record["trial"]] = record
+        self.ended[record["arm"]][record["stage"]] += 1
+        self.epochs_left[record["arm"]] -= self.epochs[record["arm"]]
+        self.epochs_trained += record["epochs"]
         if record["arm"] in self.studies and record["stage"] == "search":
             value = value_of(record, self.experiment.search.metric)
             self.studies[record["arm"]].tell(record, None if value is None else self.sign * value)
@@ -165,7 +180,7 @@ class Plan:
     def parse(self, trial_id: str) -> tuple[str, str, int]:
         """arm, stage, index out of a trial's id."""
         slug, stage, index = trial_id.rsplit("-", 2)
-        return next(a for a in self.experiment.search.arms if slugify(a) == slug), stage, int(index)
+        return self.arms[slug], stage, int(index)
 
     def _next_search(self, peek: bool) -> Trial | None:
         arm = min(self.experiment.search.arms, key=lambda a: self.handed[a]["search"])
@@ -189,22 +204,24 @@ class Plan:
             return fold(self.experiment, arm, sample(search.space, [self.experiment.seed, index])), 0
         settings = self.settings[arm]
         if self.per_arm < len(settings):
-            order = np.random.default_rng(self.experiment.seed).permutation(len(settings))
-            return settings[order[index]], 0
+            return settings[self.order[arm][index]], 0
         return settings[index % len(settings)], index // len(settings)
 
     def _next_confirmation(self) -> Trial | None:
         wanted = self.experiment.search.seeds.confirm
         for arm in sorted(self.experiment.search.arms, key=lambda a: self.handed[a]["confirm"]):  # in turn: a budget may end it
             index = self.handed[arm]["confirm"]
-            searched = [r for r in self.records.values() if r["arm"] == arm and r["stage"] == "search"]
-            over = self.closed or len(searched) >= self.per_arm
+            over = self.closed or self.ended[arm]["search"] >= self.per_arm
             if index < wanted and over and (best := self.best(arm)) is not None:
                 self.refused = self.gate("confirm", arm)
                 if self.refused:
                     continue
                 return Trial(f"{slugify(arm)}-confirm-{index:03d}", arm, "confirm", self.experiment.seed + CONFIRM_SEEDS + index, best)
         return None
+
+
+TPE_BEST, TPE_KEPT = 25, 300
+"""TPE reads all trials for each suggestion. Its good ones are at most the best 25 (Optuna's default), so those and the latest are enough."""
 
 
 class Study:
@@ -216,7 +233,9 @@ class Study:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.arm, self.optuna = arm, optuna
         self.space = {k: _distribution(v) for k, v in experiment.search.space.items() if k in fold(experiment, arm, experiment.search.space)}
-        self.study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=experiment.seed, n_startup_trials=4))
+        self.sampler = optuna.samplers.TPESampler(seed=experiment.seed, n_startup_trials=4)
+        self.study = optuna.create_study(direction="maximize", sampler=self.sampler)
+        self.told = 0
         self.asked: dict[str, object] = {}
 
     def ask(self, trial_id: str) -> dict:
@@ -224,7 +243,7 @@ class Study:
         return dict(trial.params)
 
     def tell(self, record: dict, value: float | None) -> None:
-        """Also of trials another process asked for: then the study learns of them as they are."""
+        """Also of trials that this study was not asked for: it learns of them as they are."""
         state = self.optuna.trial.TrialState
         trial = self.asked.pop(record["trial"], None)
         if trial is not None:
@@ -232,6 +251,18 @@ class Study:
         elif value is not None:
             params = {k: v for k, v in record["overrides"].items() if k in self.space}
             self.study.add_trial(self.optuna.trial.create_trial(params=params, distributions=self.space, value=value))
+        self.told += 1
+        if self.told >= 2 * TPE_KEPT:
+            self._thin()
+
+    def _thin(self) -> None:
+        """A new study of the best and the latest trials; what is still asked for will be told to it as another's."""
+        done = self.study.get_trials(deepcopy=False, states=[self.optuna.trial.TrialState.COMPLETE])
+        best = sorted(done[:-TPE_KEPT], key=lambda t: -t.value)[:TPE_BEST]
+        self.study = self.optuna.create_study(direction="maximize", sampler=self.sampler)
+        self.study.add_trials([*best, *done[-TPE_KEPT:]])
+        self.told = TPE_BEST + TPE_KEPT
+        self.asked.clear()
 
 
 def distinct_settings(experiment: Experiment, arm: str) -> list[dict]:
@@ -306,6 +337,8 @@ def slugify(arm: str) -> str:
 def check(experiment: Experiment) -> None:
     """Refuse, before anything starts, a sweep any of whose corners could not train."""
     search = experiment.search
+    if experiment.resources.elastic:
+        raise UserError("resources.min_workers is for `train`: a sweep's trials must not compete for workers; leave it out and set resources.workers")
     budget.check(search.budget, len(search.arms), experiment.train.epochs, budget.hourly(experiment.resources))
     corners = {k: v if isinstance(v, list) else [v["low"], v["high"]] for k, v in search.space.items()}
     for arm in search.arms:

@@ -21,6 +21,7 @@ import numpy as np
 from aml.data import UnreadableImage, block_of, decode_image, decode_row
 from aml.errors import UserError
 from aml.refer import read_refer, split_counts, vocabulary
+from orchestrator import cluster
 from orchestrator.config import SynthConfig
 
 MARKER = "_COMPLETE.json"
@@ -322,8 +323,10 @@ def decode(store: Store, splits: set[str], size: int, fit: str, *, leave: dict[s
 
     check_files(store)
     files = [store.join(name) for name in manifest(store)["files"]]
-    rows = ray.data.read_parquet(files, filesystem=store.fs).select_columns(["splits", "jpeg", "meta"])
-    decoded = rows.map_batches(_decode, fn_kwargs={"splits": splits, "size": size, "fit": fit, "leave": leave or {}}, batch_size=64).materialize()
+    where = cluster.data_tasks()
+    rows = ray.data.read_parquet(files, filesystem=store.fs, ray_remote_args=where).select_columns(["splits", "jpeg", "meta"])
+    how = {"splits": splits, "size": size, "fit": fit, "leave": leave or {}}
+    decoded = rows.map_batches(_decode, fn_kwargs=how, batch_size=64, **where).materialize()
     return Shared(tuple(entry.ref for bundle in decoded.iter_internal_ref_bundles() for entry in bundle.blocks if entry.metadata.num_rows))
 
 

@@ -69,7 +69,7 @@ class _Calls:
 
     def __init__(self, folder: Path, uri: str | None, experiment: str, root: Path):
         self.folder, self.root, self.experiment = Path(folder), Path(root), experiment
-        self._open: set[str] = set()
+        self._opened: set[str] = set()
 
     def _put(self, op: str, key: str, **fields) -> None:
         raise AssertionError("a tracker defines where its operations go")
@@ -79,7 +79,7 @@ class _Calls:
         before."""
         if parent == key:
             raise ValueError(f"run {key!r} cannot be its own parent")
-        self._open.add(key)
+        self._opened.add(key)
         self._put("run", key, name=name, parent=parent, params=_texts(params), tags=_texts(tags), host=socket.gethostname(), pid=os.getpid())
 
     def metrics(self, key: str, step: int, values: dict[str, float | None], time_ms: int | None = None) -> None:
@@ -116,11 +116,11 @@ class _Calls:
     def end(self, key: str, status: str = "FINISHED", tags: dict | None = None) -> None:
         if status not in ENDINGS:
             raise ValueError(f"a run ends as one of {', '.join(ENDINGS)}, not {status!r}")
-        self._open.discard(key)
+        self._opened.discard(key)
         self._put("end", key, status=status, tags=_texts(tags))
 
     def _end_open(self) -> None:
-        for key in sorted(self._open):
+        for key in sorted(self._opened):
             self.end(key, "KILLED", {"stopped_by": "interrupted"})
 
 
@@ -325,7 +325,7 @@ class Tracker(_Calls):
             window: list[dict] = []
             try:
                 if self._server is None:
-                    self._connected(Server(self.uri, self.experiment, self.root, self.folder))
+                    self._connected(self._open())
                 self._server.renew()
                 if not self._reconciled and not (self._todo and self._todo[0]["old"]):
                     self._server.reconcile()
@@ -357,7 +357,10 @@ class Tracker(_Calls):
                 window.append(op)
             return window
 
-    def _connected(self, server: "Server") -> None:
+    def _open(self) -> Server:
+        return Server(self.uri, self.experiment, self.root, self.folder)
+
+    def _connected(self, server: Server) -> None:
         with self._cond:
             self._server = server
             self._cond.notify_all()

@@ -28,6 +28,7 @@ def worker_loop(config: dict) -> None:
     experiment = from_dict(config["experiment"])
     world, device = ray.train.get_context().get_world_size(), ray.train.torch.get_device()
     torch.set_num_threads(max(1, int(experiment.resources.cpus_per_worker)))
+    trial.keep_to_share(experiment.resources.gpus_per_worker, device)
 
     def wrap(model):
         ids = [device] if device.type == "cuda" else None
@@ -61,7 +62,9 @@ def make_trainer(experiment: Experiment, shared: Shared, vocabulary: list[str], 
         worker_loop,
         train_loop_config={"experiment": experiment.for_workers(), "shared": shared, "vocabulary": vocabulary, "folder": str(folder), "init": init},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=r.workers, use_gpu=r.gpus_per_worker > 0, resources_per_worker=_per_worker(r.cpus_per_worker, r.gpus_per_worker)
+            num_workers=(r.min_workers, r.workers) if r.elastic else r.workers,
+            use_gpu=r.gpus_per_worker > 0,
+            resources_per_worker=cluster.of_worker(r),
         ),
         run_config=ray.train.RunConfig(
             name=f"attempt-{time.time_ns()}",
@@ -70,10 +73,6 @@ def make_trainer(experiment: Experiment, shared: Shared, vocabulary: list[str], 
             callbacks=list(callbacks),
         ),
     )
-
-
-def _per_worker(cpus: float, gpus: float) -> dict[str, float]:
-    return {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
 
 
 # ---- the driver -----------------------------------------------------------------------------------------------------

@@ -170,6 +170,12 @@ def read_notes(folder: Path) -> list[str]:
     return path.read_text("utf-8").splitlines() if path.exists() else []
 
 
+def keep_to_share(gpus: float, device) -> None:
+    """A worker with a part of a GPU may allocate that part of its memory: one that wants more fails alone, not its neighbours."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(min(1.0, gpus))
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Complete or absent. NotSaved where the disk takes no more."""
     draft = path.with_name(path.name + ".tmp")

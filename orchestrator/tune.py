@@ -6,10 +6,11 @@ on. One Tuner runs both stages: an arm's confirmation starts as soon as that arm
 
 import math
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from aml.learner import vacuous_mask
-from orchestrator import budget, cluster, cost, interrupts, plan, runs, sources, trial
+from orchestrator import budget, cluster, cost, forecast, interrupts, pace, plan, runs, sources, trial
 from orchestrator.config import Experiment, from_dict
 from orchestrator.live import Board
 from orchestrator.shards import Shared
@@ -34,6 +35,7 @@ def light_trial(config: dict, shared: Shared, vocabulary: list[str]) -> None:
     experiment = from_dict(config["experiment"])
     torch.set_num_threads(max(1, int(experiment.resources.cpus_per_worker)))
     device = "cuda" if experiment.resources.gpus_per_worker and torch.cuda.is_available() else "cpu"
+    trial.keep_to_share(experiment.resources.gpus_per_worker, device)
 
     def report(metrics: dict) -> None:
         tune.report(trial.clean(metrics))
@@ -66,7 +68,7 @@ def run(experiment: Experiment, *, resume: str | None = None, fresh: bool = Fals
         say(f"note: {text}")
     if dry_run:
         placement = cluster.place(experiment, cluster.capacity())
-        say(describe_plan(experiment, placement))
+        say(forecast.describe_plan(experiment, placement))
         return 0
     cluster.start()
     placement = cluster.place(experiment, cluster.capacity())
@@ -84,6 +86,8 @@ def run(experiment: Experiment, *, resume: str | None = None, fresh: bool = Fals
         epochs = this.state.get("epochs_by_arm")  # of the first attempt: a machine's seconds may differ today
         epochs = cost.equal_epochs(experiment) if epochs is None else epochs
         this.update(metric=experiment.search.metric, mode=experiment.search.mode, epochs_by_arm=epochs)
+        if "estimate" not in this.state:
+            this.update(estimate=forecast.at_launch(experiment, epochs, placement, say))
         return _search(this, experiment, used, placement, say)
 
 
@@ -115,6 +119,24 @@ def _search(this: runs.Run, experiment: Experiment, used: sources.Sources, place
     return code
 
 
+@dataclass
+class Live:
+    """A trial under way, as the driver knows it."""
+
+    spec: plan.Trial
+    experiment: Experiment
+    """Its own: built once, since checking it takes milliseconds."""
+    facts: dict
+    since: float = 0
+    """Unix time of its start; 0: handed out, not started."""
+    history: dict[int, dict] = field(default_factory=dict)
+    """epoch -> metrics"""
+    sign: float = math.inf
+    """time.monotonic() when it was last heard of; infinite: not started."""
+    noted: int = 0
+    """Notes of its process that have been said."""
+
+
 class Sweep:
     """One sweep's driver: hears every epoch, decides with the schedulers, writes the ledger before Tune is told."""
 
@@ -123,18 +145,14 @@ class Sweep:
         ledger = [r for r in this.ledger() if r["stopped_by"] not in GOES_ON]
         self.plan = plan.Plan(experiment, ledger, unfinished(this.folder), this.state["epochs_by_arm"])
         self.schedulers = {arm: make_scheduler(experiment, epochs) for arm, epochs in self.plan.epochs.items()}
+        self.pace = pace.Pace(self.plan, experiment, placement.concurrent, this.state.get("estimate"))
         for record in ledger:
             self._replay(record)
-        self.trials: dict[str, plan.Trial] = {}
-        self.histories: dict[str, dict[int, dict]] = {}
-        self.since: dict[str, float] = {}
-        self.sign: dict[str, float] = {}
-        """When a trial was last heard of."""
-        self.noted: dict[str, int] = {}
+        self.live: dict[str, Live] = {}
         self.interrupted, self.said = False, False
         self.meter = budget.Meter(self, this.state.get("spent"))
         self.plan.gate = self.meter.gate
-        self.board = Board(self.plan, experiment, placement.concurrent, say)
+        self.board = Board(self.plan, self.pace, say)
         self.varying = {"seed", "aml.tau", "aml.rho", "aml.mode", "aml.preset", "aml.rate", *experiment.search.dimensions}
         tracker.run(PARENT, this.name, params=experiment.params(self.varying), tags=self._tags() | {"sweep": this.name})
         tracker.artifact(PARENT, this.folder / "config.yaml")
@@ -155,9 +173,7 @@ class Sweep:
         self.board.open()
         light = self.experiment.resources.light
         trainable = tune.with_parameters(light_trial if light else distributed_trial, shared=shared, vocabulary=vocabulary)
-        resources = {"CPU": self.placement.cpus} | ({"GPU": self.placement.gpus} if self.placement.gpus else {})
-        if not light:  # the workers have a placement group of their own
-            resources = {"CPU": cluster.DRIVER_CPUS}
+        resources = self.placement.resources if light else {"CPU": cluster.DRIVER_CPUS}  # Train's workers have a placement group of their own
         from orchestrator.tune_seam import Ear, PlanSearcher, SweepScheduler
 
         tuner = tune.Tuner(
@@ -197,20 +213,20 @@ class Sweep:
         spec = self.plan.next()
         if spec is None:
             return None
-        self.trials[spec.id] = spec
         folder = self.run.folder / "trials" / spec.id
         trial.write_atomic(folder / "trial.json", plan.to_json(spec).encode())
         experiment = spec.experiment(self.experiment)
+        self.live[spec.id] = Live(spec, experiment, spec.facts(experiment))
         return {"trial": spec.id, "experiment": experiment.for_workers(), "folder": str(folder)}
 
     def started(self, trial_id: str) -> None:
-        spec = self.trials[trial_id]
-        facts = spec.describe(self.experiment)
-        self.since.setdefault(trial_id, time.time())
-        self.sign[trial_id] = time.monotonic()
-        self.histories.setdefault(trial_id, {})
+        """A trial starts, or starts again after its process was lost."""
+        live = self.live[trial_id]
+        spec, facts = live.spec, live.facts
+        live.since = live.since or time.time()
+        live.sign = time.monotonic()
         self.board.started(facts)
-        flat = spec.experiment(self.experiment).leaves()
+        flat = live.experiment.leaves()
         params = {k: flat[k] for k in self.varying if k in flat and k != "seed"} | facts["params"]
         tags = self._tags() | {"sweep": self.run.name, "trial_id": trial_id, "seed": spec.seed, "arm": spec.arm, "stage": spec.stage}
         name = f"{spec.arm} tau={facts['tau']:g} rho={facts['rho']:g} seed={spec.seed}" + (" confirm" if spec.stage == "confirm" else "")
@@ -218,29 +234,34 @@ class Sweep:
 
     def heard(self, trial_id: str, metrics: dict) -> tuple[str, str] | None:
         """An epoch of a trial.   -> (state, stopped_by) where the trial is over, decided and in the ledger; None: go on."""
-        self.sign[trial_id] = time.monotonic()
+        live = self.live.get(trial_id)
+        if live is None:  # it was on its way when the trial was judged
+            return None
+        live.sign = time.monotonic()
         self._say_notes(trial_id)
         if metrics.get("failed"):
             return self._over(trial_id, "failed", metrics["kind"], metrics["failed"])
         epoch = {k: v for k, v in metrics.items() if k == "epoch" or k.split("/")[0] in OURS}
-        if epoch["epoch"] not in self.histories[trial_id]:
-            self.histories[trial_id][epoch["epoch"]] = epoch
+        if epoch["epoch"] not in live.history:
+            live.history[epoch["epoch"]] = epoch
             first = {self.experiment.search.metric: epoch.get(self.experiment.search.metric)}  # what MLflow's comparison opens with
             self.tracker.metrics(trial_id, epoch["epoch"], first | epoch)
-            self.board.heard(self.trials[trial_id].describe(self.experiment), epoch)
-            if text := vacuous_mask(self.trials[trial_id].experiment(self.experiment).aml, epoch):
+            self.pace.epoch(live.spec.arm, epoch["time/epoch_s"])
+            self.board.heard(live.facts, epoch)
+            if text := self.pace.correction(self.board.under_way(), self.meter.spent()):
+                self.say(text)
+            if text := vacuous_mask(live.experiment.aml, epoch):
                 self.say(f"warning: {trial_id}: {text}")
-        if epoch["epoch"] >= self.plan.epochs[self.trials[trial_id].arm]:
+        if epoch["epoch"] >= self.plan.epochs[live.spec.arm]:
             return self._over(trial_id, "done", "", "")
         if self.interrupted:
             return "stopped", "interrupt"  # not in the ledger: it goes on
         limit = self.experiment.search.time_limit_s
-        if limit and time.time() - self.since[trial_id] > limit:
+        if limit and time.time() - live.since > limit:
             return self._over(trial_id, "stopped", "time", "")
         if self.meter.gate("running", ""):
             return self._over(trial_id, "stopped", "budget", "")
-        spec = self.trials[trial_id]
-        if spec.stage == "search" and self._rung_stops(spec, epoch):
+        if live.spec.stage == "search" and self._rung_stops(live.spec, epoch):
             return self._over(trial_id, "stopped", self.experiment.search.scheduler, "")
         return None
 
@@ -258,7 +279,8 @@ class Sweep:
     def hangs(self, trial_id: str) -> bool:
         """Whether a running trial has been silent for too long: then it has failed, and is to be killed."""
         limit = self.experiment.resources.trial_timeout_s
-        if limit is None or trial_id in self.plan.records or time.monotonic() - self.sign.get(trial_id, math.inf) <= limit:
+        live = self.live.get(trial_id)
+        if limit is None or live is None or time.monotonic() - live.sign <= limit:
             return False
         text = f"no epoch was finished in {limit:g} s (resources.trial_timeout_s), so it was killed; raise that limit if it was only slow"
         self._over(trial_id, "failed", "timeout", text)
@@ -274,20 +296,21 @@ class Sweep:
     # -- inside
 
     def _over(self, trial_id: str, state: str, stopped_by: str, error: str) -> tuple[str, str]:
-        spec = self.trials[trial_id]
+        live = self.live.pop(trial_id)
         folder = self.run.folder / "trials" / trial_id
-        history = trial.read_history(folder) or list(self.histories.get(trial_id, {}).values())
-        record = spec.describe(self.experiment) | {
-            "overrides": spec.overrides,
+        history = trial.read_history(folder) or list(live.history.values())
+        record = live.facts | {
+            "overrides": live.spec.overrides,
             "state": state,
             "stopped_by": stopped_by,
             "error": error,
-            "seconds": round(time.time() - self.since.get(trial_id, time.time()), 2),
+            "seconds": round(time.time() - (live.since or time.time()), 2),
             "epochs": len(history),
             "history": history,
         }
         self.run.append(record)
         self.plan.finished(record)
+        self.pace.ended(record)
         self.meter.ended_s += record["seconds"]
         self.run.update(spent=self.meter.spent())
         for picture in sorted((folder / "pictures").glob("*.png"))[-1:]:
@@ -300,9 +323,9 @@ class Sweep:
 
     def _say_notes(self, trial_id: str) -> None:
         notes = trial.read_notes(self.run.folder / "trials" / trial_id)
-        for text in notes[self.noted.get(trial_id, 0) :]:
+        for text in notes[self.live[trial_id].noted :]:
             self.say(f"note: {trial_id}: {text}")
-        self.noted[trial_id] = len(notes)
+        self.live[trial_id].noted = len(notes)
 
     def _rung_stops(self, spec: plan.Trial, epoch: dict) -> bool:
         scheduler = self.schedulers[spec.arm]
@@ -311,7 +334,10 @@ class Sweep:
         return scheduler.on_trial_result(None, _Stub(spec.id), _for_scheduler(epoch, self.experiment)) == "STOP"
 
     def _replay(self, record: dict) -> None:
-        """Tell the arm's scheduler of a finished trial, so that rungs stand as they stood."""
+        """Tell pace and the arm's scheduler of a finished trial, so that rungs stand as they stood."""
+        for epoch in record["history"]:
+            self.pace.epoch(record["arm"], epoch["time/epoch_s"])
+        self.pace.ended(record)
         scheduler = self.schedulers[record["arm"]]
         if scheduler is None or record["stage"] != "search":
             return
@@ -365,48 +391,6 @@ def unfinished(folder: Path) -> list[plan.Trial]:
     """Trials a killed sweep had started, in the order of their start."""
     found = sorted((folder / "trials").glob("*/trial.json"), key=lambda p: p.stat().st_mtime)
     return [plan.from_json(path.read_text("utf-8")) for path in found]
-
-
-def describe_plan(experiment: Experiment, placement: cluster.Placement) -> str:
-    """What a sweep would do: trials, placement and time."""
-    made, search = plan.Plan(experiment, epochs=cost.equal_epochs(experiment)), experiment.search
-    lines = [f"{experiment.name}: {made.total} trials of {experiment.train.epochs} epochs"]
-    for arm in search.arms:
-        settings = f"{len(made.settings[arm])} setting(s)" if search.method == "grid" else f"sampled by {search.method}"
-        length = "" if made.epochs[arm] == experiment.train.epochs else f", {made.epochs[arm]} epochs each"
-        lines.append(f"  {arm:16} {made.per_arm} search trials over {settings}, then {search.seeds.confirm} confirmation seeds{length}")
-    if search.scheduler == "asha":
-        lines.append(f"  ASHA inside each arm of the search: rungs from epoch {search.asha.grace}, one in {search.asha.reduction} goes on")
-    lines.append(f"placement: {placement.arithmetic}")
-    seconds, price = estimate_epoch_s(experiment), budget.hourly(experiment.resources)
-    longest = max(made.epochs.values())
-    hours, money = budget.estimate(search.budget, made.total, made.total_epochs, longest, seconds, placement.concurrent, price)
-    if limits := search.budget.limits:
-        lines.append("budget: " + ", ".join(f"{value:g} {name}" for name, value in limits.items()) + "; confirmation is kept room for")
-    lines.append(
-        f"time: about {seconds:.1f} s an epoch (measured on this machine just now), so at most {hours * 60:.0f} min ({hours:.2f} h) in all"
-        + (" before ASHA stops trials" if search.scheduler == "asha" else "")
-    )
-    prices = f"{experiment.resources.price_per_gpu_hour:g} a GPU hour and {experiment.resources.price_per_cpu_hour:g} a CPU hour"
-    none = "no prices given (resources.price_per_gpu_hour, resources.price_per_cpu_hour)"
-    lines.append(f"cost: {f'at most {budget.money(money)} at {prices}' if price else none}")
-    lines.append("nothing was started")
-    return "\n".join(lines)
-
-
-def estimate_epoch_s(experiment: Experiment) -> float:
-    """Seconds of an epoch of one worker, from a few steps on noise at this experiment's sizes."""
-    from aml.bench import step_seconds
-
-    used = sources.check(experiment.data, experiment.root)
-    if used is not None:
-        counts = used.manifest["splits"][experiment.data.train_split]
-        n = counts["sentences" if experiment.data.unit == "sentence" else "refs"]
-    else:
-        n = int(experiment.data.synth.images * 0.75 * 2.42)  # train share and refs an image of generated data
-    n = min(n, experiment.data.train_limit or n)
-    samples, seconds = step_seconds(experiment)
-    return n * seconds / samples / experiment.resources.workers
 
 
 def budget_changed(this: runs.Run, experiment: Experiment) -> bool:

@@ -46,7 +46,7 @@ class SweepScheduler(FIFOScheduler):
         self.sweep = sweep
 
     def on_trial_add(self, tune_controller, trial):
-        spec = self.sweep.trials[trial.config["trial"]]
+        spec = self.sweep.live[trial.config["trial"]].spec
         if spec.stage == "search":
             self.sweep.announce(spec.id, spec.arm)
 

@@ -9,6 +9,7 @@ from aml.errors import UserError
 from orchestrator import budget
 from orchestrator.budget import BudgetConfig, Meter, Use, estimate, hourly, refuses, used_up
 from orchestrator.config import from_text
+from orchestrator.pace import Pace
 from orchestrator.plan import Plan, check
 
 
@@ -62,20 +63,21 @@ def test_hours_and_money_of_a_plan():
 
 def simulate(experiment, *, epoch_s=0.0, concurrent=1, before=None):
     """A sweep's plan behind its meter, trial after trial on a clock of its own.   -> plan, meter"""
-    sweep = SimpleNamespace(experiment=experiment, plan=Plan(experiment), since={}, histories={})
-    sweep.board, sweep.placement = SimpleNamespace(seconds=[]), SimpleNamespace(concurrent=concurrent)
+    sweep = SimpleNamespace(experiment=experiment, plan=Plan(experiment), live={}, placement=SimpleNamespace(concurrent=concurrent))
+    sweep.pace = Pace(sweep.plan, experiment, concurrent)
     meter = Meter(sweep, before)
     sweep.plan.gate = meter.gate
     clock = dict(meter.before)
     meter.spent = lambda: clock
     while not sweep.plan.done:
-        while len(sweep.plan.live) < concurrent and sweep.plan.next():
-            pass
-        trial = sorted(sweep.plan.live)[0]
+        while len(sweep.live) < concurrent and (spec := sweep.plan.next()):
+            sweep.live[spec.id] = SimpleNamespace(spec=spec, history={})
+        trial = sorted(sweep.live)[0]
+        del sweep.live[trial]
         arm, stage, _ = sweep.plan.parse(trial)
         facts = {"trial": trial, "arm": arm, "stage": stage, "overrides": {}, "state": "done", "stopped_by": "", "epochs": 10}
         clock = {"seconds": clock["seconds"] + 10 * epoch_s / concurrent, "trial_seconds": clock["trial_seconds"] + 10 * epoch_s}
-        sweep.board.seconds.append(epoch_s)
+        sweep.pace.epoch(arm, epoch_s)
         sweep.plan.finished(facts | {"history": [{"epoch": 10, "val/mIoU": 0.5}]})
     return sweep.plan, meter
 

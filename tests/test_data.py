@@ -11,7 +11,7 @@ from conftest import SIZE
 from PIL import Image
 
 from aml import data
-from aml.data import Items, eval_batches, fit_image, fit_mask, item_key, place, train_batches
+from aml.data import Items, eval_batches, fit_image, fit_mask, item_key, place, rank_part, rank_rows, train_batches
 from aml.errors import UserError
 
 
@@ -181,14 +181,27 @@ def epoch_of(items, model, epoch=0, seed=0, batch=12, rank=0, world=1):
     return list(train_batches(items, model, batch=batch, seed=seed, epoch=epoch, rank=rank, world=world))
 
 
+@pytest.mark.parametrize("batch", [12, 13])
 @pytest.mark.parametrize("world", [2, 3, 4])
-def test_the_ranks_together_take_what_one_would(items, model, world):
-    whole = epoch_of(items["train"], model)
-    ranks = [epoch_of(items["train"], model, rank=r, world=world) for r in range(world)]
-    assert len(whole) == len(items["train"]) // 12
+def test_the_ranks_together_take_what_one_would(items, model, world, batch):
+    whole = epoch_of(items["train"], model, batch=batch)
+    ranks = [epoch_of(items["train"], model, rank=r, world=world, batch=batch) for r in range(world)]
+    assert len(whole) == len(items["train"]) // batch
     for one, *parts in zip(whole, *ranks, strict=True):
-        assert torch.equal(torch.cat([p.item for p in parts]), one.item) and torch.equal(torch.cat([p.image for p in parts]), one.image)
-        assert all(p.total == one.total == 12 for p in parts)
+        assert one.valid.all() and torch.equal(torch.cat([p.item[p.valid] for p in parts]), one.item)
+        assert torch.equal(torch.cat([p.image[p.valid] for p in parts]), one.image)
+        assert all(p.total == one.total == batch for p in parts)
+        assert {len(p.image) for p in parts} == {-(-batch // world)} and max(int((~p.valid).sum()) for p in parts) <= 1
+
+
+@pytest.mark.parametrize(
+    "batch, world, accumulate, rows, parts",
+    [(32, 4, 1, 8, [8, 8, 8, 8]), (10, 3, 1, 4, [3, 3, 4]), (10, 4, 1, 3, [2, 3, 2, 3]), (10, 3, 2, 4, [3, 3, 4]), (10, 2, 4, 8, [5, 5])],
+)
+def test_batches_that_do_not_divide_are_padded_to_equal_rows(batch, world, accumulate, rows, parts):
+    slices = [rank_part(batch, r, world) for r in range(world)]
+    assert [s.stop - s.start for s in slices] == parts and [i for s in slices for i in range(batch)[s]] == list(range(batch))
+    assert rank_rows(batch, world, accumulate) == rows
 
 
 def test_an_epoch_is_a_permutation_of_its_own(items, model):

@@ -1,4 +1,4 @@
-"""Two workers and one, step by step, without Ray: the same batches, losses and validation sums."""
+"""Several workers and one, step by step, without Ray: the same batches, losses and validation sums, also where their number changes."""
 
 import copy
 
@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from aml import checkpoint
 from aml.data import eval_batches, train_batches
 from aml.learner import Learner, TrainConfig, TrainSums
 from aml.masking import Masker, preset
@@ -48,3 +49,43 @@ def test_two_workers_take_the_steps_one_takes(items, make_model, mode, unused_po
     assert first == second == pytest.approx(alone, rel=1e-4)
     assert both[2] == sums[2] == len(items["val"])
     assert both[:2] == pytest.approx(sums[:2], rel=1e-3)
+
+
+def second_epoch(items, model, folder, wrap=None) -> list[float]:
+    """Per-step loss of the global batch in the epoch after the one whose training state lies in `folder`."""
+    masker = Masker(preset(mode="aml", tau=0.5, rho=0.5, stage1_scale=1.0), model=model, image_size=64)
+    learner = Learner(model, masker, optim=OptimConfig(clip=1.0), train=TrainConfig(batch=BATCH, epochs=2), steps=STEPS, wrap=wrap)
+    world, losses = learner.world, []
+    if not checkpoint.load_training(folder / "last", learner):
+        run_epoch(learner, items, 0)
+        learner.progress.epoch = 1
+        checkpoint.save(folder / "last", model, {}, learner.state_dict())
+    for sums in run_epoch(learner, items, 1):
+        losses.append(float(world.sum(sums.loss)))
+    return losses
+
+
+def run_epoch(learner, items, epoch: int) -> list[TrainSums]:
+    world, found = learner.world, []
+    learner.wrapped.train()
+    batches = train_batches(items["train"], learner.model, batch=BATCH, seed=0, epoch=epoch, rank=world.rank, world=world.size)
+    for index, batch in enumerate(batches):
+        found.append(TrainSums("cpu"))
+        learner.step(batch, epoch, index, found[-1])
+    return found
+
+
+def late_worker(rank: int, port: int, items, model, folder, results) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=3)
+    results[rank] = second_epoch(items, copy.deepcopy(model), folder, wrap=torch.nn.parallel.DistributedDataParallel)
+    dist.destroy_process_group()
+
+
+def test_three_workers_go_on_where_one_stopped(items, make_model, tmp_path, unused_port):
+    alone = second_epoch(items, make_model(dropout=0.0), tmp_path)  # its first epoch is saved, its second is what the three must repeat
+    with mp.get_context("spawn").Manager() as manager:
+        results = manager.dict()
+        mp.spawn(late_worker, args=(unused_port, items, make_model(1, dropout=0.0), tmp_path, results), nprocs=3)  # 16 items: 5, 5 and 6
+        found = dict(results)
+    assert len(alone) == STEPS and found[0] == found[1] == found[2] == pytest.approx(alone, rel=1e-4)

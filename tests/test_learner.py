@@ -163,9 +163,9 @@ def test_refused_settings(config, given, words):
         config(**given)
 
 
-def test_a_batch_that_does_not_divide_is_refused(make_model):
-    with pytest.raises(UserError, match=r"train\.batch 24 does not divide into 1 workers x 5 micro-steps; choose a multiple of 5"):
-        make_learner(make_model(), accumulate=5)
+def test_a_batch_too_small_for_its_micro_steps_is_refused(make_model):
+    with pytest.raises(UserError, match=r"train\.batch 4 is less than an item for each of 1 workers x 5 micro-steps"):
+        make_learner(make_model(), batch=4, accumulate=5)
 
 
 # ---- one step -------------------------------------------------------------------------------------------------------

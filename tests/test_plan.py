@@ -130,9 +130,43 @@ def test_a_sweep_with_an_impossible_corner_is_refused_before_anything_starts(ove
 
 def test_an_impossible_placement_is_refused_with_its_sum():
     with pytest.raises(UserError, match=r"2 worker\(s\) x 2 CPU \+ 0.01 for the driver = 4.01 CPU, but the cluster has 4 CPU"):
-        place(from_text(BASE, ["resources.workers=2", "resources.cpus_per_worker=2"]), {"CPU": 4, "GPU": 0})
-    fits = place(from_text(BASE, ["resources.gpus_per_worker=0.25"]), {"CPU": 16, "GPU": 2})
+        place(from_text(BASE, ["resources.workers=2", "resources.cpus_per_worker=2"]), [{"CPU": 4, "GPU": 0, "memory": 0}])
+    fits = place(from_text(BASE, ["resources.gpus_per_worker=0.25"]), [{"CPU": 16, "GPU": 2, "memory": 0}])
     assert fits.concurrent == 8
+
+
+@pytest.mark.parametrize(
+    "resources, nodes, concurrent",
+    [
+        ("cpus_per_worker: 0.1", [(1, 0, 8)], 10),  # 1 // 0.1 is 9 in floating point
+        ("gpus_per_worker: 0.2", [(16, 1, 8)], 5),
+        ("gpus_per_worker: 0.6", [(16, 2, 8)], 2),  # 2 / 0.6 is 3, but the third would lie on two GPUs
+        ("gpus_per_worker: 0.1, cpus_per_worker: 4", [(8, 1, 8), (32, 0, 8)], 2),  # the CPUs of the other node are of no use
+        ("gpus_per_worker: 0.25, memory_gb: 3", [(16, 1, 8), (16, 1, 8)], 4),
+        ("cpus_per_worker: 2", [(3, 0, 8), (3, 0, 8)], 2),
+        ("workers: 2, cpus_per_worker: 2", [(4, 0, 8), (4, 0, 8)], 1),  # the drivers want 0.01 CPU each
+        ("workers: 4, gpus_per_worker: 1, cpus_per_worker: 2", [(16, 8, 8), (16, 8, 8)], 3),
+        ("workers: 2, gpus_per_worker: 2", [(16, 3, 8), (16, 3, 8)], 1),
+    ],
+)
+def test_as_many_trials_run_as_the_nodes_hold(resources, nodes, concurrent):
+    have = [{"CPU": cpus, "GPU": gpus, "memory": gib * 2**30} for cpus, gpus, gib in nodes]
+    assert place(from_text(BASE, [f"resources={{{resources}}}"]), have).concurrent == concurrent
+
+
+def test_a_worker_that_no_single_node_holds_is_refused():
+    nodes = [{"CPU": 4, "GPU": 0, "memory": 8 * 2**30}] * 2
+    with pytest.raises(UserError, match=r"1 x 10 = 10 GiB, but the cluster has 8 CPU and 0 GPU and 16.0 GiB for workers on 2 nodes"):
+        place(from_text(BASE, ["resources.memory_gb=10"]), nodes)
+
+
+def test_an_elastic_run_needs_room_for_its_fewest_workers():
+    elastic = from_text(BASE, ["resources={workers: 4, min_workers: 2, cpus_per_worker: 2}"])
+    assert "2 worker(s) x 2 CPU = 4 CPU" in place(elastic, [{"CPU": 4, "GPU": 0, "memory": 0}], sweep=False).arithmetic
+    with pytest.raises(UserError, match="lower resources.min_workers"):
+        place(elastic, [{"CPU": 3, "GPU": 0, "memory": 0}], sweep=False)
+    with pytest.raises(UserError, match="resources.min_workers is for `train`"):
+        check(elastic)
 
 
 # ---- which dimensions an arm has, and for how long it trains --------------------------------------------------------

@@ -1,0 +1,58 @@
+"""What a sweep would take, said before it starts: trials, placement, time and money, from a few steps on this machine."""
+
+from orchestrator import budget, cluster, cost, pace, plan, sources
+from orchestrator.config import Experiment
+
+
+def at_launch(experiment: Experiment, epochs: dict[str, int], placement: cluster.Placement, say) -> dict | None:
+    """Time and money said before the start; None where this machine lacks the GPUs that trials have, so that nothing is known before an epoch."""
+    import torch
+
+    if experiment.resources.gpus_per_worker and not torch.cuda.is_available():
+        say("plan: trials have GPUs that this machine lacks; time and money follow with the first epoch")
+        return None
+    made = plan.Plan(experiment, epochs=epochs)
+    found = pace.planned(made, experiment, estimate_epoch_s(experiment), placement.concurrent)
+    say(f"plan: {made.total} trials, at most {pace.described(found['hours'], found['cost'], found['epoch_s'])} (a few steps measured just now)")
+    return found
+
+
+def describe_plan(experiment: Experiment, placement: cluster.Placement) -> str:
+    """What a sweep would do: trials, placement and time."""
+    made, search = plan.Plan(experiment, epochs=cost.equal_epochs(experiment)), experiment.search
+    lines = [f"{experiment.name}: {made.total} trials of {experiment.train.epochs} epochs"]
+    for arm in search.arms:
+        settings = f"{len(made.settings[arm])} setting(s)" if search.method == "grid" else f"sampled by {search.method}"
+        length = "" if made.epochs[arm] == experiment.train.epochs else f", {made.epochs[arm]} epochs each"
+        lines.append(f"  {arm:16} {made.per_arm} search trials over {settings}, then {search.seeds.confirm} confirmation seeds{length}")
+    if search.scheduler == "asha":
+        lines.append(f"  ASHA inside each arm of the search: rungs from epoch {search.asha.grace}, one in {search.asha.reduction} goes on")
+    lines.append(f"placement: {placement.arithmetic}")
+    price = budget.hourly(experiment.resources)
+    seconds, hours, money = pace.planned(made, experiment, estimate_epoch_s(experiment), placement.concurrent).values()
+    if limits := search.budget.limits:
+        lines.append("budget: " + ", ".join(f"{value:g} {name}" for name, value in limits.items()) + "; confirmation is kept room for")
+    lines.append(
+        f"time: about {seconds:.1f} s an epoch (measured on this machine just now), so at most {hours * 60:.0f} min ({hours:.2f} h) in all"
+        + (" before ASHA stops trials" if search.scheduler == "asha" else "")
+    )
+    prices = f"{experiment.resources.price_per_gpu_hour:g} a GPU hour and {experiment.resources.price_per_cpu_hour:g} a CPU hour"
+    none = "no prices given (resources.price_per_gpu_hour, resources.price_per_cpu_hour)"
+    lines.append(f"cost: {f'at most {budget.money(money)} at {prices}' if price else none}")
+    lines.append("nothing was started")
+    return "\n".join(lines)
+
+
+def estimate_epoch_s(experiment: Experiment) -> float:
+    """Seconds of an epoch of one worker, from a few steps on noise at this experiment's sizes."""
+    from aml.bench import step_seconds
+
+    used = sources.check(experiment.data, experiment.root)
+    if used is not None:
+        counts = used.manifest["splits"][experiment.data.train_split]
+        n = counts["sentences" if experiment.data.unit == "sentence" else "refs"]
+    else:
+        n = int(experiment.data.synth.images * 0.75 * 2.42)  # train share and refs an image of generated data
+    n = min(n, experiment.data.train_limit or n)
+    samples, seconds = step_seconds(experiment)
+    return n * seconds / samples / experiment.resources.workers
