@@ -12,12 +12,12 @@ import hashlib
 import json
 import posixpath
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from aml.data import UnreadableImage, block_of, decode_image, decode_row
+from aml.data import UnreadableImage, decode_image
 from aml.errors import UserError
 from aml.refer import read_refer, split_counts, vocabulary
 from orchestrator.config import SynthConfig
@@ -264,65 +264,7 @@ def describe(found: dict) -> str:
     return "; ".join(f"{split} {c['refs']} refs, {c['sentences']} sentences, {c['images']} images" for split, c in found["splits"].items())
 
 
-# ---- decoded blocks in the object store -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Shared:
-    """Decoded blocks in Ray's object store: cheap to hand to a trial, mapped there without a copy."""
-
-    refs: tuple
-    """Object references of Arrow tables with columns image, masks, meta."""
-
-    def open(self) -> list[dict]:
-        """The blocks as aml.data.Items takes them."""
-        import ray
-        from ray.data.block import BlockAccessor
-
-        blocks = []
-        for table in ray.get(list(self.refs)):
-            images = BlockAccessor.for_block(table).to_numpy(["image"])["image"]
-            blocks.append({"image": images, "masks": _Binary(table["masks"]), "meta": table["meta"].to_pylist()})
-        return blocks
-
-
-class _Binary:
-    """An Arrow binary column indexed without copying its values."""
-
-    def __init__(self, column):
-        self.column = column
-
-    def __getitem__(self, row: int):
-        return self.column[row].as_buffer()
-
-
-def decode(store: Store, splits: set[str], size: int, fit: str, *, leave: dict[str, frozenset[int]] | None = None) -> Shared:
-    """Decode every image that has a ref in one of the splits, in parallel, into the object store; refs of other splits are left out.
-
-    leave: {split: image_ids whose refs of that split are left out, too}
-    """
-    import ray
-
-    files = [store.join(name) for name in manifest(store)["files"]]
-    rows = ray.data.read_parquet(files, filesystem=store.fs).select_columns(["splits", "jpeg", "meta"])
-    decoded = rows.map_batches(_decode, fn_kwargs={"splits": splits, "size": size, "fit": fit, "leave": leave or {}}, batch_size=64).materialize()
-    return Shared(tuple(entry.ref for bundle in decoded.iter_internal_ref_bundles() for entry in bundle.blocks if entry.metadata.num_rows))
-
-
 def with_refs_of(row: dict, splits: set[str], leave: dict[str, frozenset[int]]) -> dict | None:
     """The row with the refs of these splits that `leave` keeps; None where there is none."""
     refs = [r for r in row["refs"] if r["split"] in splits and row["image_id"] not in leave.get(r["split"], ())]
     return row | {"refs": refs} if refs else None
-
-
-def _decode(batch: dict, *, splits: set[str], size: int, fit: str, leave: dict[str, frozenset[int]]) -> dict:
-    rows = []
-    for of, jpeg, text in zip(batch["splits"], batch["jpeg"], batch["meta"], strict=True):
-        if splits & set(str(of).split(",")) and (kept := with_refs_of(json.loads(str(text)), splits, leave)):
-            rows.append(decode_row(kept | {"jpeg": jpeg}, size, fit))
-    if not rows:
-        return {"image": np.zeros((0, size, size, 3), np.uint8), "masks": np.array([], dtype=object), "meta": np.array([], dtype=str)}
-    block = block_of(rows)
-    masks = np.empty(len(rows), dtype=object)
-    masks[:] = block["masks"]
-    return {"image": block["image"], "masks": masks, "meta": np.array(block["meta"])}
