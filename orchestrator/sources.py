@@ -11,7 +11,7 @@ from pathlib import Path
 from aml.data import block_of, decode_row
 from aml.errors import UserError
 from aml.refer import PUBLISHED
-from orchestrator import shards
+from orchestrator import convert, shards
 from orchestrator.config import DataConfig
 from orchestrator.decoded import Part, Shared, Windowed, merged, place
 
@@ -91,7 +91,7 @@ class Sources:
 def prepare(data: DataConfig, root: Path, say=print) -> Sources:
     """Checked shards; generated first where the experiment asks for generated data and none is there. Says what leaves training."""
     if data.synth is not None and (store := shards.Store(data.trains[0], root)).read(shards.MARKER) is None:
-        shards.make_synthetic(data.synth, store, root, say)
+        convert.make_synthetic(data.synth, store, root, say)
     found = check(data, root)
     if len(found.stores) > 1:
         say(_said(found))
