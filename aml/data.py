@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -21,6 +22,7 @@ from aml import augment
 from aml.draws import uniform
 from aml.errors import UserError
 from aml.refer import generalised, referent, targets
+from aml.window import Window
 
 LETTERBOX = (124, 116, 104)
 """Colour around a letterboxed picture: the mean of natural images."""
@@ -158,7 +160,7 @@ class Items:
     augment: names out of aml.augment.AUGMENTATIONS that `batch` applies. UserError where the split holds nothing.
     """
 
-    def __init__(self, blocks: list[dict], split: str, *, size: int, fit="square", unit="ref", limit: int | None = None, augment=()):
+    def __init__(self, blocks: list[dict] | Window, split: str, *, size: int, fit="square", unit="ref", limit: int | None = None, augment=()):
         self.blocks, self.split, self.size, self.fit, self.unit, self.augment = blocks, split, size, fit, unit, tuple(augment)
         self.meta = [[json.loads(text) for text in block["meta"]] for block in blocks]
         self.refs = [
@@ -187,6 +189,22 @@ class Items:
     def picks(self, indices: np.ndarray, seed: int, epoch: int) -> list[Item]:
         u = uniform(seed, epoch, self._ref_keys[torch.as_tensor(indices)], "sentence")[:, 0].tolist()
         return [self.choices[i][int(x * len(self.choices[i]))] for i, x in zip(indices.tolist(), u, strict=True)]
+
+    def order(self, seed: int, epoch: int) -> np.ndarray:
+        """A permutation of all items for an epoch; where pictures are read through a window, one that keeps a window's items together."""
+        rng = np.random.default_rng([seed, epoch])
+        if not isinstance(self.blocks, Window):
+            return rng.permutation(len(self))
+        return self.blocks.order(np.array([choice[0].block for choice in self.choices]), rng)
+
+    def ahead(self, batches: list[np.ndarray]) -> Iterator[np.ndarray]:
+        """The same batches of indices. Pictures that are not in memory are at hand when theirs is yielded, and got ready for the next ones."""
+        if not isinstance(self.blocks, Window):
+            yield from batches
+            return
+        places = [[(self.choices[i][0].block, self.choices[i][0].row) for i in batch] for batch in batches]
+        with closing(self.blocks.ahead(places)) as ready:
+            yield from (batch for batch, _ in zip(batches, ready, strict=True))
 
     def image(self, item: Item) -> np.ndarray:
         """(H, W, 3) uint8 at network size."""
@@ -311,25 +329,29 @@ def rank_rows(batch: int, world: int, accumulate: int = 1) -> int:
 
 
 def train_batches(items: Items, model, *, batch: int, seed: int, epoch: int, rank: int = 0, world: int = 1, accumulate: int = 1) -> Iterator[Batch]:
-    """One rank's batches of an epoch: step k takes perm[kB:(k+1)B] of permutation(seed, epoch), rank r its r-th contiguous part.
+    """One rank's batches of an epoch: step k takes order[kB:(k+1)B] of Items.order(seed, epoch), rank r its r-th contiguous part.
 
     So a global step holds the same items on any number of ranks; where they do not divide, the shorter parts are padded with invalid rows.
     """
-    order = np.random.default_rng([seed, epoch]).permutation(len(items))
-    rows = rank_rows(batch, world, accumulate)
-    for step in range(steps_per_epoch(len(items), batch)):
-        whole = order[step * batch : (step + 1) * batch]
-        mine = whole[rank_part(batch, rank, world)]
-        if len(mine):
-            yield items.batch(mine, model, seed=seed, epoch=epoch, total=len(whole), pad_to=rows)
-        else:  # fewer items than ranks: this rank steps along with nothing of its own
-            padding = items.batch(whole[:1], model, seed=seed, epoch=epoch, total=len(whole), pad_to=rows)
-            padding.valid[:] = False
-            yield padding
+    order, rows = items.order(seed, epoch), rank_rows(batch, world, accumulate)
+    steps = [order[k * batch : (k + 1) * batch] for k in range(steps_per_epoch(len(items), batch))]
+    mine = [whole[rank_part(batch, rank, world)] for whole in steps]
+    # a rank without items of its own, where there are fewer than ranks, steps along with another's
+    shown = [own if len(own) else whole[:1] for own, whole in zip(mine, steps, strict=True)]
+    for own, whole, indices in zip(mine, steps, items.ahead(shown), strict=True):
+        made = items.batch(indices, model, seed=seed, epoch=epoch, total=len(whole), pad_to=rows)
+        if not len(own):
+            made.valid[:] = False
+        yield made
 
 
 def eval_batches(items: Items, model, *, batch: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
     """Every item exactly once over all ranks, in order; the last batch of a rank is shorter."""
     low, high = rank * len(items) // world, (rank + 1) * len(items) // world
-    for start in range(low, high, batch):
-        yield items.batch(np.arange(start, min(start + batch, high)), model)
+    yield from some_batches(items, model, np.arange(low, high), batch)
+
+
+def some_batches(items: Items, model, indices: np.ndarray, batch: int) -> Iterator[Batch]:
+    """These items in this order."""
+    for some in items.ahead([indices[start : start + batch] for start in range(0, len(indices), batch)]):
+        yield items.batch(some, model)

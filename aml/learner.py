@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from aml.data import Batch, Items, eval_batches, train_batches
+from aml.data import Batch, Items, eval_batches, some_batches, train_batches
 from aml.diagnostics import MaskSums
 from aml.errors import NonFinite, UserError
 from aml.masking import Masker, MaskingConfig, Pass
@@ -357,11 +357,6 @@ def validation_metrics(sums: Sums) -> dict[str, float]:
 def probe_indices(n: int, count: int) -> np.ndarray:
     """`count` places spread evenly over n, the same in every run on the same data."""
     return np.unique(np.linspace(0, n - 1, min(n, count)).round().astype(int)) if count else np.array([], int)
-
-
-def some_batches(items: Items, model, indices: np.ndarray, batch: int) -> Iterator[Batch]:
-    for start in range(0, len(indices), batch):
-        yield items.batch(indices[start : start + batch], model)
 
 
 def vacuous_mask(config: MaskingConfig, metrics: dict) -> str:

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
 from aml.afm import spread
-from aml.learner import Learner, segment, some_batches
+from aml.data import some_batches
+from aml.learner import Learner, segment
 from aml.masking import Mask
 
 PANEL, GAP, CAPTION = 128, 6, 20

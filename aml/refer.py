@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from aml.errors import UserError
+from aml.json_arrays import elements
 
 SPLITS_BY = {"refcoco": ("unc", "google"), "refcoco+": ("unc",), "refcocog": ("umd", "google"), "grefcoco": ("unc",)}
 PUBLISHED = {
@@ -104,15 +105,10 @@ def read_refer(refer_root: Path, images: Path, dataset: str, split_by: str) -> l
     folder = Path(refer_root) / dataset
     name = f"grefs({split_by}).json" if dataset == "grefcoco" else f"refs({split_by}).p"
     refs = load_grefs(folder / name) if dataset == "grefcoco" else load_refs(folder / name)
-    instances = _load_instances(folder / "instances.json")
-    records = {i["id"]: i for i in instances["images"]}
-    categories = {c["id"]: c["name"] for c in instances["categories"]}
-    objects: dict[int, list[dict]] = {}
-    for annotation in instances["annotations"]:
-        objects.setdefault(annotation["image_id"], []).append(annotation)
     by_image: dict[int, list[dict]] = {}
     for ref in refs:
         by_image.setdefault(ref["image_id"], []).append(ref)
+    records, objects = _load_instances(folder / "instances.json", set(by_image))
     unknown = sorted(set(by_image) - set(records))
     if unknown:
         raise UserError(f"{folder}/instances.json lacks image {unknown[0]} ({len(unknown)} in all) that {name} names; use matching files")
@@ -120,20 +116,43 @@ def read_refer(refer_root: Path, images: Path, dataset: str, split_by: str) -> l
     absent = sorted(records[i]["file_name"] for i, path in paths.items() if path is None)
     if absent:
         raise UserError(f"{len(absent)} of {len(paths)} images are not under {images}, the first is {absent[0]}; put COCO's train2014 JPEGs there")
-    return [_row(dataset, split_by, records[i], by_image[i], objects.get(i, []), categories) | {"path": str(paths[i])} for i in sorted(by_image)]
+    return [_row(dataset, split_by, records[i], by_image[i], objects.get(i, [])) | {"path": str(paths[i])} for i in sorted(by_image)]
 
 
-def _load_instances(path: Path) -> dict:
+def _load_instances(path: Path, used: set[int]) -> tuple[dict[int, dict], dict[int, list[dict]]]:
+    """{image_id: record} and {image_id: its objects} of the images in use. Read twice, since annotations may stand before what they refer to."""
+    wanted = ("images", "annotations", "categories")
     try:
-        instances = json.loads(path.read_text("utf-8"))
+        found: dict[str, list] = {}
+        for key, element in elements(path, set(wanted)):
+            known = found.setdefault(key, [])
+            if element is not None and key != "annotations" and (key != "images" or element["id"] in used):
+                known.append(element)
+        missing = [key for key in wanted if key not in found]
+        if missing:
+            raise UserError(f"{path} lacks {', '.join(missing)}; it must be COCO's instances format")
+        records, categories = {i["id"]: i for i in found["images"]}, {c["id"]: c["name"] for c in found["categories"]}
+        objects: dict[int, list[dict]] = {}
+        for _, a in elements(path, {"annotations"}):
+            if a is not None and a["image_id"] in records:
+                objects.setdefault(a["image_id"], []).append(_object(a, records[a["image_id"]], categories))
     except FileNotFoundError:
         raise UserError(f"{path} is missing; it holds the annotations (masks) of the refs, put it there") from None
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}); get the file again") from None
-    missing = [key for key in ("images", "annotations", "categories") if key not in instances]
-    if missing:
-        raise UserError(f"{path} lacks {', '.join(missing)}; it must be COCO's instances format")
-    return instances
+    return records, objects
+
+
+def _object(annotation: dict, record: dict, categories: dict[int, str]) -> dict:
+    """An annotation as a row holds it, and whether it is a crowd; polygons take many times the memory of an RLE."""
+    category = annotation["category_id"]
+    rle = to_rle(annotation["segmentation"], record["height"], record["width"])
+    return {
+        "ann_id": annotation["id"],
+        "category": categories.get(category, str(category)),
+        "rle": rle,
+        "crowd": bool(annotation.get("iscrowd")),
+    }
 
 
 def _find_image(folder: Path, file_name: str) -> Path | None:
@@ -144,9 +163,8 @@ def _find_image(folder: Path, file_name: str) -> Path | None:
     return None
 
 
-def _row(dataset, split_by, record, refs, annotations, categories) -> dict:
-    height, width = record["height"], record["width"]
-    crowd = {a["id"]: bool(a.get("iscrowd")) for a in annotations}
+def _row(dataset, split_by, record, refs, objects) -> dict:
+    crowd = {o["ann_id"]: o["crowd"] for o in objects}
     for ref in refs:
         lost = [i for i in targets(ref) if i not in crowd]
         if lost:
@@ -158,12 +176,9 @@ def _row(dataset, split_by, record, refs, annotations, categories) -> dict:
         "split_by": split_by,
         "image_id": record["id"],
         "file_name": record["file_name"],
-        "height": height,
-        "width": width,
-        "objects": [
-            {"ann_id": a["id"], "category": categories.get(a["category_id"], str(a["category_id"])), "rle": to_rle(a["segmentation"], height, width)}
-            for a in annotations
-        ],
+        "height": record["height"],
+        "width": record["width"],
+        "objects": [{key: o[key] for key in ("ann_id", "category", "rle")} for o in objects],
         "refs": [
             {
                 "ref_id": ref["ref_id"],
@@ -241,14 +256,19 @@ def words(sentence: str) -> list[str]:
     return [w for w in (part.strip(".,;:!?\"'()") for part in sentence.lower().split()) if w]
 
 
-def vocabulary(rows: list[dict]) -> list[str]:
+def vocabulary(rows: Iterable[dict]) -> list[str]:
     """Words of the train split's sentences (of all, where there is no train split), the most frequent first, then by alphabet."""
-    train = [r for row in rows for r in row["refs"] if r["split"] == "train"] or [r for row in rows for r in row["refs"]]
-    counted = Counter(word for ref in train for s in ref["sentences"] for word in words(s["sent"]))
+    every, train = Counter(), Counter()
+    for ref in (ref for row in rows for ref in row["refs"]):
+        said = Counter(word for s in ref["sentences"] for word in words(s["sent"]))
+        every.update(said)
+        if ref["split"] == "train":
+            train.update(said)
+    counted = train or every
     return sorted(counted, key=lambda word: (-counted[word], word))
 
 
-def split_counts(rows: list[dict]) -> dict[str, dict[str, int]]:
+def split_counts(rows: Iterable[dict]) -> dict[str, dict[str, int]]:
     """{"val": {"refs": n, "sentences": n, "images": n}, ...}, and "no_target": n sentences without a target in a split that has some"""
     counts: dict[str, dict] = {}
     for row in rows:

@@ -246,7 +246,8 @@ def _candidates(facts, pixels, split):
 def _one(index, out, dataset, size, seed):
     """Draws and writes picture `index`.
 
-    Returns (image record, annotations, [(object index, [(sent, raw, tokens)], a number in 0..1 for the google split)]).
+    Returns (image record, annotations as JSON without the brackets, their (id, category_id), [(object index, [(sent, raw, tokens)],
+    a number in 0..1 for the google split)]).  As objects the polygons of 20,000 large pictures would take gigabytes.
     """
     picture, labels, objects = _scene(seed, index, size)
     image_id = index + 1
@@ -276,7 +277,7 @@ def _one(index, out, dataset, size, seed):
         tokens = sentences(rng, facts, i, dataset, many)
         if tokens:
             refs.append((i, [(" ".join(t), as_typed(rng, " ".join(t)), t) for t in tokens], rng.random()))
-    return image, annotations, refs
+    return image, json.dumps(annotations)[1:-1], [(a["id"], a["category_id"]) for a in annotations], refs
 
 
 def _quiet_worker():
@@ -295,14 +296,14 @@ def _all(job, images, workers):
 def _records(results, dataset, split_by):
     """REFER's list of referents and {split: {"refs", "sentences", "images"}}."""
     refs, images, sent_id = [], {}, 0
-    for number, (image, annotations, found) in enumerate(results):
+    for number, (image, _, annotations, found) in enumerate(results):
         for i, said, draw in found:
             split = SPLITS[number % len(SPLITS)]
             if split_by == "umd":
                 split = split[:4] if split.startswith("test") else split
             elif split_by == "google":
                 split = "val" if draw < 0.12 else "train"
-            ann_id, ref_id = annotations[i]["id"], len(refs)
+            (ann_id, category_id), ref_id = annotations[i], len(refs)
             ids = list(range(sent_id, sent_id + len(said)))
             sent_id += len(ids)
             suffix = ann_id if dataset == "refcocog" else ref_id
@@ -315,7 +316,7 @@ def _records(results, dataset, split_by):
                     "image_id": image["id"],
                     "split": split,
                     "sentences": [{"tokens": t, "raw": raw, "sent_id": n, "sent": sent} for n, (sent, raw, t) in zip(ids, said, strict=True)],
-                    "category_id": annotations[i]["category_id"],
+                    "category_id": category_id,
                 }
             )
             images.setdefault(split, set()).add(image["id"])
@@ -330,9 +331,10 @@ def _records(results, dataset, split_by):
     }
 
 
-def _write(path, data):
+def _write(path, parts):
     part = path.with_name(path.name + ".part")
-    part.write_bytes(data)
+    with open(part, "wb") as file:
+        file.writelines(parts)
     os.replace(part, path)
 
 
@@ -366,18 +368,19 @@ def generate(out, dataset="refcoco", images=2000, size=128, seed=0, workers=None
     workers = workers or max(1, min(os.cpu_count() or 1, images // 200))
     job = partial(_one, out=str(out), dataset=dataset, size=size, seed=seed)
     results = list(_all(job, images, workers))
-    instances = {
+    before = {
         "info": {"description": f"generated {dataset} look-alike", "seed": seed, "size": size},
         "licenses": [{"id": 1, "name": "generated, no rights reserved", "url": ""}],
         "images": [r[0] for r in results],
-        "annotations": [a for r in results for a in r[1]],
-        "categories": [{"id": i + 1, "name": s, "supercategory": "round" if s in ROUND else "angular"} for i, s in enumerate(SHAPES)],
     }
-    _write(out / dataset / "instances.json", json.dumps(instances).encode())
+    after = {"categories": [{"id": i + 1, "name": s, "supercategory": "round" if s in ROUND else "angular"} for i, s in enumerate(SHAPES)]}
+    annotations = ((", " * (k > 0) + r[1]).encode() for k, r in enumerate(results))
+    head, tail = (json.dumps(part).encode() for part in (before, after))
+    _write(out / dataset / "instances.json", itertools.chain([head[:-1], b', "annotations": ['], annotations, [b"], ", tail[1:]]))
     counts = {}
     for split_by in SPLIT_BYS[dataset]:
         refs, numbers = _records(results, dataset, split_by)
-        _write(out / dataset / f"refs({split_by}).p", _pickled(refs))
+        _write(out / dataset / f"refs({split_by}).p", [_pickled(refs)])
         counts |= {s if split_by != "google" else f"google/{s}": n for s, n in numbers.items()}
     return counts
 

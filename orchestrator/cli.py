@@ -93,7 +93,7 @@ def shard(
     as_json: Json = False,
 ) -> None:
     """Convert annotations and images once into shards."""
-    from orchestrator import cluster, shards
+    from orchestrator import cluster, convert, shards
     from orchestrator.config import storage_root
 
     if verify:
@@ -105,9 +105,10 @@ def shard(
         from aml.refer import against_published, read_refer
         from aml.table import read_table
 
-        rows = read_table(table, images) if table else read_refer(refer_root, images, dataset, split_by)  # wrong input is refused before Ray starts
+        # wrong input is refused before Ray starts
+        packed = convert.pack(read_table(table, images) if table else read_refer(refer_root, images, dataset, split_by))
         cluster.start()
-        found = shards.write(rows, shards.Store(out, storage_root()), skip_unreadable=skip_unreadable)
+        found = convert.write(packed, shards.Store(out, storage_root()), skip_unreadable=skip_unreadable, say=say)
         for error in found["skipped"]:
             say(f"left out: {error}")
         for split, c in found["splits"].items():
@@ -430,6 +431,18 @@ def bench_scale(
     from orchestrator import scale
 
     say(json.dumps(scale.measure(trials or [100, 1000, 10000], method, say=say)))
+
+
+@bench_app.command("data")
+def bench_data(
+    images: Annotated[int, typer.Option(help="Generated pictures of 640 px.")] = 2000,
+    size: Annotated[int, typer.Option(metavar="PX", help="Side of the network image.")] = 448,
+    samples: Annotated[int, typer.Option(help="Of the published way, about so many are timed.")] = 3000,
+) -> None:
+    """Samples a second and core against a torch DataLoader as published; conversion; memory held; S3."""
+    from orchestrator import bench_data
+
+    say(json.dumps(bench_data.measure_data(images=images, size=size, samples=samples, say=say)))
 
 
 def parameters(name: str, arguments: list[str]) -> dict:

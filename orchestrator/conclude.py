@@ -4,8 +4,8 @@ import time
 
 from aml.data import Items
 from orchestrator import budget, cost, evaluate, report
+from orchestrator.decoded import Shared, Windowed
 from orchestrator.runs import Run
-from orchestrator.shards import Shared
 
 WORDS = {
     "champion": "champion",
@@ -16,7 +16,7 @@ WORDS = {
 }
 
 
-def sweep(driver, shared: Shared) -> int:
+def sweep(driver, shared: Shared | Windowed) -> int:
     """Finish a Sweep whose trials have ended.   -> exit code: 0 where at least one trial of each arm finished"""
     this, experiment, say = driver.run, driver.experiment, driver.say
     driver.board.close()  # what follows is printed below the table

@@ -35,7 +35,8 @@ def reproduce(name: str, root: Path, *, say: Callable = print) -> dict:
     _check(called, run, experiment, used.manifest["fingerprint"] if used else "nothing")
     folder = _fresh(root / "reproduced" / called.replace(":", "-"))
     say(f"running {called} again for {len(history)} epochs in {folder}")
-    found = _again(experiment, used, folder, len(history), run.state.get("init"), say)
+    blocks = used.windowed().open if run.state.get("windowed") else used.blocks
+    found = _again(experiment, used, blocks, folder, len(history), run.state.get("init"), say)
     values, differ = differences(history, found)
     say(words(called, len(history), values, differ))
     return {"run": called, "folder": str(folder), "agrees": not differ, "epochs": len(history), "values": values, "differ": differ}
@@ -100,7 +101,7 @@ def _fresh(folder: Path) -> Path:
     return free
 
 
-def _again(experiment: Experiment, used: sources.Sources, folder: Path, epochs: int, init: str | None, say: Callable) -> list[dict]:
+def _again(experiment: Experiment, used: sources.Sources, blocks: Callable, folder: Path, epochs: int, init: str | None, say) -> list[dict]:
     """The metrics of each epoch, trained as a light trial trains, on shards decoded here."""
     import torch
 
@@ -114,7 +115,7 @@ def _again(experiment: Experiment, used: sources.Sources, folder: Path, epochs: 
 
     torch.set_num_threads(max(1, int(experiment.resources.cpus_per_worker)))  # the number of threads decides the order of sums
     try:
-        trial.run(experiment, used.blocks, used.words(), folder, report, device="cpu", init=init)
+        trial.run(experiment, blocks, used.words(), folder, report, device="cpu", init=init)
     except _Enough:
         pass
     finally:

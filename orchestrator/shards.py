@@ -1,10 +1,8 @@
-"""Shards: Parquet files with each image's JPEG once, and a marker written last. Ray Data writes them, reads them, and decodes once a sweep.
+"""Shards: Parquet files with each image's JPEG once, and a marker written last. orchestrator.convert writes them, orchestrator.decoded feeds trials.
 
-    URI/part-*.parquet     image_id, splits, jpeg, meta (the row of aml.refer as JSON)
-    URI/vocabulary.json    words of the train split, the most frequent first
-    URI/_COMPLETE.json     dataset, split_by, counts by split, fingerprint of the content, files; readers look for this file first
-
-Trials do not run Ray Data: they get references to the decoded blocks in the object store and gather from them by index.
+URI/part-*.parquet     image_id, splits, jpeg, meta (the row of aml.refer as JSON); the rows of a split lie together
+URI/vocabulary.json    words of the train split, the most frequent first
+URI/_COMPLETE.json     dataset, split_by, counts by split, fingerprint of the content, files; readers look for this file first
 """
 
 import functools
@@ -13,21 +11,14 @@ import json
 import posixpath
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-
-from aml.data import UnreadableImage, block_of, decode_image, decode_row
+from aml.data import decode_image
 from aml.errors import UserError
-from aml.refer import read_refer, split_counts, vocabulary
-from orchestrator import cluster
-from orchestrator.config import SynthConfig
+from aml.refer import split_counts
 
 MARKER = "_COMPLETE.json"
 FORMAT = 1
-ROWS_PER_GROUP = 64
-"""Images a row group: about 6 MB of COCO JPEGs, the unit of random access."""
 
 
 class Store:
@@ -81,93 +72,20 @@ class Store:
         except OSError as error:
             raise self._away(self.uri, error) if "://" in self.uri else error from None
 
-    def clear_unfinished(self) -> None:
-        """Remove what an interrupted conversion left. UserError where the folder holds anything else: it is somebody's."""
+    def names(self) -> list[str]:
+        """The files of the folder; none where it is not there."""
         from pyarrow import fs
 
-        if self.fs.get_file_info(self.path).type == fs.FileType.NotFound:
-            return
-        names = {posixpath.basename(i.path): i.path for i in self.fs.get_file_info(fs.FileSelector(self.path))}
+        return [posixpath.basename(i.path) for i in self.fs.get_file_info(fs.FileSelector(self.path, allow_not_found=True))]
+
+    def clear_unfinished(self, keep: set[str]) -> None:
+        """Remove what an interrupted conversion left, but `keep`. UserError where the folder holds anything else: it is somebody's."""
+        names = self.names()
         foreign = sorted(n for n in names if not n.endswith((".parquet", ".tmp")) and n != "vocabulary.json")
         if foreign:
             raise UserError(f"{self.uri} holds {foreign[0]} ({len(foreign)} files that are no shards); give --out a folder of its own")
-        for path in names.values():
-            self.fs.delete_file(path)
-
-
-def write(rows: list[dict], out: Store, *, skip_unreadable: bool = False, synth: dict | None = None) -> dict:
-    """Convert the rows of one data set (aml.refer, aml.table); returns the manifest. A complete folder with the same content is left as it is.
-
-    synth notes how generated data were made. UserError: an image that cannot be decoded or has another size than its annotations (unless
-    skip_unreadable), no row at all, a folder with other data or files.
-    """
-    import ray
-    from ray.data.expressions import col
-
-    if not rows:
-        raise UserError(f"nothing is to be written to {out.uri}: the annotations name no image; give those of some referents")
-    source = hashlib.sha256(json.dumps([FORMAT, [{k: v for k, v in r.items() if k != "path"} for r in rows]], sort_keys=True).encode()).hexdigest()
-    present = out.read(MARKER)
-    if present is not None:
-        manifest = json.loads(present)
-        if manifest.get("source") == source:
-            return manifest
-        held = f"{manifest.get('dataset')}, {manifest.get('split_by')}"
-        raise UserError(f"{out.uri} holds other data ({held}); choose another --out or delete that folder")
-    out.clear_unfinished()
-    packed = [{"path": r["path"], "meta": json.dumps({k: v for k, v in r.items() if k != "path"})} for r in rows]
-    shards = ray.data.from_items(packed, override_num_blocks=max(1, min(len(packed) // 256, 512))).map_batches(_attach, batch_size=64)
-    shards = shards.materialize()
-    bad = [r["error"] for r in shards.filter(expr=col("error") != "").select_columns(["error"]).take_all()]
-    if bad and not skip_unreadable:
-        raise UserError(f"{len(bad)} of {len(rows)} images cannot be used, the first: {bad[0]}".replace("skip_unreadable", "--skip-unreadable"))
-    good = shards.filter(expr=col("error") == "").drop_columns(["error", "digest"])
-    good.write_parquet(out.path, filesystem=out.fs, row_group_size=ROWS_PER_GROUP, min_rows_per_file=ROWS_PER_GROUP)
-    digests = {r["image_id"]: r["digest"] for r in shards.filter(expr=col("error") == "").select_columns(["image_id", "digest"]).take_all()}
-    kept = [r for r in rows if r["image_id"] in digests]
-    out.write("vocabulary.json", json.dumps(vocabulary(kept)).encode())
-    content = "".join(digests[i] for i in sorted(digests))
-    manifest = {
-        "format": FORMAT,
-        "dataset": rows[0]["dataset"],
-        "split_by": rows[0]["split_by"],
-        "splits": split_counts(kept),
-        "images": len(kept),
-        "skipped": bad,
-        "fingerprint": hashlib.sha256((source + content).encode()).hexdigest()[:16],
-        "source": source,
-        "synth": synth,
-        "files": sorted(_parquet_files(out)),
-    }
-    out.write(MARKER, json.dumps(manifest, indent=1).encode())
-    return manifest
-
-
-def _attach(batch: dict) -> dict:
-    """Paths to JPEG bytes; a file that does not decode gets an error instead.   Runs in Ray Data tasks."""
-    out = {"image_id": [], "splits": [], "jpeg": [], "meta": [], "error": [], "digest": []}
-    for path, text in zip(batch["path"], batch["meta"], strict=True):
-        meta, jpeg, error = json.loads(str(text)), Path(str(path)).read_bytes(), ""
-        try:
-            found = decode_image(jpeg, meta["file_name"]).shape[:2]
-            if found != (meta["height"], meta["width"]):
-                error = f"{meta['file_name']} is {found[1]} x {found[0]}, but its annotations are for {meta['width']} x {meta['height']}; get the original image"
-        except UnreadableImage as problem:
-            error = str(problem)
-        out["image_id"].append(meta["image_id"])
-        out["splits"].append(",".join(sorted({r["split"] for r in meta["refs"]})))
-        out["jpeg"].append(jpeg)
-        out["meta"].append(str(text))
-        out["error"].append(error)
-        out["digest"].append(hashlib.sha256(jpeg).hexdigest())
-    return {key: np.array(values, dtype=object) if key == "jpeg" else np.array(values) for key, values in out.items()}
-
-
-def _parquet_files(store: Store) -> list[str]:
-    from pyarrow import fs
-
-    infos = store.fs.get_file_info(fs.FileSelector(store.path))
-    return [posixpath.basename(i.path) for i in infos if i.path.endswith(".parquet")]
+        for name in set(names) - keep:
+            self.fs.delete_file(self.join(name))
 
 
 def manifest(store: Store) -> dict:
@@ -177,7 +95,7 @@ def manifest(store: Store) -> dict:
         how = f"python -m orchestrator shard --out {store.uri} ..."
         raise UserError(f"{store.uri} has no {MARKER}, so there are no complete shards there; make them with: {how}")
     found = json.loads(data)
-    missing = sorted(set(found["files"]) - set(_parquet_files(store)))
+    missing = sorted(set(found["files"]) - set(store.names()))
     if missing:
         lack = f"{len(missing)} of its {len(found['files'])} files, the first is {missing[0]}"
         raise UserError(f"{store.uri} lacks {lack}; copy it again or write the shards again")
@@ -266,84 +184,12 @@ def words(store: Store) -> list[str]:
     return json.loads(store.read("vocabulary.json"))
 
 
-def make_synthetic(synth: SynthConfig, store: Store, root: Path, say=print) -> None:
-    from aml.synthetic import generate
-
-    source = root / "generated" / f"{synth.dataset}-{synth.images}-{synth.size}-{synth.seed}"
-    say(f"generating {synth.images} pictures of {synth.size} px for {synth.dataset} into {source}")
-    generate(source, synth.dataset, images=synth.images, size=synth.size, seed=synth.seed)
-    split_by = "umd" if synth.dataset == "refcocog" else "unc"
-    made = write(read_refer(source, source / "images", synth.dataset, split_by), store, synth=asdict(synth))
-    say(f"wrote shards to {store.uri}: {describe(made)}")
-
-
 def describe(found: dict) -> str:
     """Counts in words, a part a split."""
     return "; ".join(f"{split} {c['refs']} refs, {c['sentences']} sentences, {c['images']} images" for split, c in found["splits"].items())
-
-
-# ---- decoded blocks in the object store -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Shared:
-    """Decoded blocks in Ray's object store: cheap to hand to a trial, mapped there without a copy."""
-
-    refs: tuple
-    """Object references of Arrow tables with columns image, masks, meta."""
-
-    def open(self) -> list[dict]:
-        """The blocks as aml.data.Items takes them."""
-        import ray
-        from ray.data.block import BlockAccessor
-
-        blocks = []
-        for table in ray.get(list(self.refs)):
-            images = BlockAccessor.for_block(table).to_numpy(["image"])["image"]
-            blocks.append({"image": images, "masks": _Binary(table["masks"]), "meta": table["meta"].to_pylist()})
-        return blocks
-
-
-class _Binary:
-    """An Arrow binary column indexed without copying its values."""
-
-    def __init__(self, column):
-        self.column = column
-
-    def __getitem__(self, row: int):
-        return self.column[row].as_buffer()
-
-
-def decode(store: Store, splits: set[str], size: int, fit: str, *, leave: dict[str, frozenset[int]] | None = None) -> Shared:
-    """Decode every image that has a ref in one of the splits, in parallel, into the object store; refs of other splits are left out.
-
-    leave: {split: image_ids whose refs of that split are left out, too}
-    """
-    import ray
-
-    check_files(store)
-    files = [store.join(name) for name in manifest(store)["files"]]
-    where = cluster.data_tasks()
-    rows = ray.data.read_parquet(files, filesystem=store.fs, ray_remote_args=where).select_columns(["splits", "jpeg", "meta"])
-    how = {"splits": splits, "size": size, "fit": fit, "leave": leave or {}}
-    decoded = rows.map_batches(_decode, fn_kwargs=how, batch_size=64, **where).materialize()
-    return Shared(tuple(entry.ref for bundle in decoded.iter_internal_ref_bundles() for entry in bundle.blocks if entry.metadata.num_rows))
 
 
 def with_refs_of(row: dict, splits: set[str], leave: dict[str, frozenset[int]]) -> dict | None:
     """The row with the refs of these splits that `leave` keeps; None where there is none."""
     refs = [r for r in row["refs"] if r["split"] in splits and row["image_id"] not in leave.get(r["split"], ())]
     return row | {"refs": refs} if refs else None
-
-
-def _decode(batch: dict, *, splits: set[str], size: int, fit: str, leave: dict[str, frozenset[int]]) -> dict:
-    rows = []
-    for of, jpeg, text in zip(batch["splits"], batch["jpeg"], batch["meta"], strict=True):
-        if splits & set(str(of).split(",")) and (kept := with_refs_of(json.loads(str(text)), splits, leave)):
-            rows.append(decode_row(kept | {"jpeg": jpeg}, size, fit))
-    if not rows:
-        return {"image": np.zeros((0, size, size, 3), np.uint8), "masks": np.array([], dtype=object), "meta": np.array([], dtype=str)}
-    block = block_of(rows)
-    masks = np.empty(len(rows), dtype=object)
-    masks[:] = block["masks"]
-    return {"image": block["image"], "masks": masks, "meta": np.array(block["meta"])}

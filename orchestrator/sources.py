@@ -11,8 +11,9 @@ from pathlib import Path
 from aml.data import block_of, decode_row
 from aml.errors import UserError
 from aml.refer import PUBLISHED
-from orchestrator import locks, shards
+from orchestrator import convert, locks, shards
 from orchestrator.config import DataConfig
+from orchestrator.decoded import Part, Shared, Windowed, merged, place
 
 EVALUATION = ("val", "test", "dev", "eval")
 """What the names of evaluation splits begin with."""
@@ -52,29 +53,35 @@ class Sources:
             "fingerprint": hashlib.sha256(repr(mixed).encode()).hexdigest()[:16],
         }
 
-    def decode(self) -> shards.Shared:
-        """Training pictures of every store, validation pictures of the one that validates, into Ray's object store."""
-        data, refs = self.data, ()
-        for store, splits in self._used():
-            refs += shards.decode(store, splits, data.size, data.fit, leave={data.train_split: self.evaluation}).refs
-        return shards.Shared(refs)
+    def decode(self, *, windowed: bool | None = None, say=print) -> Shared | Windowed:
+        """Training pictures of every store, validation pictures of the one that validates: in Ray's object store, or through a window.
+
+        windowed: as an earlier attempt of the run had it; None: whichever fits.
+        """
+        return place(self._train, self._val, self.data.size, self.data.fit, windowed=windowed, say=say)
+
+    def windowed(self) -> Windowed:
+        """All of them through a window, without Ray."""
+        return Windowed(tuple(merged(self._train, self._val)), self.data.size, self.data.fit)
 
     def blocks(self) -> list[dict]:
         """The same pictures decoded in this process."""
-        data, leave, found = self.data, {self.data.train_split: self.evaluation}, []
-        for store, splits in self._used():
-            rows = (shards.with_refs_of(row, splits, leave) for row in shards.read(store, shards.index(store, sorted(splits))))
-            if decoded := [decode_row(row, data.size, data.fit) for row in rows if row]:
+        data, found = self.data, []
+        for part in merged(self._train, self._val):
+            rows = shards.read(part.store, shards.index(part.store, sorted(part.splits)))
+            kept = (shards.with_refs_of(row, part.splits, part.leave) for row in rows)
+            if decoded := [decode_row(row, data.size, data.fit) for row in kept if row]:
                 found.append(block_of(decoded))
         return found
 
-    def _used(self) -> list[tuple[shards.Store, set[str]]]:
-        """Each store and the splits read of it."""
-        data = self.data
-        return [
-            (store, {data.train_split} | ({data.val_split} if uri == data.val_uri else set()))
-            for uri, store in zip(data.trains, self.stores, strict=True)
-        ]
+    @property
+    def _train(self) -> list[Part]:
+        split = self.data.train_split
+        return [Part(store, frozenset({split}), {split: self.evaluation}) for store in self.stores]
+
+    @property
+    def _val(self) -> list[Part]:
+        return [Part(self.stores[self.data.trains.index(self.data.val_uri)], frozenset({self.data.val_split}), {})]
 
     def words(self) -> list[str]:
         """The union of the vocabularies, the first store's words first."""
@@ -86,7 +93,7 @@ def prepare(data: DataConfig, root: Path, say=print) -> Sources:
     if data.synth is not None and (store := shards.Store(data.trains[0], root)).read(shards.MARKER) is None:
         with locks.alone(root / "generated"):
             if store.read(shards.MARKER) is None:  # still: another run may have made them meanwhile
-                shards.make_synthetic(data.synth, store, root, say)
+                convert.make_synthetic(data.synth, store, root, say)
     found = check(data, root)
     if len(found.stores) > 1:
         say(_said(found))

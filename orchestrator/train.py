@@ -10,7 +10,7 @@ from aml.errors import NonFinite, NotSaved, UserError
 from aml.learner import vacuous_mask
 from orchestrator import cluster, interrupts, runs, sources, trial
 from orchestrator.config import Experiment, from_dict
-from orchestrator.shards import Shared
+from orchestrator.decoded import Shared, Windowed
 from orchestrator.trial import read_history
 
 FAILED = "failed.json"
@@ -51,7 +51,7 @@ def worker_loop(config: dict) -> None:
         report(failed)
 
 
-def make_trainer(experiment: Experiment, shared: Shared, vocabulary: list[str], folder: Path, *, callbacks=(), init=None):
+def make_trainer(experiment: Experiment, shared: Shared | Windowed, vocabulary: list[str], folder: Path, *, callbacks=(), init=None):
     """A TorchTrainer over the run folder. Resuming is the loop's: it finds last/ there, so Ray's own run is new each time."""
     import ray.train
     from ray.train.torch import TorchTrainer
@@ -117,7 +117,9 @@ def _fit(this: runs.Run, experiment: Experiment, used: sources.Sources, init, sa
     epochs = Epochs(this, experiment, tracker, key, say)
     code = 1
     try:
-        trainer = make_trainer(experiment, used.decode(), used.words(), this.folder, init=init)
+        shared = used.decode(windowed=this.state.get("windowed"), say=say)
+        this.update(windowed=isinstance(shared, Windowed))
+        trainer = make_trainer(experiment, shared, used.words(), this.folder, init=init)
         with interrupts.as_before():
             end_after_epoch(trainer, stop)
             trainer.fit()

@@ -12,8 +12,8 @@ from pathlib import Path
 from aml.learner import vacuous_mask
 from orchestrator import budget, cluster, cost, forecast, interrupts, pace, plan, runs, sources, trial
 from orchestrator.config import Experiment, from_dict
+from orchestrator.decoded import Shared, Windowed
 from orchestrator.live import Board
-from orchestrator.shards import Shared
 
 PARENT = "sweep"
 """The tracker's key of the parent run."""
@@ -27,7 +27,7 @@ OURS = ("train", "val", "aml", "time", "mem", "optim")
 # ---- inside a trial -------------------------------------------------------------------------------------------------
 
 
-def light_trial(config: dict, shared: Shared, vocabulary: list[str]) -> None:
+def light_trial(config: dict, shared: Shared | Windowed, vocabulary: list[str]) -> None:
     """One worker, the loop in the Tune process itself; the process may have run other trials before."""
     import torch
     from ray import tune
@@ -46,7 +46,7 @@ def light_trial(config: dict, shared: Shared, vocabulary: list[str]) -> None:
         tune.report(trial.failed(error))
 
 
-def distributed_trial(config: dict, shared: Shared, vocabulary: list[str]) -> None:
+def distributed_trial(config: dict, shared: Shared | Windowed, vocabulary: list[str]) -> None:
     """The driver of a Ray Train run; it waits while the workers train."""
     from ray.tune.integration.ray_train import TuneReportCallback
 
@@ -97,7 +97,8 @@ def _search(this: runs.Run, experiment: Experiment, used: sources.Sources, place
     tracker = runs.open_tracker(this, experiment)
     sweep = Sweep(this, experiment, tracker, placement, say)
     try:
-        shared = used.decode()
+        shared = used.decode(windowed=this.state.get("windowed"), say=say)
+        this.update(windowed=isinstance(shared, Windowed))  # the order of items follows from it
         if not tracker.ready():  # the database is made before any trial
             say(f"tracking: {tracker.problem}; training goes on, what it misses is kept in {this.folder}")
         sweep.fit(shared, used.words())
@@ -163,7 +164,7 @@ class Sweep:
     def __reduce__(self):  # Tune pickles its callbacks into its own snapshot, which nobody reads
         return (str, ("sweep",))
 
-    def fit(self, shared: Shared, vocabulary: list[str]) -> None:
+    def fit(self, shared: Shared | Windowed, vocabulary: list[str]) -> None:
         """Run every trial the plan has; returns when none is left."""
         from ray import tune
 
@@ -286,7 +287,7 @@ class Sweep:
         self._over(trial_id, "failed", "timeout", text)
         return True
 
-    def finish(self, shared: Shared) -> int:
+    def finish(self, shared: Shared | Windowed) -> int:
         """Baselines, cost, report, champion.   -> exit code"""
         from orchestrator import conclude
 

@@ -200,10 +200,10 @@ def test_a_folder_with_other_files_is_left_alone(scenes, ray_session, tmp_path):
 
 
 def test_generated_data_of_other_settings_are_not_used_in_silence(tmp_path, ray_session, experiment):
-    from orchestrator import shards
+    from orchestrator import convert, shards
     from orchestrator.config import SynthConfig
 
-    shards.make_synthetic(SynthConfig(images=16, size=48), shards.Store(tmp_path / "none"), tmp_path, lambda text: None)
+    convert.make_synthetic(SynthConfig(images=16, size=48), shards.Store(tmp_path / "none"), tmp_path, lambda text: None)
     code, text = ray_session(["train", str(experiment), "data.synth={images: 32, size: 48}", "--dry-run"])
     assert code == 2 and "was generated with" in text and "'images': 16" in text
 

@@ -6,12 +6,16 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from conftest import SIZE
+from stores import write_store
 
 from aml import checkpoint
-from aml.data import eval_batches, train_batches
+from aml.data import Items, eval_batches, train_batches
 from aml.learner import Learner, TrainConfig, TrainSums
 from aml.masking import Masker, preset
 from aml.optim import OptimConfig
+from aml.window import Window
+from orchestrator.decoded import Part, RowGroups
 
 BATCH, STEPS = 16, 4
 
@@ -30,6 +34,13 @@ def one_epoch(items, model, mode: str, wrap=None) -> tuple[list[float], list[int
     return per_step, [found.intersection, found.union, found.n]
 
 
+def windowed(store) -> dict[str, Items]:
+    """Items whose pictures are read two row groups at a time."""
+    pictures = RowGroups((Part(store, frozenset({"train", "val"}), {}),), SIZE, "square")
+    window = Window(pictures, nbytes=2 * max(pictures.nbytes))
+    return {split: Items(window, split, size=SIZE, unit=unit) for split, unit in (("train", "ref"), ("val", "sentence"))}
+
+
 def worker(rank: int, port: int, items, model, mode: str, results) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
@@ -38,8 +49,10 @@ def worker(rank: int, port: int, items, model, mode: str, results) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("mode", ["off", "aml"])
-def test_two_workers_take_the_steps_one_takes(items, make_model, mode, unused_port):
+@pytest.mark.parametrize(("mode", "where"), [("off", "memory"), ("aml", "memory"), pytest.param("off", "window", marks=pytest.mark.fault)])
+def test_two_workers_take_the_steps_one_takes(items, rows, tmp_path, make_model, mode, where, unused_port):
+    if where == "window":
+        items = windowed(write_store(tmp_path / "shards", rows))
     alone, sums = one_epoch(items, make_model(dropout=0.0), mode)
     assert len(alone) == STEPS
     with mp.get_context("spawn").Manager() as manager:

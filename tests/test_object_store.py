@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from aml.errors import UserError
-from orchestrator import shards
+from orchestrator import decoded, shards
 
 KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
 
@@ -74,7 +74,7 @@ def test_rows_read_back_are_the_rows_written(written, rows):
 
 @pytest.mark.fault  # slow
 def test_a_cluster_decodes_from_the_bucket(written, rows):
-    blocks = shards.decode(shards.Store(written[0]), {"val"}, 32, "square").open()
+    blocks = decoded.decode(decoded.Part(shards.Store(written[0]), frozenset({"val"}), {}), 32, "square").open()
     wanted = sum(any(r["split"] == "val" for r in row["refs"]) for row in rows)
     assert sum(len(b["image"]) for b in blocks) == wanted > 0 and blocks[0]["image"].shape[1:] == (32, 32, 3)
 

@@ -9,7 +9,7 @@ from test_evaluate import write_store
 
 from aml import data, refer
 from aml.errors import UserError
-from orchestrator import inspect, shards, sources
+from orchestrator import decoded, inspect, shards, sources
 from orchestrator.config import DataConfig, from_dict
 
 
@@ -77,26 +77,27 @@ def test_the_vocabulary_is_the_union(root, rows, tmp_path):
     assert set(words) == set(shards.words(shards.Store("one", root))) | set(shards.words(store)) and len(set(words)) == len(words)
 
 
-def decoded(root, which, monkeypatch):
+def in_store(root, which, monkeypatch):
     """What Sources.decode would put into the object store, as one block a store."""
     blocks = []
 
-    def decode(store, splits, size, fit, *, leave):
-        rows = list(shards.read(store, shards.index(store, ["train", "val", "testA", "testB"])))
+    def decode(part, size, fit):
+        rows = list(shards.read(part.store, shards.index(part.store, ["train", "val", "testA", "testB"])))
         of = [",".join({ref["split"] for ref in row["refs"]}) for row in rows]
         jpegs = [row.pop("jpeg") for row in rows]
         batch = {"splits": of, "jpeg": jpegs, "meta": [json.dumps(row) for row in rows]}
-        blocks.append(shards._decode(batch, splits=splits, size=size, fit=fit, leave=leave))
-        return shards.Shared(())
+        blocks.append(decoded._decode(batch, part=part, size=size, fit=fit))
+        return decoded.Shared(())
 
-    monkeypatch.setattr(shards, "decode", decode)
+    monkeypatch.setattr(decoded, "decode", decode)
+    monkeypatch.setattr(decoded, "store_free", lambda: 1e9)
     sources.check(which, root).decode()
     return [block | {"meta": block["meta"].tolist()} for block in blocks]
 
 
 @pytest.mark.parametrize("val", ["one", "two"])
 def test_training_holds_no_evaluation_image_and_one_data_set_validates(root, rows, monkeypatch, val):
-    blocks = decoded(root, config("one", "two", val=val), monkeypatch)
+    blocks = in_store(root, config("one", "two", val=val), monkeypatch)
     train, check = (data.Items(blocks, split, size=32, unit="sentence") for split in ("train", "val"))
     seen = {
         name: {r["image_id"] for item in train.picks(np.arange(len(train)), 0, 0) if (r := train.row(item))["dataset"] == name}

@@ -1,0 +1,211 @@
+"""Decoded pictures as trials get them: mapped from Ray's object store, or read through a window where they do not fit there.
+
+Trials do not run Ray Data: they get references to the decoded blocks, or where the shards lie, and gather by index. Both open as the blocks
+that aml.data.Items takes, which is all that training sees.
+"""
+
+import json
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from aml.data import block_of, decode_row
+from aml.window import WINDOW_BYTES, Window
+from orchestrator import cluster
+from orchestrator.shards import Store, check_files, manifest, with_refs_of
+
+FREE_SHARE = 0.8
+"""Of the object store's free memory, what decoded pictures may take; the rest is for what passes through while they are made."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is read of one store."""
+
+    store: Store
+    splits: frozenset[str]
+    leave: dict[str, frozenset[int]]
+    """{split: image_ids whose refs of that split are left out, too}"""
+
+    def kept(self, of: str, meta: str) -> dict | None:
+        """The row with the refs that are read; None where there is none.   of: its splits, comma-separated; meta: its JSON"""
+        return with_refs_of(json.loads(meta), self.splits, self.leave) if self.splits & set(of.split(",")) else None
+
+    def decoded_bytes(self, size: int) -> int:
+        """All pictures and masks at network size, as the marker counts them."""
+        counts = [c for split, c in manifest(self.store)["splits"].items() if split in self.splits]
+        return sum(c["images"] * size * size * 3 + c["refs"] * -(-size * size // 8) for c in counts)
+
+
+# ---- in the object store --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Decoded blocks in Ray's object store: cheap to hand to a trial, mapped there without a copy."""
+
+    refs: tuple
+    """Object references of Arrow tables with columns image, masks, meta."""
+
+    def open(self) -> list[dict]:
+        """The blocks as aml.data.Items takes them."""
+        import ray
+        from ray.data.block import BlockAccessor
+
+        blocks = []
+        for table in ray.get(list(self.refs)):
+            images = BlockAccessor.for_block(table).to_numpy(["image"])["image"]
+            blocks.append({"image": images, "masks": _Binary(table["masks"]), "meta": table["meta"].to_pylist()})
+        return blocks
+
+
+class _Binary:
+    """An Arrow binary column indexed without copying its values."""
+
+    def __init__(self, column):
+        self.column = column
+
+    def __getitem__(self, row: int):
+        return self.column[row].as_buffer()
+
+
+def decode(part: Part, size: int, fit: str) -> Shared:
+    """Decode every image of a part in parallel into the object store."""
+    import ray
+
+    check_files(part.store)
+    files, where = [part.store.join(name) for name in manifest(part.store)["files"]], cluster.data_tasks()
+    rows = ray.data.read_parquet(files, filesystem=part.store.fs, ray_remote_args=where).select_columns(["splits", "jpeg", "meta"])
+    decoded = rows.map_batches(_decode, fn_kwargs={"part": part, "size": size, "fit": fit}, batch_size=64, **where).materialize()
+    return Shared(tuple(entry.ref for bundle in decoded.iter_internal_ref_bundles() for entry in bundle.blocks if entry.metadata.num_rows))
+
+
+def _decode(batch: dict, *, part: Part, size: int, fit: str) -> dict:
+    rows = []
+    for of, jpeg, text in zip(batch["splits"], batch["jpeg"], batch["meta"], strict=True):
+        if kept := part.kept(str(of), str(text)):
+            rows.append(decode_row(kept | {"jpeg": jpeg}, size, fit))
+    if not rows:
+        return {"image": np.zeros((0, size, size, 3), np.uint8), "masks": np.array([], dtype=object), "meta": np.array([], dtype=str)}
+    block = block_of(rows)
+    masks = np.empty(len(rows), dtype=object)
+    masks[:] = block["masks"]
+    return {"image": block["image"], "masks": masks, "meta": np.array(block["meta"])}
+
+
+# ---- through a window -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Windowed:
+    """Shards that each trial reads for itself, a window at a time, beside decoded blocks that fit the object store."""
+
+    parts: tuple[Part, ...]
+    size: int
+    fit: str
+    resident: Shared | None = None
+
+    def open(self) -> Window:
+        """The blocks as aml.data.Items takes them; their annotations are read now."""
+        return Window(RowGroups(self.parts, self.size, self.fit), self.resident.open() if self.resident else ())
+
+
+@dataclass(frozen=True)
+class _Group:
+    part: int
+    file: str
+    number: int
+    rows: tuple[int, ...]
+    """Those that are used."""
+
+
+@dataclass
+class RowGroups:
+    """The row groups of some shards as aml.window.Pictures."""
+
+    parts: tuple[Part, ...]
+    size: int
+    fit: str
+    groups: list[_Group] = field(default_factory=list)
+    meta: list[list[str]] = field(default_factory=list)
+    nbytes: list[int] = field(default_factory=list)
+
+    def __post_init__(self):
+        import pyarrow.parquet as pq
+
+        for k, part in enumerate(self.parts):
+            for name in manifest(part.store)["files"]:
+                with pq.ParquetFile(part.store.join(name), filesystem=part.store.fs) as file:
+                    for number in range(file.num_row_groups):
+                        self._add(file, k, name, number)
+
+    def _add(self, file, part: int, name: str, number: int) -> None:
+        splits = file.read_row_group(number, columns=["splits"])["splits"].to_pylist()
+        if not any(self.parts[part].splits & set(of.split(",")) for of in splits):
+            return
+        meta = file.read_row_group(number, columns=["meta"])["meta"].to_pylist()
+        rows = map(self.parts[part].kept, splits, meta)
+        used = {r: json.dumps(row) for r, row in enumerate(rows) if row}
+        if used:
+            self.groups.append(_Group(part, name, number, tuple(used)))
+            self.meta.append(list(used.values()))
+            self.nbytes.append(file.metadata.row_group(number).total_byte_size + len(splits) * self.size * self.size * 3)
+
+    def read(self, block: int) -> list[bytes]:
+        """The JPEGs of a row group."""
+        import pyarrow.parquet as pq
+
+        group = self.groups[block]
+        store = self.parts[group.part].store
+        with pq.ParquetFile(store.join(group.file), filesystem=store.fs) as file:
+            found = file.read_row_group(group.number, columns=["jpeg"], use_threads=False)["jpeg"]
+        return [found[row].as_py() for row in group.rows]
+
+    def decode(self, encoded: list[bytes], block: int, row: int) -> dict:
+        return decode_row(json.loads(self.meta[block][row]) | {"jpeg": encoded[row]}, self.size, self.fit)
+
+
+# ---- which of the two -----------------------------------------------------------------------------------------------
+
+
+def place(train: list[Part], val: list[Part], size: int, fit: str, *, windowed: bool | None, say) -> Shared | Windowed:
+    """Decode what fits the object store; where training pictures do not, they are read through a window, and that is said.
+
+    windowed: what an earlier attempt of the run did, since the order of items follows from it; None: whichever fits.
+    """
+    free = store_free() * FREE_SHARE
+    need, need_val = (sum(part.decoded_bytes(size) for part in parts) for parts in (train + val, val))
+    why = f"decoded pictures take {need / 1e9:.2f} GB of the {free / 1e9:.2f} GB free for them in the object store"
+    if windowed is None:
+        windowed = need > free
+    if not windowed:
+        if need > free:
+            say(f"{why}: what does not fit is spilled to disk, since this run began without a window")
+        return Shared(tuple(ref for part in merged(train, val) for ref in decode(part, size, fit).refs))
+    fits = need_val <= free and not any(t.splits & v.splits for t in train for v in val)  # else an item would be there twice
+    say(
+        f"{why}: each worker reads {'training' if fits else 'all'} pictures through a window of {WINDOW_BYTES / 2**20:.0f} MiB, "
+        "and items are shuffled inside a window of shuffled row groups"
+    )
+    if not fits:
+        return Windowed(tuple(merged(train, val)), size, fit)
+    return Windowed(tuple(train), size, fit, Shared(tuple(ref for part in val for ref in decode(part, size, fit).refs)))
+
+
+def merged(train: list[Part], val: list[Part]) -> list[Part]:
+    """Parts of one store read together, so that no picture is decoded twice."""
+    found = {part.store.uri: part for part in train}
+    for part in val:
+        one = found.get(part.store.uri)
+        found[part.store.uri] = Part(part.store, one.splits | part.splits, one.leave | part.leave) if one else part
+    return list(found.values())
+
+
+def store_free() -> float:
+    """Bytes free in the smallest object store of the cluster: each machine that trains holds its own copy of what it maps."""
+    import ray
+
+    key = "object_store_memory"
+    stores = [node["Resources"].get(key, 0) for node in ray.nodes() if node["Alive"]]
+    used = ray.cluster_resources().get(key, 0) - ray.available_resources().get(key, 0)
+    return max(0.0, min(stores) - used)

@@ -1,0 +1,46 @@
+"""The measurement of the data path: both ways give the same samples; the command prints its ratios as JSON on the last line."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import SIZE
+
+from aml.data import Items
+from orchestrator import bench_data
+
+
+def test_the_published_way_gives_the_same_samples(scenes, blocks, make_model):
+    """Otherwise the two would not be compared at the same work. Generated masks have no holes or overlaps, so polygons and RLE agree."""
+    model = make_model()
+    peer = bench_data.Published(scenes, model, SIZE)
+    ours = Items(blocks, "train", size=SIZE, unit="sentence")
+    assert len(peer) == len(ours)
+    by_sentence = {(ref["ref_id"], s["sent_id"]): k for k, (ref, s) in enumerate((r, s) for r in sentences(peer) for s in r["sentences"])}
+    batch = ours.batch(np.arange(0, len(ours), 11), model)
+    for k, key in enumerate(zip(batch.ref_id.tolist(), batch.sent_id.tolist(), strict=True)):
+        image, mask, tokens, token_mask = peer[by_sentence[key]]
+        assert (image == batch.image[k]).all() and (mask == batch.mask[k]).all()
+        assert (tokens == batch.tokens[k]).all() and (token_mask == batch.token_mask[k]).all()
+
+
+def sentences(peer):
+    """The refs in the order of the peer's items, each once."""
+    return list({id(ref): ref for ref, _ in peer.items}.values())
+
+
+def test_rates_leave_out_the_start(monkeypatch):
+    clock = iter([5.0, 9.0])  # the first batch, the end
+    monkeypatch.setattr(bench_data.time, "perf_counter", lambda: next(clock))
+    assert bench_data.timed(iter([8, 8, 8, 8]), 2.0, samples=16) == (3.0, 16, 4.0)
+
+
+@pytest.mark.fault  # starts processes, Ray and an S3 server
+def test_the_command_prints_its_ratios(ray_session):
+    code, text = ray_session(["bench", "data", "--images", "16", "--size", "64", "--samples", "64"])
+    assert code == 0, text
+    found = json.loads(text.splitlines()[-1])
+    for name in ("first_epoch", "later_epochs", "window"):
+        per_core = found["peer_samples_s"] / found["cores"]
+        assert found[f"{name}_ratio"] == pytest.approx(found[f"{name}_samples_s_core"] / per_core, rel=0.01)
+    assert found["items"] > 32 and found["window_held_mb"] > 0 and found["s3_read_mb_s"] > 0 and "decode JPEG" in found["profile_ms"]

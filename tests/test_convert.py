@@ -1,0 +1,129 @@
+"""Shards are written file by file: a conversion that was killed is gone on with, and nothing half-written is ever read."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from aml import refer, synthetic
+from aml.errors import UserError
+from orchestrator import convert, shards
+
+
+@pytest.fixture
+def small_files(monkeypatch):
+    monkeypatch.setattr(convert, "ROWS_PER_FILE", 8)
+    monkeypatch.setattr(convert, "ROWS_PER_GROUP", 4)
+
+
+def here(packed, out, skip=False):
+    """All files, written in this process."""
+    return {name: convert._write_file(out, name, lines, skip) for name, lines in packed.files.items()}
+
+
+def test_rows_of_a_split_lie_together_and_packing_loses_nothing(rows, tmp_path, small_files):
+    packed, out = convert.pack(rows), shards.Store(tmp_path)
+    notes = here(packed, out)
+    digests = {i: d for note in notes.values() for i, d in note["digests"].items()}
+    assert len(notes) == 5 and sorted(out.names()) == sorted(notes) == list(notes)
+    held = [pq.read_table(tmp_path / name) for name in notes]
+    splits = [s for table in held for s in table["splits"].to_pylist()]
+    ids = [i for table in held for i in table["image_id"].to_pylist()]
+    assert splits == sorted(splits) and len(set(splits)) == 4 and sorted(ids) == [r["image_id"] for r in rows] == sorted(digests)
+    assert ids[: splits.count("testA")] == sorted(ids[: splits.count("testA")])
+    meta = [{k: v for k, v in r.items() if k != "path"} for r in rows]
+    assert sorted(packed.rows(digests), key=lambda r: r["image_id"]) == meta
+    jpegs = {i: j for table in held for i, j in zip(table["image_id"].to_pylist(), table["jpeg"].to_pylist(), strict=True)}
+    assert all(jpegs[r["image_id"]] == Path(r["path"]).read_bytes() for r in rows)
+    assert pq.ParquetFile(tmp_path / next(iter(notes))).metadata.row_group(0).num_rows == 4
+
+
+def test_the_source_of_shards_is_the_hash_of_all_rows(rows):
+    import hashlib
+
+    text = json.dumps([shards.FORMAT, [{k: v for k, v in r.items() if k != "path"} for r in rows]], sort_keys=True)
+    assert convert.pack(rows).source == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_a_file_with_an_image_that_cannot_be_used_is_written_without_it_or_not_at_all(rows, tmp_path, small_files):
+    broken = [dict(r) for r in rows[:8]]
+    (tmp_path / "cut.jpg").write_bytes(Path(broken[2]["path"]).read_bytes()[:50])
+    Image.fromarray(np.zeros((9, 7, 3), np.uint8)).save(tmp_path / "other.jpg")
+    broken[2]["path"], broken[5]["path"] = str(tmp_path / "cut.jpg"), str(tmp_path / "other.jpg")
+    packed, out = convert.pack(broken), shards.Store(tmp_path / "out")
+    (note,) = here(packed, out).values()
+    assert out.names() == [] and len(note["errors"]) == 2
+    assert any("cannot be decoded" in e for e in note["errors"]) and any("is 7 x 9, but its annotations are for" in e for e in note["errors"])
+    (note,) = here(packed, out, skip=True).values()
+    (name,) = out.names()
+    assert pq.read_metadata(tmp_path / "out" / name).num_rows == 6 == len(note["digests"])
+
+
+def test_annotations_without_any_image_are_refused():
+    with pytest.raises(UserError, match="annotations name no image"):
+        convert.pack([])
+
+
+def test_progress_says_rate_and_time_left(monkeypatch):
+    clock, said = [0.0], []
+    monkeypatch.setattr(convert.time, "monotonic", lambda: clock[0])
+    progress = convert._Progress(1000, 200, said.append)
+    for seconds, images in ((2.0, 50), (10.0, 150), (20.0, 600)):
+        clock[0] = seconds
+        progress.add(images)
+        progress.say()
+    assert said == ["400 of 1000 images, 20 images/s, 30 s left"]
+
+
+def test_a_conversion_goes_on_with_the_files_that_are_there(scenes, rows, tmp_path, small_files, ray_session):
+    command = ["shard", "--refer-root", str(scenes), "--images", str(scenes / "images"), "--out", str(tmp_path / "out")]
+    code, text = ray_session(command)
+    assert code == 0, text
+    store = shards.Store(tmp_path / "out")
+    before, files = shards.manifest(store), sorted((tmp_path / "out").glob("*.parquet"))
+    assert len(files) == 5
+    (tmp_path / "out" / shards.MARKER).unlink()
+    files[1].unlink()
+    files[2].write_bytes(files[2].read_bytes()[:500])  # no writer of ours leaves this; a copy that was cut off may
+    (tmp_path / "out" / "part-00001-of-before.parquet.tmp").write_bytes(b"half")
+    (tmp_path / "out" / "part-00000-of-other-rows.parquet").write_bytes(files[0].read_bytes())
+    times = {f: f.stat().st_mtime_ns for f in files if f not in files[1:3]}
+    code, text = ray_session(["data", "show", str(tmp_path / "out"), "--out", str(tmp_path / "page.html")])
+    assert code == 2 and "no complete shards" in text
+    code, text = ray_session(command)
+    assert code == 0 and "3 of 5 files are there already" in text, text
+    assert shards.manifest(store) == before == shards.verify(store)
+    assert {f: f.stat().st_mtime_ns for f in times} == times and len(list((tmp_path / "out").iterdir())) == 5 + 2
+
+
+@pytest.mark.fault
+def test_a_killed_conversion_is_gone_on_with(tmp_path):
+    synthetic.generate(tmp_path, "refcoco", images=400, size=320, seed=0)
+    start = "import sys; from orchestrator import cli, convert; convert.ROWS_PER_FILE = 8; cli.main(sys.argv[1:])"
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", start, "shard", "--refer-root", str(tmp_path), "--images", str(tmp_path / "images"), "--out", str(out)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    killed = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        while killed.poll() is None and len(list(out.glob("*.parquet"))) < 5:
+            time.sleep(0.02)
+    finally:
+        os.killpg(killed.pid, signal.SIGKILL)
+        killed.wait()
+    there = {f: f.stat().st_mtime_ns for f in out.glob("*.parquet")}
+    assert 5 <= len(there) < 50 and not (out / shards.MARKER).exists()
+    with pytest.raises(UserError, match="no complete shards"):
+        shards.manifest(shards.Store(out))
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "of 50 files are there already" in again.stdout
+    assert {f: f.stat().st_mtime_ns for f in there} == there
+    rows = refer.read_refer(tmp_path, tmp_path / "images", "refcoco", "unc")
+    assert shards.verify(shards.Store(out))["images"] == len(rows)
