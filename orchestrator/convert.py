@@ -15,6 +15,7 @@ from pathlib import Path
 from aml.data import UnreadableImage, decode_image
 from aml.errors import UserError
 from aml.refer import read_refer, split_counts, vocabulary
+from orchestrator import cluster
 from orchestrator.config import SynthConfig
 from orchestrator.shards import FORMAT, MARKER, Store, describe
 
