@@ -14,8 +14,9 @@ from test_checkpoint import alter, damage, file_size_limit
 
 from aml.errors import NotSaved, OutOfMemory, UserError
 from aml.learner import Learner
-from orchestrator import cluster, interrupts, runs, shards, trial
+from orchestrator import cluster, convert, interrupts, runs, shards, trial
 from orchestrator.config import from_dict
+from orchestrator.decoded import Part, decode
 from orchestrator.tracking import MemoryTracker
 from orchestrator.train import Epochs
 from orchestrator.tune import Sweep, short_of_disk
@@ -225,7 +226,7 @@ def make_sweep(folder: Path, said: list[str], **resources) -> Sweep:
     run = runs.start(experiment, "sweep", manifest, fresh=False)
     runs.begin(run, experiment, manifest, "x")
     run.update(epochs_by_arm={"off": 4}, metric="val/mIoU", mode="max")
-    return Sweep(run, experiment, MemoryTracker(run.folder), cluster.place(experiment, {"CPU": 2, "GPU": 0}), said.append)
+    return Sweep(run, experiment, MemoryTracker(run.folder), cluster.place(experiment, [{"CPU": 2, "GPU": 0, "memory": 1e9}]), said.append)
 
 
 def begin(sweep: Sweep) -> str:
@@ -312,7 +313,12 @@ def test_a_truncated_shard_is_named_before_anything_reads_it(tmp_path):
     store = shards.Store(tmp_path)
     shards.check_files(store)
     damage(tmp_path / "part-1.parquet")
-    for read in (shards.check_files, shards.splits_of, lambda s: shards.index(s, ["train"]), lambda s: shards.decode(s, {"train"}, 64, "square")):
+    for read in (
+        shards.check_files,
+        shards.splits_of,
+        lambda s: shards.index(s, ["train"]),
+        lambda s: decode(Part(s, frozenset({"train"}), {}), 64, "square"),
+    ):
         with pytest.raises(UserError, match=r"part-1.parquet is damaged \(Arrow.*\); write the shards again$"):
             read(store)
 
@@ -329,7 +335,7 @@ def test_two_runs_that_make_the_same_data_at_once_make_them_once(tmp_path, monke
         made.append(store.uri)
         store.write(shards.MARKER, b"{}")
 
-    monkeypatch.setattr(shards, "make_synthetic", make)
+    monkeypatch.setattr(convert, "make_synthetic", make)
     monkeypatch.setattr(sources, "check", lambda data, root: type("Found", (), {"stores": [1]})())
     read = shards.Store.read
 

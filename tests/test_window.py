@@ -11,7 +11,7 @@ from conftest import SIZE
 from stores import write_store
 from torch import equal
 
-from aml.data import Items, eval_batches, train_batches
+from aml.data import Items, UnreadableImage, eval_batches, train_batches
 from aml.window import AHEAD, Window
 from orchestrator import decoded, shards, sources, trial
 from orchestrator.config import DataConfig, from_dict
@@ -139,7 +139,7 @@ def test_one_who_stops_in_the_middle_leaves_no_thread_and_the_next_finds_everyth
 def test_a_picture_that_cannot_be_decoded_is_named(windowed, model):
     first = windowed.choices[windowed.order(0, 0)[20]][0]
     windowed.blocks.pictures.broken = (first.block, first.row)
-    with pytest.raises(shards.UnreadableImage, match=r"COCO_train2014_\d+\.jpg cannot be decoded"):
+    with pytest.raises(UnreadableImage, match=r"COCO_train2014_\d+\.jpg cannot be decoded"):
         epoch_of(windowed, model)
 
 
