@@ -45,6 +45,8 @@ def start() -> None:
     if ray.is_initialized():
         return
     logging.getLogger("ray").setLevel(logging.WARNING)
+    for name in ("ray._private.authentication.authentication_token_setup", "ray.data._internal.progress"):  # what is as it should be
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     # Without RAY_ADDRESS ray.init would look for a cluster some `ray start` has noted on this machine, and wait for one that is gone.
     where = {} if "RAY_ADDRESS" in os.environ else {"address": "local", "include_dashboard": False}

@@ -22,7 +22,9 @@ def describe_plan(experiment: Experiment, placement: cluster.Placement) -> str:
     made, search = plan.Plan(experiment, epochs=cost.equal_epochs(experiment)), experiment.search
     lines = [f"{experiment.name}: {made.total} trials of {experiment.train.epochs} epochs"]
     for arm in search.arms:
-        settings = f"{len(made.settings[arm])} setting(s)" if search.method == "grid" else f"sampled by {search.method}"
+        n = len(made.settings[arm])
+        of = f"{made.per_arm} of {n} settings" if made.per_arm < n else f"{n} setting(s)"
+        settings = of if search.method == "grid" else f"sampled by {search.method}"
         length = "" if made.epochs[arm] == experiment.train.epochs else f", {made.epochs[arm]} epochs each"
         lines.append(f"  {arm:16} {made.per_arm} search trials over {settings}, then {search.seeds.confirm} confirmation seeds{length}")
     if search.scheduler == "asha":
