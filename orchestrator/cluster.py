@@ -81,6 +81,11 @@ def capacity() -> list[dict[str, float]]:
     return [{"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count(), "memory": 0.7 * physical}]  # Ray keeps the rest for its object store
 
 
+def together(nodes: list[dict[str, float]]) -> dict[str, float]:
+    """What all nodes hold."""
+    return {name: sum(node[name] for node in nodes) for name in ("CPU", "GPU", "memory")}
+
+
 def data_tasks() -> dict:
     """What tasks that read and decode ask for besides CPUs: a place on the nodes started for them, where the cluster has any."""
     import ray
@@ -121,7 +126,7 @@ def place(experiment: Experiment, nodes: list[dict[str, float]], *, sweep: bool 
     driver = DRIVER_CPUS if sweep and not r.light else 0.0
     workers, wanted = r.min_workers or r.workers, of_worker(r)
     cpus = workers * r.cpus_per_worker + driver
-    total = {name: sum(node[name] for node in nodes) for name in ("CPU", "GPU", "memory")}
+    total = together(nodes)
     fits = min(sum(slots(node, wanted) for node in nodes) // workers, int(total["CPU"] / cpus + 1e-9))
     needs = f"{workers} worker(s) x {r.cpus_per_worker:g} CPU" + (f" + {driver:g} for the driver" if driver else "") + f" = {cpus:g} CPU"
     has = f"{total['CPU']:g} CPU and {total['GPU']:g} GPU"

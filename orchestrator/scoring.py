@@ -199,7 +199,7 @@ def device_for(workers: int) -> str:
     from orchestrator import cluster
 
     cluster.start()
-    return "cuda" if cluster.capacity()["GPU"] >= 1 else "cpu"
+    return "cuda" if cluster.together(cluster.capacity())["GPU"] >= 1 else "cpu"
 
 
 def pieces(places: list, pictures: int) -> list[list]:
@@ -272,7 +272,7 @@ def _spread(job: Job, store: shards.Store, places: list, workers: int) -> Iterat
 
     from orchestrator import cluster
 
-    options = resources(workers, cluster.capacity())
+    options = resources(workers, cluster.together(cluster.capacity()))
     device, handed, cut = "cuda" if options["num_gpus"] else "cpu", ray.put(job), pieces(places, job.pictures)
     run = ray.remote(_run).options(num_returns="streaming", **options)
     shares = [cut[w * len(cut) // workers : (w + 1) * len(cut) // workers] for w in range(workers)]

@@ -24,6 +24,7 @@ SMALL = [
     "train={epochs: 1, batch: 16}",
     "evaluate={probe: 8, pictures: 2}",
     "search.space={aml.tau: [0.5]}",
+    "search.trials=1",
     "search.seeds={confirm: 1}",
 ]
 

@@ -161,7 +161,9 @@ def test_an_error_that_is_not_of_memory_stays_what_it_is(run_trial, monkeypatch)
 
 @pytest.fixture
 def signals():
+    """Python's own handler of SIGINT at the start, whatever ran before; all as they were at the end."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
