@@ -4,15 +4,13 @@ A key nobody knows is refused with the nearest known one; a value that cannot me
 The resolved experiment names its run: <name>-<8 hex of settings, data fingerprint and code version>.
 """
 
-import functools
 import hashlib
 import json
 import os
 import re
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from difflib import get_close_matches
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import yaml
 
@@ -21,6 +19,7 @@ from aml.errors import UserError
 from aml.learner import EvalConfig, TrainConfig
 from aml.masking_config import PRESETS, MaskingConfig, preset
 from aml.optim import OptimConfig
+from orchestrator import strict
 from orchestrator.budget import BudgetConfig
 
 ARMS = ("off", "random", "two_pass", "maskris", *(f"aml/{name}" for name in PRESETS))
@@ -84,10 +83,10 @@ class DataConfig:
             raise UserError(f"data.val is {self.val!r}; it must be one of data.train: {', '.join(self.trains)}")
         if self.synth is not None and len(self.trains) > 1:
             raise UserError(f"data.synth generates one data set, but data.train names {len(self.trains)}; give one folder or leave data.synth out")
-        _choice("data.fit", self.fit, ("square", "letterbox"))
-        _choice("data.unit", self.unit, ("ref", "sentence"))
+        strict.choice("data.fit", self.fit, ("square", "letterbox"))
+        strict.choice("data.unit", self.unit, ("ref", "sentence"))
         for name in self.augment:
-            _choice("data.augment", name, AUGMENTATIONS)
+            strict.choice("data.augment", name, AUGMENTATIONS)
         for name in ("size", "train_limit", "val_limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -154,13 +153,13 @@ class SearchConfig:
 
     def __post_init__(self):
         for arm in self.arms:
-            _choice("search.arms", base_arm(arm), ARMS)
+            strict.choice("search.arms", base_arm(arm), ARMS)
         if not self.arms or len(set(self.arms)) < len(self.arms):
             raise UserError(f"search.arms is {self.arms}; it must name at least one arm, each once, out of {', '.join(ARMS)}")
-        _choice("search.method", self.method, METHODS)
-        _choice("search.scheduler", self.scheduler, SCHEDULERS)
-        _choice("search.mode", self.mode, ("max", "min"))
-        _choice("search.equal", self.equal, EQUALITIES)
+        strict.choice("search.method", self.method, METHODS)
+        strict.choice("search.scheduler", self.scheduler, SCHEDULERS)
+        strict.choice("search.mode", self.mode, ("max", "min"))
+        strict.choice("search.equal", self.equal, EQUALITIES)
         for key, values in self.space.items():
             _check_dimension(key, values, self.method)
         if self.method != "grid" and self.trials is None:
@@ -193,7 +192,7 @@ class ResourcesConfig:
     """What a sweep's cost is reckoned with, in any currency."""
 
     def __post_init__(self):
-        _choice("resources.driver", self.driver, DRIVERS)
+        strict.choice("resources.driver", self.driver, DRIVERS)
         if self.workers < 1 or self.cpus_per_worker <= 0 or self.gpus_per_worker < 0 or self.max_failures < 0:
             raise UserError(
                 f"resources: workers {self.workers}, cpus_per_worker {self.cpus_per_worker}, gpus_per_worker {self.gpus_per_worker}, "
@@ -274,7 +273,7 @@ class Experiment:
 
     def leaves(self) -> dict[str, Any]:
         """{"aml.tau": 0.5, ...}: every setting by its dotted key; lists and the search space stay whole."""
-        return _leaves(self.to_dict(), "")
+        return strict.leaves(self.to_dict(), "")
 
     def params(self, varying: set[str] = frozenset()) -> dict[str, Any]:
         """What MLflow gets as params: every leaf but the varying ones, aml.tau and aml.rho as the numbers the arm is at."""
@@ -287,7 +286,7 @@ class Experiment:
         """The same experiment with dotted leaves replaced, checked again."""
         tree = self.to_dict()
         for key, value in overrides.items():
-            _set(tree, key, value)
+            strict.put(tree, key, value)
         return from_dict(tree)
 
     def for_arm(self, arm: str, overrides: dict[str, Any]) -> "Experiment":
@@ -340,19 +339,6 @@ def code_version() -> str:
 # ---- reading --------------------------------------------------------------------------------------------------------
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-3 as text and `off` as false; here they are the number and the word everybody means."""
-
-    yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True|false|False)$"), list("tTfF"))
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?([eE][-+]?\d+)$"), list("-+0123456789"))
-
-
 def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Experiment:
     """An experiment from a YAML file and key=value overrides. UserError says what is wrong in one sentence.
 
@@ -360,47 +346,12 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Exper
     changes.
     """
     given = [o.partition("=")[2] for o in overrides if o.startswith("base=")]
-    tree = _with_base(Path(path), Path(given[-1]) if given else None)
+    tree = strict.with_base(Path(path), Experiment, Path(given[-1]) if given else None)
     return _overridden(tree, [o for o in overrides if not o.startswith("base=")])
 
 
 def from_text(text: str, overrides=(), where: str = "the experiment") -> Experiment:
-    return _overridden(_tree(text, where), overrides)
-
-
-def _with_base(path: Path, base: Path | None = None, above: tuple = ()) -> dict:
-    """The file's keys on top of its base's."""
-    try:
-        tree = _tree(path.read_text("utf-8"), str(path))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); give the path of an experiment's YAML file") from None
-    named = tree.pop("base", None)
-    if base is None and named is None:
-        return tree
-    base = base or path.parent / str(named)
-    if base.resolve() in above:
-        raise UserError(f"{path} names the base {named}, which is built on it in turn; remove one of the two")
-    return _merged(_with_base(base, above=(*above, path.resolve())), tree)
-
-
-def _merged(base: dict, top: dict) -> dict:
-    """Sections merge key by key; a search space, lists and a model of another name replace what was there."""
-    found = dict(base)
-    for key, value in top.items():
-        old = base.get(key)
-        whole = key == "space" or not (isinstance(old, dict) and isinstance(value, dict)) or ("name" in value and value["name"] != old.get("name"))
-        found[key] = value if whole else _merged(old, value)
-    return found
-
-
-def _tree(text: str, where: str) -> dict:
-    try:
-        tree = yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{where} is not valid YAML: {' '.join(str(error).split())}; correct it") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{where} holds {type(tree).__name__}, not a mapping; its top-level keys are {', '.join(_names(Experiment))}")
-    return tree
+    return _overridden(strict.tree_of(text, where, Experiment), overrides)
 
 
 def _overridden(tree: dict, overrides) -> Experiment:
@@ -408,7 +359,7 @@ def _overridden(tree: dict, overrides) -> Experiment:
         key, equals, value = override.partition("=")
         if not equals:
             raise UserError(f"override {override!r} is not key=value, as in optim.lr=1e-4")
-        _set(tree, key, yaml.load(value, _Loader))  # noqa: S506
+        strict.put(tree, key, strict.scalar(value))
     return from_dict(tree)
 
 
@@ -417,90 +368,15 @@ def from_dict(tree: dict) -> Experiment:
     from aml.models import options
 
     tree = dict(tree)
-    _check_keys(Experiment, tree, "")
+    strict.check_keys(Experiment, tree, "")
     masking = tree.pop("aml", None) or {}
     if not isinstance(masking, dict):
         raise UserError(f"aml is {masking!r}; it must be a mapping of masking settings")
     model = {"name": "small"} | (tree.get("model") or {})
-    checked = options(**_plain(model, "model"))
+    checked = options(**strict.plain(model, "model"))
     tree["model"] = {"name": model["name"], **asdict(checked)}
     tree["aml"] = preset(masking.get("preset", "calibrated"), **{k: v for k, v in masking.items() if k != "preset"})
-    return _build(Experiment, tree, "")
-
-
-def _plain(tree, where: str) -> dict:
-    if not isinstance(tree, dict):
-        raise UserError(f"{where} is {tree!r}; it must be a mapping")
-    return tree
-
-
-def _build(cls, tree: dict, where: str):
-    """A dataclass out of a mapping, nested ones too; types are checked, never guessed."""
-    hints, values = _hints(cls), {}
-    for f in fields(cls):
-        if f.name in tree:
-            values[f.name] = _value(hints[f.name], tree[f.name], f"{where}{f.name}")
-        elif f.default is f.default_factory:  # both MISSING: no default
-            raise UserError(f"{where}{f.name} is missing; set it")
-    return cls(**values)
-
-
-@functools.cache
-def _hints(cls) -> dict:
-    """Types of a dataclass's fields; resolving them takes longer than all the checking, and a sweep builds thousands of experiments."""
-    return get_type_hints(cls)
-
-
-def _value(hint, value, where: str):
-    section = next((t for t in (hint, *get_args(hint)) if is_dataclass(t)), None)
-    if section and isinstance(value, dict):
-        _check_keys(section, value, f"{where}.")
-        return _build(section, value, f"{where}.")
-    kinds = [_generic(t) or t for t in ([hint] if _generic(hint) else get_args(hint))]
-    kinds = [t for t in kinds if isinstance(t, type)] or [hint]
-    if section and not isinstance(value, section) and not (value is None and type(None) in kinds):
-        raise UserError(f"{where} is {value!r}; it must be a mapping of {', '.join(_names(section))}")
-    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
-        return float(value) if int not in kinds else value
-    if isinstance(value, bool) and bool not in kinds or not isinstance(value, tuple(kinds)):
-        wanted = " or ".join(
-            "null" if k is type(None) else {"str": "text", "int": "a whole number", "float": "a number", "list": "a list"}.get(k.__name__, k.__name__)
-            for k in kinds
-        )
-        raise UserError(f"{where} is {value!r}; it must be {wanted}")
-    return value
-
-
-def _generic(hint):
-    """list[str] -> list; dict[str, Any] -> dict; None for anything else."""
-    origin = getattr(hint, "__origin__", None)
-    return origin if origin in (list, dict) else None
-
-
-def _check_keys(cls, tree, where: str) -> None:
-    known = _names(cls)
-    for key in tree:
-        if key not in known:
-            near = get_close_matches(str(key), known, n=1)
-            hint = f"; did you mean {where}{near[0]}?" if near else ";"
-            raise UserError(f"unknown key {where}{key}{hint} known here: {', '.join(known)}")
-
-
-def _leaves(tree: dict, prefix: str) -> dict[str, Any]:
-    flat = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        flat |= _leaves(value, f"{name}.") if isinstance(value, dict) and name != "search.space" else {name: value}
-    return flat
-
-
-def _set(tree: dict, dotted: str, value) -> None:
-    *path, last = dotted.split(".")
-    for part in path:
-        tree = tree.setdefault(part, {})
-        if not isinstance(tree, dict):
-            raise UserError(f"override {dotted}: {part} is not a section; its keys cannot be set")
-    tree[last] = value
+    return strict.build(Experiment, tree, "")
 
 
 def _check_dimension(key: str, values, method: str) -> None:
@@ -520,14 +396,3 @@ def _check_dimension(key: str, values, method: str) -> None:
         raise UserError(f"search.space {key} is a range, which a grid cannot enumerate; list its values or use search.method random or tpe")
     if not values["low"] < values["high"] or (values.get("log") and values["low"] <= 0):
         raise UserError(f"search.space {key}: low {values['low']} must lie below high {values['high']}, and above 0 with log")
-
-
-def _choice(name: str, value, known) -> None:
-    if value not in known:
-        near = get_close_matches(str(value), known, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise UserError(f"{name} is {value!r}{hint}; known: {', '.join(known)}")
-
-
-def _names(cls) -> list[str]:
-    return [f.name for f in fields(cls)]
