@@ -359,7 +359,7 @@ def _overridden(tree: dict, overrides) -> Experiment:
         key, equals, value = override.partition("=")
         if not equals:
             raise UserError(f"override {override!r} is not key=value, as in optim.lr=1e-4")
-        strict.put(tree, key, strict.scalar(value))
+        strict.put(tree, key, strict.parsed(value, f"override {override}"))
     return from_dict(tree)
 
 

@@ -30,9 +30,12 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?([eE][-+]?\d+)$"), list("-+0123456789"))
 
 
-def scalar(text: str):
-    """The value of an override: YAML, as in a file."""
-    return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
+def parsed(text: str, where: str):
+    """What YAML text holds."""
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{where} is not valid YAML: {' '.join(str(error).split())}; correct it") from None
 
 
 def with_base(path: Path, top, base: Path | None = None, above: tuple = ()) -> dict:
@@ -62,10 +65,7 @@ def _merged(base: dict, top: dict) -> dict:
 
 def tree_of(text: str, where: str, top) -> dict:
     """The mapping that YAML text holds.   top: the dataclass whose fields are its keys"""
-    try:
-        tree = scalar(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{where} is not valid YAML: {' '.join(str(error).split())}; correct it") from None
+    tree = parsed(text, where)
     if not isinstance(tree, dict):
         raise UserError(f"{where} holds {type(tree).__name__}, not a mapping; its top-level keys are {', '.join(names(top))}")
     return tree

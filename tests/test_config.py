@@ -45,6 +45,7 @@ def test_overrides_are_yaml_and_reach_any_leaf():
         ("search.space={aml.tau: {low: 0, high: 1}}", "a grid cannot enumerate"),
         ("search.space={tau: [0.1]}", "dotted key"),
         ("search.method=tpe", "needs search.trials"),
+        ("aml.tau=[0.1", "override aml.tau=[0.1 is not valid YAML"),
         ("optim=3", "optim is 3; it must be a mapping"),
         ("name=a/b", "letters, digits"),
         ("nonsense", "not key=value"),
