@@ -16,7 +16,7 @@ def first(note: Callable[[], None]) -> None:
     """The next SIGINT calls note(); those after it go to the handler that is in place now. Nothing outside the main thread, which hears none."""
     if threading.current_thread() is not threading.main_thread():
         return
-    then = signal.getsignal(signal.SIGINT)
+    then = _effective(signal.getsignal(signal.SIGINT))
 
     def handler(number, frame) -> None:
         signal.signal(signal.SIGINT, then)
@@ -29,8 +29,14 @@ def first(note: Callable[[], None]) -> None:
 def at_once(number, frame) -> None:
     """A handler: as the second interruption."""
     present = signal.getsignal(signal.SIGINT)
-    signal.signal(signal.SIGINT, getattr(present, "then", present))
-    signal.raise_signal(signal.SIGINT)
+    then = getattr(present, "then", _effective(present))
+    signal.signal(signal.SIGINT, then)
+    then(signal.SIGINT, frame)
+
+
+def _effective(handler):
+    """A process that a script started in the background ignores SIGINT; one that means to end must not."""
+    return handler if callable(handler) else signal.default_int_handler
 
 
 @contextmanager

@@ -180,6 +180,13 @@ def test_the_first_interruption_is_noted_the_second_stops(signals):
     assert noted == [1] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_a_process_that_ignores_sigint_as_those_in_the_background_do_can_still_be_stopped(signals):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, interrupts.at_once)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
+
+
 def test_a_notice_that_the_machine_goes_stops_at_once(signals):
     noted = []
     signal.signal(signal.SIGTERM, interrupts.at_once)
