@@ -68,6 +68,13 @@ def quiet_tune() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+def keep_keys_from_tune() -> None:
+    """Tune would hand AWS keys to its trials in their runtime environment, which Ray writes to its log; each node has its own instead."""
+    from ray.tune.execution import class_cache
+
+    class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
+
+
 def capacity() -> list[dict[str, float]]:
     """What each node of the cluster holds, or this machine where no Ray runs yet: {"CPU", "GPU", "memory" in bytes}."""
     import ray

@@ -171,6 +171,7 @@ class Sweep:
         if self.plan.done:
             return
         cluster.quiet_tune()
+        cluster.keep_keys_from_tune()
         self.board.open()
         light = self.experiment.resources.light
         trainable = tune.with_parameters(light_trial if light else distributed_trial, shared=shared, vocabulary=vocabulary)
