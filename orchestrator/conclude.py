@@ -91,7 +91,8 @@ def summary(this: Run) -> str:
         if epochs
         else "at equal epochs, not at equal compute"
     )
-    lines.append(f"arms are compared {equal}; FLOPs of a training step against off: {ratios}")
+    if ratios:
+        lines.append(f"arms are compared {equal}; FLOPs of a training step against off: {ratios}")
     lines += [
         f"report      {this.folder / 'report' / 'index.html'}   (open it in a browser)",
         f"MLflow      {state.get('mlflow', {}).get('uri')}   (python -m orchestrator ui)",

@@ -139,8 +139,15 @@ def test_a_tracking_server_that_is_away_stops_nothing(sweep, tmp_path):
 
 def test_a_distributed_trial_that_asha_stops_makes_room_for_the_next(sweep, tmp_path):
     """Two workers fill the two cores: the next trial can only start once the stopped one's workers and controller are gone."""
-    space = "search.space={optim.lr: [1e-3, 1e-9, 1e-9, 1e-9]}"
-    asha = ["search.scheduler=asha", "search.asha={grace: 1, reduction: 2}", "search.arms=[off]", "search.seeds={confirm: 1}"]
+    space = "search.space={optim.lr: [1e-2, 1e-9, 2e-9, 3e-9]}"  # the first learns, the others' loss stays where it is
+    asha = [
+        "search.metric=train/loss",
+        "search.mode=min",
+        "search.scheduler=asha",
+        "search.asha={grace: 1, reduction: 2}",
+        "search.arms=[off]",
+        "search.seeds={confirm: 1}",
+    ]
     process, log = sweep("resources.workers=2", "resources.cpus_per_worker=0.9", "train.epochs=6", space, *asha)
     assert process.wait(timeout=900) == 0, log.read_text()
     (run,) = runs.listing(tmp_path)
