@@ -42,5 +42,5 @@ def test_the_command_prints_its_ratios(ray_session):
     found = json.loads(text.splitlines()[-1])
     for name in ("first_epoch", "later_epochs", "window"):
         per_core = found["peer_samples_s"] / found["cores"]
-        assert found[f"{name}_ratio"] == pytest.approx(found[f"{name}_samples_s_core"] / per_core, rel=0.01)
+        assert found[f"{name}_ratio"] == pytest.approx(found[f"{name}_samples_s_core"] / per_core, rel=0.01, abs=1e-3)
     assert found["items"] > 32 and found["window_held_mb"] > 0 and found["s3_read_mb_s"] > 0 and "decode JPEG" in found["profile_ms"]
