@@ -4,7 +4,10 @@ import os
 import re
 
 SECRET = re.compile(r"(?i)secret|token|passw|credential|private|api_?key|access_?key|(^|_)key($|_)|(^|_)auth($|_)")
-"""Names of variables whose values are secret."""
+"""Names of variables whose values are secret ..."""
+
+ABOUT = re.compile(r"(?i)_(mode|type|name|prefix|provider|path|file|dir|url)$")
+"""... but for these, which say something about a secret: RAY_AUTH_MODE=disabled must not blot out a word."""
 
 SHORTEST = 8
 """Characters: a shorter value is a word like any other."""
@@ -31,10 +34,14 @@ def redacted(value):
 
 def secret_values() -> list[str]:
     """What the secret variables of this process hold, the longest first; places of files are no secret."""
-    found = {v for k, v in os.environ.items() if SECRET.search(k) and len(v) >= SHORTEST and not v.startswith(("/", "~", ".")) and not v.isdigit()}
+    found = {v for k, v in os.environ.items() if _secret(k) and len(v) >= SHORTEST and not v.startswith(("/", "~", ".")) and not v.isdigit()}
     return sorted(found, key=len, reverse=True)
 
 
 def looks_secret(name: str, value: str) -> bool:
     """By its name, or because the value is an address with a password."""
-    return bool(SECRET.search(name)) or redact(value) != value
+    return _secret(name) or redact(value) != value
+
+
+def _secret(name: str) -> bool:
+    return bool(SECRET.search(name)) and not ABOUT.search(name)

@@ -186,6 +186,8 @@ def test_named_variables_go_along_and_secrets_only_when_asked(submit, monkeypatc
         ("MLFLOW_TRACKING_URI", "http://me:word@host", True),
         ("MLFLOW_TRACKING_URI", "http://host:5000", False),
         ("AWS_DEFAULT_REGION", "us-west-2", False),
+        ("RAY_AUTH_MODE", "disabled", False),
+        ("SSH_KEY_NAME", "experiments", False),
         ("OMP_NUM_THREADS", "1", False),
     ],
 )
