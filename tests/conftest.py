@@ -2,9 +2,11 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from stores import save_model, write_store
 
 from aml import data, refer, synthetic
 from aml.models import build
@@ -49,6 +51,16 @@ def items(blocks) -> dict[str, data.Items]:
     return {"train": data.Items(blocks, "train", size=SIZE), "val": data.Items(blocks, "val", size=SIZE, unit="sentence")}
 
 
+@pytest.fixture(scope="session", name="data")
+def stored(tmp_path_factory):
+    """24 generated pictures: their rows, a store of them, a checkpoint."""
+    root = tmp_path_factory.mktemp("data")
+    synthetic.generate(root, "refcoco", images=24, size=64, seed=3, workers=1)
+    rows = refer.read_refer(root, root / "images", "refcoco", "unc")
+    store = write_store(root / "shards", rows)
+    return SimpleNamespace(root=root, rows=rows, store=store, checkpoint=save_model(root / "checkpoint", refer.vocabulary(rows)))
+
+
 @pytest.fixture(scope="session")
 def make_model(rows):
     """make_model(seed=0, **options): a small model narrow enough for training steps in milliseconds."""
@@ -59,6 +71,18 @@ def make_model(rows):
         return build("small", vocabulary=vocabulary, **{"width": 32, "stem": 16, "heads": 2, **options})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory):
+    """A storage root whose SQLite store is made once for all tests; each test has experiments of its own."""
+    from orchestrator.tracking import Tracker
+
+    path = tmp_path_factory.mktemp("root")
+    tracker = Tracker(path / "first", None, "first", path)
+    assert tracker.ready(120)
+    assert tracker.close() == ""
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,18 @@
-"""Shards made without Ray."""
+"""Shards made without Ray, rows made by hand, a checkpoint that was not trained."""
 
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from pycocotools import mask as coco
 
+from aml import checkpoint
+from aml.models import build
+from aml.pictures import png
 from aml.refer import split_counts, vocabulary
 from orchestrator import shards
 
@@ -32,3 +39,30 @@ def write_store(folder, rows, files=2):
     }
     (folder / "_COMPLETE.json").write_text(json.dumps(manifest))
     return shards.Store(folder)
+
+
+def save_model(folder, words, *, size=32, fit="square", threshold=0.5):
+    """A small untrained checkpoint whose predictions are neither empty nor full."""
+    torch.manual_seed(1)
+    model = build("small", vocabulary=words, width=32, stem=16)
+    with torch.no_grad():
+        model.bias.zero_()
+    checkpoint.save(folder, model, {"image_size": size, "fit": fit, "threshold": threshold, "epoch": 0, "metrics": {}})
+    return folder
+
+
+def rle(mask):
+    return coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode()
+
+
+def hand_row(masks, refs, image_id=7, split="val"):
+    """A black picture whose objects 1, 2 ... are `masks`; refs: (object number, sentences)."""
+    height, width = masks[0].shape
+    entries = []
+    for k, sents in refs:
+        sentences = [{"sent_id": 1000 * image_id + 10 * k + j, "sent": s, "raw": s} for j, s in enumerate(sents)]
+        entries.append({"ref_id": 10 * image_id + k, "ann_id": k, "split": split, "sentences": sentences})
+    objects = [{"ann_id": k, "category": "thing", "rle": rle(m)} for k, m in enumerate(masks, 1)]
+    jpeg = png(Image.fromarray(np.zeros((height, width, 3), np.uint8)))
+    about = {"dataset": "refcoco", "split_by": "unc", "image_id": image_id, "file_name": f"{image_id}.jpg", "height": height, "width": width}
+    return about | {"objects": objects, "refs": entries, "jpeg": jpeg}

@@ -1,55 +1,29 @@
-"""Evaluation against numbers done by hand and recomputed from its rows, baselines, prediction, checkpoints by name, and the pages."""
+"""Evaluation against numbers done by hand and recomputed from its rows."""
 
 import json
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from pycocotools import mask as coco
-from stores import write_store
+from stores import hand_row, save_model, write_store
 
-from aml import checkpoint, inference
-from aml.data import Items, block_of, decode_row, fit_mask, rasterise
+from aml import inference
+from aml.data import fit_mask, rasterise
 from aml.errors import UserError
 from aml.language import POSITION_WORDS
 from aml.metrics import THRESHOLDS
-from aml.models import build
-from aml.pictures import png
-from aml.refer import read_refer, split_counts, vocabulary
-from aml.synthetic import generate
-from orchestrator import breakdown, checkpoints, evaluate, inspect, scoring, shards
-from orchestrator.config import from_dict
+from aml.refer import read_refer, vocabulary
+from orchestrator import breakdown, evaluate, scoring, shards
 
 SIZE = 32
 COLUMNS = ["dataset", "split_by", "split", "image_id", "ref_id", "sent_id", "intersection", "union", "pred_pixels", "gt_pixels"]
 COLUMNS += ["no_target", "protocol", "corruption", "severity"]
 REAL = Path(os.environ.get("AMLRIS_REAL_DATA", Path(__file__).parents[2] / "shared" / "data")) / "mini_refer"
-
-
-def save_model(folder, words, *, size=SIZE, fit="square", threshold=0.5):
-    """A small untrained checkpoint whose predictions are neither empty nor full."""
-    torch.manual_seed(1)
-    model = build("small", vocabulary=words, width=32, stem=16)
-    with torch.no_grad():
-        model.bias.zero_()
-    checkpoint.save(folder, model, {"image_size": size, "fit": fit, "threshold": threshold, "epoch": 0, "metrics": {}})
-    return folder
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """24 generated pictures: their rows, a store of them, a checkpoint."""
-    root = tmp_path_factory.mktemp("data")
-    generate(root, "refcoco", images=24, size=64, seed=3, workers=1)
-    rows = read_refer(root, root / "images", "refcoco", "unc")
-    store = write_store(root / "shards", rows)
-    return SimpleNamespace(root=root, rows=rows, store=store, checkpoint=save_model(root / "checkpoint", vocabulary(rows)))
 
 
 def sentences_of(rows, *splits):
@@ -302,23 +276,6 @@ def test_a_corruption_depends_on_the_picture_alone_and_other_splits_stay_out(dat
     assert (pictures[2] != pictures[6]).any() and (pictures[2] != pictures[0]).any()
 
 
-def rle(mask):
-    return coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode()
-
-
-def hand_row(masks, refs, image_id=7, split="val"):
-    """A black picture whose objects 1, 2 ... are `masks`; refs: (object number, sentences)."""
-    height, width = masks[0].shape
-    entries = []
-    for k, sents in refs:
-        sentences = [{"sent_id": 1000 * image_id + 10 * k + j, "sent": s, "raw": s} for j, s in enumerate(sents)]
-        entries.append({"ref_id": 10 * image_id + k, "ann_id": k, "split": split, "sentences": sentences})
-    objects = [{"ann_id": k, "category": "thing", "rle": rle(m)} for k, m in enumerate(masks, 1)]
-    jpeg = png(Image.fromarray(np.zeros((height, width, 3), np.uint8)))
-    about = {"dataset": "refcoco", "split_by": "unc", "image_id": image_id, "file_name": f"{image_id}.jpg", "height": height, "width": width}
-    return about | {"objects": objects, "refs": entries, "jpeg": jpeg}
-
-
 def test_a_perfect_prediction_at_an_odd_size_scores_1_in_the_original_protocol(tmp_path, data, monkeypatch):
     """The network draws the rectangle exactly (its edges lie on network pixels); bilinear resizing must bring it back to the pixel."""
     height, width = 3 * SIZE - 1, 5 * SIZE + 1
@@ -402,240 +359,3 @@ def test_real_refcoco(tmp_path):
     assert sorted((r["image_id"], r["ref_id"], r["sent_id"]) for r in found) == sentences_of(rows, "val") and got["val"]["n"] == len(found)
     assert all(r["gt_pixels"] == truth[r["ref_id"]] for r in found)
     assert any("not in the checkpoint's vocabulary" in line for line in said)
-
-
-# ---- baselines
-
-
-class Deaf(torch.nn.Module):
-    """Predicts the left half, whatever it is told; as wide as its input."""
-
-    vocabulary = ()
-
-    def tokenise(self, sentences):
-        return torch.ones(len(sentences), 1, dtype=torch.int64), torch.ones(len(sentences), 1, dtype=torch.bool)
-
-    def normalise(self, image):
-        return image.float()
-
-    def forward(self, x, tokens, token_mask):
-        return (x.shape[3] / 2 - 0.5 - torch.arange(x.shape[3])).expand(len(x), x.shape[2], -1)
-
-
-class Obedient(Deaf):
-    """Predicts the half that the sentence names: token 1 left, 2 right."""
-
-    def tokenise(self, sentences):
-        return torch.tensor([[2 if "right" in s else 1] for s in sentences]), torch.ones(len(sentences), 1, dtype=torch.bool)
-
-    def forward(self, x, tokens, token_mask):
-        return super().forward(x, tokens, token_mask) * torch.where(tokens == 1, 1, -1)[:, :, None]
-
-
-@pytest.fixture
-def three_objects():
-    """8 x 8 pictures at network size. Object 1: left half (32 px). 2: right half (32). 3: the top three rows (24). Picture 8 has one ref."""
-    left, right, top = np.zeros((3, 8, 8), bool)
-    left[:, :4] = right[:, 4:] = top[:3] = True
-    rows = [hand_row([left, right, top], [(1, ["left a", "left b"]), (2, ["right"])], 7), hand_row([top, left], [(1, ["left"])], 8)]
-    return Items([block_of([decode_row(row, 8) for row in rows])], "val", size=8, unit="sentence")
-
-
-def run_baselines(monkeypatch, items, model):
-    """baselines() with `model` in place of the checkpoint's, and as the untrained one."""
-    config = {"image_size": 8, "fit": "square", "threshold": 0.5, "model": {"name": "small"}, "vocabulary": []}
-    monkeypatch.setattr(evaluate, "load_model", lambda folder, device: (model, config))
-    monkeypatch.setattr(evaluate, "build", lambda name, **given: model)
-    return evaluate.baselines(Path("any"), items, batch=2)
-
-
-def test_object_baselines_by_hand(monkeypatch, three_objects):
-    """I, U of each object. Left: itself 32/32, right 0/64, top 12/44. Right: the mirror. Top in picture 8: itself 24/24, left 12/44."""
-    got = run_baselines(monkeypatch, three_objects, Deaf())
-    half, top = (1 + 0 + 12 / 44) / 3, (1 + 12 / 44) / 2
-    i, u = 3 * (32 + 0 + 12) / 3 + (24 + 12) / 2, 3 * (32 + 64 + 44) / 3 + (24 + 44) / 2
-    assert got["n"] == got["random_object"]["n"] == got["largest_object"]["n"] == got["champion"]["n"] == 4
-    assert got["random_object"]["mIoU"] == pytest.approx((3 * half + top) / 4)
-    assert got["random_object"]["oIoU"] == pytest.approx(i / u)
-    # largest: left (the first of two of 32 px) in picture 7, left in picture 8
-    assert got["largest_object"]["mIoU"] == pytest.approx((1 + 1 + 0 + 12 / 44) / 4)
-    assert got["largest_object"]["oIoU"] == pytest.approx((32 + 32 + 0 + 12) / (32 + 32 + 64 + 44))
-
-
-def test_a_model_that_does_not_read_scores_the_same_with_the_wrong_sentence(monkeypatch, three_objects):
-    got = run_baselines(monkeypatch, three_objects, Deaf())
-    wrong = got["wrong_sentence"]
-    assert wrong["n"] == 3  # picture 8 has one referent
-    assert (wrong["mIoU"], wrong["oIoU"]) == (wrong["champion_mIoU"], wrong["champion_oIoU"]) == (pytest.approx(2 / 3), pytest.approx(64 / 128))
-    assert got["champion"]["mIoU"] == pytest.approx((1 + 1 + 0 + 12 / 44) / 4) and got["untrained"] == got["champion"]
-
-
-def test_a_model_that_reads_fails_with_the_wrong_sentence(monkeypatch, three_objects):
-    wrong = run_baselines(monkeypatch, three_objects, Obedient())["wrong_sentence"]
-    assert (wrong["mIoU"], wrong["champion_mIoU"], wrong["n"]) == (0.0, 1.0, 3)
-
-
-def test_without_a_second_referent_of_the_split_the_wrong_sentence_has_no_sentences(monkeypatch):
-    row = hand_row([np.eye(8, dtype=bool), np.ones((8, 8), bool)], [(1, ["it"]), (2, ["all"])])
-    row["refs"][1]["split"] = "train"
-    items = Items([block_of([decode_row(row, 8)])], "val", size=8, unit="sentence")
-    assert run_baselines(monkeypatch, items, Deaf())["wrong_sentence"]["n"] == 0
-
-
-def val_items(data, size):
-    decoded = [decode_row(row, size) for row in shards.read(data.store, shards.index(data.store, ["val"]))]
-    return Items([block_of(decoded)], "val", size=size, unit="sentence")
-
-
-def test_baselines_of_a_checkpoint_agree_with_its_evaluation(data, tmp_path):
-    items = val_items(data, SIZE)
-    got = evaluate.baselines(data.checkpoint, items, seed=0)
-    whole = evaluate.evaluate(data.checkpoint, data.store, ["val"], out=tmp_path, say=lambda _: None)["val"]
-    assert got["champion"] == {key: whole[key] for key in ("mIoU", "oIoU", "n")}
-    assert got["untrained"] != got["champion"] and got == evaluate.baselines(data.checkpoint, items, seed=0)
-    with pytest.raises(UserError, match="was trained at 32 px"):
-        evaluate.baselines(data.checkpoint, val_items(data, 16))
-
-
-# ---- which checkpoint
-
-
-@pytest.fixture
-def root(tmp_path, data):
-    """A sweep with a champion, one without, a training."""
-    words = vocabulary(data.rows)
-    for name in (
-        "quick-11111111/trials/aml-03/last",
-        "quick-11111111/trials/off-00/last",
-        "quick-11111111/trials/off-00/best",
-        "plain-33333333/best",
-    ):
-        save_model(tmp_path / name, words)
-    (tmp_path / "quick-11111111/sweep.json").write_text(json.dumps({"state": "done", "champion": {"checkpoint": "trials/aml-03/last"}}))
-    (tmp_path / "young-22222222").mkdir()
-    (tmp_path / "young-22222222/sweep.json").write_text(json.dumps({"state": "running"}))
-    (tmp_path / "plain-33333333/train.json").write_text(json.dumps({"state": "interrupted"}))
-    return tmp_path
-
-
-def test_a_checkpoint_is_found_by_folder_and_by_run(root):
-    champion = root / "quick-11111111/trials/aml-03/last"
-    for text in (champion, root / "quick-11111111", "quick-11111111", "quick", "quick-11111111/aml-03"):
-        assert checkpoints.find_checkpoint(text, root) == champion
-    assert checkpoints.find_checkpoint("quick/off-00", root).relative_to(root).parts[-2:] == ("off-00", "last")
-    assert checkpoints.find_checkpoint("quick/trials/off-00/best", root).name == "best"
-    assert evaluate.find_checkpoint("plain", root) == root / "plain-33333333/best"
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("quik", "'quik' is not a folder, and no run under .* give a checkpoint folder"),
-        ("young", "without a champion yet"),
-        ("quick/aml-04", "no trial 'aml-04'; there: aml-03, off-00"),
-        ("models:/quick", "write models:/NAME@champion"),
-        ("models:/quick@champion", "no MLflow store"),
-        ("0" * 32, "no MLflow store"),
-    ],
-)
-def test_what_names_no_checkpoint_is_refused(root, text, says, monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with pytest.raises(UserError, match=says):
-        checkpoints.find_checkpoint(text, root)
-
-
-def test_an_mlflow_run_and_a_registered_model_lead_to_their_checkpoint(root, monkeypatch):
-    from orchestrator import mlflow_store
-
-    logged = root / "artifacts" / "m-1"
-    save_model(logged / "artifacts" / "checkpoint", ["red"])
-    keys = {"a" * 32: "quick-11111111/sweep", "b" * 32: "quick-11111111/off-00", "c" * 32: "plain-33333333/train", "d" * 32: "gone-44444444/train"}
-
-    class Client:
-        def get_run(self, run_id):
-            outputs = SimpleNamespace(model_outputs=[SimpleNamespace(model_id="m-1")] if run_id[0] == "d" else [])
-            return SimpleNamespace(
-                data=SimpleNamespace(tags={mlflow_store.KEY_TAG: keys[run_id]}), info=SimpleNamespace(run_name="r"), outputs=outputs
-            )
-
-        def get_logged_model(self, model_id):
-            return SimpleNamespace(artifact_location=logged.as_uri(), model_id=model_id)
-
-        def get_model_version_by_alias(self, name, alias):
-            if (name, alias) != ("quick", "champion"):
-                raise LookupError(f"no model {name}")
-            return SimpleNamespace(source=logged.as_uri(), version="1", run_id="d" * 32)
-
-    (root / "mlflow.db").touch()
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(mlflow_store, "connect", lambda uri: Client())
-    found = {letter: checkpoints.find_checkpoint(letter * 32, root) for letter in "abcd"}
-    assert [found[x].relative_to(root).as_posix() for x in "abc"] == [
-        "quick-11111111/trials/aml-03/last",
-        "quick-11111111/trials/off-00/last",
-        "plain-33333333/best",
-    ]
-    assert found["d"] == checkpoints.find_checkpoint("models:/quick@champion", root) == logged / "artifacts" / "checkpoint"
-    with pytest.raises(UserError, match="models:/slow@champion cannot be had"):
-        checkpoints.find_checkpoint("models:/slow@champion", root)
-
-
-# ---- pages
-
-
-def experiment(data, **aml):
-    tree = {
-        "name": "look",
-        "data": {"train": str(data.root / "shards"), "size": SIZE},
-        "model": {"name": "small", "width": 32, "stem": 16},
-        "aml": aml,
-    }
-    return from_dict(tree)
-
-
-def text_of(page):
-    return " ".join(re.sub(r"<style>.*?</style>|<[^>]+>", " ", page.read_text(), flags=re.S).split())
-
-
-@pytest.mark.parametrize(
-    ("aml", "says"),
-    [
-        ({"tau": 0.5, "rho": 0.5, "block": 2}, "0.5 0.5 50."),
-        ({"preset": "paper", "block": 8}, "nearly the whole picture"),
-        ({"source": "encoder", "score": "token_softmax", "block": 2}, "calibrated on these items"),
-        ({"mode": "random", "tau": 0.5, "rho": 0.4, "block": 2}, "1 0.2 100.0% 20."),
-        ({"mode": "off"}, "Mode off hides nothing"),
-    ],
-)
-def test_the_preview_page_shows_pictures_and_realised_shares(data, tmp_path, aml, says):
-    page = inspect.preview(experiment(data, **aml), 3, tmp_path / "page.html", say=lambda _: None)
-    text = text_of(page)
-    assert says in text
-    assert ("alignment is noise" in text) == (aml.get("mode") != "off")
-    assert page.read_text().count('<section class="item">') == 3 and text.count("hidden of the target") == 3
-    assert not re.search(r'((src|href)="|url\()(?!data:)', page.read_text())
-
-
-def test_the_preview_of_a_trained_model_does_not_call_it_noise(data, tmp_path):
-    text = text_of(inspect.preview(experiment(data), 2, tmp_path / "page.html", init=data.checkpoint, say=lambda _: None))
-    assert "noise" not in text and "trained: " in text
-    with pytest.raises(UserError, match="set data.size=32"):
-        inspect.preview(experiment(data).with_overrides({"data.size": 64}), 2, tmp_path / "page.html", init=data.checkpoint, say=lambda _: None)
-
-
-def test_the_data_page_counts_the_split(data, tmp_path):
-    page = inspect.show(data.store, "val", 2, tmp_path / "page.html")
-    counts, text = split_counts(data.rows)["val"], text_of(page)
-    assert f"pictures {counts['images']}, median" in text and f"sentences {counts['sentences']}," in text and f"refs {counts['refs']}," in text
-    shown = re.findall(r"image (\d+)", text)
-    assert len(shown) == 2 == page.read_text().count("<img ")
-    for row in data.rows:
-        if str(row["image_id"]) in shown:
-            assert all(s["sent"] in text for ref in row["refs"] if ref["split"] == "val" for s in ref["sentences"])
-
-
-def test_pages_refuse_what_cannot_be_shown(data, tmp_path):
-    for call in (lambda: inspect.show(data.store, "tset", 2, tmp_path / "p.html"), lambda: inspect.show(data.store, "val", 0, tmp_path / "p.html")):
-        with pytest.raises(UserError, match="no split 'tset'|at least one"):
-            call()
-    assert not (tmp_path / "p.html").exists()

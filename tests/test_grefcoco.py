@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import SIZE
-from test_evaluate import read_rows, save_model, write_store
+from stores import save_model, write_store
+from test_evaluate import read_rows
 
 from aml import data, inference, refer
 from aml.errors import UserError

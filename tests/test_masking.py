@@ -9,11 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from aml.afm import hide, select_blocks, select_pixels, spread, weak_blocks
+from aml.afm import weak_blocks
 from aml.draws import uniform
-from aml.errors import UserError
 from aml.masking import CALIBRATION_BATCHES, Masker, frozen
-from aml.masking_config import MaskingConfig, preset
+from aml.masking_config import preset
 from aml.models import Features
 from aml.pmme import FLAT, patch_scores, similarity, solve_scale, token_entropy
 from aml.projections import Projections
@@ -217,104 +216,6 @@ def test_a_probe_does_not_calibrate():
     assert masker.log_scales == [] and masker.calibrating
 
 
-# ---- AFM: from scores to blocks -------------------------------------------------------------------------------------
-
-
-def test_absolute_and_minmax_thresholds_by_hand():
-    score, candidate = torch.tensor([[0.2, 0.4, 0.6, 0.0]]), torch.tensor([[True, True, True, False]])
-    for mode, tau, expected in (
-        ("absolute", 0.4, [1, 0, 0, 0]),
-        ("absolute", 0.41, [1, 1, 0, 0]),
-        ("minmax", 0.6, [1, 1, 0, 0]),
-        ("minmax", 0.4, [1, 0, 0, 0]),
-    ):
-        assert weak_blocks(score, candidate, tau=tau, mode=mode, tie=None, u=None)[0].int().tolist() == expected
-
-
-@pytest.mark.parametrize("n, tau, rho", [(49, 0.5, 0.4), (64, 0.3, 0.5), (196, 0.16, 1.0), (25, 1.0, 0.16), (10, 0.33, 0.77)])
-def test_quantile_and_block_hide_exactly_floor_of_share_plus_u(n, tau, rho):
-    items = torch.arange(4000)
-    u = {name: uniform(0, 0, items, name) for name in ("weak-round", "select-round")}
-    score, tie, order = (uniform(0, 0, items, name, n) for name in ("score", "tie", "order"))
-    weak = weak_blocks(score, everything(4000, n), tau=tau, mode="quantile", tie=tie, u=u["weak-round"])
-    hidden = select_blocks(weak, rho=rho, order=order, u=u["select-round"])
-    k = np.floor(np.float32(tau * n) + u["weak-round"][:, 0].numpy())
-    assert np.array_equal(weak.sum(1), k)
-    assert np.array_equal(hidden.sum(1), np.floor(np.float32(rho) * k.astype(np.float32) + u["select-round"][:, 0].numpy()))
-    assert (hidden & ~weak).sum() == 0
-    lowest = score.masked_fill(~weak, 0).amax(1) <= score.masked_fill(weak, 1).amin(1)
-    assert lowest.all(), "the weak are the lowest"
-    shares = hidden.double().mean(1)
-    assert shares.mean() == pytest.approx(tau * rho, abs=4 * float(shares.std()) / 4000**0.5 + 1e-9)
-
-
-@pytest.mark.parametrize("size", [56, 64, 60])
-@pytest.mark.parametrize("tau, rho", [(0.5, 0.4), (0.2, 1.0), (1.0, 0.2)])
-def test_the_expected_hidden_share_is_tau_times_rho(size, tau, rho):
-    masker, model = masker_of(size, tau=tau, rho=rho, stage1_scale=1.0)
-    logits = torch.randn(3000, 8, 8, generator=torch.Generator().manual_seed(0))
-    x, tokens, token_mask, item = torch.zeros(3000, 1, size, size), None, None, torch.arange(3000)
-    hidden = masker(model, x, tokens, token_mask, epoch=0, item=item, logits=logits).hidden.flatten(1).double()
-    assert hidden.shape[1] == math.ceil(size / 8) ** 2
-    shares = hidden.mean(1)
-    assert shares.mean() == pytest.approx(tau * rho, abs=4 * float(shares.std()) / 3000**0.5)
-
-
-def test_equal_scores_are_taken_in_the_order_of_the_draw():
-    items = torch.arange(4000)
-    score = torch.tensor([0.1] + [0.5] * 9).expand(4000, 10)
-    tie = uniform(0, 0, items, "tie", 10)
-    weak = weak_blocks(score, everything(4000, 10), tau=0.4, mode="quantile", tie=tie, u=torch.zeros(4000, 1))
-    assert weak[:, 0].all()
-    assert weak[:, 1:].double().mean(0).tolist() == pytest.approx([3 / 9] * 9, abs=0.04)
-    third = tie[:, 1:].sort(1).values[:, 2:3]
-    assert torch.equal(weak[:, 1:], tie[:, 1:] <= third)
-
-
-def test_select_pixels_has_the_distribution_of_a_draw_per_pixel():
-    counts, n = torch.tensor([0.0, 1.0, 3.0, 8.0, 16.0, 64.0]), 20000
-    hidden = select_pixels(counts.expand(n, 6), rho=0.25, order=uniform(0, 0, torch.arange(n), "select", 6)).double().mean(0)
-    rng = np.random.default_rng(0)
-    brute = [(rng.random((n, int(c))) < 0.25).any(1).mean() for c in counts]
-    assert hidden.tolist() == pytest.approx(brute, abs=0.02)
-    assert hidden.tolist() == pytest.approx((1 - 0.75**counts).tolist(), abs=0.015)
-    assert pytest.approx(0.99, abs=0.001) == 1 - 0.75**16
-
-
-def test_the_paper_hides_everything():
-    """Flat softmax under tau 0.4, then rho per pixel: all weak, and every block has a drawn pixel."""
-    masker, model = masker_of(**ENCODER, projection="gaussian", threshold_mode="absolute", tau=0.4, rho=0.25, selection="pixel")
-    model.table /= 100  # words barely apart, as real l2-normalised features are after the projection
-    masker = Masker(preset("paper", block=8), model=model, image_size=64)
-    mask = mask_of(masker, model, 50)
-    assert mask.weak.double().mean() > 0.95 and mask.hidden.double().mean() > 0.95
-
-
-def test_pixel_selection_counts_the_weak_pixels_of_a_block():
-    masker, model = masker_of(selection="pixel", threshold_mode="absolute", tau=0.5, rho=1.0)
-    logits = torch.full((1, 8, 8), 4.0)
-    logits[0, :4] = -4.0
-    x, tokens, token_mask, item = inputs(1)
-    hidden = masker(model, x, tokens, token_mask, epoch=0, item=item, logits=logits).hidden[0]
-    assert hidden[:4].all() and not hidden[4:].any()
-
-
-def test_hide_blanks_whole_blocks_and_cuts_those_at_the_border():
-    x = torch.arange(300.0).view(1, 3, 10, 10)
-    hidden = torch.zeros(1, 3, 3, dtype=torch.bool)
-    hidden[0, 0, 1] = hidden[0, 2, 2] = True
-    expected = x.clone()
-    expected[:, :, 0:4, 4:8] = expected[:, :, 8:, 8:] = 0
-    assert torch.equal(hide(x, hidden, 4), expected)
-    assert spread(hidden, 4, 10, 10).sum() == 16 + 4
-    pixels = everything(1, 10, 10).clone()
-    pixels[:, :5] = False
-    mean = hide(x, hidden, 4, "mean", pixels)
-    assert mean[0, :, 9, 9].tolist() == pytest.approx(x[0, :, 5:].mean((1, 2)).tolist())
-    assert torch.equal(mean == x, expected == x)
-    assert hide(x, hidden, 4, "mean")[0, :, 9, 9].tolist() == pytest.approx(x[0].mean((1, 2)).tolist())
-
-
 # ---- Masker ---------------------------------------------------------------------------------------------------------
 
 
@@ -463,70 +364,3 @@ def test_inference_is_the_same_bits_with_masking_configured_or_not(settings, ite
         masker = Masker(preset(**settings), model=model, image_size=64)
         masker(model, x, b.tokens, b.token_mask, epoch=0, item=b.item)
         assert torch.equal(model(x, b.tokens, b.token_mask), alone)
-
-
-# ---- settings -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "settings, words",
-    [({"tua": 0.4}, r"aml\.tua is not a masking setting \(did you mean tau\?\)"), ({"name": "calibratd"}, r"did you mean calibrated\?"),
-     ({"mode": "alm"}, r"aml\.mode is 'alm' \(did you mean aml\?\); known: off, random, aml"),
-     ({"fill": "black"}, r"aml\.fill is 'black'; known: zero, mean"),
-     ({"tau": 1.2}, r"aml\.tau is 1\.2; it must be a number in \[0, 1\]"),
-     ({"rho": -0.1}, r"aml\.rho is -0\.1"),
-     ({"tau": math.nan}, r"aml\.tau is nan"),
-     ({"tau": True}, r"aml\.tau is True"), ({"rho": "half"}, r"aml\.rho is 'half'"),
-     ({"clean_weight": 2}, r"aml\.clean_weight is 2"),
-     ({"clean_weight": 1}, "leaves nothing for the masked image"),
-     ({"rate": "same"}, r"aml\.rate is 'same'.*or match"),
-     ({"rate": 1.5}, r"aml\.rate is 1\.5"),
-     ({"source": "encoder"}, "the prediction is scored by probability and nothing else is"), ({"score": "cosine"}, "set both or neither"),
-     ({"scale": 0}, r"aml\.scale is 0; it must be a number above 0 or auto"), ({"scale": "large"}, r"aml\.scale is 'large'"),
-     ({"scale": math.inf}, r"aml\.scale is inf"), ({"block": 0}, r"aml\.block is 0 pixels"), ({"stage1_scale": 0}, r"aml\.stage1_scale is 0"),
-     ({"stage1_scale": 1.5}, r"must lie in \(0, 1\]"), ({"warmup_epochs": -1}, r"aml\.warmup_epochs is -1"),
-     ({"width": 64}, "projection identity keeps the model's width"), ({"width": 0, "projection": "gaussian"}, r"aml\.width is 0")],
-)  # fmt: skip
-def test_refused_settings(settings, words):
-    with pytest.raises(UserError, match=words):
-        preset(**settings)
-
-
-@pytest.mark.parametrize("settings", [{"tau": 0.1, "rho": 0.1}, {"mode": "random", "rate": 0.01}, {"tau": 0.0}])
-def test_a_share_that_hides_less_than_one_block_is_refused(settings):
-    with pytest.raises(UserError, match=r"tau\*rho\*n = .* less than one.*at least 0\.0156"):
-        masker_of(**settings)
-    masker_of(mode="off", **{k: v for k, v in settings.items() if k != "mode"})
-    masker_of(tau=0.125, rho=0.125)  # exactly one of 64
-
-
-def test_a_source_the_model_lacks_is_refused_with_its_list():
-    with pytest.raises(UserError, match="source joint is not offered by model stub; it offers encoder, prediction"):
-        masker_of(**{**ENCODER, "source": "joint"})
-
-
-def test_unequal_widths_need_a_gaussian_projection():
-    model = Stub(text_width=5)
-    for projection in ("identity", "shared"):
-        with pytest.raises(UserError, match=rf"projection {projection} needs equal widths, but encoder gives 3 \(image\) and 5 \(text\)"):
-            mask_of(*masker_of(model=model, projection=projection, **ENCODER))
-    assert mask_of(*masker_of(model=model, projection="gaussian", **ENCODER)).hidden.any()
-
-
-def test_presets():
-    assert preset() == MaskingConfig() and preset().threshold_mode == "quantile" and preset().selection == "block"
-    paper = preset("paper")
-    assert (paper.tau, paper.rho, paper.width, paper.source, paper.score) == (0.4, 0.25, 2048, "encoder", "token_softmax")
-    assert (paper.projection, paper.threshold_mode, paper.selection, paper.tokens, paper.scale) == ("gaussian", "absolute", "pixel", "all", 1.0)
-    assert preset("paper", tau=0.1) == MaskingConfig(**{**vars(paper), "tau": 0.1})
-    assert [preset("paper").block_side(size) for size in (448, 112, 480)] == [32, 8, 34] and preset(block=5).block_side(448) == 5
-
-
-@pytest.mark.parametrize(
-    "settings, arm, share, coordinates",
-    [({}, "aml/calibrated", 0.25, (0.5, 0.5)), ({"name": "paper"}, "aml/paper", 0.1, (0.4, 0.25)), ({"mode": "off"}, "off", 0, (0, 0)),
-     ({"mode": "random"}, "random", 0.25, (1, 0.25)), ({"mode": "random", "rate": 0.16}, "random", 0.16, (1, 0.16))],
-)  # fmt: skip
-def test_arms_and_their_coordinates(settings, arm, share, coordinates):
-    config = preset(**settings)
-    assert (config.arm, config.share, config.coordinates) == (arm, share, coordinates)

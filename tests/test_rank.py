@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_evaluate import save_model, write_store
+from stores import save_model, write_store
 
 from aml import checkpoint
 from aml.refer import vocabulary

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_evaluate import write_store
+from stores import write_store
 
 from aml import data, refer
 from aml.errors import UserError

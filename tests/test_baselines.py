@@ -1,0 +1,104 @@
+"""Baselines beside a score, by hand: objects without a model, models that do and do not read, another referent's sentence."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from stores import hand_row
+
+from aml.data import Items, block_of, decode_row
+from aml.errors import UserError
+from orchestrator import evaluate, shards
+
+SIZE = 32
+
+
+class Deaf(torch.nn.Module):
+    """Predicts the left half, whatever it is told; as wide as its input."""
+
+    vocabulary = ()
+
+    def tokenise(self, sentences):
+        return torch.ones(len(sentences), 1, dtype=torch.int64), torch.ones(len(sentences), 1, dtype=torch.bool)
+
+    def normalise(self, image):
+        return image.float()
+
+    def forward(self, x, tokens, token_mask):
+        return (x.shape[3] / 2 - 0.5 - torch.arange(x.shape[3])).expand(len(x), x.shape[2], -1)
+
+
+class Obedient(Deaf):
+    """Predicts the half that the sentence names: token 1 left, 2 right."""
+
+    def tokenise(self, sentences):
+        return torch.tensor([[2 if "right" in s else 1] for s in sentences]), torch.ones(len(sentences), 1, dtype=torch.bool)
+
+    def forward(self, x, tokens, token_mask):
+        return super().forward(x, tokens, token_mask) * torch.where(tokens == 1, 1, -1)[:, :, None]
+
+
+@pytest.fixture
+def three_objects():
+    """8 x 8 pictures at network size. Object 1: left half (32 px). 2: right half (32). 3: the top three rows (24). Picture 8 has one ref."""
+    left, right, top = np.zeros((3, 8, 8), bool)
+    left[:, :4] = right[:, 4:] = top[:3] = True
+    rows = [hand_row([left, right, top], [(1, ["left a", "left b"]), (2, ["right"])], 7), hand_row([top, left], [(1, ["left"])], 8)]
+    return Items([block_of([decode_row(row, 8) for row in rows])], "val", size=8, unit="sentence")
+
+
+def run_baselines(monkeypatch, items, model):
+    """baselines() with `model` in place of the checkpoint's, and as the untrained one."""
+    config = {"image_size": 8, "fit": "square", "threshold": 0.5, "model": {"name": "small"}, "vocabulary": []}
+    monkeypatch.setattr(evaluate, "load_model", lambda folder, device: (model, config))
+    monkeypatch.setattr(evaluate, "build", lambda name, **given: model)
+    return evaluate.baselines(Path("any"), items, batch=2)
+
+
+def test_object_baselines_by_hand(monkeypatch, three_objects):
+    """I, U of each object. Left: itself 32/32, right 0/64, top 12/44. Right: the mirror. Top in picture 8: itself 24/24, left 12/44."""
+    got = run_baselines(monkeypatch, three_objects, Deaf())
+    half, top = (1 + 0 + 12 / 44) / 3, (1 + 12 / 44) / 2
+    i, u = 3 * (32 + 0 + 12) / 3 + (24 + 12) / 2, 3 * (32 + 64 + 44) / 3 + (24 + 44) / 2
+    assert got["n"] == got["random_object"]["n"] == got["largest_object"]["n"] == got["champion"]["n"] == 4
+    assert got["random_object"]["mIoU"] == pytest.approx((3 * half + top) / 4)
+    assert got["random_object"]["oIoU"] == pytest.approx(i / u)
+    # largest: left (the first of two of 32 px) in picture 7, left in picture 8
+    assert got["largest_object"]["mIoU"] == pytest.approx((1 + 1 + 0 + 12 / 44) / 4)
+    assert got["largest_object"]["oIoU"] == pytest.approx((32 + 32 + 0 + 12) / (32 + 32 + 64 + 44))
+
+
+def test_a_model_that_does_not_read_scores_the_same_with_the_wrong_sentence(monkeypatch, three_objects):
+    got = run_baselines(monkeypatch, three_objects, Deaf())
+    wrong = got["wrong_sentence"]
+    assert wrong["n"] == 3  # picture 8 has one referent
+    assert (wrong["mIoU"], wrong["oIoU"]) == (wrong["champion_mIoU"], wrong["champion_oIoU"]) == (pytest.approx(2 / 3), pytest.approx(64 / 128))
+    assert got["champion"]["mIoU"] == pytest.approx((1 + 1 + 0 + 12 / 44) / 4) and got["untrained"] == got["champion"]
+
+
+def test_a_model_that_reads_fails_with_the_wrong_sentence(monkeypatch, three_objects):
+    wrong = run_baselines(monkeypatch, three_objects, Obedient())["wrong_sentence"]
+    assert (wrong["mIoU"], wrong["champion_mIoU"], wrong["n"]) == (0.0, 1.0, 3)
+
+
+def test_without_a_second_referent_of_the_split_the_wrong_sentence_has_no_sentences(monkeypatch):
+    row = hand_row([np.eye(8, dtype=bool), np.ones((8, 8), bool)], [(1, ["it"]), (2, ["all"])])
+    row["refs"][1]["split"] = "train"
+    items = Items([block_of([decode_row(row, 8)])], "val", size=8, unit="sentence")
+    assert run_baselines(monkeypatch, items, Deaf())["wrong_sentence"]["n"] == 0
+
+
+def val_items(data, size):
+    decoded = [decode_row(row, size) for row in shards.read(data.store, shards.index(data.store, ["val"]))]
+    return Items([block_of(decoded)], "val", size=size, unit="sentence")
+
+
+def test_baselines_of_a_checkpoint_agree_with_its_evaluation(data, tmp_path):
+    items = val_items(data, SIZE)
+    got = evaluate.baselines(data.checkpoint, items, seed=0)
+    whole = evaluate.evaluate(data.checkpoint, data.store, ["val"], out=tmp_path, say=lambda _: None)["val"]
+    assert got["champion"] == {key: whole[key] for key in ("mIoU", "oIoU", "n")}
+    assert got["untrained"] != got["champion"] and got == evaluate.baselines(data.checkpoint, items, seed=0)
+    with pytest.raises(UserError, match="was trained at 32 px"):
+        evaluate.baselines(data.checkpoint, val_items(data, 16))
