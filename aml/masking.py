@@ -114,7 +114,7 @@ class Masker:
         else:
             logits = features = None
             if config.clean_weight:
-                reuse = config.source if self._looks and config.source != "prediction" and not model.fuses else None
+                reuse = config.source if self._looks and config.sentence == "own" and config.source != "prediction" and not model.fuses else None
                 logits, features = yield clean._replace(weight=config.clean_weight, last=False, upto=reuse)
             mask = self(
                 model, x, batch.tokens, batch.token_mask, epoch=epoch, item=batch.item, real=batch.real, target=batch.mask, valid=batch.valid,
@@ -157,6 +157,8 @@ class Masker:
         if not probe and not self.active(epoch):
             return Mask(nothing, nothing, Blocks(count.new_zeros(count.shape), count), None, pixels)
         looks = self._looks or probe
+        if config.sentence == "other":
+            tokens, token_mask, logits, features = tokens.roll(1, 0), token_mask.roll(1, 0), None, None
         alignment = (
             self.align(model, x, tokens, token_mask, real, logits, features, None if probe else target, valid, calibrate=not probe) if looks else None
         )

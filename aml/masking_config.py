@@ -19,6 +19,7 @@ CHOICES = {
     "selection": ("pixel", "block", "release"),
     "fill": ("zero", "mean"),
     "level": ("image", "feature", "loss"),
+    "sentence": ("own", "other"),
     "weak": ("lowest", "highest"),
 }
 MASKRIS_RATE, MASKRIS_TEXT = 0.75, 0.15
@@ -69,6 +70,9 @@ class MaskingConfig:
     """zero: the data mean in normalised units. mean: the mean of this image."""
     level: str = "image"
     """Where blocks are hidden: image; feature (the encoder sees all of it, its maps are masked); loss (hidden blocks leave the loss)."""
+    sentence: str = "own"
+    """Whose sentence stage 1 reads. other: that of the batch's item before, so the mask knows the picture and not the answer (an item alone
+    in a batch keeps its own). With weak highest it hides what some other expression would name."""
     weak: str = "lowest"
     """Which end of the alignment is weak. highest: the places most like the expression, with protect_target the confusable objects."""
     noise: float = 0.0
@@ -134,6 +138,8 @@ class MaskingConfig:
             )
         if self.fill == "mean" and self.level != "image":
             raise UserError(f"aml.fill mean says what hidden pixels become, but aml.level {self.level} leaves the image whole; use fill zero")
+        if self.sentence == "other" and self.projection == "learned":
+            raise UserError("aml.sentence other with aml.projection learned: a projection learns from a picture with its own sentence; use another one")
         if self.protect_target and self.balance_target:
             raise UserError("aml.protect_target and aml.balance_target exclude each other: target blocks are hidden never, or as often as others")
 
