@@ -139,7 +139,9 @@ class MaskingConfig:
         if self.fill == "mean" and self.level != "image":
             raise UserError(f"aml.fill mean says what hidden pixels become, but aml.level {self.level} leaves the image whole; use fill zero")
         if self.sentence == "other" and self.projection == "learned":
-            raise UserError("aml.sentence other with aml.projection learned: a projection learns from a picture with its own sentence; use another one")
+            raise UserError(
+                "aml.sentence other with aml.projection learned: a projection learns from a picture with its own sentence; use another one"
+            )
         if self.protect_target and self.balance_target:
             raise UserError("aml.protect_target and aml.balance_target exclude each other: target blocks are hidden never, or as often as others")
 

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -204,6 +205,25 @@ def test_either_end_of_the_alignment_can_be_hidden(make_model, batch):
     assert spared.sum() > 0 and spared[on_target].sum() == 0, "what is confusable, not the referent"
 
 
+@pytest.mark.parametrize("clean_weight", [0.0, 0.4])
+def test_a_mask_for_anothers_sentence_is_the_one_that_sentence_would_get_here(make_model, batch, clean_weight):
+    model = make_model(dropout=0.0).eval()
+    before = replace(
+        batch, tokens=torch.cat([batch.tokens[-1:], batch.tokens[:-1]]), token_mask=torch.cat([batch.token_mask[-1:], batch.token_mask[:-1]])
+    )
+    other, own = (
+        passes_of(Masker(preset(sentence=whose, clean_weight=clean_weight), model=model, image_size=64), model, given)[-1]
+        for whose, given in (("other", batch), ("own", before))
+    )
+    if clean_weight == 0:  # with it, one's own sentence is read at full size in the clean pass, another's at stage 1's
+        assert torch.equal(other.mask.hidden, own.mask.hidden) and torch.equal(other.mask.alignment.map, own.mask.alignment.map)
+    alone = Masker(preset(stage1_scale=0.375), model=model, image_size=64).align(
+        model, model.normalise(batch.image), before.tokens, before.token_mask, batch.real
+    )
+    assert torch.allclose(other.mask.alignment.map, alone.map, atol=1e-6)
+    assert torch.equal(other.tokens, batch.tokens), "the model itself is given its own sentence"
+
+
 # ---- projections ----------------------------------------------------------------------------------------------------
 
 
@@ -338,6 +358,7 @@ def test_release_trains_both_passes_and_says_which_arm_it_is(make_model, batch):
         ({"fill": "mean", "level": "feature"}, "leaves the image whole"),
         ({"projection": "gaussian"}, "no features to project"),
         ({"source": "encoder", "score": "cosine", "projection": "linear", "width": 8}, "drop one of them"),
+        ({"source": "encoder", "score": "cosine", "projection": "learned", "sentence": "other"}, "its own sentence"),
         ({"protect_target": True, "balance_target": True}, "exclude each other"),
         ({"last_epoch": 2, "warmup_epochs": 2}, "leaves no masked epoch"),
         ({"ramp_epochs": -1}, "must be 0 or more"),
