@@ -251,15 +251,18 @@ class Learner:
         """Logits (B, h, w) of each batch, on whole images or, for diagnostics, under the training mask."""
         self.model.eval()
         for batch in batches:
-            batch, extras = batch.to(self.device), {}
-            x = self.model.normalise(batch.image)
+            batch = batch.to(self.device)
             with self.autocast():
-                if masked:
-                    mask = self.mask(x, batch)
-                    sums.add(mask, batch.mask, batch.valid, self.masker.block)
-                    x, visible = self.masker.view(x, mask)
-                    extras = {} if visible is None else {"visible": visible}
-                yield batch, self.model(x, batch.tokens, batch.token_mask, **extras).float()
+                yield batch, (self._under_mask(batch, sums) if masked else whole(self.model, batch)).float()
+
+    def _under_mask(self, batch: Batch, sums: MaskSums) -> torch.Tensor:
+        """Logits (B, h, w) of the images as training would mask them; sums hears of the masks."""
+        x = self.model.normalise(batch.image)
+        mask = self.mask(x, batch)
+        sums.add(mask, batch.mask, batch.valid, self.masker.block)
+        x, visible = self.masker.view(x, mask)
+        extras = {} if visible is None else {"visible": visible}
+        return self.model(x, batch.tokens, batch.token_mask, **extras)
 
     def mask(self, x, batch: Batch):
         """The mask of normalised x (B, 3, H, W) as training would draw it in the present epoch, warm-up or not."""
@@ -373,6 +376,17 @@ def vacuous_mask(config: MaskingConfig, metrics: dict) -> str:
 
 
 # ---- pure parts -----------------------------------------------------------------------------------------------------
+
+
+def whole(model, batch: Batch) -> torch.Tensor:
+    """Logits (B, h, w) of whole images, without augmentation. A picture whose sentences follow one another is encoded once for them."""
+    if model.fuses:
+        return model(model.normalise(batch.image), batch.tokens, batch.token_mask)
+    picture = torch.stack([batch.dataset, batch.image_id])
+    another = torch.cat([picture.new_ones(1, dtype=torch.bool), (picture[:, 1:] != picture[:, :-1]).any(0)])
+    maps = model.encode(model.normalise(batch.image[another]))
+    of = another.cumsum(0) - 1
+    return model.decode([m[of] for m in maps], batch.tokens, batch.token_mask)
 
 
 def segment(logits, size: tuple[int, int], threshold: float = 0.5) -> torch.Tensor:

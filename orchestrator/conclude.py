@@ -96,7 +96,7 @@ def summary(this: Run) -> str:
     lines += [
         f"report      {this.folder / 'report' / 'index.html'}   (open it in a browser)",
         f"MLflow      {state.get('mlflow', {}).get('uri')}   (python -m orchestrator ui)",
-        f"champion    {this.folder / state['champion']['checkpoint']}   (python -m orchestrator evaluate | predict)",
+        f"champion    {this.folder / state['champion']['checkpoint']}   (python -m orchestrator evaluate | predict | demo)",
     ]
     return "\n".join(lines)
 

@@ -35,7 +35,7 @@ from aml.data import Batch, Item, Items, eval_batches, fit_mask, rasterise
 from aml.draws import uniform
 from aml.errors import UserError
 from aml.inference import Segmenter, usual_precision
-from aml.learner import segment
+from aml.learner import segment, whole
 from aml.metrics import IOU_UNIT, Sums, called_empty, counts, score, settle
 from aml.models import build
 from orchestrator import breakdown, scoring, shards
@@ -246,8 +246,7 @@ def _predicted(model, batches: Iterable[Batch], threshold: float, device) -> _Ou
     found = [_Outcome(nothing, nothing, nothing.bool(), nothing.bool())]
     for batch in batches:
         batch = batch.to(device)
-        logits = model(model.normalise(batch.image), batch.tokens, batch.token_mask).float()
-        found.append(_outcome(segment(logits, batch.mask.shape[1:], threshold), batch.mask, batch.no_target, batch.generalised))
+        found.append(_outcome(segment(whole(model, batch).float(), batch.mask.shape[1:], threshold), batch.mask, batch.no_target, batch.generalised))
     return _Outcome(*(torch.cat(column) for column in zip(*found, strict=True)))
 
 

@@ -2,6 +2,7 @@
 
 import json
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 
 from aml.errors import UserError
 from aml.inference import Segmenter
+from aml.learner import whole
 from aml.models import MODELS, Features, build, model_class, options
 
 VOCABULARY = ["left", "red", "circle", "blue", "right", "square", "the", "of"]
@@ -69,6 +71,27 @@ def test_a_model_is_rebuilt_from_its_spec(model):
     x = inputs(model)
     with torch.no_grad():
         assert torch.equal(again.eval()(*x), model(*x))
+
+
+def test_a_picture_is_encoded_once_for_the_sentences_that_follow_one_another(model, monkeypatch):
+    side = -(-64 // model.image_multiple) * model.image_multiple
+    picture = torch.randint(0, 256, (2, 3, side, side), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    of = torch.tensor([0, 0, 1])
+    tokens, token_mask = model.tokenise(SENTENCES)
+    batch = SimpleNamespace(
+        image=picture[of], dataset=torch.tensor([0, 0, 0]), image_id=torch.tensor([7, 7, 8]), tokens=tokens, token_mask=token_mask
+    )
+    encoded = []
+    if not model.fuses:
+        encode = model.encode
+        monkeypatch.setattr(model, "encode", lambda x: encoded.append(len(x)) or encode(x), raising=False)
+    with torch.no_grad():
+        logits = whole(model, batch)
+        batch.dataset = torch.tensor([0, 1, 1])  # the same number in another data set is another picture
+        whole(model, batch)
+    assert encoded == ([] if model.fuses else [2, 3])
+    with torch.no_grad():
+        assert torch.allclose(logits, model(model.normalise(batch.image), tokens, token_mask), atol=1e-5)
 
 
 def test_normalised_pictures_are_centred(model):
