@@ -1,5 +1,6 @@
 """What a step costs: python -m aml.bench step --model caris --backbone swin_base --image-size 448 --batch 16 --precision bf16
 What evaluation gains by encoding a picture once for its sentences: python -m aml.bench eval --model clipseg --image-size 352 --batch 32
+What more workers gain, and what their talking costs: python -m aml.bench workers --workers 2 --image-size 64 --batch 16
 
 What is compared is timed in turn in one process, so that a ratio compares like with like; JSON on the last line.
 """
@@ -57,13 +58,13 @@ def noise_batch(model, batch: int, size: int, device="cpu") -> Batch:
     ).to(device)
 
 
-def make(masking: MaskingConfig, spec: dict, *, batch: int, size: int, precision: str = "fp32", device="cpu") -> tuple[Learner, Batch]:
-    """A learner of these settings and a batch for it."""
+def make(masking: MaskingConfig, spec: dict, *, batch: int, size: int, precision: str = "fp32", device="cpu", wrap=None) -> tuple[Learner, Batch]:
+    """A learner of these settings and a batch for it.   wrap: as Learner takes it"""
     torch.manual_seed(0)
     spec = dict(spec)
     model = build(spec.pop("name"), vocabulary=VOCABULARY, **spec)
     masker = Masker(masking, model=model, image_size=size)
-    learner = Learner(model, masker, optim=OptimConfig(), train=TrainConfig(batch=batch, precision=precision), steps=1000, device=device)
+    learner = Learner(model, masker, optim=OptimConfig(), train=TrainConfig(batch=batch, precision=precision), steps=1000, device=device, wrap=wrap)
     return learner, noise_batch(model, batch, size, device)
 
 
@@ -223,6 +224,8 @@ def main(arguments=None) -> None:
     commands.add_parser("step", parents=[common], help="time, FLOPs and memory of a training step, each arm as a ratio to off")
     evaluation = commands.add_parser("eval", parents=[common], help="a picture encoded once for its sentences against once for each")
     evaluation.add_argument("--sentences", type=int, default=7, help="of a picture; RefCOCO has seven")
+    sharing = commands.add_parser("workers", parents=[common], help="a step shared by workers against one alone, and the share of communication")
+    sharing.add_argument("--workers", type=int, default=2)
     given = parser.parse_args(arguments)
     if given.threads:
         torch.set_num_threads(given.threads)
@@ -236,6 +239,11 @@ def main(arguments=None) -> None:
 
         found = bench_eval.measure(spec, sentences=given.sentences, **how)
         print("\n".join(bench_eval.lines(found)))
+    elif given.command == "workers":
+        from aml import bench_workers
+
+        found = bench_workers.measure(spec, workers=given.workers, **how)
+        print("\n".join(bench_workers.lines(found)))
     else:
         found = compare(spec, **how)
         for arm, row in found["arms"].items():
