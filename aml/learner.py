@@ -30,6 +30,8 @@ from aml.masking import Masker, MaskingConfig, Pass
 from aml.metrics import THRESHOLDS, Sums, score_masks
 from aml.optim import OptimConfig, lr_factor, parameter_groups, pass_losses
 
+OWN = ("base_lr", "weight_decay")
+"""Settings of an optimiser's group that a resumed run takes from its configuration: they may have changed on purpose."""
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -293,7 +295,10 @@ class Learner:
         }
 
     def load_state_dict(self, state: dict) -> None:
+        own = [{k: v for k, v in group.items() if k in OWN} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, settings in zip(self.optimizer.param_groups, own, strict=True):
+            group.update(settings)
         self.scaler.load_state_dict(state["scaler"])
         self.masker.load_state_dict(state["masker"])
         self.progress = Progress(**state["progress"])

@@ -196,6 +196,7 @@ PRESETS = {
     "calibrated": {},
     "balanced": {"balance_target": True},
     "both": {"clean_weight": 0.5},
+    "confusable": {"sentence": "other", "weak": "highest"},
     "paper": {
         "source": "encoder",
         "score": "token_softmax",
@@ -225,6 +226,7 @@ PRESETS = {
     },
 }
 """calibrated: this project's defaults; balanced and both: the same hiding target and background alike, and training the clean image too.
+confusable: what the prediction for another item's sentence finds likeliest is hidden: objects, whether or not they are the referent.
 paper: the formulas as printed (tau 0.4, rho 0.25, D_a 2048, block 32 at 448 px). release: what the
 released code computes (PMME, AFM, draws, both passes back-propagated at 0.5), without its third run of the backbone."""
 

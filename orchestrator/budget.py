@@ -162,7 +162,7 @@ class Meter:
 
     def use(self) -> Use:
         plan, spent = self.sweep.plan, self.spent()
-        under_way = [(t.spec.arm, max(t.history, default=0)) for t in self.sweep.live.values()] + [(t.arm, 0) for t in plan.waiting]
+        under_way = [(t.spec.arm, max(t.history, default=0)) for t in self.sweep.live.values()] + plan.resting()
         return Use(
             trials=plan.started,
             epochs=plan.epochs_trained + sum(done for _, done in under_way),

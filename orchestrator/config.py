@@ -24,7 +24,7 @@ from orchestrator.budget import BudgetConfig
 
 ARMS = ("off", "random", "two_pass", "maskris", *(f"aml/{name}" for name in PRESETS))
 METHODS = ("grid", "random", "tpe")
-SCHEDULERS = ("none", "asha")
+SCHEDULERS = ("none", "asha", "pbt")
 DRIVERS = ("auto", "light", "train")
 EQUALITIES = ("epochs", "compute", "seconds")
 AT_COMPUTE = "@compute"
@@ -122,6 +122,25 @@ class AshaConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PbtConfig:
+    """Generations of population-based training: an arm's search trials are one population."""
+
+    interval: int = 2
+    """Epochs of a generation."""
+    quantile: float = 0.25
+    """Share of the members that go on from a copy of one of as many best."""
+    resample: float = 0.25
+    """Chance that a setting is then drawn anew instead of moved a little."""
+
+    def __post_init__(self):
+        if self.interval < 1 or not 0 < self.quantile <= 0.5 or not 0 <= self.resample <= 1:
+            raise UserError(
+                f"search.pbt is interval {self.interval}, quantile {self.quantile}, resample {self.resample}; interval must be at least 1, "
+                "quantile above 0 and at most 0.5, resample between 0 and 1"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class SearchConfig:
     """What a sweep searches. `train` does not read it."""
 
@@ -131,6 +150,7 @@ class SearchConfig:
     method: str = "grid"
     scheduler: str = "none"
     asha: AshaConfig = field(default_factory=AshaConfig)
+    pbt: PbtConfig = field(default_factory=PbtConfig)
     metric: str = "val/mIoU"
     mode: str = "max"
     trials: int | None = None

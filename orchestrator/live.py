@@ -25,7 +25,8 @@ class Board:
             self.live.start()
 
     def started(self, facts: dict) -> None:
-        self.rows[facts["trial"]] = facts | {"state": "training", "epoch": 0}
+        epoch = self.rows.get(facts["trial"], {}).get("epoch", 0)
+        self.rows[facts["trial"]] = facts | {"state": "training", "epoch": epoch}
         self._show()
 
     def heard(self, facts: dict, epoch: dict) -> None:
@@ -36,6 +37,10 @@ class Board:
                 f"{facts['trial']:28} tau {facts['tau']:<5g} rho {facts['rho']:<5.3g} seed {facts['seed']:<5d} epoch {m['epoch']:>3}/{e}  "
                 f"loss {m['train/loss']:.4f}  mIoU {m['val/mIoU']:.4f}  oIoU {m['val/oIoU']:.4f}  {self.left()}"
             )
+        self._show()
+
+    def rests(self, trial_id: str) -> None:
+        self.rows[trial_id]["state"] = "waits"
         self._show()
 
     def over(self, record: dict) -> None:

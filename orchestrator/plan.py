@@ -8,7 +8,7 @@ where that stopped. A gate (the budget) may forbid a trial; then the search ends
 import itertools
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from aml.errors import UserError
 from aml.models import model_class
 from orchestrator import budget
 from orchestrator.config import Experiment, base_arm
+from orchestrator.population import Population, draw
 
 OFF_DIMENSIONS = ()
 BLIND_DIMENSIONS = ("tau", "rho", "rate", "block", "fill", "level", "protect_target", "clean_weight", "warmup_epochs", "ramp_epochs", "last_epoch")
@@ -27,16 +28,27 @@ CONFIRM_SEEDS = 1000
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of one setting with one seed."""
+    """One run of one setting with one seed; under population-based training its settings may change at some epochs."""
 
     id: str
     arm: str
     stage: str
     seed: int
     overrides: dict
+    """The settings, or those after the last change."""
+    path: list = field(default_factory=list)
+    """[[epochs done, overrides from there on], ...] where they change on the way; empty: `overrides` throughout."""
+    until: int | None = None
+    """Epochs done at which it makes way for the other members of its population; null: it trains to its end."""
 
     def experiment(self, base: Experiment) -> Experiment:
         return base.for_arm(self.arm, {**self.overrides, "seed": self.seed})
+
+    def legs(self, base: Experiment) -> list[tuple[Experiment, int]]:
+        """What it trains with, each up to which epoch."""
+        changes = [(replace(self, overrides=overrides).experiment(base), begin) for begin, overrides in self.path or [[0, self.overrides]]]
+        ends = [begin for _, begin in changes[1:]] + [self.until or changes[-1][0].train.epochs]
+        return [(experiment, end) for (experiment, _), end in zip(changes, ends, strict=True)]
 
     def describe(self, base: Experiment) -> dict:
         """What the ledger and MLflow know a trial by: arm, stage, seed, tau, rho, and the leaves that vary."""
@@ -60,8 +72,19 @@ class Trial:
 class Plan:
     """Hands out trials and hears how they ended."""
 
-    def __init__(self, experiment: Experiment, records: list[dict] = (), started: list[Trial] = (), epochs: dict[str, int] | None = None):
-        """records: of finished trials; started: trials under way when a sweep was killed; epochs: of arms that train for others than asked."""
+    def __init__(
+        self,
+        experiment: Experiment,
+        records: list[dict] = (),
+        started: list[Trial] = (),
+        epochs: dict[str, int] | None = None,
+        decisions: dict[str, list[dict]] | None = None,
+        reached: dict[str, dict] | None = None,
+    ):
+        """records: of finished trials; started: trials under way when a sweep was killed; epochs: of arms that train for others than asked.
+
+        Under population-based training also decisions: of the generations that had ended, by arm; reached: the last epoch of trials under way.
+        """
         search = experiment.search
         self.experiment, self.sign = experiment, 1 if search.mode == "max" else -1
         self.epochs = {arm: (epochs or {}).get(arm, experiment.train.epochs) for arm in search.arms}
@@ -71,6 +94,10 @@ class Plan:
         self.studies = {arm: Study(experiment, arm) for arm in search.arms} if search.method == "tpe" else {}
         self.arms = {slugify(arm): arm for arm in search.arms}
         self.order = {arm: np.random.default_rng(experiment.seed).permutation(len(s)) for arm, s in self.settings.items()}
+        pbt = search.scheduler == "pbt"
+        self.populations = (
+            {arm: Population(experiment, arm, self.per_arm, n, (decisions or {}).get(arm, ())) for arm, n in self.epochs.items()} if pbt else {}
+        )
         self.records: dict[str, dict] = {}
         self.ended = {arm: {"search": 0, "confirm": 0} for arm in search.arms}
         self.epochs_left = {arm: n * (self.per_arm + search.seeds.confirm) for arm, n in self.epochs.items()}
@@ -79,7 +106,13 @@ class Plan:
         """By the trials that have ended."""
         self.live: set[str] = set()
         known = {r["trial"] for r in records}
-        self.waiting = [t for t in started if t.id not in known]
+        self.waiting: list[Trial] = []
+        self.paused: dict[str, Trial] = {}
+        """Members of a population that wait for the others of their generation."""
+        for trial in started:
+            self._join(trial)
+            if trial.id not in known and not self._rests(trial, (reached or {}).get(trial.id)):
+                self.waiting.append(trial)
         self.handed = {arm: {"search": 0, "confirm": 0} for arm in search.arms}
         self.gate: Callable[[str, str], str] = lambda stage, arm: ""
         """(search | confirm | running, arm) -> why no such trial may start, or run on, now."""
@@ -89,7 +122,7 @@ class Plan:
         """Why a confirmation was not started, last time."""
         for record in records:
             self.finished(record)
-        for trial in [*(r["trial"] for r in records), *(t.id for t in self.waiting)]:
+        for trial in [*(r["trial"] for r in records), *(t.id for t in started)]:
             arm, stage, index = self.parse(trial)
             self.handed[arm][stage] = max(self.handed[arm][stage], index + 1)
 
@@ -103,13 +136,19 @@ class Plan:
         return sum(self.epochs.values()) * (self.per_arm + self.experiment.search.seeds.confirm)
 
     @property
+    def turns(self) -> int:
+        """Times that a trial is started at most, were none lost."""
+        a_trial = {arm: -(-n // self.experiment.search.pbt.interval) if self.populations else 1 for arm, n in self.epochs.items()}
+        return sum(self.per_arm * n + self.experiment.search.seeds.confirm for n in a_trial.values())
+
+    @property
     def done(self) -> bool:
         return not self.live and self.next(peek=True) is None
 
     @property
     def cut(self) -> str:
         """Why a sweep that is done is not whole; nothing where it is."""
-        short = self.started < self.total or any(r["stopped_by"] == "budget" for r in self.records.values())
+        short = self.started < self.total or self.waiting or self.paused or any(r["stopped_by"] == "budget" for r in self.records.values())
         return (self.closed or self.refused) if short else ""
 
     @property
@@ -140,7 +179,42 @@ class Plan:
             self.live.add(trial.id)
             arm, stage, index = self.parse(trial.id)
             self.handed[arm][stage] = max(self.handed[arm][stage], index + 1)
+            self._join(trial)
+            if (population := self._population(trial)) is not None:
+                trial = replace(trial, overrides=population.settings(trial.id), until=population.until)
         return trial
+
+    def pauses(self, trial: Trial, epoch: dict) -> None:
+        """A member of a population has finished its part of a generation."""
+        self.live.discard(trial.id)
+        self._rests(trial, epoch)
+
+    def generation(self) -> tuple[str, dict] | None:
+        """End a generation whose members have all come that far.   -> arm, decision (`Population.decide`), or None where there is none
+
+        Its moves are to be made before `next` is asked again.
+        """
+        for arm, population in self.populations.items():
+            if population.complete(self.closed != ""):
+                self.waiting += [self.paused.pop(trial) for trial in sorted(population.scores.keys() - population.gone)]
+                return arm, population.decide()
+        return None
+
+    def first(self, trial: Trial) -> Trial:
+        """The trial as it began."""
+        population = self._population(trial)
+        return trial if population is None else replace(trial, overrides=population.starts[trial.id], until=None)
+
+    def path(self, trial_id: str) -> list:
+        """How a search trial's settings changed on the way (`Trial.path`); empty where they did not."""
+        arm, stage, _ = self.parse(trial_id)
+        path = self.populations[arm].path(trial_id) if self.populations and stage == "search" else []
+        return path if len(path) > 1 else []
+
+    def resting(self) -> list[tuple[str, int]]:
+        """Arm and epochs trained of each trial under way that is not live."""
+        waiting = [(t.arm, self.populations[t.arm].begun if self._population(t) else 0) for t in self.waiting]
+        return waiting + [(arm, p.until) for arm, p in self.populations.items() for trial in p.scores if trial not in p.gone]
 
     def finished(self, record: dict) -> None:
         """A trial has ended: done, stopped or failed."""
@@ -152,13 +226,22 @@ class Plan:
         if record["arm"] in self.studies and record["stage"] == "search":
             value = value_of(record, self.experiment.search.metric)
             self.studies[record["arm"]].tell(record, None if value is None else self.sign * value)
+        if self.populations and record["stage"] == "search":
+            population = self.populations[record["arm"]]
+            population.starts.setdefault(record["trial"], record["overrides"])
+            population.gone.add(record["trial"])
 
     def best(self, arm: str) -> dict | None:
         """The setting (overrides) of the arm with the best mean over its search seeds, among those that got furthest."""
+        record = self._best_record(arm)
+        return None if record is None else record["overrides"]
+
+    def _best_record(self, arm: str) -> dict | None:
+        """One of the records with that setting."""
         groups: dict[str, list[dict]] = {}
-        for r in self.records.values():
+        for _, r in sorted(self.records.items()):  # of equal ones the first by name, not the first to end
             if r["arm"] == arm and r["stage"] == "search" and value_of(r, self.experiment.search.metric) is not None:
-                groups.setdefault(json.dumps(r["overrides"], sort_keys=True), []).append(r)
+                groups.setdefault(json.dumps([r["overrides"], r.get("path", [])], sort_keys=True), []).append(r)
         if not groups:
             return None
 
@@ -167,14 +250,14 @@ class Plan:
             values = [self.sign * value_of(r, self.experiment.search.metric) for r in records if r["epochs"] == furthest]
             return furthest, sum(values) / len(values)
 
-        return json.loads(max(groups, key=lambda key: rank(groups[key])))
+        return max(groups.values(), key=rank)[0]
 
     def tried(self) -> dict[str, int]:
         """Distinct settings searched, by arm."""
         seen = {arm: set() for arm in self.experiment.search.arms}
         for r in self.records.values():
             if r["stage"] == "search":
-                seen[r["arm"]].add(json.dumps(r["overrides"], sort_keys=True))
+                seen[r["arm"]] |= {json.dumps(overrides, sort_keys=True) for _, overrides in r.get("path") or [[0, r["overrides"]]]}
         return {arm: len(keys) for arm, keys in seen.items()}
 
     def parse(self, trial_id: str) -> tuple[str, str, int]:
@@ -201,7 +284,8 @@ class Plan:
         if search.method == "tpe":
             return self.studies[arm].ask(f"{slugify(arm)}-search-{index:03d}"), 0
         if search.method == "random":
-            return fold(self.experiment, arm, sample(search.space, [self.experiment.seed, index])), 0
+            seed = index if self.populations else 0  # members that may hold one setting must differ in something
+            return fold(self.experiment, arm, sample(search.space, [self.experiment.seed, index])), seed
         settings = self.settings[arm]
         if self.per_arm < len(settings):
             return settings[self.order[arm][index]], 0
@@ -212,12 +296,29 @@ class Plan:
         for arm in sorted(self.experiment.search.arms, key=lambda a: self.handed[a]["confirm"]):  # in turn: a budget may end it
             index = self.handed[arm]["confirm"]
             over = self.closed or self.ended[arm]["search"] >= self.per_arm
-            if index < wanted and over and (best := self.best(arm)) is not None:
+            if index < wanted and over and (best := self._best_record(arm)) is not None:
                 self.refused = self.gate("confirm", arm)
                 if self.refused:
                     continue
-                return Trial(f"{slugify(arm)}-confirm-{index:03d}", arm, "confirm", self.experiment.seed + CONFIRM_SEEDS + index, best)
+                seed = self.experiment.seed + CONFIRM_SEEDS + index
+                return Trial(f"{slugify(arm)}-confirm-{index:03d}", arm, "confirm", seed, best["overrides"], best.get("path", []))
         return None
+
+    def _population(self, trial: Trial) -> Population | None:
+        return self.populations.get(trial.arm) if trial.stage == "search" else None
+
+    def _join(self, trial: Trial) -> None:
+        if (population := self._population(trial)) is not None:
+            population.starts.setdefault(trial.id, trial.overrides)
+
+    def _rests(self, trial: Trial, epoch: dict | None) -> bool:
+        """Whether a trial that has come to this epoch waits for its generation, which then knows its score."""
+        population = self._population(trial)
+        if population is None or epoch is None or not population.until <= epoch["epoch"] < population.epochs:
+            return False
+        population.scores[trial.id] = epoch.get(self.experiment.search.metric)
+        self.paused[trial.id] = trial
+        return True
 
 
 TPE_BEST, TPE_KEPT = 25, 300
@@ -305,14 +406,7 @@ def _others(overrides: dict) -> dict:
 def sample(space: dict, key: list[int]) -> dict:
     """One draw of each dimension, the same for every arm."""
     rng = np.random.default_rng(key)
-    return {name: _draw(values, rng.random()) for name, values in space.items()}
-
-
-def _draw(values, u: float):
-    if isinstance(values, list):
-        return values[int(u * len(values))]
-    low, high = values["low"], values["high"]
-    return float(low * (high / low) ** u if values.get("log") else low + u * (high - low))
+    return {name: draw(values, rng.random()) for name, values in space.items()}
 
 
 def _distribution(values):
@@ -339,11 +433,37 @@ def check(experiment: Experiment) -> None:
     search = experiment.search
     if experiment.resources.elastic:
         raise UserError("resources.min_workers is for `train`: a sweep's trials must not compete for workers; leave it out and set resources.workers")
+    if search.scheduler == "pbt":
+        _check_populations(experiment)
     budget.check(search.budget, len(search.arms), experiment.train.epochs, budget.hourly(experiment.resources))
     corners = {k: v if isinstance(v, list) else [v["low"], v["high"]] for k, v in search.space.items()}
     for arm in search.arms:
         for values in itertools.product(*corners.values()):
             check_run(experiment.for_arm(arm, fold(experiment, arm, unbundle(dict(zip(corners, values, strict=True))))))
+
+
+CHANGEABLE = ("optim.lr", "optim.weight_decay")
+"""Settings besides masking's that may change while a model trains."""
+
+
+def _check_populations(experiment: Experiment) -> None:
+    search = experiment.search
+    if not experiment.resources.light:
+        raise UserError(
+            "search.scheduler pbt moves checkpoints between light trials; use resources.workers 1 and driver auto or light, or scheduler asha"
+        )
+    if search.method == "tpe":
+        raise UserError("search.scheduler pbt chooses settings itself after the first; use search.method random or grid with it")
+    for key in search.space:
+        if not key.startswith("aml.") and key not in CHANGEABLE:
+            raise UserError(
+                f"search.space {key} cannot change while a model trains, as search.scheduler pbt would have it; search aml.*, "
+                f"{' and '.join(CHANGEABLE)}, or use scheduler asha"
+            )
+    if search.pbt.interval >= experiment.train.epochs:
+        raise UserError(
+            f"search.pbt.interval is {search.pbt.interval} epochs and train.epochs {experiment.train.epochs}: no generation would end before"
+        )
 
 
 def check_run(experiment: Experiment) -> None:

@@ -29,35 +29,42 @@ def reproduce(name: str, root: Path, *, say: Callable = print) -> dict:
     """
     run_name, _, trial_name = name.partition(":")
     run = find(root, run_name, trial_name)
-    experiment, history = _trial(run, trial_name) if run.kind == "sweep" else _training(run, trial_name)
+    legs, history = _trial(run, trial_name) if run.kind == "sweep" else _training(run, trial_name)
+    experiment = legs[-1][0]
     called = f"{run.name}:{trial_name}" if trial_name else run.name
     used = sources.check(experiment.data, root)
     _check(called, run, experiment, used.manifest["fingerprint"] if used else "nothing")
     folder = _fresh(root / "reproduced" / called.replace(":", "-"))
     say(f"running {called} again for {len(history)} epochs in {folder}")
     blocks = used.windowed().open if run.state.get("windowed") else used.blocks
-    found = _again(experiment, used, blocks, folder, len(history), run.state.get("init"), say)
+    found = _again(legs, used, blocks, folder, len(history), run.state.get("init"), say)
     values, differ = differences(history, found)
     say(words(called, len(history), values, differ))
     return {"run": called, "folder": str(folder), "agrees": not differ, "epochs": len(history), "values": values, "differ": differ}
 
 
-def _training(run: runs.Run, trial_name: str) -> tuple[Experiment, list[dict]]:
+def _training(run: runs.Run, trial_name: str) -> tuple[list, list[dict]]:
     if trial_name:
         raise UserError(f"{run.name} is a training, which has no trials; name it without :{trial_name}")
     history = run.state.get("history") or trial.read_history(run.folder)
     if not history:
         raise UserError(f"{run.name} has finished no epoch; there is nothing to hold a repetition against yet")
-    return run.experiment(), history
+    return [(run.experiment(), run.experiment().train.epochs)], history
 
 
-def _trial(run: runs.Run, trial_name: str) -> tuple[Experiment, list[dict]]:
+def _trial(run: runs.Run, trial_name: str) -> tuple[list, list[dict]]:
     records = {r["trial"]: r for r in run.ledger() if r.get("history")}
     if trial_name not in records:
         raise UserError(f"{run.name} is a sweep: name one of its trials as {run.name}:TRIAL; it has {', '.join(records) or 'none finished'}")
     record = records[trial_name]
-    spec = plan.Trial(trial_name, record["arm"], record["stage"], record["seed"], record["overrides"])
-    return spec.experiment(run.experiment()), record["history"]
+    path = record.get("path", [])
+    if path and record["stage"] == "search":
+        raise UserError(
+            f"{trial_name} of {run.name} went on from other trials' weights, at epoch {', '.join(str(begin) for begin, _ in path[1:])}, which are gone; "
+            f"name a confirmation trial of {record['arm']}: it trains along the same settings from its own start"
+        )
+    spec = plan.Trial(trial_name, record["arm"], record["stage"], record["seed"], record["overrides"], path)
+    return spec.legs(run.experiment()), record["history"]
 
 
 def _check(called: str, run: runs.Run, experiment: Experiment, fingerprint: str) -> None:
@@ -101,8 +108,8 @@ def _fresh(folder: Path) -> Path:
     return free
 
 
-def _again(experiment: Experiment, used: sources.Sources, blocks: Callable, folder: Path, epochs: int, init: str | None, say) -> list[dict]:
-    """The metrics of each epoch, trained as a light trial trains, on shards decoded here."""
+def _again(legs: list, used: sources.Sources, blocks: Callable, folder: Path, epochs: int, init: str | None, say) -> list[dict]:
+    """The metrics of each epoch, trained as a light trial trains, on shards decoded here.   legs: as plan.Trial.legs gives them"""
     import torch
 
     threads, found = torch.get_num_threads(), []
@@ -113,9 +120,10 @@ def _again(experiment: Experiment, used: sources.Sources, blocks: Callable, fold
         if len(found) == epochs:
             raise _Enough
 
-    torch.set_num_threads(max(1, int(experiment.resources.cpus_per_worker)))  # the number of threads decides the order of sums
+    torch.set_num_threads(max(1, int(legs[0][0].resources.cpus_per_worker)))  # the number of threads decides the order of sums
     try:
-        trial.run(experiment, blocks, used.words(), folder, report, device="cpu", init=init)
+        for experiment, until in legs:
+            trial.run(experiment, blocks, used.words(), folder, report, device="cpu", init=init, until=until)
     except _Enough:
         pass
     finally:

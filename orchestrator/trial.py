@@ -38,14 +38,14 @@ _ITEMS: dict = {}
 def run(experiment: Experiment, blocks: Callable[[], list[dict]], vocabulary: list[str], folder: Path, report: Callable[[dict], None], **how) -> None:
     """Train to the end, calling report(metrics) after each epoch is safely on disk; report may raise to stop, and so does a file STOP.
 
-    how: device, wrap (DDP), init (a checkpoint to start from). Only rank 0 writes. A folder that holds a finished run reports its last epoch.
+    how: device, wrap (DDP), init (a checkpoint to start from), until (epochs done at which to return, before the end). Only rank 0 writes. A folder that holds a finished run reports its last epoch.
     RunError: it would end so again.
     """
     with memory_errors(experiment):
         _run(experiment, blocks, vocabulary, folder, report, **how)
 
 
-def _run(experiment: Experiment, blocks, vocabulary: list[str], folder: Path, report, *, init=None, **how) -> None:
+def _run(experiment: Experiment, blocks, vocabulary: list[str], folder: Path, report, *, init=None, until: int | None = None, **how) -> None:
     train, val = items(experiment, blocks)
     learner = make_learner(experiment, train, vocabulary, **how)
     first = learner.world.rank == 0
@@ -57,8 +57,10 @@ def _run(experiment: Experiment, blocks, vocabulary: list[str], folder: Path, re
     resumed = checkpoint.load_training(folder / "last", learner, note)
     if not resumed and init:
         checkpoint.load_weights(learner.model, checkpoint.usable(Path(init), note))
-    if learner.progress.epoch >= experiment.train.epochs:
-        report(learner.progress.history[-1])
+    until = until or experiment.train.epochs
+    if learner.progress.epoch >= until:
+        if until == experiment.train.epochs:
+            report(learner.progress.history[-1])
         return
     shown = probe_indices(len(val), experiment.evaluate.pictures)
     for result in fit(learner, train, val, experiment.evaluate):
@@ -69,7 +71,7 @@ def _run(experiment: Experiment, blocks, vocabulary: list[str], folder: Path, re
                     folder / "pictures" / f"epoch-{result.epoch:04d}.png", png(training_rows(learner, val, shown, experiment.evaluate.threshold))
                 )
         report(result.metrics)
-        if asked_to_stop(folder, learner):
+        if asked_to_stop(folder, learner) or result.epoch >= until:
             return
 
 

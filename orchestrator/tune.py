@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from aml.learner import vacuous_mask
-from orchestrator import budget, cluster, cost, forecast, interrupts, pace, plan, runs, sources, trial
+from orchestrator import budget, cluster, cost, forecast, generations, interrupts, pace, plan, runs, sources, trial
 from orchestrator.config import Experiment, from_dict
 from orchestrator.decoded import Shared, Windowed
 from orchestrator.live import Board
@@ -32,16 +32,18 @@ def light_trial(config: dict, shared: Shared | Windowed, vocabulary: list[str]) 
     import torch
     from ray import tune
 
-    experiment = from_dict(config["experiment"])
-    torch.set_num_threads(max(1, int(experiment.resources.cpus_per_worker)))
-    device = "cuda" if experiment.resources.gpus_per_worker and torch.cuda.is_available() else "cpu"
-    trial.keep_to_share(experiment.resources.gpus_per_worker, device)
+    legs = [(from_dict(tree), until) for tree, until in config["legs"]]
+    resources = legs[0][0].resources
+    torch.set_num_threads(max(1, int(resources.cpus_per_worker)))
+    device = "cuda" if resources.gpus_per_worker and torch.cuda.is_available() else "cpu"
+    trial.keep_to_share(resources.gpus_per_worker, device)
 
     def report(metrics: dict) -> None:
         tune.report(trial.clean(metrics))
 
     try:
-        trial.run(experiment, shared.open, vocabulary, Path(config["folder"]), report, device=device)
+        for experiment, until in legs:
+            trial.run(experiment, shared.open, vocabulary, Path(config["folder"]), report, device=device, until=until)
     except trial.FINAL as error:  # would happen again: the trial fails alone, no restart
         tune.report(trial.failed(error))
 
@@ -52,7 +54,7 @@ def distributed_trial(config: dict, shared: Shared | Windowed, vocabulary: list[
 
     from orchestrator.train import make_trainer
 
-    make_trainer(from_dict(config["experiment"]), shared, vocabulary, Path(config["folder"]), callbacks=[TuneReportCallback()]).fit()
+    make_trainer(from_dict(config["legs"][-1][0]), shared, vocabulary, Path(config["folder"]), callbacks=[TuneReportCallback()]).fit()
 
 
 # ---- the driver -----------------------------------------------------------------------------------------------------
@@ -144,7 +146,11 @@ class Sweep:
     def __init__(self, this: runs.Run, experiment: Experiment, tracker, placement: cluster.Placement, say):
         self.run, self.experiment, self.tracker, self.placement, self.say = this, experiment, tracker, placement, say
         ledger = [r for r in this.ledger() if r["stopped_by"] not in GOES_ON]
-        self.plan = plan.Plan(experiment, ledger, unfinished(this.folder), this.state["epochs_by_arm"])
+        self.generations = generations.Generations(this.folder)
+        started = unfinished(this.folder)
+        by_generations = experiment.search.scheduler == "pbt"
+        reached = {t.id: h[-1] for t in started if by_generations and (h := trial.read_history(this.folder / "trials" / t.id))}
+        self.plan = plan.Plan(experiment, ledger, started, this.state["epochs_by_arm"], self.generations.decisions, reached)
         self.schedulers = {arm: make_scheduler(experiment, epochs) for arm, epochs in self.plan.epochs.items()}
         self.pace = pace.Pace(self.plan, experiment, placement.concurrent, this.state.get("estimate"))
         for record in ledger:
@@ -154,9 +160,12 @@ class Sweep:
         self.meter = budget.Meter(self, this.state.get("spent"))
         self.plan.gate = self.meter.gate
         self.board = Board(self.plan, self.pace, say)
+        self.seconds: dict[str, float] = {}
+        """That trials under way took in their earlier turns."""
         self.varying = {"seed", "aml.tau", "aml.rho", "aml.mode", "aml.preset", "aml.rate", *experiment.search.dimensions}
         tracker.run(PARENT, this.name, params=experiment.params(self.varying), tags=self._tags() | {"sweep": this.name})
         tracker.artifact(PARENT, this.folder / "config.yaml")
+        self._end_generations()
 
     def __deepcopy__(self, memo):
         return self
@@ -183,10 +192,10 @@ class Sweep:
             tune_config=tune.TuneConfig(
                 search_alg=PlanSearcher(self),
                 scheduler=SweepScheduler(self),
-                num_samples=self.plan.total,
+                num_samples=self.plan.turns,
                 reuse_actors=light,
-                trial_name_creator=lambda t: t.config["trial"],
-                trial_dirname_creator=lambda t: t.config["trial"],
+                trial_name_creator=lambda t: t.config["turn"],
+                trial_dirname_creator=lambda t: t.config["turn"],
             ),
             run_config=tune.RunConfig(
                 name=f"attempt-{time.time_ns()}",
@@ -216,10 +225,13 @@ class Sweep:
         if spec is None:
             return None
         folder = self.run.folder / "trials" / spec.id
-        trial.write_atomic(folder / "trial.json", plan.to_json(spec).encode())
-        experiment = spec.experiment(self.experiment)
-        self.live[spec.id] = Live(spec, experiment, spec.facts(experiment))
-        return {"trial": spec.id, "experiment": experiment.for_workers(), "folder": str(folder)}
+        if not (folder / "trial.json").exists():  # of a population it keeps what the member began with
+            trial.write_atomic(folder / "trial.json", plan.to_json(spec).encode())
+        legs = spec.legs(self.experiment)
+        heard = {epoch["epoch"]: epoch for epoch in trial.read_history(folder)} if spec.until else {}
+        self.live[spec.id] = Live(spec, legs[-1][0], spec.facts(legs[-1][0]), history=heard)
+        turn = f"{spec.id}-to-{spec.until}" if spec.until else spec.id
+        return {"trial": spec.id, "turn": turn, "legs": [(experiment.for_workers(), until) for experiment, until in legs], "folder": str(folder)}
 
     def started(self, trial_id: str) -> None:
         """A trial starts, or starts again after its process was lost."""
@@ -228,7 +240,10 @@ class Sweep:
         live.since = live.since or time.time()
         live.sign = time.monotonic()
         self.board.started(facts)
-        flat = live.experiment.leaves()
+        first = self.plan.first(spec)  # MLflow's params are those it began with: they cannot change
+        flat, facts = (
+            (live.experiment.leaves(), facts) if first is spec else (first.experiment(self.experiment).leaves(), first.describe(self.experiment))
+        )
         params = {k: flat[k] for k in self.varying if k in flat and k != "seed"} | facts["params"]
         tags = self._tags() | {"sweep": self.run.name, "trial_id": trial_id, "seed": spec.seed, "arm": spec.arm, "stage": spec.stage}
         name = f"{spec.arm} tau={facts['tau']:g} rho={facts['rho']:g} seed={spec.seed}" + (" confirm" if spec.stage == "confirm" else "")
@@ -247,7 +262,8 @@ class Sweep:
         if epoch["epoch"] not in live.history:
             live.history[epoch["epoch"]] = epoch
             first = {self.experiment.search.metric: epoch.get(self.experiment.search.metric)}  # what MLflow's comparison opens with
-            self.tracker.metrics(trial_id, epoch["epoch"], first | epoch)
+            set_to = {f"setting/{k}": v for k, v in live.spec.overrides.items() if live.spec.until and isinstance(v, (int, float))}
+            self.tracker.metrics(trial_id, epoch["epoch"], first | epoch | set_to)
             self.pace.epoch(live.spec.arm, epoch["time/epoch_s"])
             self.board.heard(live.facts, epoch)
             if text := self.pace.correction(self.board.under_way(), self.meter.spent()):
@@ -259,17 +275,19 @@ class Sweep:
         if self.interrupted:
             return "stopped", "interrupt"  # not in the ledger: it goes on
         limit = self.experiment.search.time_limit_s
-        if limit and time.time() - live.since > limit:
+        if limit and self._seconds(trial_id) > limit:
             return self._over(trial_id, "stopped", "time", "")
         if self.meter.gate("running", ""):
             return self._over(trial_id, "stopped", "budget", "")
+        if live.spec.until and epoch["epoch"] >= live.spec.until:
+            return self._pause(trial_id, epoch)
         if live.spec.stage == "search" and self._rung_stops(live.spec, epoch):
             return self._over(trial_id, "stopped", self.experiment.search.scheduler, "")
         return None
 
     def died(self, trial_id: str, error: str) -> None:
         """Tune gave the trial up, after its restarts."""
-        if trial_id not in self.plan.records and not self.interrupted:
+        if trial_id in self.live and not self.interrupted:
             self._over(trial_id, "failed", "error", error)
 
     def tick(self) -> None:
@@ -297,7 +315,28 @@ class Sweep:
 
     # -- inside
 
+    def _pause(self, trial_id: str, epoch: dict) -> tuple[str, str]:
+        """A member of a population waits for the others of its generation."""
+        self.meter.ended_s += self._seconds(trial_id) - self.seconds.get(trial_id, 0.0)
+        self.seconds[trial_id] = self._seconds(trial_id)
+        self.plan.pauses(self.live.pop(trial_id).spec, epoch)
+        self.board.rests(trial_id)
+        self._end_generations()
+        return "stopped", "turn"
+
+    def _end_generations(self) -> None:
+        """Of those whose members are all there: on disk before anybody goes on."""
+        while ended := self.plan.generation():
+            for text in self.generations.end(*ended):
+                self.say(text)
+
+    def _seconds(self, trial_id: str) -> float:
+        """That a live trial has taken so far, its earlier turns included."""
+        since = self.live[trial_id].since
+        return self.seconds.get(trial_id, 0.0) + (time.time() - since if since else 0.0)
+
     def _over(self, trial_id: str, state: str, stopped_by: str, error: str) -> tuple[str, str]:
+        seconds = round(self._seconds(trial_id), 2)
         live = self.live.pop(trial_id)
         folder = self.run.folder / "trials" / trial_id
         history = trial.read_history(folder) or list(live.history.values())
@@ -306,14 +345,16 @@ class Sweep:
             "state": state,
             "stopped_by": stopped_by,
             "error": error,
-            "seconds": round(time.time() - (live.since or time.time()), 2),
+            "seconds": seconds,
             "epochs": len(history),
             "history": history,
         }
+        if path := live.spec.path or self.plan.path(trial_id):
+            record["path"] = path
         self.run.append(record)
         self.plan.finished(record)
         self.pace.ended(record)
-        self.meter.ended_s += record["seconds"]
+        self.meter.ended_s += seconds - self.seconds.pop(trial_id, 0.0)
         self.run.update(spent=self.meter.spent())
         for picture in sorted((folder / "pictures").glob("*.png"))[-1:]:
             self.tracker.artifact(trial_id, picture, "pictures")
@@ -321,6 +362,7 @@ class Sweep:
             trial_id, "FAILED" if state == "failed" else "FINISHED", tags={"stopped_by": stopped_by, **({"error": error} if error else {})}
         )
         self.board.over(record)
+        self._end_generations()
         return state, stopped_by
 
     def _say_notes(self, trial_id: str) -> None:
@@ -366,7 +408,7 @@ class _Stub:
 
 def make_scheduler(experiment: Experiment, epochs: int):
     """ASHA for one arm whose trials last `epochs`; None without a scheduler."""
-    if experiment.search.scheduler == "none":
+    if experiment.search.scheduler != "asha":
         return None
     from ray.tune.schedulers import ASHAScheduler
 

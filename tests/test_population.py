@@ -1,0 +1,221 @@
+"""Population-based training: who goes on from whom, by hand; the same on any number of machines and after a kill; a sweep that does it."""
+
+import json
+
+import numpy as np
+import pytest
+
+from aml.errors import UserError
+from orchestrator import generations, plan, runs
+from orchestrator.config import from_text
+from orchestrator.plan import Plan, check
+from orchestrator.population import Population, perturbed
+
+BASE = "name: x\ndata: {train: shards}\ntrain: {epochs: 6}\n"
+PBT = ["search.scheduler=pbt", "search.method=random", "search.trials=4", "search.arms=[off, aml/calibrated]", "search.seeds={confirm: 1}"]
+SPACE = "search.space={aml.tau: {low: 0.2, high: 0.8}, optim.lr: {low: 1e-4, high: 1e-2, log: true}}"
+
+
+def population(*overrides, members=4, epochs=6):
+    found = Population(from_text(BASE, [*PBT, SPACE, *overrides]), "aml/calibrated", members, epochs)
+    found.starts = {f"m{k}": {"aml.tau": 0.2 + 0.1 * k, "optim.lr": 1e-3} for k in range(members)}
+    return found
+
+
+def test_the_worst_go_on_from_the_best_with_other_settings():
+    p = population()
+    assert (p.begun, p.until) == (0, 2) and not p.complete()
+    p.scores = {"m0": 0.1, "m1": 0.4, "m2": None, "m3": 0.3}
+    assert p.complete()
+    first = p.decide()
+    assert list(first["moves"]) == ["m2"] and first["moves"]["m2"]["from"] == "m1" and first["epoch"] == 2, "one in four; no score is the worst"
+    assert p.settings("m2") == first["moves"]["m2"]["overrides"] != p.starts["m1"] and p.settings("m1") == p.starts["m1"]
+    assert p.path("m2") == [[0, p.starts["m1"]], [2, p.settings("m2")]] and (p.begun, p.until) == (2, 4)
+    p.scores = {"m0": 0.2, "m1": 0.1, "m2": 0.9, "m3": 0.3}
+    second = p.decide()
+    assert second["moves"]["m1"]["from"] == "m2"
+    assert p.path("m1") == [[0, p.starts["m1"]], [2, first["moves"]["m2"]["overrides"]], [4, second["moves"]["m1"]["overrides"]]]
+    assert p.until == 6 and not p.complete(), "the last generation ends with the training"
+
+
+@pytest.mark.parametrize("mode, worst", [("max", {"m0", "m1"}), ("min", {"m2", "m3"})])
+def test_half_at_most_and_either_direction(mode, worst):
+    p = population(f"search.mode={mode}", "search.pbt={quantile: 0.5}")
+    p.scores = {f"m{k}": k / 10 for k in range(4)}
+    moves = p.decide()["moves"]
+    assert set(moves) == worst and {m["from"] for m in moves.values()} <= set(p.starts) - worst
+
+
+def test_members_that_failed_are_not_waited_for():
+    p = population()
+    p.scores, p.gone = {"m0": 0.3, "m1": 0.2, "m3": 0.1}, {"m2"}
+    assert p.complete() and p.decide()["moves"]["m3"]["from"] == "m0"
+    p = population(members=5)
+    del p.starts["m4"]
+    p.scores = dict.fromkeys(p.starts, 0.5)
+    assert not p.complete() and p.complete(closed=True), "a fifth is to come, unless no trial is started any more"
+
+
+def test_settings_move_a_step_within_their_range_or_are_drawn_anew():
+    search = from_text(BASE, [*PBT, "search.space={aml.tau: {low: 0.2, high: 0.8}, aml.rho: [0.2, 0.5, 1.0], optim.lr: [1e-3]}"]).search
+    settings, rng = {"aml.tau": 0.7, "aml.rho": 0.5, "train.epochs": 9}, np.random.default_rng(0)
+    found = [perturbed(search, settings, rng) for _ in range(400)]
+    steps = [f["aml.tau"] for f in found]
+    up, down = sum(x == 0.8 for x in steps), sum(x == 0.7 * 0.8 for x in steps)
+    assert min(up, down) > 100 and all(0.2 <= x <= 0.8 for x in steps), "0.7 * 1.2 is cut off at 0.8"
+    assert 60 < 400 - up - down < 140, "a quarter is drawn anew"
+    assert {f["aml.rho"] for f in found} == {0.2, 0.5, 1.0} and all(f["train.epochs"] == 9 and "optim.lr" not in f for f in found)
+
+
+# ---- through the plan -----------------------------------------------------------------------------------------------
+
+
+def score(trial, weights):
+    """Better the higher tau is, in every epoch trained; weights remember the past."""
+    return weights + trial.overrides.get("aml.tau", 0.5) / 10
+
+
+def run_through(experiment, stop_after=None, together=3):
+    """A sweep without Ray: `together` trials at a time in an order of their own, killed after `stop_after` turns and taken up again.
+
+    -> {trial: record}, [decision]
+    """
+    weights, epochs, records, decisions, specs = {}, {}, [], {}, []
+    made = Plan(experiment)
+    for turn in range(1000):
+        if turn == stop_after:
+            reached = {t: {"epoch": n, "val/mIoU": weights[t]} for t, n in epochs.items()}
+            made = Plan(experiment, records, [plan.from_json(text) for text in specs], None, decisions, reached)
+        live = []
+        while len(made.live) < together and (trial := made.next()):
+            live.append(trial)
+        if not live:
+            assert made.done
+            return {r["trial"]: r for r in records}, decisions
+        for trial in reversed(live):
+            specs += [] if any(json.loads(s)["id"] == trial.id for s in specs) else [plan.to_json(trial)]
+            for settings, end in trial.legs(experiment):
+                while epochs.get(trial.id, 0) < end:
+                    now = plan.replace(trial, overrides={"aml.tau": settings.aml.tau} if "aml/" in trial.arm else {})
+                    weights[trial.id] = score(now, weights.get(trial.id, 0.0))
+                    epochs[trial.id] = epochs.get(trial.id, 0) + 1
+            epoch = {"epoch": epochs[trial.id], "val/mIoU": weights[trial.id]}
+            if epoch["epoch"] < experiment.train.epochs:
+                made.pauses(trial, epoch)
+            else:
+                facts = {"trial": trial.id, "arm": trial.arm, "stage": trial.stage, "seed": trial.seed, "overrides": trial.overrides}
+                path = trial.path or made.path(trial.id)
+                records.append(facts | {"state": "done", "stopped_by": "", "epochs": 6, "history": [epoch]} | ({"path": path} if path else {}))
+                made.finished(records[-1])
+            while ended := made.generation():
+                decisions.setdefault(ended[0], []).append(ended[1])
+                for member, move in ended[1]["moves"].items():
+                    weights[member], epochs[member] = weights[move["from"]], epochs[move["from"]]
+
+
+def test_a_population_finds_better_settings_and_its_path_is_confirmed():
+    experiment = from_text(BASE, [*PBT, SPACE, "search.pbt={interval: 1, resample: 0.0, quantile: 0.5}"])
+    records, decisions = run_through(experiment)
+    assert len(records) == 2 * (4 + 1) and len(decisions["off"]) == len(decisions["aml/calibrated"]) == 5
+    best = max((r for r in records.values() if r["arm"] == "aml/calibrated" and r["stage"] == "search"), key=lambda r: r["history"][-1]["val/mIoU"])
+    confirmed = records["aml_calibrated-confirm-000"]
+    assert confirmed["path"] == best["path"] and len(best["path"]) > 1 and confirmed["overrides"] == best["overrides"]
+    assert confirmed["history"][-1]["val/mIoU"] == pytest.approx(best["history"][-1]["val/mIoU"]), "the same settings at the same epochs"
+    assert all(set(o) == {"optim.lr"} for _, o in records["off-confirm-000"].get("path", [])), "an arm keeps to its own dimensions"
+    seeds = [r["seed"] for r in records.values() if r["arm"] == "off" and r["stage"] == "search"]
+    assert sorted(seeds) == [0, 1, 2, 3], "members with one setting differ in their seed"
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 3, 4, 6])
+def test_killed_anywhere_and_on_any_number_of_machines_it_is_the_same_population(stop_after):
+    experiment = from_text(BASE, [*PBT, SPACE])
+    whole = run_through(experiment)
+    assert run_through(experiment, stop_after) == whole
+    assert {t: r["path"] for t, r in run_through(experiment, together=1)[0].items() if "path" in r} == {
+        t: r["path"] for t, r in whole[0].items() if "path" in r
+    }
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (["resources.workers=2"], "between light trials"),
+        (["search.method=tpe"], "method random or grid"),
+        (["search.space={model.width: [32, 64]}"], "model.width cannot change while a model trains"),
+        (["search.pbt={interval: 6}"], "no generation would end"),
+        (["search.pbt={quantile: 0.6}"], "at most 0.5"),
+    ],
+)
+def test_a_population_that_cannot_be_is_refused(overrides, words):
+    with pytest.raises(UserError, match=words):
+        check(from_text(BASE, [*PBT, SPACE, *overrides]))
+
+
+def test_moves_are_made_once_however_often_the_sweep_is_opened(tmp_path):
+    for name in ("good", "bad"):
+        (tmp_path / "trials" / name / "last").mkdir(parents=True)
+        (tmp_path / "trials" / name / "best").mkdir()
+        (tmp_path / "trials" / name / "last" / "weights").write_text(name)
+        (tmp_path / "trials" / name / "epochs.jsonl").write_text(f'{{"of": "{name}"}}\n')
+    (tmp_path / "trials" / "bad" / "last.previous").mkdir()
+    decision = {"epoch": 2, "scores": {"bad": 0.1, "good": 0.3}, "moves": {"bad": {"from": "good", "overrides": {"aml.tau": 0.25}}}}
+    (said,) = generations.Generations(tmp_path).end("aml/calibrated", decision)
+    assert "bad" in said and "goes on from good at epoch 2 with aml.tau 0.25" in said
+    last = tmp_path / "trials" / "bad" / "last"
+    assert (last / "weights").read_text() == "good" and (tmp_path / "trials" / "bad" / "epochs.jsonl").read_text() == '{"of": "good"}\n'
+    assert not (tmp_path / "trials" / "bad" / "last.previous").exists(), "nothing to fall back to that is not the donor's"
+    (last / "weights").write_text("trained on")
+    assert generations.Generations(tmp_path).decisions["aml/calibrated"][0]["moves"] == decision["moves"]
+    assert (last / "weights").read_text() == "trained on"
+    (tmp_path / "trials" / "bad" / generations.DONE).unlink()  # as after a crash before the move
+    generations.Generations(tmp_path)
+    assert (last / "weights").read_text() == "good"
+
+
+TINY = """
+name: pbt
+data:
+  train: data/tiny
+  synth: {images: 48, size: 48}
+  size: 32
+  val_limit: 24
+model: {name: small, width: 16, stem: 8, heads: 2, dropout: 0.0, max_words: 12}
+aml: {block: 4, stage1_scale: 1.0}
+train: {epochs: 3, batch: 16}
+evaluate: {probe: 8, pictures: 0}
+search:
+  arms: [aml/calibrated]
+  method: random
+  trials: 3
+  space: {aml.tau: {low: 0.3, high: 0.9}, optim.lr: {low: 1e-4, high: 1e-2, log: true}}
+  scheduler: pbt
+  pbt: {interval: 1, quantile: 0.4}
+  seeds: {confirm: 1}
+"""
+
+
+@pytest.mark.fault
+def test_a_sweep_by_generations_ends_confirmed_and_its_confirmation_reproduces(tmp_path, ray_session):
+    from mlflow.tracking import MlflowClient
+
+    (tmp_path / "pbt.yaml").write_text(TINY)
+    code, text = ray_session(["sweep", str(tmp_path / "pbt.yaml"), f"storage.root={tmp_path}"])
+    assert code == 0, text
+    run = runs.listing(tmp_path)[0]
+    records = {r["trial"]: r for r in run.ledger()}
+    assert len(records) == 4 and all(r["state"] == "done" and [e["epoch"] for e in r["history"]] == [1, 2, 3] for r in records.values())
+    lines = [json.loads(line) for line in (run.folder / generations.FILE).read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2] and all(len(line["moves"]) == 1 for line in lines)
+    moved, move = next(iter(lines[-1]["moves"].items()))
+    assert f"goes on from {move['from']} at epoch 2" in text
+    assert records[moved]["history"][1]["val/mIoU"] == records[move["from"]]["history"][1]["val/mIoU"], "its past is its donor's"
+    assert records[moved]["path"][-1] == [2, move["overrides"]] and records[moved]["overrides"] == move["overrides"]
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    (experiment,) = [e for e in client.search_experiments() if e.name == "pbt"]
+    (of,) = [r for r in client.search_runs([experiment.experiment_id]) if r.data.tags.get("trial_id") == moved]
+    assert [m.step for m in client.get_metric_history(of.info.run_id, "setting/optim.lr")] == [1, 2, 3]
+    assert of.data.metrics["setting/optim.lr"] == pytest.approx(move["overrides"]["optim.lr"]) and of.info.status == "FINISHED"
+    code, text = ray_session(["reproduce", f"{run.name}:aml_calibrated-confirm-000", "x"][:2])
+    assert code == 0 and "agree bit for bit" in text
+    code, text = ray_session(["reproduce", f"{run.name}:{moved}"])
+    assert code == 2 and "other trials' weights" in text
