@@ -195,7 +195,7 @@ search:
 
 
 @pytest.mark.fault
-def test_a_sweep_by_generations_ends_confirmed_and_its_confirmation_reproduces(tmp_path, ray_session):
+def test_a_sweep_by_generations_ends_confirmed_and_its_confirmation_reproduces(tmp_path, ray_session, monkeypatch):
     from mlflow.tracking import MlflowClient
 
     (tmp_path / "pbt.yaml").write_text(TINY)
@@ -215,7 +215,8 @@ def test_a_sweep_by_generations_ends_confirmed_and_its_confirmation_reproduces(t
     (of,) = [r for r in client.search_runs([experiment.experiment_id]) if r.data.tags.get("trial_id") == moved]
     assert [m.step for m in client.get_metric_history(of.info.run_id, "setting/optim.lr")] == [1, 2, 3]
     assert of.data.metrics["setting/optim.lr"] == pytest.approx(move["overrides"]["optim.lr"]) and of.info.status == "FINISHED"
-    code, text = ray_session(["reproduce", f"{run.name}:aml_calibrated-confirm-000", "x"][:2])
+    monkeypatch.setenv("AMLRIS_HOME", str(tmp_path))
+    code, text = ray_session(["reproduce", f"{run.name}:aml_calibrated-confirm-000"])
     assert code == 0 and "agree bit for bit" in text
     code, text = ray_session(["reproduce", f"{run.name}:{moved}"])
     assert code == 2 and "other trials' weights" in text
