@@ -103,6 +103,22 @@ def beside(rows: list[dict]) -> list[dict]:
     return sorted([*rows, *published(rows)], key=lambda r: places.index((r["dataset"], r["split_by"], r["split"], r["protocol"])))
 
 
+def path_rows(trials: list[dict]) -> list[dict]:
+    """The settings of each trial of a population, or along a population's path, by the epochs done when they began."""
+    return [
+        {
+            "trial": t["trial"],
+            "arm": t["arm"],
+            "stage": t["stage"],
+            "from_epoch": begin,
+            "settings": ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in overrides.items()) or "the same",
+            "mIoU": st.last(t, "val/mIoU"),
+        }
+        for t in trials
+        for begin, overrides in t.get("path") or []
+    ]
+
+
 def importance_rows(trials: list[dict]) -> list[dict]:
     """How far each varied parameter alone orders an arm's search trials by val/mIoU; only of arms that vary several, with 4 trials or more.
 

@@ -33,14 +33,14 @@ BASELINES = {
 }
 
 
-OPTIONAL = ("evaluations", "breakdown", "robustness", "importance")
+OPTIONAL = ("evaluations", "breakdown", "robustness", "importance", "paths")
 """Tables, and sections of the page, that are left out where they would be empty."""
 
 
 def write(run_folder: Path, out: Path | None = None, evaluations: Iterable[Path] = ()) -> Path:
     """Write OUT/index.html and the tables beside it (OUT: run_folder/report by default) and return the page's path.
 
-    A sweep gives arms, trials, map, line, importance, curves and diagnostics.csv; a training run only the last two. Evaluations in the run's
+    A sweep gives arms, trials, map, line, importance, paths, curves and diagnostics.csv; a training run only the last two. Evaluations in the run's
     folder, and those named, give evaluations, breakdown and robustness.csv. What a paper shows is there as .md and .tex too.
     Raises UserError where the folder holds neither sweep.json nor train.json, or a file in it cannot be read.
     """
@@ -70,6 +70,7 @@ def write(run_folder: Path, out: Path | None = None, evaluations: Iterable[Path]
         full = int(meta.get("epochs") or max(map(st.epochs_of, trials), default=0))
         line = st.line_rows(trials, full)
         tables |= {"arms": arms, "map": cells, "line": line, "trials": st.trial_rows(trials), "importance": evidence.importance_rows(trials)}
+        tables["paths"] = evidence.path_rows(trials)
         if evidence.published(own := evidence.arm_rows(arms, meta)):
             tables["evaluations"] = [*own, *tables["evaluations"]]
         page |= sweep_page(arms, cells, line, tables["trials"], trials, meta)
@@ -177,6 +178,7 @@ def captions(page: dict, meta: dict) -> dict[str, str]:
         "breakdown": "Scores in % by kind of sentence and referent, uncorrupted pictures.",
         "robustness": "Scores in %, mean over severities; drop: share of the uncorrupted score that is lost.",
         "importance": "How far a parameter alone orders an arm's search trials by validation mIoU.",
+        "paths": "Settings that changed while a trial trained, by the epochs done.",
     }
 
 

@@ -74,6 +74,12 @@ PAPER: dict[str, list[Column]] = {
         ("share of rank variance", lambda r: st.num(r["share"])),
         ("p", lambda r: st.num(r["p"], 3)),
     ],
+    "paths": [
+        ("trial", lambda r: r["trial"]),
+        ("from epoch", lambda r: str(r["from_epoch"])),
+        ("settings", lambda r: r["settings"]),
+        ("mIoU at the end", lambda r: st.pct(r["mIoU"])),
+    ],
 }
 """Of the tables that a paper shows: header and text of each column. Scores are per cent there."""
 

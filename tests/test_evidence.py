@@ -153,3 +153,12 @@ def test_cost_stands_against_quality_for_arms_whose_cost_is_known(tmp_path):
     assert "aml/calibrated" in figure["svg"] and ">random<" not in figure["svg"], "what random costs was not recorded"
     assert plots.cost_figures(arms[:2]) == []
     assert "Cost against quality" in report.write(folder_of(tmp_path, SWEEP, ledger())).read_text("utf-8")
+
+
+def test_settings_that_changed_on_the_way_have_a_table():
+    history = [{"epoch": 4, "val/mIoU": 0.5}]
+    plain = {"trial": "a", "arm": "off", "stage": "search", "history": history}
+    moved = plain | {"trial": "b", "path": [[0, {"aml.tau": 0.5}], [2, {"aml.tau": 0.61234, "aml.fill": "mean"}]]}
+    rows = evidence.path_rows([plain, moved])
+    assert [(r["trial"], r["from_epoch"], r["settings"]) for r in rows] == [("b", 0, "aml.tau 0.5"), ("b", 2, "aml.tau 0.6123, aml.fill mean")]
+    assert [r["mIoU"] for r in rows] == [0.5, 0.5]
