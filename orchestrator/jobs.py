@@ -41,6 +41,8 @@ LIMIT_MB = 100
 """Ray's own limit for a package."""
 BY_REFERENCE = ("MLFLOW_TRACKING_URI", "AWS_", "HF_")
 OVER = ("SUCCEEDED", "FAILED", "STOPPED")
+SILENCE = 10
+"""Times in a row that a cluster is asked for a job it does not tell of, before it is given up: a tunnel comes back, a lost head does not."""
 EXIT_CODES = {"SUCCEEDED": 0, "FAILED": 1, "STOPPED": 130}
 
 
@@ -235,9 +237,10 @@ def submit(client, address: str, command: Command, packed: Package, env: dict[st
 
 
 def follow(client, job: str, say, *, pause_s: float = 2) -> int:
-    """Print the job's log until the job is over.   -> its exit code; an interruption here leaves the job running."""
+    """Print the job's log until the job is over.   -> its exit code; 1 where the cluster is gone. An interruption here leaves the job running."""
+    import aiohttp
 
-    printed = 0
+    printed, silent = 0, 0
 
     async def tail() -> None:
         nonlocal printed
@@ -252,9 +255,18 @@ def follow(client, job: str, say, *, pause_s: float = 2) -> int:
         while True:
             try:
                 asyncio.run(tail())
-            except RuntimeError as error:  # the connection was lost: the job need not be
-                say(f"the log of {job} broke off: {_reason(error)}")
-            info = client.get_job_info(job)
+            except (RuntimeError, OSError, aiohttp.ClientError) as error:  # the connection was lost: the job need not be
+                if not silent:
+                    say(f"the log of {job} broke off: {_reason(error)}")
+            try:
+                info, silent = client.get_job_info(job), 0
+            except (RuntimeError, OSError) as error:
+                silent += 1
+                if silent == SILENCE:
+                    say(f"the cluster tells nothing of {job} any more: {_reason(error)}; submitted again where one runs it continues")
+                    return 1
+                time.sleep(pause_s)
+                continue
             if _status(info) in OVER:
                 break
             time.sleep(pause_s)

@@ -261,6 +261,7 @@ class Server:
         self.ids: dict[str, str] = {}  # key -> MLflow run id
         self.steps: dict[str, dict[str, int]] = {}  # key -> metric -> last step MLflow has
         self.live: set[str] = set()
+        self.doubtful: set[str] = set()  # keys whose run may have been made twice
         self.logged: dict = {}  # (run id, digest) -> logged model: a failing registry must not repeat the upload
         self.renewed = time.time()
 
@@ -303,8 +304,7 @@ class Server:
         """The MLflow run of a key, also one that an earlier process made; with it, the last step of each of its
         metrics."""
         if key not in self.ids:
-            found = self.client.search_runs([self.experiment_id], f"tags.`{KEY_TAG}` = '{self._full_key(key)}'", max_results=1)
-            if not found:
+            if not (found := self._search(key)):
                 return None
             run_id, names = found[0].info.run_id, found[0].data.metrics
             self.steps[key] = {name: max(m.step for m in self.client.get_metric_history(run_id, name)) for name in names}
@@ -338,15 +338,26 @@ class Server:
         if op["parent"] is not None:
             tags["mlflow.parentRunId"] = self.id(op["parent"])
         if (run_id := self.find(key)) is None:
-            made = self.client.create_run(self.experiment_id, start_time=op["t"], tags=tags, run_name=op["name"])
-            run_id, self.steps[key] = made.info.run_id, {}
-            self.ids[key] = run_id
+            run_id = self.ids[key] = self._create(op, tags)
+            self.steps[key] = {}
         else:
             self._reopen(run_id, op["name"])
             self._batch(run_id, tags=tags)
         if not op["old"]:
             self.live.add(key)
         self._batch(run_id, params=op["params"])
+
+    def _create(self, op: dict, tags: dict) -> str:
+        """A new run.   -> its id. MLflow may make one and its answer be lost: then this, or its HTTP client by itself, makes another."""
+        began, doubtful = time.monotonic(), op["key"] in self.doubtful
+        self.doubtful.add(op["key"])
+        made = self.client.create_run(self.experiment_id, start_time=op["t"], tags=tags, run_name=op["name"])
+        if not doubtful and time.monotonic() - began < float(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]):
+            self.doubtful.discard(op["key"])
+        return made.info.run_id
+
+    def _search(self, key: str) -> list:
+        return self.client.search_runs([self.experiment_id], f"tags.`{KEY_TAG}` = '{self._full_key(key)}'")
 
     def _metrics(self, window: list[dict]) -> None:
         from mlflow.entities import Metric
@@ -380,6 +391,10 @@ class Server:
 
     def _end(self, op: dict) -> None:
         run_id = self.id(op["key"])
+        if op["key"] in self.doubtful:
+            for double in (run.info.run_id for run in self._search(op["key"]) if run.info.run_id != run_id):
+                self.client.delete_run(double)
+            self.doubtful.discard(op["key"])
         self._batch(run_id, tags=op["tags"])
         self.client.set_terminated(run_id, op["status"], end_time=op["t"])
         self.live.discard(op["key"])

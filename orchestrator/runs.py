@@ -198,6 +198,18 @@ def open_tracker(run: Run, experiment: Experiment):
     return Tracker(run.folder, experiment.tracking.uri, experiment.name, experiment.root)
 
 
+def deliver(run: Run, experiment: Experiment, say) -> None:
+    """Give MLflow what it missed of a finished run, where anything waits."""
+    from orchestrator.tracking import QUEUE
+
+    if experiment.tracking.uri == "none" or not (run.folder / QUEUE).exists():
+        return
+    tracker = open_tracker(run, experiment)
+    waiting = tracker.pending
+    remaining = tracker.close(60 if tracker.ready() else 0)
+    say(remaining or f"MLflow has been given the {waiting} tracking operations of {run.name} that it had missed")
+
+
 def git_state() -> tuple[str, bool]:
     """Commit and whether the tree differs from it; what `submit` hands over where there is no repository."""
     if "AMLRIS_GIT_SHA" in os.environ:

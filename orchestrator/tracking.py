@@ -29,6 +29,8 @@ from orchestrator.redaction import redact
 log = logging.getLogger(__name__)
 
 ENDINGS = ("FINISHED", "FAILED", "KILLED")
+QUEUE = "tracking.queue.jsonl"
+"""In a run folder: what MLflow has not been given yet."""
 MAX_DELAY, TRIES, WINDOW = 15.0, 6, 100
 
 
@@ -210,7 +212,7 @@ class Tracker(_Calls):
         super().__init__(folder, uri, experiment, root)
         self.uri = tracking_uri(uri, root)
         self.problem, self.rejected = "", 0
-        self._queue, self._offset = self.folder / "tracking.queue.jsonl", self.folder / "tracking.queue.offset"
+        self._queue, self._offset = self.folder / QUEUE, self.folder / "tracking.queue.offset"
         self._cond, self._wake, self._stop = threading.Condition(), threading.Event(), threading.Event()
         self._todo: collections.deque[dict] = collections.deque()
         self._server: Server | None = None
@@ -256,10 +258,10 @@ class Tracker(_Calls):
             return len(self._todo)
 
     def close(self, timeout: float = 60.0) -> str:
-        """End runs still open as KILLED (`stopped_by: interrupted`), flush and stop. "" or one sentence on what
-        remains or was refused."""
+        """End runs still open as KILLED (`stopped_by: interrupted`), flush and stop; a server that is known to be away is
+        waited for 10 s at most. "" or one sentence on what remains or was refused."""
         self._end_open()
-        left = self.flush(timeout)
+        left = self.flush(min(timeout, 10) if self.problem else timeout)
         self._stop.set()
         self._wake.set()
         with self._cond:

@@ -99,6 +99,7 @@ def run(experiment: Experiment, *, resume: str | None = None, fresh: bool = Fals
     with this.locked():
         if this.finished:
             say(f"{this.name} has finished: {summary(this.state)} (--fresh starts another)")
+            runs.deliver(this, experiment, say)
             return 0
         say(f"{'continuing' if this.state else 'starting'} {this.name} in {this.folder}")
         runs.begin(this, experiment, used.manifest, used.uri)

@@ -79,6 +79,7 @@ def run(experiment: Experiment, *, resume: str | None = None, fresh: bool = Fals
     with this.locked():
         if this.finished and not budget_changed(this, experiment) and not short_of_disk(this):
             say(f"{this.name} has finished (--fresh starts another)")
+            runs.deliver(this, experiment, say)
             say(outcome(this))
             return 0
         ledger = this.ledger()

@@ -129,12 +129,18 @@ def test_secrets_are_in_nothing_that_is_written(sweep, tmp_path, monkeypatch):
     shutil.rmtree(ray_home)
 
 
-def test_a_tracking_server_that_is_away_stops_nothing(sweep, tmp_path):
-    process, log = sweep("tracking.uri=http://127.0.0.1:9", "search.space={aml.tau: [0.5]}")
+def test_a_tracking_server_that_is_away_to_the_end_stops_nothing_and_is_given_everything_by_the_next_command(sweep, tmp_path):
+    few = ["search.space={}", "search.arms=[off]", "search.seeds={confirm: 1}"]
+    process, log = sweep("tracking.uri=http://127.0.0.1:9", *few)
     assert process.wait(timeout=700) == 0, log.read_text()
     (run,) = runs.listing(tmp_path)
-    assert run.finished and "127.0.0.1:9" in log.read_text()
-    assert (run.folder / "tracking.queue.jsonl").stat().st_size > 0
+    queue = run.folder / "tracking.queue.jsonl"
+    waiting = queue.read_bytes().count(b"\n")
+    assert run.finished and waiting and f"{waiting} tracking operations stay in {queue.name}" in log.read_text() and "127.0.0.1:9" in log.read_text()
+    process, log = sweep(*few)  # where there is a store that answers
+    assert process.wait(timeout=300) == 0, log.read_text()
+    assert f"MLflow has been given the {waiting} tracking operations" in log.read_text() and not queue.exists()
+    assert statuses(tmp_path) == ["FINISHED"] * 3
 
 
 def test_a_distributed_trial_that_asha_stops_makes_room_for_the_next(sweep, tmp_path):

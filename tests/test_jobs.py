@@ -163,6 +163,27 @@ def test_a_log_that_breaks_off_is_taken_up_without_repeating(project, capsys):
     assert text.count("one\n") == 1 and text.count("two\n") == 1 and "broke off" in text
 
 
+def test_a_cluster_that_is_lost_is_said_in_one_sentence_and_one_that_comes_back_is_followed(project, capsys):
+    class Away(Cluster):
+        def __init__(self, answers_after):
+            super().__init__(breaks=1)
+            self.asked, self.answers_after = 0, answers_after
+
+        def get_job_info(self, job):
+            self.asked += 1
+            if self.asked <= self.answers_after:
+                raise ConnectionError("connection refused")
+            return super().get_job_info(job)
+
+    for answers_after, code in ((jobs.SILENCE - 1, 0), (10**6, 1)):
+        cluster = Away(answers_after)
+        cluster.jobs.append(cluster._job("small-1", "x", "RUNNING"))
+        cluster.breaks = 10**6 if code else 1
+        assert jobs.follow(cluster, "small-1", print, pause_s=0) == code
+        text = capsys.readouterr().out
+        assert text.count("broke off") == 1 and ("submitted again where one runs it continues" in text) is bool(code)
+
+
 def test_named_variables_go_along_and_secrets_only_when_asked(submit, monkeypatch):
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-west-2")
     monkeypatch.setenv("HF_TOKEN", "planted")

@@ -299,6 +299,34 @@ def test_an_outage_in_the_middle_loses_nothing(root, tmp_path, monkeypatch):
     assert t.close() == "" and t.rejected == 0
 
 
+def test_a_run_that_was_made_without_an_answer_is_there_once(root, tmp_path, monkeypatch):
+    """What was sent before a server was stopped, it does when it goes on: here after the second try."""
+    monkeypatch.setattr(tracking, "MAX_DELAY", 0.02)
+    t = Tracker(tmp_path / RUN, None, "doubles", root)
+    t.run("parent", "parent")
+    assert t.flush(30) == 0
+    api, late = t._server.client, []
+    create = api.create_run
+
+    def unanswered(*args, **kwargs):
+        if not late:
+            late.append((args, kwargs))
+            raise TimeoutError("read timed out")
+        made = create(*args, **kwargs)
+        create(*late[0][0], **late[0][1])
+        return made
+
+    monkeypatch.setattr(api, "create_run", unanswered)
+    t.run("a", "a", parent="parent")
+    t.metrics("a", 1, {"x": 1})
+    t.end("a")
+    assert t.flush(30) == 0 and len(late) == 1
+    found = api.search_runs([t.record("a")["experiment_id"]])
+    assert sorted((r.info.run_name, r.info.status) for r in found) == [("a", "FINISHED"), ("parent", "RUNNING")]
+    assert next(r for r in found if r.info.run_name == "a").data.metrics == {"x": 1.0}
+    assert t.close() == "" and t.rejected == 0
+
+
 def test_an_operation_that_fails_for_ever_does_not_block_the_others(root, tmp_path, monkeypatch):
     monkeypatch.setattr(tracking, "MAX_DELAY", 0.02)
     t = Tracker(tmp_path / RUN, None, "poison", root)
