@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 from aml.errors import UserError
-from orchestrator import runs
+from orchestrator import delivery, runs
 
 WANTED = "give a checkpoint folder, a run's name, RUN/TRIAL, an MLflow run id or models:/NAME@champion"
 
@@ -36,12 +36,15 @@ def _is_checkpoint(folder: Path) -> bool:
 
 def _inside(folder: Path) -> Path:
     """The checkpoint that a folder is, or that counts in a run's, a trial's or a downloaded model's folder."""
+    delivery.pull(folder, wanted=delivery.weights, wait=False)
     if _is_checkpoint(folder):
         return folder
     kind = next((kind for kind in runs.KINDS if (folder / f"{kind}.json").is_file()), None)
     if kind:
         state = runs.Run(folder, kind).state
         named = state.get("champion", {}).get("checkpoint") or ("best" if kind == "train" else None)
+        if named:
+            delivery.pull((folder / named).parent, wanted=delivery.weights, wait=False)
         if named and _is_checkpoint(folder / named):
             return folder / named
         raise UserError(
@@ -62,6 +65,7 @@ def _named(text: str, root: Path) -> Path:
         raise UserError(f"checkpoint {text!r} is not a folder, and {error}; {WANTED}") from None
     if not inner:
         return _inside(run.folder)
+    delivery.pull(run.folder, wanted=delivery.weights, wait=False)
     for folder in (run.folder / "trials" / inner, run.folder / inner):
         if folder.is_dir():
             return _inside(folder)

@@ -459,7 +459,12 @@ def project_root() -> Path:
 
 def announce(experiment) -> None:
     """The first line: where things go."""
-    say(f"{experiment.name}: results go to {experiment.root}")
+    from orchestrator import mirror, mlflow_store
+
+    root, bucket = experiment.root, mirror.bucket_of(experiment.root)
+    say(f"{experiment.name}: results go to {f'{bucket}, by way of {root}' if bucket else root}")
+    if bucket and experiment.tracking.uri != "none" and (store := mlflow_store.tracking_uri(experiment.tracking.uri, root)).startswith("sqlite:"):
+        say(f"note: MLflow's store is a file of this machine ({store}); set MLFLOW_TRACKING_URI to a server that outlives it")
 
 
 def weights(text: str | None) -> Path | None:

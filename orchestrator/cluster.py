@@ -100,6 +100,14 @@ def data_tasks() -> dict:
     return {"resources": {DATA: 0.001}} if ray.cluster_resources().get(DATA) else {}
 
 
+def on_this_node() -> dict:
+    """What tasks ask for that need files of the driver's machine: its node, though it may hold no CPUs for others."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)}
+
+
 @dataclass(frozen=True)
 class Placement:
     """How many trials run at a time, and why."""

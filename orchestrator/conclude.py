@@ -3,7 +3,8 @@
 import time
 
 from aml.data import Items
-from orchestrator import budget, cost, evaluate, report
+from aml.errors import RunError
+from orchestrator import budget, cost, delivery, evaluate, report
 from orchestrator.decoded import Shared, Windowed
 from orchestrator.runs import Run
 
@@ -28,6 +29,12 @@ def sweep(driver, shared: Shared | Windowed) -> int:
         say(f"{this.name} failed: no trial finished; the first error: {this.state['error']}")
         return 1
     checkpoint = this.folder / "trials" / best["trial"] / "last"
+    delivery.pull(checkpoint.parent, wanted=delivery.weights)
+    if not checkpoint.exists():
+        raise RunError(
+            f"the checkpoint of {best['trial']}, the champion, never reached the bucket, and the machine that held it is not there; "
+            "give the same command again when it is, or start another with --fresh"
+        )
     val = Items(
         shared.open(), experiment.data.val_split, size=experiment.data.size, fit=experiment.data.fit, unit="sentence", limit=experiment.data.val_limit
     )

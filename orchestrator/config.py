@@ -19,7 +19,7 @@ from aml.errors import UserError
 from aml.learner import EvalConfig, TrainConfig
 from aml.masking_config import PRESETS, MaskingConfig, preset
 from aml.optim import OptimConfig
-from orchestrator import strict
+from orchestrator import mirror, strict
 from orchestrator.budget import BudgetConfig
 
 ARMS = ("off", "random", "two_pass", "maskris", *(f"aml/{name}" for name in PRESETS))
@@ -253,7 +253,7 @@ class StorageConfig:
     """Where results go."""
 
     root: str | None = None
-    """Null: AMLRIS_HOME, else runs/ here, or ~/amlris inside a Ray job."""
+    """A folder or an s3:// address. Null: AMLRIS_HOME, else runs/ here, or ~/amlris inside a Ray job."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -340,8 +340,13 @@ def base_arm(arm: str) -> str:
 
 
 def storage_root(configured: str | None = None) -> Path:
-    """Absolute folder of results: the configured one, AMLRIS_HOME, runs/ here; ~/amlris in a Ray job, whose folder is thrown away."""
+    """Absolute folder of results: the configured one, AMLRIS_HOME, runs/ here; ~/amlris in a Ray job, whose folder is thrown away.
+
+    Of an s3:// address: the folder this machine works in; orchestrator.mirror keeps the two in step.
+    """
     given = configured or os.environ.get("AMLRIS_HOME")
+    if mirror.is_address(given):
+        return mirror.working_root(given)
     if given:
         return Path(given).expanduser().absolute()
     in_job = "RAY_JOB_ID" in os.environ or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ

@@ -15,7 +15,7 @@ from pathlib import Path
 from aml.data import UnreadableImage, decode_image
 from aml.errors import UserError
 from aml.refer import read_refer, split_counts, vocabulary
-from orchestrator import cluster
+from orchestrator import cluster, mirror
 from orchestrator.config import SynthConfig
 from orchestrator.shards import FORMAT, MARKER, Store, describe
 
@@ -58,10 +58,10 @@ def pack(rows: list[dict]) -> Packed:
     return Packed({key: rows[0][key] for key in ("dataset", "split_by")}, _source(rows), _files(rows))
 
 
-def write(packed: Packed, out: Store, *, skip_unreadable: bool = False, synth: dict | None = None, say: Callable = print) -> dict:
+def write(packed: Packed, out: Store, *, skip_unreadable: bool = False, synth: dict | None = None, here: bool = False, say: Callable = print) -> dict:
     """Convert one data set; returns the manifest. A complete folder with the same content is left as it is.
 
-    synth notes how generated data were made. UserError: an image that cannot be decoded or has another size than its annotations (unless
+    synth notes how generated data were made. here: the images lie on this machine alone. UserError: an image that cannot be decoded or has another size than its annotations (unless
     skip_unreadable), a folder with other data or files.
     """
     source, files = packed.source, packed.files
@@ -72,7 +72,7 @@ def write(packed: Packed, out: Store, *, skip_unreadable: bool = False, synth: d
             return manifest
         held = f"{manifest.get('dataset')}, {manifest.get('split_by')}"
         raise UserError(f"{out.uri} holds other data ({held}); choose another --out or delete that folder")
-    notes = _convert(files, out, skip_unreadable, say)
+    notes = _convert(files, out, skip_unreadable, here, say)
     bad = [error for name in files for error in notes[name]["errors"]]
     if bad and not skip_unreadable:
         total = sum(map(len, files.values()))
@@ -102,7 +102,8 @@ def make_synthetic(synth: SynthConfig, store: Store, root: Path, say=print) -> N
     say(f"generating {synth.images} pictures of {synth.size} px for {synth.dataset} into {source}")
     generate(source, synth.dataset, images=synth.images, size=synth.size, seed=synth.seed)
     split_by = "umd" if synth.dataset == "refcocog" else "unc"
-    made = write(pack(read_refer(source, source / "images", synth.dataset, split_by)), store, synth=asdict(synth), say=say)
+    packed = pack(read_refer(source, source / "images", synth.dataset, split_by))
+    made = write(packed, store, synth=asdict(synth), here=mirror.root_of(root) is not None, say=say)
     say(f"wrote shards to {store.uri}: {describe(made)}")
 
 
@@ -140,7 +141,7 @@ def _files(rows: list[dict]) -> dict[str, list[Line]]:
 # ---- the work -------------------------------------------------------------------------------------------------------
 
 
-def _convert(files: dict[str, list[Line]], out: Store, skip_unreadable: bool, say: Callable) -> dict[str, dict]:
+def _convert(files: dict[str, list[Line]], out: Store, skip_unreadable: bool, here: bool, say: Callable) -> dict[str, dict]:
     """Write what is not there yet, a few files at a time.   -> {name: its note}"""
     import ray
 
@@ -150,7 +151,7 @@ def _convert(files: dict[str, list[Line]], out: Store, skip_unreadable: bool, sa
     if notes:
         say(f"{len(notes)} of {len(files)} files are there already")
     progress = _Progress(sum(map(len, files.values())), sum(len(files[name]) for name in notes), say)
-    task = ray.remote(_write_file).options(**cluster.data_tasks())
+    task = ray.remote(_write_file).options(**(cluster.on_this_node() if here else cluster.data_tasks()))
     waiting, running = [name for name in files if name not in notes], {}
     while waiting or running:
         while waiting and len(running) < 2 * max(1, int(ray.cluster_resources().get("CPU", 1))):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aml.errors import UserError
-from orchestrator import runs
+from orchestrator import runs, shards
 from orchestrator.redaction import looks_secret, redact
 
 LOCAL = "http://127.0.0.1:8265"
@@ -118,10 +118,13 @@ def environment(named: list[str], *, secret_from_env: bool = False) -> dict[str,
     sha, dirty = runs.git_state()
     found = {"AMLRIS_GIT_SHA": sha, "AMLRIS_GIT_DIRTY": "1" if dirty else "0"}
     if home := os.environ.get("AMLRIS_HOME"):
-        if not home.startswith(("/", "~")):
+        if not home.startswith(("/", "~", "s3://")):
             raise UserError(
-                f"AMLRIS_HOME is {home!r}, which a job's throw-away folder would take with it; give it from / or ~, as the cluster's nodes see it"
+                f"AMLRIS_HOME is {home!r}, which a job's throw-away folder would take with it; give it from / or ~, as the cluster's nodes see it, "
+                "or as s3://BUCKET/PREFIX"
             )
+        if home.startswith("s3://"):
+            shards.refuse_keys(home)
         found["AMLRIS_HOME"] = home
     for name in named:
         if name not in os.environ:

@@ -13,7 +13,6 @@ import logging
 import os
 import re
 import shutil
-import socket
 import tempfile
 import time
 from contextlib import nullcontext
@@ -117,31 +116,7 @@ def connect(uri: str):
     return MlflowClient(tracking_uri=uri)
 
 
-# ---------------------------------------------------------------- leases
-
-
-def lease_seconds() -> float:
-    """Seconds between renewals of a lease; a lease four times as old is dead."""
-    return float(os.environ.get("AMLRIS_LEASE_S", "30"))
-
-
-def _lease(pid: int | None = None, host: str | None = None, stamp: float | None = None) -> str:
-    return f"{host or socket.gethostname()} {pid or os.getpid()} {stamp or time.time():.0f}"
-
-
-def _dead(lease: str) -> bool:
-    host, pid, stamp = lease.split()
-    if time.time() - float(stamp) > 4 * lease_seconds():
-        return True
-    if host != socket.gethostname():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        pass
-    return False
+# ---------------------------------------------------------------- runs that were lost
 
 
 def _pages(search, *args):
@@ -174,10 +149,10 @@ def _reconcile(client, experiment_ids: list[str]) -> list[str]:
     if not experiment_ids:
         return lost
     for run in list(_pages(client.search_runs, experiment_ids, "attributes.status = 'RUNNING'")):
-        lease = run.data.tags.get("lease", "")
-        if re.fullmatch(r"\S+ \d+ \d+", lease) and _dead(lease):
+        held = run.data.tags.get("lease", "")
+        if re.fullmatch(r"\S+ \d+ \d+", held) and locks.dead(held):
             client.set_tag(run.info.run_id, "stopped_by", "lost")
-            client.set_terminated(run.info.run_id, "KILLED", end_time=1000 * int(lease.split()[2]))
+            client.set_terminated(run.info.run_id, "KILLED", end_time=1000 * int(held.split()[2]))
             lost.append(run.info.run_name)
             log.warning("MLflow run %s was left RUNNING by a process that is gone: now KILLED", run.info.run_name)
     return lost
@@ -272,19 +247,19 @@ class Server:
         _reconcile(self.client, [self.experiment_id])
 
     def until_renewal(self) -> float:
-        return max(0.05, self.renewed + lease_seconds() - time.time())
+        return max(0.05, self.renewed + locks.lease_seconds() - time.time())
 
     def renew(self) -> None:
         """Renew the leases that are due. After a gap in which others may have declared the runs lost, say that they
         are not."""
         gap = time.time() - self.renewed
-        if gap < lease_seconds():
+        if gap < locks.lease_seconds():
             return
         for key in sorted(self.live):
             try:
-                if gap > 4 * lease_seconds():
+                if gap > 4 * locks.lease_seconds():
                     self._reopen(self.ids[key])
-                self.client.set_tag(self.ids[key], "lease", _lease())
+                self.client.set_tag(self.ids[key], "lease", locks.lease())
             except Exception as error:
                 if getattr(error, "error_code", "") not in PERMANENT:
                     raise
@@ -333,7 +308,7 @@ class Server:
 
     def _run(self, op: dict) -> None:
         key = op["key"]
-        lease = _lease(op["pid"], op["host"], op["t"] / 1000) if op["old"] else _lease()
+        lease = locks.lease(op["pid"], op["host"], op["t"] / 1000) if op["old"] else locks.lease()
         tags = {**op["tags"], KEY_TAG: self._full_key(key), "lease": lease}
         if op["parent"] is not None:
             tags["mlflow.parentRunId"] = self.id(op["parent"])

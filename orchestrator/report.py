@@ -19,7 +19,7 @@ import yaml
 from markupsafe import Markup
 
 from aml.errors import UserError
-from orchestrator import breakdown, evidence, plots
+from orchestrator import breakdown, delivery, evidence, plots
 from orchestrator import statistics as st
 from orchestrator import tables as files
 from orchestrator.redaction import redacted
@@ -245,6 +245,7 @@ def pictures(folder: Path, trials: list[dict]) -> tuple[list[dict], list[str]]:
         mine = [t for t in trials if t["arm"] == arm and t["state"] != "failed"]
         for t in sorted(mine, key=lambda t: (t["stage"] != "confirm", t["state"] != "done", st.number(t.get("seed")))):
             place = folder if t["stage"] == "train" else folder / "trials" / Path(t["trial"]).name
+            delivery.try_pull(place, wanted=delivery.light, wait=False)  # without it the page has one picture less
             if found := sorted((place / "pictures").glob("*.png")):
                 seed = f"seed {t['seed']}" if t.get("seed", "") != "" else ""
                 text = [t["trial"], stages.get(t["stage"]), seed, found[-1].stem]

@@ -1,6 +1,8 @@
 """Run folders: what a run is, what it has finished, who is working on it.
 
 <root>/<name>-<8 hex>/   config.yaml   sweep.json or train.json (state)   ledger.jsonl (finished trials)   lock
+
+Where the root is in a bucket this is the folder this machine works in: found runs are brought here first, what is written goes there.
 """
 
 import errno
@@ -19,6 +21,7 @@ from pathlib import Path
 
 from aml.checkpoint import unwritten
 from aml.errors import NotSaved, UserError
+from orchestrator import delivery, mirror
 from orchestrator.config import Experiment, TrackingConfig, code_version, from_text
 from orchestrator.redaction import redact, redacted
 from orchestrator.trial import clean, write_atomic
@@ -31,6 +34,7 @@ class Run:
 
     def __init__(self, folder: Path, kind: str):
         self.folder, self.kind = folder, kind
+        self.outbox: delivery.Outbox | None = None
         self.state = self._read()
 
     @property
@@ -44,10 +48,12 @@ class Run:
     def update(self, **values) -> None:
         self.state |= values
         write_atomic(self.folder / f"{self.kind}.json", json.dumps(redacted(self.state), indent=1).encode())
+        if self.outbox:
+            self.outbox.offer()
 
     @contextmanager
-    def locked(self):
-        """Hold the folder. UserError where another live process holds it; a process that dies lets go."""
+    def locked(self, say=print):
+        """Hold the folder, in its bucket too. UserError where another live process holds it; a process that dies lets go."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / "lock", "a+") as file:
             try:
@@ -59,7 +65,25 @@ class Run:
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
+            with delivery.leased(self.folder, say), self._delivered(say):
+                yield
+
+    @contextmanager
+    def _delivered(self, say):
+        """The driver's files, as they are in the bucket first, then delivered as they are written; at the end what could not be is said."""
+        if not mirror.root_of(self.folder):
             yield
+            return
+        delivery.pull(self.folder, mirror.DRIVER)
+        self.state = self._read()
+        self.outbox = delivery.Outbox(self.folder, mirror.DRIVER, say)
+        try:
+            yield
+        finally:
+            self.outbox.offer()
+            if not self.outbox.close():
+                say(f"{self.outbox.problem or f'{self.folder} is not yet delivered'}; the same command delivers it")
+            self.outbox = None
 
     def append(self, record: dict) -> None:
         """One line of the ledger, on disk before this returns. NotSaved where the disk takes no more: then nothing of it is there."""
@@ -77,6 +101,9 @@ class Run:
             except OSError as error:
                 file.truncate(end)
                 raise NotSaved(unwritten(path, error, len(line))) from error
+        if self.outbox:
+            self.outbox.offer()
+            self.outbox.settle()
 
     def ledger(self) -> list[dict]:
         """Finished trials; a line cut off by a crash is not one, and a trial that went on after its budget was raised counts as it ended last."""
@@ -104,6 +131,7 @@ class Run:
 
 def start(experiment: Experiment, kind: str, manifest: dict, *, fresh: bool) -> Run:
     """The run of these settings and data: a new folder, or the unfinished (or finished) one of the same name."""
+    delivery.pull_listing(experiment.root)
     name = base = experiment.run_name(manifest["fingerprint"])
     number = 1
     while fresh and (experiment.root / name).exists():
@@ -123,18 +151,25 @@ def find(root: Path, name: str, kind: str | None = None) -> Run:
     """
     runs = [r for r in listing(root) if kind in (None, r.kind)]
     if exact := [r for r in runs if r.name == name]:
-        return exact[0]
+        return _whole(exact[0])
     if named := [r for r in runs if r.state.get("name") == name]:
-        return next((r for r in named if r.finished), named[0])
+        return _whole(next((r for r in named if r.finished), named[0]))
     matches = [r for r in runs if r.name.startswith(name)]
     if len(matches) != 1:
         found = ", ".join(r.name for r in (matches or runs)[:8]) or "none"
         raise UserError(f"{'no' if not matches else 'more than one'} {kind or 'run'} under {root} is called {name!r}; there: {found}")
-    return matches[0]
+    return _whole(matches[0])
+
+
+def _whole(run: Run) -> Run:
+    """With all that its driver wrote."""
+    delivery.pull(run.folder, mirror.DRIVER, wait=False)
+    return run
 
 
 def listing(root: Path) -> list[Run]:
     """All runs under the root, the newest first."""
+    delivery.pull_listing(root)
     found = [Run(p.parent, kind) for kind in KINDS for p in Path(root).glob(f"*/{kind}.json")]
     return sorted(found, key=lambda run: -run.state.get("started", 0))
 
@@ -145,7 +180,7 @@ def line(run: Run) -> str:
     values = [e["val/mIoU"] for r in records for e in r["history"] if e.get("val/mIoU") is not None] + [
         e["val/mIoU"] for e in state.get("history", [])
     ]
-    is_live = holder(run) is not None
+    is_live = holder(run) is not None or delivery.lease_of(run.folder)
     shown = state["state"] if is_live or state["state"] != "running" else "lost (the same command continues it)"
     best = f"best mIoU {max(values):.3f}" if values else "no result yet"
     return f"{run.name:32} {run.kind:6} {shown:12} {f'{len(records)} trials' if records else '':10} {best:18} {disk_mb(run.folder):8.1f} MB"
@@ -232,6 +267,8 @@ def prune(root: Path) -> list[str]:
     for run in listing(root):
         if not run.finished:
             continue
+        for folder in (run.folder, *(p.parent for p in _whole(run).folder.glob("trials/*/trial.json"))):
+            delivery.drop(folder, lambda name: name.endswith("state.pt") or name.split("/")[0].endswith(".previous"))
         keep = run.state.get("champion", {}).get("checkpoint", "")
         doomed = [p for p in run.folder.rglob("*") if p.name in ("state.pt",) or p.name.endswith((".previous", ".draft"))]
         doomed += [p for p in (run.folder / "tune", run.folder / "ray") if p.exists()]

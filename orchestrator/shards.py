@@ -16,27 +16,26 @@ from pathlib import Path
 from aml.data import decode_image
 from aml.errors import UserError
 from aml.refer import split_counts
+from orchestrator import mirror
 
 MARKER = "_COMPLETE.json"
 FORMAT = 1
 
 
 class Store:
-    """A folder on local disk or on object storage, through pyarrow's file systems."""
+    """A folder on local disk or on object storage, through pyarrow's file systems. Relative ones are relative to root, or to root's bucket."""
 
     def __init__(self, uri: str | Path, root: Path | None = None):
         from pyarrow import fs
 
         text = str(uri)
         if "://" not in text:
-            text = str((root or Path()) / Path(text).expanduser())
+            path = (root or Path()) / Path(text).expanduser()
+            text = (root and mirror.bucket_of(path)) or str(path)
+        if "://" not in text:
             self.fs, self.path = fs.LocalFileSystem(), str(Path(text).absolute())
         else:
-            place = text.partition("://")[2].partition("/")[0]
-            if "@" in place:
-                raise UserError(
-                    f"the address of {place.rpartition('@')[2]} holds keys, and addresses are logged; export AWS_ACCESS_KEY_ID and the like instead"
-                )
+            refuse_keys(text)
             try:
                 self.fs, self.path = fs.FileSystem.from_uri(text)
             except (OSError, ValueError) as error:  # pyarrow's own error is a ValueError
@@ -76,7 +75,10 @@ class Store:
         """The files of the folder; none where it is not there."""
         from pyarrow import fs
 
-        return [posixpath.basename(i.path) for i in self.fs.get_file_info(fs.FileSelector(self.path, allow_not_found=True))]
+        try:
+            return [posixpath.basename(i.path) for i in self.fs.get_file_info(fs.FileSelector(self.path, allow_not_found=True))]
+        except OSError as error:
+            raise self._away(self.uri, error) if "://" in self.uri else error from None
 
     def clear_unfinished(self, keep: set[str]) -> None:
         """Remove what an interrupted conversion left, but `keep`. UserError where the folder holds anything else: it is somebody's."""
@@ -86,6 +88,15 @@ class Store:
             raise UserError(f"{self.uri} holds {foreign[0]} ({len(foreign)} files that are no shards); give --out a folder of its own")
         for name in set(names) - keep:
             self.fs.delete_file(self.join(name))
+
+
+def refuse_keys(uri: str) -> None:
+    """UserError, without repeating them, where an address holds keys."""
+    place = uri.partition("://")[2].partition("/")[0]
+    if "@" in place:
+        raise UserError(
+            f"the address of {place.rpartition('@')[2]} holds keys, and addresses are logged; export AWS_ACCESS_KEY_ID and the like instead"
+        )
 
 
 def manifest(store: Store) -> dict:

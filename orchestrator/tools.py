@@ -6,6 +6,7 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
+from orchestrator import delivery, mirror
 from orchestrator.config import storage_root
 
 PACKAGES = (
@@ -59,6 +60,10 @@ def doctor(say) -> int:
     writable = os.access(place, os.W_OK)
     missing += not writable
     say(f"storage       {root} ({'writable' if writable else 'NOT WRITABLE: set AMLRIS_HOME'}, {shutil.disk_usage(place).free / 2**30:.0f} GB free)")
+    if bucket := mirror.bucket_of(root):
+        problem = delivery.bucket_problem(root)
+        missing += bool(problem)
+        say(f"bucket        {problem or f'{bucket} reachable'}")
     say(f"Ray           {os.environ.get('RAY_ADDRESS', 'no RAY_ADDRESS: a local one is started when needed')}")
     problem = store_problem(root)
     missing += bool(problem)

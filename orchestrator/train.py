@@ -8,7 +8,7 @@ from pathlib import Path
 
 from aml.errors import NonFinite, NotSaved, UserError
 from aml.learner import vacuous_mask
-from orchestrator import cluster, interrupts, runs, sources, trial
+from orchestrator import cluster, delivery, interrupts, mirror, runs, sources, trial
 from orchestrator.config import Experiment, from_dict
 from orchestrator.decoded import Shared, Windowed
 from orchestrator.trial import read_history
@@ -34,21 +34,37 @@ def worker_loop(config: dict) -> None:
         ids = [device] if device.type == "cuda" else None
         return torch.nn.parallel.DistributedDataParallel(model, device_ids=ids) if world > 1 else model
 
+    first, folder = ray.train.get_context().get_world_rank() == 0, mirror.here(config["folder"])
+    outbox = trial.joined(folder, exact=world > 1)
+
+    def deliver() -> None:
+        if first:
+            outbox.offer()
+            outbox.settle()  # a restart may find its ranks on other machines, and all of them take what is in the bucket
+
     def report(metrics: dict) -> None:
+        deliver()
+        if first and delivery.asked_to_stop(folder):
+            (folder / trial.STOP).touch()
         ray.train.report(trial.clean(metrics))
 
-    folder = Path(config["folder"])
     if (folder / FAILED).exists():  # one rank failed and took the others with it
         return report(json.loads((folder / FAILED).read_text("utf-8")))
+    init = config["init"] and mirror.here(config["init"])
     try:
-        trial.run(experiment, config["shared"].open, config["vocabulary"], folder, report, device=device, wrap=wrap, init=config["init"])
+        if init:
+            delivery.pull(init.parent)
+        trial.run(experiment, config["shared"].open, config["vocabulary"], folder, report, device=device, wrap=wrap, init=init)
     except trial.FINAL as error:  # would happen again: no restart
         failed = trial.failed(error)
         with contextlib.suppress(NotSaved):
             trial.write_atomic(folder / FAILED, json.dumps(failed).encode())
+        deliver()
         if world > 1 and not isinstance(error, (NonFinite, UserError)):
             raise  # of this rank alone: the others wait in a collective, which only the end of the group ends
-        report(failed)
+        ray.train.report(failed)
+    finally:
+        outbox.leave()
 
 
 def make_trainer(experiment: Experiment, shared: Shared | Windowed, vocabulary: list[str], folder: Path, *, callbacks=(), init=None):
@@ -57,10 +73,11 @@ def make_trainer(experiment: Experiment, shared: Shared | Windowed, vocabulary: 
     from ray.train.torch import TorchTrainer
 
     (folder / FAILED).unlink(missing_ok=True)
-    r = experiment.resources
+    delivery.drop(folder, lambda name: name == FAILED)
+    place, r = {"folder": mirror.portable(folder), "init": init and mirror.portable(init)}, experiment.resources
     return TorchTrainer(
         worker_loop,
-        train_loop_config={"experiment": experiment.for_workers(), "shared": shared, "vocabulary": vocabulary, "folder": str(folder), "init": init},
+        train_loop_config={"experiment": experiment.for_workers(), "shared": shared, "vocabulary": vocabulary, **place},
         scaling_config=ray.train.ScalingConfig(
             num_workers=(r.min_workers, r.workers) if r.elastic else r.workers,
             use_gpu=r.gpus_per_worker > 0,
@@ -96,7 +113,7 @@ def run(experiment: Experiment, *, resume: str | None = None, fresh: bool = Fals
     cluster.place(experiment, cluster.capacity(), sweep=False)
     used = sources.prepare(experiment.data, experiment.root, say)
     this = runs.start(experiment, "train", used.manifest, fresh=fresh) if not resume else runs.find(experiment.root, resume)
-    with this.locked():
+    with this.locked(say):
         if this.finished:
             say(f"{this.name} has finished: {summary(this.state)} (--fresh starts another)")
             runs.deliver(this, experiment, say)
@@ -115,6 +132,10 @@ def _fit(this: runs.Run, experiment: Experiment, used: sources.Sources, init, sa
     tracker.run(key, this.name, params=experiment.params(), tags=_tags(this, experiment))
     stop = this.folder / trial.STOP
     stop.unlink(missing_ok=True)
+    for problem in delivery.deliver_everywhere(this.folder):
+        say(f"note: {problem}")
+    delivery.pull(this.folder, wanted=delivery.light)
+    delivery.ask_to_stop(this.folder, False)
     epochs = Epochs(this, experiment, tracker, key, say)
     code = 1
     try:
@@ -148,6 +169,7 @@ def _fit(this: runs.Run, experiment: Experiment, used: sources.Sources, init, sa
     finally:
         epochs.close()
         stop.unlink(missing_ok=True)
+        delivery.ask_to_stop(this.folder, False)
         tracker.end(key, {0: "FINISHED", 130: "KILLED"}.get(code, "FAILED"), tags={"stopped_by": {0: "", 130: "interrupt"}.get(code, "error")})
         if remaining := tracker.close():
             say(remaining)
@@ -174,6 +196,7 @@ def failure_of(folder: Path) -> str:
 def _finish(this, experiment, tracker, key, say) -> None:
     from orchestrator import report
 
+    delivery.pull(this.folder, wanted=delivery.weights)
     history = read_history(this.folder)
     tau, rho = experiment.aml.coordinates
     this.update(
@@ -216,6 +239,8 @@ class Epochs:
     """The driver's ear while fit() blocks: rank 0 keeps `epochs.jsonl`, and what is new in it is said and logged."""
 
     EVERY_S = 0.5
+    BUCKET_EVERY = 6
+    """Looks between two at the bucket."""
 
     def __init__(self, this: runs.Run, experiment: Experiment, tracker, key: str, say):
         self.folder, self.experiment, self.tracker, self.key, self.say = this.folder, experiment, tracker, key, say
@@ -234,11 +259,15 @@ class Epochs:
         self.thread.join()
 
     def _listen(self) -> None:
-        over = False
+        over, looks = False, 0
         while not over:
             over = self.closing.wait(self.EVERY_S)  # set: one last look
+            looks += 1
+            if over or looks % self.BUCKET_EVERY == 0:
+                delivery.try_pull(self.folder, wanted=delivery.light, wait=False)
             if not self.stopping and (self.folder / trial.STOP).exists():
                 self.stopping = True
+                delivery.ask_to_stop(self.folder, True)
                 self.say(interrupts.ASKED)
             notes = trial.read_notes(self.folder)
             for text in notes[self.noted :]:

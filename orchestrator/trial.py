@@ -20,6 +20,7 @@ from aml.learner import Learner, fit, probe_indices
 from aml.masking import Masker
 from aml.models import build
 from aml.pictures import png, training_rows
+from orchestrator import delivery, mirror
 from orchestrator.config import Experiment
 from orchestrator.redaction import redact
 
@@ -73,6 +74,18 @@ def _run(experiment: Experiment, blocks, vocabulary: list[str], folder: Path, re
         report(result.metrics)
         if asked_to_stop(folder, learner) or result.epoch >= until:
             return
+
+
+def joined(folder: Path, *, exact: bool = False) -> delivery.Outbox:
+    """What the bucket has of a run is here, and the way back; nothing of either where the folder is in no bucket.
+
+    exact: as the bucket has it, for all ranks must begin alike. UserError then where it does not answer; one rank alone goes on with what is here.
+    """
+    if problem := delivery.try_pull(folder, exact=exact):
+        if exact:
+            raise UserError(problem)
+        add_note(folder, f"{problem}; training goes on with what is on this machine")
+    return delivery.Outbox(folder, mirror.TRIAL, lambda text: add_note(folder, text))
 
 
 def asked_to_stop(folder: Path, learner: Learner) -> bool:

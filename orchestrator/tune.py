@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from aml.learner import vacuous_mask
-from orchestrator import budget, cluster, cost, forecast, generations, interrupts, pace, plan, runs, sources, trial
+from orchestrator import budget, cluster, cost, delivery, forecast, generations, interrupts, mirror, pace, plan, runs, sources, trial
 from orchestrator.config import Experiment, from_dict
 from orchestrator.decoded import Shared, Windowed
 from orchestrator.live import Board
@@ -38,14 +38,23 @@ def light_trial(config: dict, shared: Shared | Windowed, vocabulary: list[str]) 
     device = "cuda" if resources.gpus_per_worker and torch.cuda.is_available() else "cpu"
     trial.keep_to_share(resources.gpus_per_worker, device)
 
+    folder = mirror.here(config["folder"])
+    outbox = trial.joined(folder)
+
     def report(metrics: dict) -> None:
+        outbox.offer()
+        if metrics["epoch"] >= legs[-1][1]:  # the process may be gone before the next chance
+            outbox.settle()
         tune.report(trial.clean(metrics))
 
     try:
         for experiment, until in legs:
-            trial.run(experiment, shared.open, vocabulary, Path(config["folder"]), report, device=device, until=until)
+            trial.run(experiment, shared.open, vocabulary, folder, report, device=device, until=until)
     except trial.FINAL as error:  # would happen again: the trial fails alone, no restart
+        outbox.offer()
         tune.report(trial.failed(error))
+    finally:
+        outbox.leave()
 
 
 def distributed_trial(config: dict, shared: Shared | Windowed, vocabulary: list[str]) -> None:
@@ -54,7 +63,8 @@ def distributed_trial(config: dict, shared: Shared | Windowed, vocabulary: list[
 
     from orchestrator.train import make_trainer
 
-    make_trainer(from_dict(config["legs"][-1][0]), shared, vocabulary, Path(config["folder"]), callbacks=[TuneReportCallback()]).fit()
+    folder = mirror.here(config["folder"])
+    make_trainer(from_dict(config["legs"][-1][0]), shared, vocabulary, folder, callbacks=[TuneReportCallback()]).fit()
 
 
 # ---- the driver -----------------------------------------------------------------------------------------------------
@@ -76,7 +86,7 @@ def run(experiment: Experiment, *, resume: str | None = None, fresh: bool = Fals
     placement = cluster.place(experiment, cluster.capacity())
     used = sources.prepare(experiment.data, experiment.root, say)
     this = runs.start(experiment, "sweep", used.manifest, fresh=fresh) if not resume else runs.find(experiment.root, resume)
-    with this.locked():
+    with this.locked(say):
         if this.finished and not budget_changed(this, experiment) and not short_of_disk(this):
             say(f"{this.name} has finished (--fresh starts another)")
             runs.deliver(this, experiment, say)
@@ -100,11 +110,14 @@ def _search(this: runs.Run, experiment: Experiment, used: sources.Sources, place
     tracker = runs.open_tracker(this, experiment)
     sweep = Sweep(this, experiment, tracker, placement, say)
     try:
+        bring_unfinished(this, say)
         shared = used.decode(windowed=this.state.get("windowed"), say=say)
         this.update(windowed=isinstance(shared, Windowed))  # the order of items follows from it
         if not tracker.ready():  # the database is made before any trial
             say(f"tracking: {tracker.problem}; training goes on, what it misses is kept in {this.folder}")
         sweep.fit(shared, used.words())
+        for problem in delivery.deliver_everywhere(this.folder):
+            say(f"{problem}; the same command delivers it while that machine is there")
         code = sweep.finish(shared)
     except KeyboardInterrupt:
         code = 130
@@ -231,8 +244,12 @@ class Sweep:
         legs = spec.legs(self.experiment)
         heard = {epoch["epoch"]: epoch for epoch in trial.read_history(folder)} if spec.until else {}
         self.live[spec.id] = Live(spec, legs[-1][0], spec.facts(legs[-1][0]), history=heard)
-        turn = f"{spec.id}-to-{spec.until}" if spec.until else spec.id
-        return {"trial": spec.id, "turn": turn, "legs": [(experiment.for_workers(), until) for experiment, until in legs], "folder": str(folder)}
+        return {
+            "trial": spec.id,
+            "turn": f"{spec.id}-to-{spec.until}" if spec.until else spec.id,
+            "legs": [(experiment.for_workers(), until) for experiment, until in legs],
+            "folder": mirror.portable(folder),
+        }
 
     def started(self, trial_id: str) -> None:
         """A trial starts, or starts again after its process was lost."""
@@ -256,7 +273,7 @@ class Sweep:
         if live is None:  # it was on its way when the trial was judged
             return None
         live.sign = time.monotonic()
-        self._say_notes(trial_id)
+        self._say_notes(trial_id, live)
         if metrics.get("failed"):
             return self._over(trial_id, "failed", metrics["kind"], metrics["failed"])
         epoch = {k: v for k, v in metrics.items() if k == "epoch" or k.split("/")[0] in OURS}
@@ -340,7 +357,10 @@ class Sweep:
         seconds = round(self._seconds(trial_id), 2)
         live = self.live.pop(trial_id)
         folder = self.run.folder / "trials" / trial_id
-        history = trial.read_history(folder) or list(live.history.values())
+        delivery.try_pull(folder, wanted=delivery.light, wait=False)  # the history of what was heard does without, the report asks again
+        self._say_notes(trial_id, live)
+        epochs = live.history | {epoch["epoch"]: epoch for epoch in trial.read_history(folder)}
+        history = [epochs[number] for number in sorted(epochs)]
         record = live.facts | {
             "overrides": live.spec.overrides,
             "state": state,
@@ -366,11 +386,11 @@ class Sweep:
         self._end_generations()
         return state, stopped_by
 
-    def _say_notes(self, trial_id: str) -> None:
+    def _say_notes(self, trial_id: str, live: Live) -> None:
         notes = trial.read_notes(self.run.folder / "trials" / trial_id)
-        for text in notes[self.live[trial_id].noted :]:
+        for text in notes[live.noted :]:
             self.say(f"note: {trial_id}: {text}")
-        self.live[trial_id].noted = len(notes)
+        live.noted = len(notes)
 
     def _rung_stops(self, spec: plan.Trial, epoch: dict) -> bool:
         scheduler = self.schedulers[spec.arm]
@@ -430,6 +450,16 @@ def _for_scheduler(epoch: dict, experiment: Experiment) -> dict:
     worst = -1e9 if experiment.search.mode == "max" else 1e9
     finite = isinstance(value, (int, float)) and math.isfinite(value)
     return {"epoch": epoch["epoch"], "training_iteration": epoch["epoch"], experiment.search.metric: value if finite else worst}
+
+
+def bring_unfinished(this: runs.Run, say) -> None:
+    """What an attempt on other machines left behind: undelivered files of machines that are here, the epochs of trials that go on."""
+    for problem in delivery.deliver_everywhere(this.folder):
+        say(f"note: {problem}")
+    over = {r["trial"] for r in this.ledger() if r["stopped_by"] not in GOES_ON}
+    for spec in unfinished(this.folder):
+        if spec.id not in over:
+            delivery.pull(this.folder / "trials" / spec.id, wanted=delivery.light)
 
 
 def unfinished(folder: Path) -> list[plan.Trial]:

@@ -110,6 +110,34 @@ def ray_session():
     ray.shutdown()
 
 
+@pytest.fixture(scope="session")
+def s3_server():
+    """A client of a running S3 server, and the words that lead an address to it."""
+    pytest.importorskip("moto.server", reason="moto is not installed: install requirements.txt")
+    import s3
+
+    before = {name: os.environ.get(name) for name in s3.KEYS}
+    os.environ.update(s3.KEYS)
+    running, client, query = s3.serve()
+    yield client, query
+    running.stop()
+    for name, value in before.items():
+        os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+
+
+@pytest.fixture
+def bucket(s3_server, monkeypatch):
+    """An empty bucket of its own."""
+    import s3
+
+    for name, value in s3.KEYS.items():
+        monkeypatch.setenv(name, value)
+    client, query = s3_server
+    name = f"amlris-{len(client.list_buckets()['Buckets'])}"
+    client.create_bucket(Bucket=name)
+    return s3.Bucket(client, name, query)
+
+
 @pytest.fixture
 def unused_port() -> int:
     import socket

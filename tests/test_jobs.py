@@ -243,6 +243,15 @@ def test_a_config_outside_the_project_and_a_home_that_would_be_lost_are_refused(
     monkeypatch.setenv("AMLRIS_HOME", "runs")
     code, text, _ = submit("sweep", "experiments/x.yaml")
     assert code == 2 and "AMLRIS_HOME is 'runs'" in text
+    monkeypatch.setenv("AMLRIS_HOME", "s3://AKIAPLANTED:planted@bucket/amlris")
+    code, text, _ = submit("sweep", "experiments/x.yaml")
+    assert code == 2 and "holds keys" in text and "planted" not in text.lower()
+
+
+def test_a_home_in_a_bucket_is_handed_over(submit, monkeypatch):
+    monkeypatch.setenv("AMLRIS_HOME", "s3://bucket/amlris")
+    code, _, cluster = submit("sweep", "experiments/x.yaml")
+    assert code == 0 and cluster.runtime_env["env_vars"]["AMLRIS_HOME"] == "s3://bucket/amlris"
 
 
 def test_jobs_are_listed_shown_and_stopped(submit):

@@ -1,0 +1,61 @@
+"""A bucket on an S3 server of this machine, and machines that share nothing but the bucket."""
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.config import storage_root
+
+KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+def serve():
+    """A running server and its client; the caller stops it."""
+    import boto3
+    import moto.server
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    running = moto.server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    _, port = running.get_host_and_port()
+    client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}")
+    return running, client, f"?scheme=http&endpoint_override=127.0.0.1:{port}"
+
+
+@dataclass
+class Bucket:
+    """One bucket: `uri` is its address, keys are relative to it."""
+
+    client: object
+    name: str
+    query: str
+
+    @property
+    def uri(self) -> str:
+        return f"s3://{self.name}/team{self.query}"
+
+    def get(self, key: str) -> bytes:
+        return self.client.get_object(Bucket=self.name, Key=f"team/{key}")["Body"].read()
+
+    def put(self, key: str, body: bytes) -> None:
+        self.client.put_object(Bucket=self.name, Key=f"team/{key}", Body=body)
+
+    def has(self, key: str) -> bool:
+        return any(k == key for k in objects(self))
+
+
+def objects(bucket: Bucket) -> dict[str, object]:
+    """{key: when it was written} of every object but the markers of folders."""
+    pages = bucket.client.get_paginator("list_objects_v2").paginate(Bucket=bucket.name, Prefix="team/")
+    return {o["Key"].removeprefix("team/"): o["LastModified"] for page in pages for o in page.get("Contents", []) if not o["Key"].endswith("/")}
+
+
+@dataclass
+class Machine:
+    folder: Path
+    monkeypatch: object
+
+    def __call__(self, name: str) -> Path:
+        self.monkeypatch.setenv("XDG_CACHE_HOME", str(self.folder / name))
+        return storage_root(os.environ["AMLRIS_HOME"])

@@ -1,0 +1,197 @@
+"""Sweeps whose results go to a bucket: a machine that is lost in the middle costs the epoch under way, and the result is the same to the bit."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+from botocore.exceptions import ClientError
+from s3 import objects
+from test_faults import wait_for
+from test_train import children_of
+
+from aml import checkpoint
+from orchestrator import checkpoints, runs
+from orchestrator.config import storage_root
+
+pytestmark = pytest.mark.fault
+
+EPOCHS = 8
+CONFIG = f"""
+name: tiny
+data:
+  train: data/tiny
+  synth: {{images: 48, size: 48}}
+  size: 32
+  val_limit: 24
+model: {{name: small, width: 16, stem: 8, heads: 2, dropout: 0.1, max_words: 12}}
+aml: {{block: 4, stage1_scale: 1.0}}
+train: {{epochs: {EPOCHS}, batch: 16}}
+evaluate: {{probe: 8, pictures: 2}}
+search:
+  arms: [off, aml/calibrated]
+  space: {{}}
+  scheduler: none
+  seeds: {{confirm: 1}}
+"""
+
+
+def table(run) -> dict:
+    """What a sweep found, without what is of the machine."""
+
+    def of_training(epoch: dict) -> dict:
+        return {k: v for k, v in epoch.items() if k.split("/")[0] not in ("time", "mem")}
+
+    facts = ("arm", "stage", "seed", "overrides", "state", "stopped_by", "epochs")
+    return {r["trial"]: {k: r[k] for k in facts} | {"history": [of_training(e) for e in r["history"]]} for r in run.ledger()}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, ray_session):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "tiny.yaml").write_text(CONFIG)
+    code, text = ray_session(["sweep", str(folder / "tiny.yaml"), f"storage.root={folder}", "tracking.uri=none"])
+    assert code == 0, text
+    return runs.listing(folder)[0]
+
+
+@pytest.fixture
+def command(bucket, tmp_path):
+    """command(machine, "sweep", *overrides, **environment) -> it in a process, on a machine that shares only the bucket, and its log."""
+    (tmp_path / "tiny.yaml").write_text(CONFIG)
+    processes = []
+
+    def start(machine: str, what: str, *overrides: str, **environment: str):
+        log = tmp_path / f"log{len(processes)}"
+        env = os.environ | {"AMLRIS_HOME": bucket.uri, "XDG_CACHE_HOME": str(tmp_path / machine)} | environment
+        with open(log, "w") as out:
+            line = [sys.executable, "-m", "orchestrator", what, str(tmp_path / "tiny.yaml"), *overrides]
+            processes.append(subprocess.Popen(line, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, env=env))
+        return processes[-1], log
+
+    yield start
+    for process in processes:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def delivered(bucket) -> tuple[list[str], dict[str, list[str]]]:
+    """Lines of the ledger in the bucket; of each trial that is not in it, the lines of its epochs."""
+
+    def lines(prefix: str, kind: str, name: str) -> list[str]:
+        try:
+            manifest = json.loads(bucket.get(f"{prefix}/{kind}.manifest.json"))
+            return bucket.get(f"{prefix}/objects/{manifest[name]['sha']}").decode().splitlines() if name in manifest else []
+        except ClientError:  # replaced meanwhile: the next look
+            return []
+
+    names = [key.rpartition("/") for key in objects(bucket) if key.endswith(".manifest.json")]
+    ledger = [line for prefix, _, name in names if name.startswith("driver") for line in lines(prefix, "driver", "ledger.jsonl")]
+    epochs = {prefix.rpartition("/")[2]: lines(prefix, "trial", "epochs.jsonl") for prefix, _, name in names if name.startswith("trial")}
+    over = {json.loads(line)["trial"] for line in ledger}
+    return ledger, {trial: found for trial, found in epochs.items() if trial not in over}
+
+
+def test_a_sweep_whose_machine_is_lost_goes_on_on_another(undisturbed, command, bucket, tmp_path, monkeypatch):
+    process, log = command("a", "sweep", "tracking.uri=none")
+
+    def in_the_middle() -> bool:
+        ledger, under_way = delivered(bucket)
+        return len(ledger) >= 1 and any(2 <= len(found) < EPOCHS for found in under_way.values())
+
+    wait_for(in_the_middle, process, log)
+    for pid in children_of(process.pid):
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
+    shutil.rmtree(tmp_path / "a", ignore_errors=True)
+    ledger, under_way = delivered(bucket)
+    process, log = command("b", "sweep", "tracking.uri=none")
+    assert process.wait(timeout=500) == 0, log.read_text()
+    assert f"continuing {undisturbed.name}" in log.read_text() and f": {len(ledger)} trials have finished" in log.read_text()
+    monkeypatch.setenv("AMLRIS_HOME", bucket.uri)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "c"))
+    (run,) = runs.listing(storage_root())
+    lines = (run.folder / "ledger.jsonl").read_text().splitlines()
+    assert lines[: len(ledger)] == ledger and len(lines) == len(undisturbed.ledger()), "no finished trial ran twice"
+    assert table(run) == table(undisturbed)
+    records = {r["trial"]: r["history"] for r in run.ledger()}
+    for trial, found in under_way.items():  # an epoch that ran again would have taken another time
+        assert [e["time/epoch_s"] for e in records[trial][: len(found)]] == [json.loads(line)["time/epoch_s"] for line in found]
+
+
+@pytest.fixture
+def two_nodes(tmp_path):
+    """A Ray of two nodes with a CPU each, each with a folder of its own for what is mirrored."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster()
+    nodes = [cluster.add_node(num_cpus=1, env_vars={"XDG_CACHE_HOME": str(tmp_path / name)}) for name in ("head", "second")]
+    cluster.wait_for_nodes()
+    yield cluster, nodes[1]
+    cluster.shutdown()
+
+
+@pytest.fixture
+def mlflow_server(tmp_path, unused_port):
+    address = f"http://127.0.0.1:{unused_port}"
+    store = ["--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db", "--artifacts-destination", str(tmp_path / "artifacts"), "--workers", "1"]
+    line = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(unused_port), *store]
+    with open(tmp_path / "mlflow.log", "w") as log:
+        process = subprocess.Popen(line, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            urllib.request.urlopen(f"{address}/health", timeout=5)  # noqa: S310 (a local address)
+            break
+        except OSError:
+            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "mlflow.log").read_text()
+            time.sleep(0.5)
+    yield address
+    os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_a_node_that_is_lost_changes_nothing_in_the_table(undisturbed, command, bucket, tmp_path, monkeypatch, two_nodes, mlflow_server):
+    cluster, second = two_nodes
+    process, log = command("head", "sweep", RAY_ADDRESS=cluster.address, MLFLOW_TRACKING_URI=mlflow_server)
+
+    def trains_on_the_second() -> bool:
+        return any(p.read_bytes().count(b"\n") >= 3 for p in (tmp_path / "second").rglob("trials/*/epochs.jsonl"))
+
+    wait_for(trains_on_the_second, process, log)
+    os.kill(second.all_processes["raylet"][0].process.pid, signal.SIGKILL)
+    lost = {p.parent.name: p.read_bytes().count(b"\n") for p in (tmp_path / "second").rglob("trials/*/epochs.jsonl")}
+    assert process.wait(timeout=500) == 0, log.read_text()
+    shutil.rmtree(tmp_path / "second")
+    monkeypatch.setenv("AMLRIS_HOME", bucket.uri)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "reader"))
+    (run,) = runs.listing(storage_root())
+    assert run.finished and table(run) == table(undisturbed), log.read_text()
+    assert any(n < EPOCHS for n in lost.values()) and len(run.ledger()) == len((run.folder / "ledger.jsonl").read_text().splitlines())
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(mlflow_server)
+    (experiment,) = [e for e in client.search_experiments() if e.name == "tiny"]
+    every = client.search_runs([experiment.experiment_id])
+    assert [r.info.status for r in every] == ["FINISHED"] * 5
+    for found in (r for r in every if "trial_id" in r.data.tags):
+        assert [m.step for m in client.get_metric_history(found.info.run_id, "val/mIoU")] == list(range(1, EPOCHS + 1))
+        assert any(a.path.endswith(".png") for a in client.list_artifacts(found.info.run_id, "pictures"))
+
+
+def test_a_training_on_two_nodes_is_heard_by_its_driver_and_read_elsewhere(command, bucket, tmp_path, monkeypatch, two_nodes):
+    few = ["tracking.uri=none", "resources.workers=2", "train.epochs=3"]
+    process, log = command("driver", "train", *few, RAY_ADDRESS=two_nodes[0].address)  # none of the workers sees the driver's folder
+    assert process.wait(timeout=500) == 0, log.read_text()
+    assert [f"epoch {n}/3 " in log.read_text() for n in (1, 2, 3)] == [True] * 3
+    monkeypatch.setenv("AMLRIS_HOME", bucket.uri)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "reader"))
+    (run,) = runs.listing(storage_root())
+    assert run.finished and [e["epoch"] for e in run.state["history"]] == [1, 2, 3]
+    folder = checkpoints.find_checkpoint("tiny", storage_root())
+    assert folder.name == "best" and checkpoint.damage(folder) == ""
+    assert not list((tmp_path / "driver").rglob("state.pt")), "what only training needs stays away from the driver"

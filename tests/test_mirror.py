@@ -1,0 +1,296 @@
+"""A storage root in a bucket, without Ray: what goes there and comes back, what is damaged or away on the way, who may write."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from s3 import KEYS, Machine, objects
+from stores import save_model
+from test_survival import NUMBERS, TREE
+
+from aml import checkpoint
+from aml.errors import UserError
+from aml.refer import vocabulary
+from orchestrator import checkpoints, delivery, locks, mirror, runs, shards, trial
+from orchestrator.config import from_dict, storage_root
+from orchestrator.mirror import DRIVER, TRIAL, Bundle
+
+WORDS = ["red", "star"]
+
+
+@pytest.fixture
+def there(bucket, monkeypatch):
+    """An address in the bucket, as AMLRIS_HOME."""
+    monkeypatch.setenv("AMLRIS_HOME", bucket.uri)
+    return bucket
+
+
+@pytest.fixture
+def machines(tmp_path, monkeypatch):
+    """machines("a") -> the storage root as machine a sees it; from then on this process is on a."""
+    return Machine(tmp_path, monkeypatch)
+
+
+def deliver(folder, kind) -> None:
+    snapshot = Bundle(folder, kind).snapshot()
+    Bundle(folder, kind).push(snapshot)
+
+
+def a_run(root, name="tiny-01234567"):
+    run = runs.Run(root / name, "sweep")
+    with run.locked():
+        run.update(run=name, name="tiny", kind="sweep", state="running", started=1.0)
+        (run.folder / "trials" / "off-000").mkdir(parents=True)
+        (run.folder / "trials" / "off-000" / "trial.json").write_text("{}")
+        run.append({"trial": "off-000", "history": [{"epoch": 1, "val/mIoU": 0.25}]})
+    return run
+
+
+def test_a_run_of_one_machine_is_listed_and_read_on_another(there, machines):
+    one = a_run(machines("a"))
+    (trial := one.folder / "trials" / "off-000").joinpath("epochs.jsonl").write_text('{"epoch": 1}\n')
+    save_model(trial / "last", WORDS)
+    deliver(trial, TRIAL)
+    with one.locked():
+        one.update(state="done", champion={"checkpoint": "trials/off-000/last"})
+    two = machines("b")
+    assert two != one.folder.parent
+    (found,) = runs.listing(two)
+    assert found.finished and found.ledger() == one.ledger() and "best mIoU 0.250" in runs.line(found)
+    folder = checkpoints.find_checkpoint("tiny", two)
+    assert folder == two / "tiny-01234567" / "trials" / "off-000" / "last" and checkpoint.damage(folder) == ""
+    assert (folder / "model.safetensors").read_bytes() == (trial / "last" / "model.safetensors").read_bytes()
+
+
+def test_what_did_not_change_is_not_sent_again_and_what_nothing_names_is_removed(there, machines):
+    folder = machines("a") / "run" / "trials" / "x"
+    save_model(folder / "last", WORDS)
+    (folder / "notes.txt").write_text("one\n")
+    deliver(folder, TRIAL)
+    first = objects(there)
+    (folder / "notes.txt").write_text("one\ntwo\n")
+    deliver(folder, TRIAL)
+    second = objects(there)
+    assert len(second) == len(first) and len({*first} - {*second}) == 1
+    assert {k: v for k, v in first.items() if k in second and "/objects/" in k} == {
+        k: v for k, v in second.items() if k in first and "/objects/" in k
+    }
+
+
+def test_a_delivery_that_was_cut_off_leaves_the_one_before(there, machines, monkeypatch):
+    folder = machines("a") / "run" / "trials" / "x"
+    save_model(folder / "last", WORDS)
+    deliver(folder, TRIAL)
+    before = (folder / "last" / "config.json").read_bytes()
+    save_model(folder / "last", [*WORDS, "circle"])
+    monkeypatch.setattr(Bundle, "_put", lambda *_: (_ for _ in ()).throw(OSError("the machine is taken away")))
+    with pytest.raises(OSError, match="taken away"):
+        deliver(folder, TRIAL)
+    assert Bundle(folder, TRIAL).undelivered()
+    monkeypatch.undo()
+    monkeypatch.setenv("AMLRIS_HOME", there.uri)
+    other = machines("b") / "run" / "trials" / "x"
+    delivery.pull(other)
+    assert checkpoint.damage(other / "last") == "" and (other / "last" / "config.json").read_bytes() == before
+    assert not (other / "last.previous").exists()
+
+
+def test_a_checkpoint_that_is_damaged_in_the_bucket_gives_way_to_the_one_before(there, machines):
+    folder = machines("a") / "run" / "trials" / "x"
+    save_model(folder / "last", WORDS)
+    save_model(folder / "last", [*WORDS, "circle"])
+    deliver(folder, TRIAL)
+    sha = json.loads(there.get("run/trials/x/trial.manifest.json"))["last/model.safetensors"]["sha"]
+    there.put(f"run/trials/x/objects/{sha}", b"altered")
+    other, said = machines("b") / "run" / "trials" / "x", []
+    delivery.pull(other)
+    assert checkpoint.usable(other / "last", said.append) == other / "last.previous"
+    assert "model.safetensors is not as it was written" in said[0]
+
+
+def test_what_was_not_delivered_stays_unless_the_bucket_has_gone_on(there, machines):
+    a = machines("a") / "run" / "trials" / "x"
+    a.mkdir(parents=True)
+    (a / "epochs.jsonl").write_text("1\n")
+    deliver(a, TRIAL)
+    (a / "epochs.jsonl").write_text("1\n2\n")
+    delivery.pull(a)
+    assert (a / "epochs.jsonl").read_text() == "1\n2\n", "the bucket has nothing that is newer"
+    delivery.pull(a, exact=True)
+    assert (a / "epochs.jsonl").read_text() == "1\n"
+    (a / "epochs.jsonl").write_text("1\n2\n")
+    Bundle(a, TRIAL).snapshot()
+    b = machines("b") / "run" / "trials" / "x"
+    delivery.pull(b)
+    (b / "epochs.jsonl").write_text("1\n2\n3\n")
+    deliver(b, TRIAL)
+    machines("a")
+    assert delivery.deliver_here(mirror.portable(a.parents[1])) == []
+    delivery.pull(a)
+    assert (a / "epochs.jsonl").read_text() == "1\n2\n3\n", "an older branch does not replace what went on elsewhere"
+
+
+def test_what_is_left_behind_is_delivered_by_whoever_comes_next(there, machines):
+    a = machines("a") / "run" / "trials" / "x"
+    a.mkdir(parents=True)
+    (a / "notes.txt").write_text("left behind\n")
+    Bundle(a, TRIAL).snapshot()  # its process was killed before it delivered
+    assert delivery.deliver_here(mirror.portable(a.parents[1])) == [] and not Bundle(a, TRIAL).undelivered()
+    b = machines("b") / "run" / "trials" / "x"
+    delivery.pull(b)
+    assert (b / "notes.txt").read_text() == "left behind\n"
+
+
+def test_a_bucket_that_is_away_is_said_once_and_gets_everything_when_it_is_back(there, machines, monkeypatch):
+    monkeypatch.setattr(delivery, "LONGEST_PAUSE_S", 0.05)
+    a, said, gone = machines("a") / "run" / "trials" / "x", [], [True]
+    a.mkdir(parents=True)
+    real = Bundle._put
+    monkeypatch.setattr(Bundle, "_put", lambda *args: (_ for _ in ()).throw(OSError("no route, key AKIAPLANTED")) if gone[0] else real(*args))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAPLANTED")
+    outbox = delivery.Outbox(a, TRIAL, said.append)
+    for n in range(3):
+        (a / "epochs.jsonl").write_text(f"{n}\n")
+        outbox.offer()
+        assert outbox.settle() is False
+    assert outbox.close(timeout=0.2) is False
+    assert len(said) == 1 and str(a) in said[0] and "training goes on" in said[0] and "PLANTED" not in said[0]
+    again = delivery.Outbox(a, TRIAL, said.append)
+    again.offer()
+    gone[0] = False
+    assert again.close(timeout=60)
+    b = machines("b") / "run" / "trials" / "x"
+    delivery.pull(b)
+    assert (b / "epochs.jsonl").read_text() == "2\n"
+
+
+def test_a_bucket_that_does_not_answer_ends_a_command_with_one_sentence(machines, monkeypatch, unused_port):
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AMLRIS_HOME", f"s3://amlris/team?scheme=http&endpoint_override=127.0.0.1:{unused_port}")
+    with pytest.raises(UserError, match="cannot be reached .*; check the endpoint, the bucket"):
+        runs.listing(machines("a"))
+
+
+def test_an_address_with_keys_in_it_is_refused_without_repeating_them(monkeypatch):
+    monkeypatch.setenv("AMLRIS_HOME", "s3://AKIAPLANTED:planted@amlris/team")
+    with pytest.raises(UserError, match="holds keys") as refused:
+        storage_root()
+    assert "planted" not in str(refused.value).lower()
+
+
+def test_relative_shards_are_in_the_bucket_and_absolute_ones_where_they_are(there, machines, tmp_path):
+    root = machines("a")
+    assert shards.Store("data/tiny", root).uri == mirror.join(there.uri, "data", "tiny")
+    assert shards.Store(tmp_path / "data", root).uri == str(tmp_path / "data")
+
+
+def test_a_run_is_worked_on_by_one_machine_at_a_time(there, machines, monkeypatch):
+    run = a_run(machines("a"))
+    holder = "elsewhere 7"
+    there.put("tiny-01234567/lease", locks.lease(pid=7, host="elsewhere").encode())
+    renewing = subprocess.Popen(
+        [sys.executable, "-c", RENEW, there.uri, holder], env={**os.environ}, stdout=subprocess.PIPE, text=True, cwd=os.path.dirname(__file__) + "/.."
+    )
+    renewing.stdout.readline()
+    with pytest.raises(UserError, match="is being worked on by process 7 of elsewhere"), run.locked():
+        pass
+    renewing.kill()
+    renewing.wait()
+    monkeypatch.setenv("AMLRIS_LEASE_S", "0.3")
+    with run.locked():  # silent for four renewals: it has died
+        assert there.get("tiny-01234567/lease").decode().split()[0] == socket.gethostname()
+    assert not there.has("tiny-01234567/lease")
+
+
+RENEW = """
+import sys, time
+from orchestrator.shards import Store
+store = Store(sys.argv[1].replace("?", "/tiny-01234567?"))
+while True:
+    with store.fs.open_output_stream(store.join("lease")) as stream:
+        stream.write(f"{sys.argv[2]} {time.time():.0f}".encode())
+    print("renewed", flush=True)
+    time.sleep(0.2)
+"""
+
+
+def test_a_machine_that_lost_its_disk_goes_on_with_the_ledger(there, machines):
+    run = a_run(machines("a"))
+    shutil.rmtree(machines("a"))
+    again = runs.find(machines("a"), "tiny-01234567")
+    with again.locked():
+        assert [r["trial"] for r in again.ledger()] == ["off-000"] and again.state == run.state
+        again.append({"trial": "off-001", "history": []})
+    assert [r["trial"] for r in runs.find(machines("b"), "tiny").ledger()] == ["off-000", "off-001"]
+    assert time.time() - (again.folder / "ledger.jsonl").stat().st_mtime < 3600
+
+
+def test_a_pruned_run_keeps_its_weights_in_the_bucket_alone(there, machines):
+    run = a_run(machines("a"))
+    trial = run.folder / "trials" / "off-000"
+    for words in (WORDS, [*WORDS, "circle"]):
+        save_model(trial / "last", words)
+        (trial / "last" / "state.pt").write_bytes(b"optimiser")
+    deliver(trial, TRIAL)
+    with run.locked():
+        run.update(state="done")
+    runs.prune(machines("b"))
+    names = set(json.loads(there.get("tiny-01234567/trials/off-000/trial.manifest.json")))
+    assert names == {"last/model.safetensors", "last/config.json", "last/digests.json"}
+    assert sum("trials/off-000/objects/" in key for key in objects(there)) == 3
+
+
+def test_the_driver_leaves_to_others_what_is_theirs(there, machines):
+    folder = machines("a") / "run"
+    for name in ("train.json", "lock", "last/model.safetensors", "tune/x", "trials/a/trial.json", "trials/a/epochs.jsonl", "report/index.html"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    assert set(Bundle(folder, DRIVER).names()) == {"train.json", "trials/a/trial.json", "report/index.html"}
+    assert set(Bundle(folder, TRIAL).names()) == {"last/model.safetensors"} and set(Bundle(folder / "trials" / "a", TRIAL).names()) == {
+        "epochs.jsonl"
+    }
+
+
+def test_doctor_says_whether_the_bucket_can_be_used(there, machines, monkeypatch):
+    from orchestrator.tools import doctor
+
+    machines("a")
+    said = []
+    doctor(said.append)
+    assert f"bucket        {mirror.join(there.uri)} reachable" in said and objects(there) == {}
+    monkeypatch.setenv("AMLRIS_HOME", there.uri.replace(there.name, "nobodys"))
+    said.clear()
+    assert doctor(said.append) == 1 and any(line.startswith("bucket        s3://nobodys") and "cannot be used" in line for line in said)
+
+
+def test_a_training_goes_on_on_another_machine_to_the_same_bits(there, machines, blocks, rows, tmp_path):
+    experiment = from_dict(TREE)
+
+    def train(folder, until: int) -> list[list[float]]:
+        heard, outbox = [], trial.joined(folder)
+
+        def report(metrics):
+            heard.append([metrics[name] for name in NUMBERS])
+            outbox.offer()
+            assert outbox.settle()
+            if metrics["epoch"] == until:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            trial.run(experiment, lambda: blocks, vocabulary(rows), folder, report)
+        outbox.leave()
+        return heard
+
+    whole = train(tmp_path / "in no bucket", 4)
+    first = train(machines("a") / "little-01234567" / "trials" / "off-000", 2)
+    second = train(machines("b") / "little-01234567" / "trials" / "off-000", 4)
+    assert first == whole[:2] and second == whole[2:]
+    delivery.pull(folder := machines("c") / "little-01234567" / "trials" / "off-000", wanted=delivery.light)
+    assert [e["epoch"] for e in trial.read_history(folder)] == [1, 2, 3, 4]
+    assert [p.name for p in (folder / "pictures").iterdir()] == ["epoch-0004.png"] and not (folder / "last").exists()
