@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from aml import augment
 from aml.draws import uniform
@@ -35,11 +35,16 @@ class UnreadableImage(UserError):
 
 
 def decode_image(jpeg: bytes, name: str) -> np.ndarray:
-    """JPEG (colour or grey) -> (H, W, 3) uint8 RGB. UnreadableImage names the file."""
+    """JPEG or PNG (colour, grey, palette or CMYK) -> (H, W, 3) uint8 RGB, as it lies in the file: EXIF's orientation is not applied, since
+    masks are drawn on the file's own pixels. UnreadableImage names the file."""
     try:
-        return np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))
+        picture = Image.open(io.BytesIO(jpeg))
+        if picture.mode.startswith(("I", "F")):  # Pillow would cut these off at 255
+            raise ValueError("it has more than 8 bits a channel")
+        return np.asarray(picture.convert("RGB"))
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error ... on damaged files
-        raise UnreadableImage(f"{name} cannot be decoded ({error}); get the image again, or pass skip_unreadable to leave such images out") from None
+        why = "it is empty" if not jpeg else "it is no picture" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise UnreadableImage(f"{name} cannot be decoded ({why}); get the image again, or pass skip_unreadable to leave such images out") from None
 
 
 def place(height: int, width: int, size: int, fit: str) -> tuple[int, int, int, int]:
@@ -141,7 +146,7 @@ def item_key(dataset: str, split_by: str, ref_id: int, sent_id: int) -> int:
     return int.from_bytes(digest, "little", signed=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
     """One ref with one of its sentences."""
 
@@ -157,12 +162,15 @@ class Items:
     """The items of a split over decoded blocks, gathered by index into batches.
 
     unit `ref`: one item a ref, its sentence drawn anew each epoch by u(seed, epoch, ref). unit `sentence`: one item a sentence.
-    augment: names out of aml.augment.AUGMENTATIONS that `batch` applies. UserError where the split holds nothing.
+    augment: names out of aml.augment.AUGMENTATIONS that `batch` applies. meta: the rows of the blocks, where the items of another split
+    have parsed them. UserError where the split holds nothing.
     """
 
-    def __init__(self, blocks: list[dict] | Window, split: str, *, size: int, fit="square", unit="ref", limit: int | None = None, augment=()):
+    def __init__(
+        self, blocks: list[dict] | Window, split: str, *, size: int, fit="square", unit="ref", limit: int | None = None, augment=(), meta=None
+    ):
         self.blocks, self.split, self.size, self.fit, self.unit, self.augment = blocks, split, size, fit, unit, tuple(augment)
-        self.meta = [[json.loads(text) for text in block["meta"]] for block in blocks]
+        self.meta: list[list[dict]] = meta or [[json.loads(text) for text in block["meta"]] for block in blocks]
         self.refs = [
             (b, r, k) for b, rows in enumerate(self.meta) for r, row in enumerate(rows) for k, ref in enumerate(row["refs"]) if ref["split"] == split
         ]
