@@ -34,17 +34,23 @@ class UnreadableImage(UserError):
     """A JPEG that cannot be decoded whole."""
 
 
-def decode_image(jpeg: bytes, name: str) -> np.ndarray:
-    """JPEG or PNG (colour, grey, palette or CMYK) -> (H, W, 3) uint8 RGB, as it lies in the file: EXIF's orientation is not applied, since
-    masks are drawn on the file's own pixels. UnreadableImage names the file."""
+def open_image(jpeg: bytes, name: str) -> Image.Image:
+    """JPEG or PNG (colour, grey, palette or CMYK) -> RGB, decoded, as it lies in the file: EXIF's orientation is not applied, since masks are
+    drawn on the file's own pixels. UnreadableImage names the file."""
     try:
         picture = Image.open(io.BytesIO(jpeg))
         if picture.mode.startswith(("I", "F")):  # Pillow would cut these off at 255
             raise ValueError("it has more than 8 bits a channel")
-        return np.asarray(picture.convert("RGB"))
+        picture.load()
+        return picture if picture.mode == "RGB" else picture.convert("RGB")
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error ... on damaged files
         why = "it is empty" if not jpeg else "it is no picture" if isinstance(error, UnidentifiedImageError) else str(error)
         raise UnreadableImage(f"{name} cannot be decoded ({why}); get the image again, or pass skip_unreadable to leave such images out") from None
+
+
+def decode_image(jpeg: bytes, name: str) -> np.ndarray:
+    """open_image's as (H, W, 3) uint8."""
+    return np.asarray(open_image(jpeg, name))
 
 
 def place(height: int, width: int, size: int, fit: str) -> tuple[int, int, int, int]:
@@ -57,11 +63,15 @@ def place(height: int, width: int, size: int, fit: str) -> tuple[int, int, int, 
     return top, left, top + h, left + w
 
 
-def fit_image(image: np.ndarray, size: int, fit: str) -> np.ndarray:
+def fit_image(image: np.ndarray | Image.Image, size: int, fit: str) -> np.ndarray:
     """(H, W, 3) uint8 -> (size, size, 3) uint8, bilinear with antialiasing (Pillow's, as the published loaders do it)."""
-    top, left, bottom, right = place(*image.shape[:2], size, fit)
+    picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    top, left, bottom, right = place(picture.height, picture.width, size, fit)
+    resized = np.asarray(picture.resize((right - left, bottom - top), Image.Resampling.BILINEAR))
+    if resized.shape[:2] == (size, size):
+        return resized
     out = np.full((size, size, 3), LETTERBOX, np.uint8)
-    out[top:bottom, left:right] = np.asarray(Image.fromarray(image).resize((right - left, bottom - top), Image.Resampling.BILINEAR))
+    out[top:bottom, left:right] = resized
     return out
 
 
@@ -82,7 +92,7 @@ def rasterise(counts: str, height: int, width: int) -> np.ndarray:
 
 def decode_row(row: dict, size: int, fit: str = "square") -> dict:
     """A row with its `jpeg` -> image (size, size, 3) uint8, masks bytes (one bit a pixel, refs after one another), meta JSON text."""
-    image = fit_image(decode_image(row["jpeg"], row["file_name"]), size, fit)
+    image = fit_image(open_image(row["jpeg"], row["file_name"]), size, fit)
     masks = [fit_mask(rasterise(referent(row, ref), row["height"], row["width"]), size, fit) for ref in row["refs"]]
     meta = {key: value for key, value in row.items() if key not in ("jpeg", "path")}
     return {"image": image, "masks": np.packbits(np.stack(masks).reshape(len(masks), -1), axis=1).tobytes(), "meta": json.dumps(meta)}
