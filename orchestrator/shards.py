@@ -11,6 +11,7 @@ import json
 import os
 import posixpath
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -236,22 +237,33 @@ def index(store: Store, splits: list[str]) -> list[tuple[int, str, int, int]]:
 
 def _places(store: Store) -> Iterator[tuple[int, str, str, int, int]]:
     """Of every picture (image_id, its splits comma-separated, file, row group, row)."""
-    for name in manifest(store)["files"]:
-        for group, table in enumerate(_row_groups(store, name, ["image_id", "splits"])):
-            pairs = zip(table["image_id"].to_pylist(), table["splits"].to_pylist(), strict=True)
-            yield from ((i, of, name, group, row) for row, (i, of) in enumerate(pairs))
+    names = manifest(store)["files"]
+    with ThreadPoolExecutor(READERS) as pool:
+        for name, groups in zip(names, pool.map(functools.partial(_ids, store), names), strict=True):
+            yield from ((i, of, name, group, row) for group, pairs in enumerate(groups) for row, (i, of) in enumerate(pairs))
+
+
+def _ids(store: Store, name: str) -> list[list[tuple[int, str]]]:
+    """Of each row group of a file, image_id and splits of its rows."""
+    tables = _row_groups(store, name, ["image_id", "splits"])
+    return [list(zip(table["image_id"].to_pylist(), table["splits"].to_pylist(), strict=True)) for table in tables]
 
 
 def read(store: Store, places: list[tuple[int, str, int, int]], *, jpeg: bool = True) -> Iterator[dict]:
-    """The rows at some places, with or without their `jpeg`, one at a time; a few row groups are kept in memory."""
+    """The rows at some places, with or without their `jpeg`, one at a time. A row group is read once and held until its last place.
 
-    @functools.lru_cache(maxsize=4)
-    def group_of(name: str, group: int):
-        with opened(store, name) as file:
-            return file.read_row_group(group, columns=["meta", "jpeg"] if jpeg else ["meta"])
-
+    In the order of image_id that is one row group for each combination of splits, since rows lie in the order of both.
+    """
+    left, held = Counter((name, group) for _, name, group, _ in places), {}
     for _, name, group, row in places:
-        table = group_of(name, group)
+        key = name, group
+        if key not in held:
+            with opened(store, name) as file:
+                held[key] = file.read_row_group(group, columns=["meta", "jpeg"] if jpeg else ["meta"])
+        table = held[key]
+        left[key] -= 1
+        if not left[key]:
+            del held[key]
         meta = json.loads(table["meta"][row].as_py())
         yield meta | ({"jpeg": table["jpeg"][row].as_py()} if jpeg else {})
 

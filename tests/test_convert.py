@@ -98,6 +98,23 @@ def test_verifying_says_how_far_it_is_and_reads_a_row_group_at_a_time(rows, tmp_
         shards.verify(out)
 
 
+def test_rows_in_the_order_of_their_images_are_read_a_row_group_at_a_time_however_many_splits_share_images(rows, tmp_path, small_files, monkeypatch):
+    """Splits by object, as Google's of RefCOCO, give one run of row groups for each combination of splits."""
+    combinations = [["test"], ["train"], ["val"], ["test", "train"], ["test", "val"], ["train", "val"], ["test", "train", "val"]]
+    mixed = []
+    for k, row in enumerate(rows):
+        refs = [row["refs"][0] | {"split": split, "ref_id": 10 * k + j} for j, split in enumerate(combinations[k % 7])]
+        mixed.append(row | {"refs": refs})
+    out, packed = shards.Store(tmp_path), convert.pack(mixed)
+    notes = here(packed, out)
+    out.write(shards.MARKER, json.dumps({"format": shards.FORMAT, "files": list(notes)}).encode())
+    places, asked = shards.index(out, ["val", "test"]), []
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", spy(pq.ParquetFile.read_row_group, asked))
+    found = list(shards.read(out, places))
+    assert [row["image_id"] for row in found] == [row["image_id"] for k, row in enumerate(mixed) if k % 7 != 1]
+    assert len(asked) == len({(name, group) for _, name, group, _ in places}) > 6
+
+
 def spy(method, calls):
     def called(self, *arguments, **how):
         calls.append(arguments)
