@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from aml import augment
 from aml.draws import uniform
@@ -34,12 +34,23 @@ class UnreadableImage(UserError):
     """A JPEG that cannot be decoded whole."""
 
 
-def decode_image(jpeg: bytes, name: str) -> np.ndarray:
-    """JPEG (colour or grey) -> (H, W, 3) uint8 RGB. UnreadableImage names the file."""
+def open_image(jpeg: bytes, name: str) -> Image.Image:
+    """JPEG or PNG (colour, grey, palette or CMYK) -> RGB, decoded, as it lies in the file: EXIF's orientation is not applied, since masks are
+    drawn on the file's own pixels. UnreadableImage names the file."""
     try:
-        return np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))
+        picture = Image.open(io.BytesIO(jpeg))
+        if picture.mode.startswith(("I", "F")):  # Pillow would cut these off at 255
+            raise ValueError("it has more than 8 bits a channel")
+        picture.load()
+        return picture if picture.mode == "RGB" else picture.convert("RGB")
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error ... on damaged files
-        raise UnreadableImage(f"{name} cannot be decoded ({error}); get the image again, or pass skip_unreadable to leave such images out") from None
+        why = "it is empty" if not jpeg else "it is no picture" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise UnreadableImage(f"{name} cannot be decoded ({why}); get the image again, or pass skip_unreadable to leave such images out") from None
+
+
+def decode_image(jpeg: bytes, name: str) -> np.ndarray:
+    """open_image's as (H, W, 3) uint8."""
+    return np.asarray(open_image(jpeg, name))
 
 
 def place(height: int, width: int, size: int, fit: str) -> tuple[int, int, int, int]:
@@ -52,11 +63,15 @@ def place(height: int, width: int, size: int, fit: str) -> tuple[int, int, int, 
     return top, left, top + h, left + w
 
 
-def fit_image(image: np.ndarray, size: int, fit: str) -> np.ndarray:
+def fit_image(image: np.ndarray | Image.Image, size: int, fit: str) -> np.ndarray:
     """(H, W, 3) uint8 -> (size, size, 3) uint8, bilinear with antialiasing (Pillow's, as the published loaders do it)."""
-    top, left, bottom, right = place(*image.shape[:2], size, fit)
+    picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    top, left, bottom, right = place(picture.height, picture.width, size, fit)
+    resized = np.asarray(picture.resize((right - left, bottom - top), Image.Resampling.BILINEAR))
+    if resized.shape[:2] == (size, size):
+        return resized
     out = np.full((size, size, 3), LETTERBOX, np.uint8)
-    out[top:bottom, left:right] = np.asarray(Image.fromarray(image).resize((right - left, bottom - top), Image.Resampling.BILINEAR))
+    out[top:bottom, left:right] = resized
     return out
 
 
@@ -77,7 +92,7 @@ def rasterise(counts: str, height: int, width: int) -> np.ndarray:
 
 def decode_row(row: dict, size: int, fit: str = "square") -> dict:
     """A row with its `jpeg` -> image (size, size, 3) uint8, masks bytes (one bit a pixel, refs after one another), meta JSON text."""
-    image = fit_image(decode_image(row["jpeg"], row["file_name"]), size, fit)
+    image = fit_image(open_image(row["jpeg"], row["file_name"]), size, fit)
     masks = [fit_mask(rasterise(referent(row, ref), row["height"], row["width"]), size, fit) for ref in row["refs"]]
     meta = {key: value for key, value in row.items() if key not in ("jpeg", "path")}
     return {"image": image, "masks": np.packbits(np.stack(masks).reshape(len(masks), -1), axis=1).tobytes(), "meta": json.dumps(meta)}
@@ -141,7 +156,7 @@ def item_key(dataset: str, split_by: str, ref_id: int, sent_id: int) -> int:
     return int.from_bytes(digest, "little", signed=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
     """One ref with one of its sentences."""
 
@@ -157,12 +172,15 @@ class Items:
     """The items of a split over decoded blocks, gathered by index into batches.
 
     unit `ref`: one item a ref, its sentence drawn anew each epoch by u(seed, epoch, ref). unit `sentence`: one item a sentence.
-    augment: names out of aml.augment.AUGMENTATIONS that `batch` applies. UserError where the split holds nothing.
+    augment: names out of aml.augment.AUGMENTATIONS that `batch` applies. meta: the rows of the blocks, where the items of another split
+    have parsed them. UserError where the split holds nothing.
     """
 
-    def __init__(self, blocks: list[dict] | Window, split: str, *, size: int, fit="square", unit="ref", limit: int | None = None, augment=()):
+    def __init__(
+        self, blocks: list[dict] | Window, split: str, *, size: int, fit="square", unit="ref", limit: int | None = None, augment=(), meta=None
+    ):
         self.blocks, self.split, self.size, self.fit, self.unit, self.augment = blocks, split, size, fit, unit, tuple(augment)
-        self.meta = [[json.loads(text) for text in block["meta"]] for block in blocks]
+        self.meta: list[list[dict]] = meta or [[json.loads(text) for text in block["meta"]] for block in blocks]
         self.refs = [
             (b, r, k) for b, rows in enumerate(self.meta) for r, row in enumerate(rows) for k, ref in enumerate(row["refs"]) if ref["split"] == split
         ]

@@ -86,10 +86,29 @@ def _checked(refs, path: Path) -> list[dict]:
     needed = {"ref_id", "ann_id", "image_id", "split", "sentences"}
     if not isinstance(refs, list) or not all(isinstance(r, dict) and needed <= r.keys() for r in refs):
         raise UserError(f"{path} is not REFER's list of refs (dicts with {', '.join(sorted(needed))}); get the file again")
-    silent = [ref["ref_id"] for ref in refs if not ref["sentences"]]
-    if silent:
-        raise UserError(f"{path}: ref {silent[0]} has no sentence ({len(silent)} in all), and each needs one; get the file again")
+    seen: set[tuple[int, int]] = set()
+    wrong = [f"ref {ref['ref_id']!r} {problem}" for ref in refs if (problem := _wrong(ref, seen))]
+    if wrong:
+        raise UserError(f"{path}: {wrong[0]} ({len(wrong)} such refs in all); get the file again")
     return refs
+
+
+def _wrong(ref: dict, seen: set[tuple[int, int]]) -> str:
+    """What is wrong with a ref; nothing where it is as REFER writes it.   seen: (ref_id, sent_id), which name an item, of the refs before"""
+    if type(ref["ref_id"]) is not int or type(ref["image_id"]) is not int:
+        return f"has image_id {ref['image_id']!r}, and its ids must be whole numbers"
+    if not isinstance(ref["split"], str) or not ref["split"].strip() or "," in ref["split"]:
+        return f"has split {ref['split']!r}, and it must be one name without a comma"
+    sentences = ref["sentences"]
+    if not sentences:
+        return "has no sentence, and each needs one"
+    if not all(isinstance(s, dict) and type(s.get("sent_id")) is int and isinstance(s.get("sent"), str) for s in sentences):
+        return "has a sentence without sent_id (a whole number) or sent (text)"
+    for key in ((ref["ref_id"], s["sent_id"]) for s in sentences):
+        if key in seen:
+            return f"has sentence {key[1]} twice, and ids must be unique"
+        seen.add(key)
+    return ""
 
 
 def read_refer(refer_root: Path, images: Path, dataset: str, split_by: str) -> list[dict]:
@@ -131,28 +150,86 @@ def _load_instances(path: Path, used: set[int]) -> tuple[dict[int, dict], dict[i
         missing = [key for key in wanted if key not in found]
         if missing:
             raise UserError(f"{path} lacks {', '.join(missing)}; it must be COCO's instances format")
-        records, categories = {i["id"]: i for i in found["images"]}, {c["id"]: c["name"] for c in found["categories"]}
-        objects: dict[int, list[dict]] = {}
+        records, categories = _records(found["images"], path), {c["id"]: c["name"] for c in found["categories"]}
+        objects: dict[int, dict[int, dict]] = {}
         for _, a in elements(path, {"annotations"}):
             if a is not None and a["image_id"] in records:
-                objects.setdefault(a["image_id"], []).append(_object(a, records[a["image_id"]], categories))
+                of_image = objects.setdefault(a["image_id"], {})
+                if a["id"] in of_image:
+                    raise UserError(f"{path} has annotation {a['id']} twice; get the file again")
+                of_image[a["id"]] = _object(a, records[a["image_id"]], categories, path)
     except FileNotFoundError:
         raise UserError(f"{path} is missing; it holds the annotations (masks) of the refs, put it there") from None
+    except UserError:  # a ValueError, too
+        raise
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} has an entry that is not COCO's ({type(error).__name__}: {error}); it must be COCO's instances format") from None
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}); get the file again") from None
-    return records, objects
+    return records, {i: list(of_image.values()) for i, of_image in objects.items()}
 
 
-def _object(annotation: dict, record: dict, categories: dict[int, str]) -> dict:
+def _records(images: list[dict], path: Path) -> dict[int, dict]:
+    """{image_id: record}. UserError: an id twice, no size, a file that is not under the images folder."""
+    records: dict[int, dict] = {}
+    for record in images:
+        name, sides = record["file_name"], (record["height"], record["width"])
+        if records.setdefault(record["id"], record) is not record:
+            raise UserError(f"{path} has image {record['id']} twice; get the file again")
+        if not all(type(side) is int and side > 0 for side in sides):
+            raise UserError(f"{path}: image {record['id']} is {sides[0]!r} x {sides[1]!r}, and height and width must be pixels; get the file again")
+        if leads_out(name):
+            raise UserError(f"{path}: image {record['id']} is called {name!r}, which leads out of the images folder; give a name inside of it")
+    return records
+
+
+def leads_out(name: str) -> bool:
+    """Whether a file's name, joined to a folder's, may be a file that is not under it."""
+    return Path(name).is_absolute() or ".." in Path(name).parts
+
+
+def _object(annotation: dict, record: dict, categories: dict[int, str], path: Path) -> dict:
     """An annotation as a row holds it, and whether it is a crowd; polygons take many times the memory of an RLE."""
-    category = annotation["category_id"]
-    rle = to_rle(annotation["segmentation"], record["height"], record["width"])
+    category, height, width = annotation["category_id"], record["height"], record["width"]
+    try:
+        _check_segmentation(annotation["segmentation"], height, width)
+        rle = to_rle(annotation["segmentation"], height, width)
+    except Exception as error:  # pycocotools raises whatever it comes across
+        why = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else error
+        raise UserError(f"{path}: the mask of annotation {annotation['id']} cannot be drawn ({why}); get the file again") from None
     return {
         "ann_id": annotation["id"],
         "category": categories.get(category, str(category)),
         "rle": rle,
         "crowd": bool(annotation.get("iscrowd")),
     }
+
+
+def _check_segmentation(given, height: int, width: int) -> None:
+    """ValueError where pycocotools would draw something else than is meant, or read beyond its memory."""
+    if not isinstance(given, dict):
+        if not isinstance(given, list) or not all(isinstance(part, list) and len(part) % 2 == 0 for part in given):
+            raise ValueError("it is neither an RLE nor polygons of x, y pairs")
+        return
+    if given["size"] != [height, width]:
+        raise ValueError(f"it is for {given['size']}, but its image is [{height}, {width}] (height, width)")
+    if isinstance(given["counts"], list) and (min(given["counts"], default=0) < 0 or sum(given["counts"]) != height * width):
+        raise ValueError(f"its run lengths do not add up to {height * width} pixels")
+    if not isinstance(given["counts"], list):
+        decoded_whole(to_rle(given, height, width), height, width)
+
+
+def decoded_whole(counts: str, height: int, width: int) -> np.ndarray:
+    """(height, width) uint8. Counts that stop early or run over decode to whatever memory held, so what comes out must encode to them again.
+
+    ValueError where it does not.
+    """
+    from pycocotools import mask
+
+    found = mask.decode({"size": [height, width], "counts": counts.encode()})
+    if found.max(initial=0) > 1 or mask.encode(found)["counts"].decode() != counts:
+        raise ValueError("its RLE is damaged or for a picture of another size")
+    return found
 
 
 def _find_image(folder: Path, file_name: str) -> Path | None:

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from aml.errors import UserError
-from aml.refer import to_rle
+from aml.refer import decoded_whole, leads_out, to_rle
 
 COLUMNS = ("image", "expression", "mask", "split")
 SPLIT_BY = "table"
@@ -116,6 +116,8 @@ def _plain(entry: dict | str) -> dict:
     for column in ("image", "expression", "split"):
         if not isinstance(entry[column], str) or not entry[column].strip():
             raise _Bad(f"{column} is {entry[column]!r}; it must be some text")
+    if leads_out(entry["image"]):
+        raise _Bad(f"image is {entry['image']!r}, which leads out of the images folder; give a name inside of it, and that folder by --images")
     if "," in entry["split"]:
         raise _Bad(f"split is {entry['split']!r}; name one split, without a comma")
     return entry | {column: _whole(column, entry.get(column)) for column in ("image_id", "ref_id")}
@@ -195,6 +197,8 @@ def _rle(mask, folder: Path, height: int, width: int) -> str | None:
         except ValueError as error:
             raise _Bad(f"mask is not valid JSON ({error}); give polygons, an RLE or the path of a PNG") from None
     if isinstance(mask, str):
+        if leads_out(mask):
+            raise _Bad(f"mask is {mask!r}, which leads out of the table's folder; give a name inside of it")
         counts = _png(folder / mask, height, width)
     elif isinstance(mask, list):
         counts = to_rle(_polygons(mask), height, width)
@@ -208,17 +212,11 @@ def _rle(mask, folder: Path, height: int, width: int) -> str | None:
 
 
 def _decoded(counts: str, height: int, width: int) -> np.ndarray:
-    """(height, width) uint8. Counts that stop early or run over decode to whatever memory held, so what comes out must encode to them again."""
-    from pycocotools import mask
-
-    wanted = f"give COCO's compressed counts for {height} x {width}"
+    """(height, width) uint8"""
     try:
-        found = mask.decode({"size": [height, width], "counts": counts.encode()})
+        return decoded_whole(counts, height, width)
     except ValueError as error:
-        raise _Bad(f"mask's RLE is damaged ({error}); {wanted}") from None
-    if found.max() > 1 or mask.encode(found)["counts"].decode() != counts:
-        raise _Bad(f"mask's RLE is damaged or for a picture of another size; {wanted}")
-    return found
+        raise _Bad(f"mask's RLE is damaged ({error}); give COCO's compressed counts for {height} x {width}") from None
 
 
 def _png(file: Path, height: int, width: int) -> str:

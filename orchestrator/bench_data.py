@@ -1,8 +1,9 @@
 """What the data path gives beside the published way: python -m orchestrator bench data
 
 The published way is `Published` under torch's DataLoader with a worker a core. Both run here one after the other on the same generated JPEGs,
-over the same items: every sentence of every training ref. Rates of the first epoch count everything that ours needs before its last batch
-(decoding in Ray included), and leave the peer's start-up out. A core is one of this machine, busy or not.
+over the same items: every sentence of every training ref. Rates are samples a second and core: of the published way and of the window over all
+cores; of ours over the cores each part of the work has, all for decoding in Ray and one for a trial's batches. The first epoch counts everything
+from the first block wanted to the last batch. Start-up is said apart: the peer's before its first batch, Ray's (once a sweep) before any work.
 """
 
 import json
@@ -20,16 +21,23 @@ import numpy as np
 import torch
 from PIL import Image
 
-from aml.data import Items, decode_image, fit_image, fit_mask, rasterise, train_batches
+from aml.data import Items, fit_image, fit_mask, open_image, rasterise, train_batches
 from aml.models import build
 from aml.refer import load_refs, read_refer, referent
 from aml.synthetic import generate
 from orchestrator import cluster, convert, shards
 from orchestrator.decoded import Part, RowGroups, Windowed, decode
+from orchestrator.memory import Peak
 
 BATCH = 32
 SIDE = 640
 """Longer side of the generated pictures, pixels, as COCO's."""
+ENLARGED = 4
+"""Pictures are drawn so many times smaller: drawing them at full size would take minutes."""
+GRAIN = 14
+"""Noise on them, so that a JPEG has the size of COCO's."""
+S3_FILES = 2
+"""Files of the shards that go through the S3 server, which keeps them in memory."""
 SHOTS = 40
 """Pictures on which the parts of a sample are timed."""
 
@@ -104,22 +112,27 @@ def measure_data(*, images: int, size: int, samples: int, say=print) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         say(f"generating {images} pictures of {SIDE} px")
-        generate(root, "refcoco", images=images, size=SIDE, seed=0)
+        make_pictures(root, images, cores)
         rows = read_refer(root, root / "images", "refcoco", "unc")
+        encoded = statistics.mean(Path(row["path"]).stat().st_size for row in rows) / 1e3
         model = build("small", vocabulary=["the"], width=32, stem=16)
-        found = {"cores": cores, "images": images, "size": size} | peer(root, model, size, samples)
+        found = {"cores": cores, "images": images, "image_kb": encoded, "size": size} | peer(root, model, size, samples)
         per_core = found["peer_samples_s"] / cores
         say(f"published way: {per_core:.1f} samples/s a core ({cores} workers), first batch after {found['peer_first_batch_s']:.2f} s")
-        cluster.start()
-        start = time.perf_counter()
+        found["ray_start_s"] = start_ray(cores)
+        say(f"Ray starts in {found['ray_start_s']:.1f} s, once a sweep")
         store = shards.Store(root / "shards")
-        convert.write(convert.pack(rows), store, say=lambda _: None)
-        found["conversion_images_s"] = len(rows) / (time.perf_counter() - start)
+        with Peak() as peak:
+            start = time.perf_counter()
+            convert.write(convert.pack(rows), store, say=lambda _: None)
+            found["conversion_images_s"] = len(rows) / (time.perf_counter() - start)
+        found["conversion_mb"] = peak.mb
         part = Part(store, frozenset({"train"}), {})
         found |= cached(part, model, size, cores)
         found |= through_window(part, size, cores)
         found |= object_store(store)
         found["profile_ms"] = profile(rows, root, part, size)
+        found["profile_shares"] = shares(found["profile_ms"], statistics.mean(len(row["refs"]) for row in rows))
     for name in ("first_epoch", "later_epochs", "window"):
         found[f"{name}_ratio"] = found[f"{name}_samples_s_core"] / per_core
     found = {key: round(value, 3) if isinstance(value, float) else value for key, value in found.items()}
@@ -128,22 +141,62 @@ def measure_data(*, images: int, size: int, samples: int, say=print) -> dict:
     return found
 
 
+def make_pictures(root: Path, images: int, cores: int) -> None:
+    """Generated RefCOCO of SIDE px: drawn smaller, enlarged with their polygons, and given grain."""
+    generate(root, "refcoco", images=images, size=SIDE // ENLARGED, seed=0)
+    path = root / "refcoco" / "instances.json"
+    instances = json.loads(path.read_text("utf-8"))
+    for record in instances["images"]:
+        record |= {side: record[side] * ENLARGED for side in ("height", "width")}
+    for annotation in instances["annotations"]:
+        annotation["segmentation"] = [[x * ENLARGED for x in part] for part in annotation["segmentation"]]
+    path.write_text(json.dumps(instances), "utf-8")
+    with multiprocessing.get_context("spawn").Pool(cores) as pool:
+        pool.map(enlarge, sorted((root / "images" / "train2014").glob("*.jpg")), chunksize=16)
+
+
+def enlarge(path: Path) -> None:
+    picture = open_image(path.read_bytes(), path.name)
+    large = np.asarray(picture.resize((picture.width * ENLARGED, picture.height * ENLARGED), Image.Resampling.BICUBIC)).astype(np.int16)
+    large += np.random.default_rng(large[0].sum()).integers(-GRAIN, GRAIN + 1, (*large.shape[:2], 1), np.int16)
+    Image.fromarray(large.clip(0, 255).astype(np.uint8)).save(path, "JPEG", quality=90)
+
+
+def start_ray(cores: int) -> float:
+    """Seconds until Ray runs here and a first Data task has run on every core, with what decoding imports."""
+    start = time.perf_counter()
+    cluster.start()
+    import ray
+
+    ray.data.range(cores, override_num_blocks=cores).map_batches(_first).materialize()
+    return time.perf_counter() - start
+
+
+def _first(batch: dict) -> dict:
+    import orchestrator.decoded  # noqa: F401 (that is the point)
+
+    return batch
+
+
 def cached(part: Part, model, size: int, cores: int) -> dict:
-    """Decoded once in Ray, then gathered in this process by one thread, as each trial of a sweep does."""
+    """Decoded once in Ray on all cores, then gathered in this process by one thread, as each trial of a sweep does."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     start = time.perf_counter()
     shared = decode(part, size, "square")
+    decoded = time.perf_counter() - start
     items = Items(shared.open(), "train", size=size, unit="sentence")
     first, n, _ = timed((len(b.image) for b in epoch(items, model, 0)), start)
-    whole = time.perf_counter() - start
+    gathered = time.perf_counter() - start - decoded
     again = time.perf_counter()
     later = Items(shared.open(), "train", size=size, unit="sentence")
     next_first, m, rate = timed((len(b.image) for k in (1, 2) for b in epoch(later, model, k)), again)
     torch.set_num_threads(threads)
     return {
         "items": len(items),
-        "first_epoch_samples_s_core": (n + BATCH) / whole / cores,
+        "decoded_images_s": sum(map(len, items.meta)) / decoded,
+        "decoded_mb": part.decoded_bytes(size) / 2**20,
+        "first_epoch_samples_s_core": (n + BATCH) / (decoded * cores + gathered),
         "first_batch_s": first,
         "later_epochs_samples_s_core": rate,
         "later_first_batch_s": next_first,
@@ -193,7 +246,9 @@ def object_store(store: shards.Store) -> dict:
 
     from aml.window import READERS
 
-    files = {name: store.read(name) for name in [*shards.manifest(store)["files"], shards.MARKER]}
+    noted = shards.manifest(store)
+    some = noted | {"files": noted["files"][-S3_FILES:]}
+    files = {name: store.read(name) for name in some["files"]} | {shards.MARKER: json.dumps(some).encode()}
     size = sum(map(len, files.values())) / 1e6
     with s3_server() as query:
         there, start = shards.Store(f"s3://bench/shards{query}"), time.perf_counter()
@@ -248,7 +303,7 @@ def profile(rows: list[dict], root: Path, part: Part, size: int) -> dict[str, fl
         return value
 
     for k, row in enumerate(some):
-        image = shot("decode JPEG", lambda row=row: decode_image(Path(row["path"]).read_bytes(), row["file_name"]))
+        image = shot("decode JPEG", lambda row=row: open_image(Path(row["path"]).read_bytes(), row["file_name"]))
         shot("resize picture", lambda image=image: fit_image(image, size, "square"))
         full = shot("mask from RLE", lambda row=row: rasterise(referent(row, row["refs"][0]), row["height"], row["width"]))
         shot("resize mask", lambda full=full: fit_mask(full, size, "square"))
@@ -257,16 +312,24 @@ def profile(rows: list[dict], root: Path, part: Part, size: int) -> dict[str, fl
     return {name: round(statistics.median(values), 3) for name, values in shots.items()}
 
 
+def shares(row_ms: dict[str, float], refs: float) -> dict[str, float]:
+    """Of the time a picture with so many refs takes until it is ready: JPEG, resize, masks; they add up to 1."""
+    parts = {"JPEG": row_ms["decode JPEG"], "resize": row_ms["resize picture"], "masks": refs * (row_ms["mask from RLE"] + row_ms["resize mask"])}
+    return {name: round(value / sum(parts.values()), 3) for name, value in parts.items()}
+
+
 def lines(found: dict) -> list[str]:
     return [
-        f"converted {found['conversion_images_s']:.0f} images/s",
+        f"converted {found['conversion_images_s']:.0f} images/s of {found['image_kb']:.0f} kB; at most {found['conversion_mb']:.0f} MiB held by the "
+        "driver and its Ray workers",
         f"first epoch, decoding included: {found['first_epoch_samples_s_core']:.1f} samples/s a core, x{found['first_epoch_ratio']:.2f} the published way; "
-        f"first batch after {found['first_batch_s']:.2f} s",
+        f"{found['decoded_images_s']:.0f} images/s decoded, first batch after {found['first_batch_s']:.2f} s",
         f"later epochs from the shared pictures: {found['later_epochs_samples_s_core']:.1f} samples/s a core, x{found['later_epochs_ratio']:.1f}; "
-        f"a trial's first batch after {found['later_first_batch_s']:.2f} s",
+        f"a trial's first batch after {found['later_first_batch_s']:.2f} s; {found['decoded_mb']:.0f} MiB in the object store for all trials",
         f"through a window: {found['window_samples_s_core']:.1f} samples/s a core, x{found['window_ratio']:.2f}; first batch after "
         f"{found['window_first_batch_s']:.2f} s; {found['window_held_mb']:.0f} MiB held, {found['window_decoded_mb']:.0f} MiB decoded in all, "
         f"{found['windows_an_epoch']} windows an epoch",
         f"S3 server of this process: {found['s3_write_mb_s']:.0f} MB/s written, {found['s3_read_mb_s']:.0f} MB/s read",
         "milliseconds of one thread: " + ", ".join(f"{name} {value:.2f}" for name, value in found["profile_ms"].items()),
+        "a picture, decoded once for all its sentences: " + ", ".join(f"{name} {share:.0%}" for name, share in found["profile_shares"].items()),
     ]

@@ -97,7 +97,7 @@ def shard(
     from orchestrator.config import storage_root
 
     if verify:
-        found = shards.verify(shards.Store(verify, storage_root()))
+        found = shards.verify(shards.Store(verify, storage_root()), say)
         say(f"{verify} is whole: {shards.describe(found)}")
     elif not (out and (table or (refer_root and images))) or (table and refer_root):
         raise UserError("shard needs --refer-root, --images and --out (or --table and --out, or --verify); give all three")

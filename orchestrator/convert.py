@@ -6,7 +6,6 @@ out, so finished files are taken as they are. Rows lie in the order of their spl
 
 import hashlib
 import json
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -17,13 +16,12 @@ from aml.errors import UserError
 from aml.refer import read_refer, split_counts, vocabulary
 from orchestrator import cluster, mirror
 from orchestrator.config import SynthConfig
-from orchestrator.shards import FORMAT, MARKER, Store, describe
+from orchestrator.shards import FORMAT, MARKER, SAID_EVERY_S, Progress, Store, describe
 
 ROWS_PER_GROUP = 64
 """Images a row group: about 10 MB of COCO JPEGs, the unit of random access."""
 ROWS_PER_FILE = 256
 """Images a file: about 40 MB, what a task holds in memory and a killed conversion loses."""
-SAID_EVERY_S = 5.0
 NOTE = b"amlris"
 """Key of a file's footer: digests of its images, and what could not be used."""
 
@@ -150,7 +148,7 @@ def _convert(files: dict[str, list[Line]], out: Store, skip_unreadable: bool, he
     notes = {name: note for name, note in found.items() if note and not note["errors"]}  # what was wrong may have been put right
     if notes:
         say(f"{len(notes)} of {len(files)} files are there already")
-    progress = _Progress(sum(map(len, files.values())), sum(len(files[name]) for name in notes), say)
+    progress = Progress(sum(map(len, files.values())), sum(len(files[name]) for name in notes), say)
     task = ray.remote(_write_file).options(**(cluster.on_this_node() if here else cluster.data_tasks()))
     waiting, running = [name for name in files if name not in notes], {}
     while waiting or running:
@@ -219,22 +217,3 @@ def _wrong(meta: dict, jpeg: bytes) -> str:
     if found == (meta["height"], meta["width"]):
         return ""
     return f"{meta['file_name']} is {found[1]} x {found[0]}, but its annotations are for {meta['width']} x {meta['height']}; get the original image"
-
-
-class _Progress:
-    """Said every few seconds: images, rate, time left."""
-
-    def __init__(self, total: int, done: int, tell: Callable):
-        self.total, self.before, self.done, self.tell = total, done, done, tell
-        self.start = self.said = time.monotonic()
-
-    def add(self, images: int) -> None:
-        self.done += images
-
-    def say(self) -> None:
-        now = time.monotonic()
-        if self.done in (self.before, self.total) or now - self.said < SAID_EVERY_S:
-            return
-        self.said = now
-        rate = (self.done - self.before) / (now - self.start)
-        self.tell(f"{self.done} of {self.total} images, {rate:.0f} images/s, {(self.total - self.done) / rate:.0f} s left")

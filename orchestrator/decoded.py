@@ -5,14 +5,16 @@ that aml.data.Items takes, which is all that training sees.
 """
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
 from aml.data import block_of, decode_row
 from aml.window import WINDOW_BYTES, Window
 from orchestrator import cluster
-from orchestrator.shards import Store, check_files, manifest, with_refs_of
+from orchestrator.shards import READERS, Store, files_with, manifest, may_hold, opened, with_refs_of
 
 FREE_SHARE = 0.8
 """Of the object store's free memory, what decoded pictures may take; the rest is for what passes through while they are made."""
@@ -70,21 +72,33 @@ class _Binary:
 
 
 def decode(part: Part, size: int, fit: str) -> Shared:
-    """Decode every image of a part in parallel into the object store."""
+    """Decode every image of a part in parallel into the object store, a row group a task: it is read once, and its JPEGs stay in the task."""
     import ray
 
-    check_files(part.store)
-    files, where = [part.store.join(name) for name in manifest(part.store)["files"]], cluster.data_tasks()
-    rows = ray.data.read_parquet(files, filesystem=part.store.fs, ray_remote_args=where).select_columns(["splits", "jpeg", "meta"])
-    decoded = rows.map_batches(_decode, fn_kwargs={"part": part, "size": size, "fit": fit}, batch_size=64, **where).materialize()
+    footers = files_with(part.store, part.splits)
+    groups = [
+        {"file": name, "group": number}
+        for name, footer in footers.items()
+        for number in range(footer.num_row_groups)
+        if may_hold(footer, number, part.splits)
+    ]
+    if not groups:
+        return Shared(())
+    where, how = cluster.data_tasks(), {"part": part, "footers": footers, "size": size, "fit": fit}
+    listed = ray.data.from_items(groups, override_num_blocks=len(groups))
+    decoded = listed.map_batches(_decode, fn_kwargs=how, batch_size=None, **where).materialize()
     return Shared(tuple(entry.ref for bundle in decoded.iter_internal_ref_bundles() for entry in bundle.blocks if entry.metadata.num_rows))
 
 
-def _decode(batch: dict, *, part: Part, size: int, fit: str) -> dict:
+def _decode(batch: dict, *, part: Part, footers: dict, size: int, fit: str) -> dict:
+    """Runs in a Ray Data task.   batch: file, group"""
     rows = []
-    for of, jpeg, text in zip(batch["splits"], batch["jpeg"], batch["meta"], strict=True):
-        if kept := part.kept(str(of), str(text)):
-            rows.append(decode_row(kept | {"jpeg": jpeg}, size, fit))
+    for name, number in zip(batch["file"], batch["group"], strict=True):
+        with opened(part.store, str(name), footers[str(name)]) as file:
+            table = file.read_row_group(int(number), columns=["splits", "jpeg", "meta"], use_threads=False)
+        for of, jpeg, text in zip(table["splits"].to_pylist(), table["jpeg"], table["meta"].to_pylist(), strict=True):
+            if kept := part.kept(of, text):
+                rows.append(decode_row(kept | {"jpeg": jpeg.as_py()}, size, fit))
     if not rows:
         return {"image": np.zeros((0, size, size, 3), np.uint8), "masks": np.array([], dtype=object), "meta": np.array([], dtype=str)}
     block = block_of(rows)
@@ -114,6 +128,8 @@ class Windowed:
 class _Group:
     part: int
     file: str
+    footer: object
+    """Of the file: it is read once, not with each group."""
     number: int
     rows: tuple[int, ...]
     """Those that are used."""
@@ -131,38 +147,41 @@ class RowGroups:
     nbytes: list[int] = field(default_factory=list)
 
     def __post_init__(self):
-        import pyarrow.parquet as pq
+        with ThreadPoolExecutor(READERS) as pool:
+            for k, part in enumerate(self.parts):
+                files = files_with(part.store, part.splits)
+                for name, used in zip(files, pool.map(partial(_annotations, part), files, files.values()), strict=True):
+                    for number, rows in used.items():
+                        self._add(_Group(k, name, files[name], number, tuple(rows)), list(rows.values()))
 
-        for k, part in enumerate(self.parts):
-            for name in manifest(part.store)["files"]:
-                with pq.ParquetFile(part.store.join(name), filesystem=part.store.fs) as file:
-                    for number in range(file.num_row_groups):
-                        self._add(file, k, name, number)
-
-    def _add(self, file, part: int, name: str, number: int) -> None:
-        splits = file.read_row_group(number, columns=["splits"])["splits"].to_pylist()
-        if not any(self.parts[part].splits & set(of.split(",")) for of in splits):
-            return
-        meta = file.read_row_group(number, columns=["meta"])["meta"].to_pylist()
-        rows = map(self.parts[part].kept, splits, meta)
-        used = {r: json.dumps(row) for r, row in enumerate(rows) if row}
-        if used:
-            self.groups.append(_Group(part, name, number, tuple(used)))
-            self.meta.append(list(used.values()))
-            self.nbytes.append(file.metadata.row_group(number).total_byte_size + len(splits) * self.size * self.size * 3)
+    def _add(self, group: _Group, meta: list[str]) -> None:
+        held = group.footer.row_group(group.number)
+        self.groups.append(group)
+        self.meta.append(meta)
+        self.nbytes.append(held.total_byte_size + held.num_rows * self.size * self.size * 3)
 
     def read(self, block: int) -> list[bytes]:
         """The JPEGs of a row group."""
-        import pyarrow.parquet as pq
-
         group = self.groups[block]
-        store = self.parts[group.part].store
-        with pq.ParquetFile(store.join(group.file), filesystem=store.fs) as file:
+        with opened(self.parts[group.part].store, group.file, group.footer) as file:
             found = file.read_row_group(group.number, columns=["jpeg"], use_threads=False)["jpeg"]
         return [found[row].as_py() for row in group.rows]
 
     def decode(self, encoded: list[bytes], block: int, row: int) -> dict:
         return decode_row(json.loads(self.meta[block][row]) | {"jpeg": encoded[row]}, self.size, self.fit)
+
+
+def _annotations(part: Part, name: str, footer) -> dict[int, dict[int, str]]:
+    """Of each row group of a file that is used, {row: its JSON with the refs that are read}."""
+    found = {}
+    with opened(part.store, name, footer) as file:
+        for number in range(file.num_row_groups):
+            if may_hold(footer, number, part.splits):
+                table = file.read_row_group(number, columns=["splits", "meta"], use_threads=False)
+                rows = enumerate(map(part.kept, table["splits"].to_pylist(), table["meta"].to_pylist()))
+                if used := {r: json.dumps(row) for r, row in rows if row}:
+                    found[number] = used
+    return found
 
 
 # ---- which of the two -----------------------------------------------------------------------------------------------

@@ -127,7 +127,7 @@ def items(experiment: Experiment, blocks: Callable[[], list[dict]]) -> tuple[Ite
         _ITEMS.clear()
         opened = blocks()
         train = Items(opened, data.train_split, size=data.size, fit=data.fit, unit=data.unit, limit=data.train_limit, augment=data.augment)
-        val = Items(opened, data.val_split, size=data.size, fit=data.fit, unit="sentence", limit=data.val_limit)
+        val = Items(opened, data.val_split, size=data.size, fit=data.fit, unit="sentence", limit=data.val_limit, meta=train.meta)
         _ITEMS[key] = train, val
     return _ITEMS[key]
 

@@ -31,6 +31,7 @@ def write_store(folder, rows, files=2):
         pq.write_table(pa.table(table), folder / f"part-{k}.parquet", row_group_size=4)
     (folder / "vocabulary.json").write_text(json.dumps(vocabulary(rows)))
     manifest = {
+        "format": shards.FORMAT,
         "dataset": rows[0]["dataset"],
         "split_by": rows[0]["split_by"],
         "splits": split_counts(rows),

@@ -1,12 +1,14 @@
 """The measurement of the data path: both ways give the same samples; the command prints its ratios as JSON on the last line."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import SIZE
 
-from aml.data import Items
+from aml.data import Items, decode_image, rasterise
+from aml.refer import read_refer, referent
 from orchestrator import bench_data
 
 
@@ -35,6 +37,21 @@ def test_rates_leave_out_the_start(monkeypatch):
     assert bench_data.timed(iter([8, 8, 8, 8]), 2.0, samples=16) == (3.0, 16, 4.0)
 
 
+def test_enlarged_pictures_have_the_size_of_their_annotations(tmp_path):
+    bench_data.make_pictures(tmp_path, 12, 1)
+    rows = read_refer(tmp_path, tmp_path / "images", "refcoco", "unc")
+    for row in rows:
+        jpeg = Path(row["path"]).read_bytes()
+        assert decode_image(jpeg, "").shape[:2] == (row["height"], row["width"]) and max(row["height"], row["width"]) == bench_data.SIDE
+        assert all(rasterise(referent(row, ref), row["height"], row["width"]).any() for ref in row["refs"])
+    assert 60e3 < sum(Path(row["path"]).stat().st_size for row in rows) / len(rows) < 300e3
+
+
+def test_the_shares_of_a_picture_s_time_add_up():
+    found = bench_data.shares({"decode JPEG": 3.0, "resize picture": 4.0, "mask from RLE": 0.5, "resize mask": 1.0, "another": 9.0}, refs=2.0)
+    assert found == {"JPEG": 0.3, "resize": 0.4, "masks": 0.3}
+
+
 @pytest.mark.fault  # starts processes, Ray and an S3 server
 def test_the_command_prints_its_ratios(ray_session):
     code, text = ray_session(["bench", "data", "--images", "16", "--size", "64", "--samples", "64"])
@@ -44,3 +61,4 @@ def test_the_command_prints_its_ratios(ray_session):
         per_core = found["peer_samples_s"] / found["cores"]
         assert found[f"{name}_ratio"] == pytest.approx(found[f"{name}_samples_s_core"] / per_core, rel=0.01, abs=1e-3)
     assert found["items"] > 32 and found["window_held_mb"] > 0 and found["s3_read_mb_s"] > 0 and "decode JPEG" in found["profile_ms"]
+    assert found["conversion_mb"] > 100 and found["ray_start_s"] > 0 and "Ray starts in" in text

@@ -1,5 +1,6 @@
 """Shards are written file by file: a conversion that was killed is gone on with, and nothing half-written is ever read."""
 
+import hashlib
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from stores import write_store
 
 from aml import refer, synthetic
 from aml.errors import UserError
@@ -47,8 +49,6 @@ def test_rows_of_a_split_lie_together_and_packing_loses_nothing(rows, tmp_path, 
 
 
 def test_the_source_of_shards_is_the_hash_of_all_rows(rows):
-    import hashlib
-
     text = json.dumps([shards.FORMAT, [{k: v for k, v in r.items() if k != "path"} for r in rows]], sort_keys=True)
     assert convert.pack(rows).source == hashlib.sha256(text.encode()).hexdigest()
 
@@ -72,10 +72,93 @@ def test_annotations_without_any_image_are_refused():
         convert.pack([])
 
 
+@pytest.fixture
+def stored_anew(rows, tmp_path):
+    """Shards of a test's own, without Ray: the folder and its store."""
+    store = write_store(tmp_path / "own", rows)
+    return tmp_path / "own", store
+
+
+def test_verifying_says_how_far_it_is_and_reads_a_row_group_at_a_time(rows, tmp_path, small_files, monkeypatch):
+    out = shards.Store(tmp_path)
+    packed = convert.pack(rows)
+    notes = here(packed, out)
+    digests = {int(i): d for note in notes.values() for i, d in note["digests"].items()}
+    content = hashlib.sha256((packed.source + "".join(digests[i] for i in sorted(digests))).encode()).hexdigest()[:16]
+    marker = {"format": shards.FORMAT, "images": len(rows), "files": list(notes), "splits": refer.split_counts(rows)}
+    out.write(shards.MARKER, json.dumps(marker | {"source": packed.source, "fingerprint": content}).encode())
+    monkeypatch.setattr(shards, "SAID_EVERY_S", 0.0)
+    read, said = [], []
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", spy(pq.ParquetFile.read_row_group, read))
+    assert shards.verify(out, lambda text: said.append((text, len(read))))["fingerprint"] == content
+    assert len(said) == 9 and said[0][0].startswith(f"4 of {len(rows)} images, ") and said[0][0].endswith(" s left")
+    assert [groups for _, groups in said] == list(range(1, 10))
+    out.write(shards.MARKER, json.dumps(marker | {"source": packed.source, "fingerprint": "0" * 16}).encode())
+    with pytest.raises(UserError, match=f"does not hold what its marker says .content {content}, noted 0000000000000000."):
+        shards.verify(out)
+
+
+def test_rows_in_the_order_of_their_images_are_read_a_row_group_at_a_time_however_many_splits_share_images(rows, tmp_path, small_files, monkeypatch):
+    """Splits by object, as Google's of RefCOCO, give one run of row groups for each combination of splits."""
+    combinations = [["test"], ["train"], ["val"], ["test", "train"], ["test", "val"], ["train", "val"], ["test", "train", "val"]]
+    mixed = []
+    for k, row in enumerate(rows):
+        refs = [row["refs"][0] | {"split": split, "ref_id": 10 * k + j} for j, split in enumerate(combinations[k % 7])]
+        mixed.append(row | {"refs": refs})
+    out, packed = shards.Store(tmp_path), convert.pack(mixed)
+    notes = here(packed, out)
+    out.write(shards.MARKER, json.dumps({"format": shards.FORMAT, "files": list(notes)}).encode())
+    places, asked = shards.index(out, ["val", "test"]), []
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", spy(pq.ParquetFile.read_row_group, asked))
+    found = list(shards.read(out, places))
+    assert [row["image_id"] for row in found] == [row["image_id"] for k, row in enumerate(mixed) if k % 7 != 1]
+    assert len(asked) == len({(name, group) for _, name, group, _ in places}) > 6
+
+
+def spy(method, calls):
+    def called(self, *arguments, **how):
+        calls.append(arguments)
+        return method(self, *arguments, **how)
+
+    return called
+
+
+def test_a_file_without_a_column_or_with_another_type_is_named(stored_anew):
+    folder, store = stored_anew
+    table = pq.read_table(folder / "part-1.parquet")
+    for other, lacks in ((table.drop_columns(["jpeg"]), "jpeg .binary."), (table.set_column(0, "image_id", table["meta"]), "image_id .int64.")):
+        pq.write_table(other, folder / "part-1.parquet")
+        for look in (shards.verify, shards.splits_of, lambda s: shards.files_with(s, {"val"}), lambda s: shards.index(s, ["val"])):
+            with pytest.raises(UserError, match=f"part-1.parquet lacks {lacks}, so it is no file of these shards"):
+                look(store)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(b"", "_COMPLETE.json is damaged"), (b'{"format": 1, "fi', "_COMPLETE.json is damaged"), (b"[]", "is damaged"), (b'{"format": 1}', "KeyError: 'files'"),
+     (b'{"format": 2, "files": []}', "is of format 2, and this version reads format 1"),
+     (b'{"format": 1, "files": ["../part-0.parquet"]}', "lacks 1 of its 1 files, the first is ../part-0.parquet")],
+)  # fmt: skip
+def test_a_marker_that_is_damaged_or_of_another_format_is_said(stored_anew, content, says):
+    folder, store = stored_anew
+    (folder / shards.MARKER).write_bytes(content)
+    with pytest.raises(UserError, match=says) as error:
+        shards.manifest(store)
+    assert "write the shards again" in str(error.value)
+
+
+def test_rows_that_are_no_json_are_named(stored_anew):
+    folder, store = stored_anew
+    table = pq.read_table(folder / "part-1.parquet")
+    pq.write_table(table.set_column(3, "meta", [["{"] * len(table)]), folder / "part-1.parquet")
+    with pytest.raises(UserError, match="part-1.parquet is damaged .JSONDecodeError"):
+        shards.verify(store)
+
+
 def test_progress_says_rate_and_time_left(monkeypatch):
     clock, said = [0.0], []
-    monkeypatch.setattr(convert.time, "monotonic", lambda: clock[0])
-    progress = convert._Progress(1000, 200, said.append)
+    monkeypatch.setattr(shards.time, "monotonic", lambda: clock[0])
+    progress = shards.Progress(1000, 200, said.append)
     for seconds, images in ((2.0, 50), (10.0, 150), (20.0, 600)):
         clock[0] = seconds
         progress.add(images)

@@ -35,10 +35,35 @@ def noise(height, width, seed=0):
 
 def test_an_unreadable_jpeg_is_named():
     good = jpeg(noise(40, 60))
-    for bad in (b"", b"not a picture", good[: len(good) // 2]):
-        with pytest.raises(data.UnreadableImage, match=r"COCO_7\.jpg cannot be decoded") as caught:
+    for bad, why in ((b"", "it is empty"), (b"not a picture", "it is no picture"), (good[: len(good) // 2], "truncated")):
+        with pytest.raises(data.UnreadableImage, match=rf"COCO_7\.jpg cannot be decoded \(.*{why}.*\); get the image again") as caught:
             data.decode_image(bad, "COCO_7.jpg")
         assert isinstance(caught.value, UserError)
+
+
+def png(picture):
+    out = io.BytesIO()
+    picture.save(out, "PNG")
+    return out.getvalue()
+
+
+def test_pictures_of_other_modes():
+    colour = np.zeros((32, 48, 3), np.uint8)
+    colour[:, 24:] = (250, 10, 120)
+    out = io.BytesIO()
+    Image.fromarray(colour).convert("CMYK").save(out, "JPEG", quality=95)
+    assert abs(data.decode_image(out.getvalue(), "cmyk.jpg").astype(int) - colour).mean() < 4
+    palette = Image.fromarray(colour).convert("P", palette=Image.Palette.ADAPTIVE)
+    for picture in (palette, Image.fromarray(colour).convert("RGBA")):
+        assert np.array_equal(data.decode_image(png(picture), "p.png"), colour)
+    with pytest.raises(data.UnreadableImage, match="deep.png cannot be decoded .it has more than 8 bits a channel."):
+        data.decode_image(png(Image.fromarray(np.full((4, 4), 40000, np.uint16))), "deep.png")
+
+
+def test_a_picture_that_is_to_be_turned_is_read_as_it_lies():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert data.decode_image(jpeg(noise(40, 60), exif=exif), "turned.jpg").shape == (40, 60, 3)
 
 
 def test_a_grey_jpeg_becomes_three_equal_channels():

@@ -1,11 +1,17 @@
 """Shards on S3-compatible storage, against a server of this machine: written, read, decoded without a local copy; damage and absence are said."""
 
+import io
 import logging
 import os
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+from stores import hand_row, write_store
 
+from aml.data import Items, train_batches
 from aml.errors import UserError
 from orchestrator import decoded, shards
 
@@ -104,6 +110,76 @@ def test_a_missing_or_cut_off_object_is_named(written, server, ray_session):
     assert code == 2 and f"the first is {lost}" in text
     code, text = ray_session(["shard", "--verify", f"s3://amlris/team/absent{query}"])
     assert code == 2 and "has no _COMPLETE.json" in text
+
+
+# ---- how much is read -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def large(server, tmp_path_factory):
+    """Shards on S3 of 10 MB, large beside the ends of their files: 48 pictures that compress badly, the val ones in files of their own."""
+    client, query = server
+    rng, square = np.random.default_rng(0), np.zeros((280, 280), bool)
+    square[50:90, 60:200] = True
+    rows = []
+    for k in range(48):
+        jpeg = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (280, 280, 3), np.uint8)).save(jpeg, "JPEG", quality=97)
+        split = "val" if k % 6 == 0 else "train"
+        rows.append(hand_row([square], [(1, ["left one", "the bar"])], image_id=k, split=split) | {"jpeg": jpeg.getvalue()})
+    here = write_store(tmp_path_factory.mktemp("large") / "shards", rows, files=6)
+    there = shards.Store(f"s3://amlris/large{query}")
+    for name in here.names():
+        there.write(name, here.read(name))
+    return there, sum(len(row["jpeg"]) for row in rows if row["refs"][0]["split"] == "train")
+
+
+@pytest.fixture
+def asked(server, monkeypatch):
+    """What is asked of the server from here on: (method, object, bytes of the answer)."""
+    from werkzeug.serving import WSGIRequestHandler
+
+    client, _ = server
+    found = []
+
+    def log(handler, *_):
+        name = handler.path.partition("?")[0].removeprefix("/amlris/")
+        if handler.command == "GET" and name.endswith(".parquet"):
+            size = client.head_object(Bucket="amlris", Key=name)["ContentLength"]
+            part = re.fullmatch(r"bytes=(\d+)-(\d+)", handler.headers.get("Range", ""))
+            found.append((name, min(int(part[2]) + 1, size) - int(part[1]) if part else size))
+
+    monkeypatch.setattr(WSGIRequestHandler, "log_request", log)
+    return found
+
+
+TRAIN = frozenset({"train"})
+
+
+def test_each_picture_is_read_once_an_epoch_through_a_window_and_files_of_other_splits_are_left_alone(large, asked, make_model):
+    store, size = large
+    model = make_model()
+    for rank in range(2):
+        asked.clear()
+        items = Items(decoded.Windowed((decoded.Part(store, TRAIN, {}),), 64, "square").open(), "train", size=64)
+        opening = sum(n for _, n in asked)
+        assert opening < 0.1 * size
+        for epoch in range(2):
+            asked.clear()
+            list(train_batches(items, model, batch=8, seed=0, epoch=epoch, rank=rank, world=2))
+            groups = len(items.blocks.pictures.groups)
+            assert 0.5 * size < sum(n for _, n in asked) < 1.02 * size and len(asked) <= groups  # a row group, one request
+
+
+@pytest.mark.fault  # starts Ray
+def test_a_cluster_reads_each_picture_once_for_all_trials(large, asked, ray_session):
+    store, size = large
+    shared = decoded.decode(decoded.Part(store, TRAIN, {}), 64, "square")
+    assert 0.9 * size < sum(n for _, n in asked) < 1.1 * size
+    asked.clear()
+    for _ in range(2):
+        assert sum(len(b["image"]) for b in shared.open()) == 40
+    assert asked == []
 
 
 def test_an_endpoint_that_is_away_is_said_in_one_sentence(unused_port, monkeypatch):

@@ -140,6 +140,70 @@ def test_damaged_instances(folder, scenes, content, words):
         read(folder, scenes)
 
 
+def edit_refs(folder, change):
+    path = folder / "refcoco" / "refs(unc).p"
+    refs = pickle.loads(path.read_bytes())
+    change(refs)
+    path.write_bytes(pickle.dumps(refs))
+
+
+BAD_REFS = {
+    "a ref's id that is text": (lambda refs: refs[3].update(ref_id="7"), "ref '7' has image_id .*ids must be whole numbers"),
+    "no split": (lambda refs: refs[3].update(split=None), "has split None, and it must be one name"),
+    "two splits in one": (lambda refs: refs[3].update(split="val,train"), "has split 'val,train'"),
+    "no sentences": (lambda refs: [ref.update(sentences=[]) for ref in refs[3:5]], r"has no sentence, and each needs one \(2 such refs in all\)"),
+    "a sentence that is no text": (lambda refs: refs[3]["sentences"][0].update(sent=None), "a sentence without sent_id .* or sent"),
+    "a ref twice": (lambda refs: refs.append(refs[3]), r"has sentence \d+ twice, and ids must be unique"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_REFS)
+def test_a_ref_that_is_not_as_refer_writes_it_is_named(folder, scenes, what):
+    change, says = BAD_REFS[what]
+    edit_refs(folder, change)
+    with pytest.raises(UserError, match=says) as error:
+        read(folder, scenes)
+    assert "refs(unc).p" in str(error.value) and "\n" not in str(error.value)
+
+
+def run_lengths(annotation, record, *, size=None, counts=None):
+    whole = [record["height"], record["width"]]
+    annotation["segmentation"] = {"size": size or whole, "counts": [whole[0] * whole[1]] if counts is None else counts}
+
+
+BAD_INSTANCES = {
+    "an image twice": (lambda d: d["images"].append(dict(d["images"][0])), r"has image \d+ twice"),
+    "an annotation twice": (lambda d: d["annotations"].append(dict(d["annotations"][0])), r"has annotation \d+ twice"),
+    "an image without a size": (lambda d: d["images"][0].pop("height"), "not COCO's .KeyError: 'height'."),
+    "an image of no pixels": (lambda d: d["images"][0].update(height=0), "is 0 x 64, and height and width must be pixels"),
+    "a file outside the images": (lambda d: d["images"][0].update(file_name="../../secret.jpg"), "leads out of the images folder"),
+    "a file of the system": (lambda d: d["images"][0].update(file_name="/etc/passwd"), "leads out of the images folder"),
+    "an annotation without a mask": (lambda d: d["annotations"][0].pop("segmentation"), "cannot be drawn .KeyError: 'segmentation'."),
+    "half a point": (lambda d: d["annotations"][0].update(segmentation=[[1, 2, 3, 4, 5, 6, 7]]), "neither an RLE nor polygons of x, y pairs"),
+    "points that are no numbers": (lambda d: d["annotations"][0].update(segmentation=[["a", "b", "c", "d", "e", "f"]]), "cannot be drawn"),
+    "a mask of another size": (
+        lambda d: run_lengths(d["annotations"][0], d["images"][0], size=[3, 4]),
+        r"it is for \[3, 4\], but its image is \[58, 64\]",
+    ),
+    "too few run lengths": (lambda d: run_lengths(d["annotations"][0], d["images"][0], counts=[5, 5]), "do not add up to 3712 pixels"),
+    "damaged counts": (lambda d: run_lengths(d["annotations"][0], d["images"][0], counts="PPPP"), "cannot be drawn .*RLE"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_INSTANCES)
+def test_annotations_that_are_not_coco_s_are_named(folder, scenes, what):
+    change, says = BAD_INSTANCES[what]
+    edit_instances(folder, change)
+    with pytest.raises(UserError, match=says) as error:
+        read(folder, scenes)
+    assert str(error.value).count("instances.json") == 1 and "\n" not in str(error.value)
+
+
+def test_boxes_are_not_read(folder, scenes, rows):
+    edit_instances(folder, lambda d: [a.update(bbox=[-5, -5, -1, 0]) for a in d["annotations"]])
+    assert read(folder, scenes) == rows
+
+
 # ---- masks ----------------------------------------------------------------------------------------------------------
 
 

@@ -318,12 +318,12 @@ def test_a_truncated_shard_is_named_before_anything_reads_it(tmp_path):
 
     for name in ("part-0.parquet", "part-1.parquet"):
         pq.write_table(pa.table({"image_id": [1], "splits": ["train"], "jpeg": [b"x" * 1000], "meta": ["{}"]}), tmp_path / name)
-    (tmp_path / shards.MARKER).write_text(json.dumps({"files": ["part-0.parquet", "part-1.parquet"]}))
+    (tmp_path / shards.MARKER).write_text(json.dumps({"format": shards.FORMAT, "files": ["part-0.parquet", "part-1.parquet"]}))
     store = shards.Store(tmp_path)
-    shards.check_files(store)
+    assert list(shards.files_with(store, {"train"})) == ["part-0.parquet", "part-1.parquet"] and not shards.files_with(store, {"val"})
     damage(tmp_path / "part-1.parquet")
     for read in (
-        shards.check_files,
+        lambda s: shards.files_with(s, {"val"}),
         shards.splits_of,
         lambda s: shards.index(s, ["train"]),
         lambda s: decode(Part(s, frozenset({"train"}), {}), 64, "square"),

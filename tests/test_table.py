@@ -131,6 +131,9 @@ def test_image_ids_are_given_or_coco_s_or_of_the_content(folder):
 BAD = [
     ({"image": "z.jpg"}, "image .*z.jpg cannot be read .*give a JPEG or PNG"),
     ({"image": "mine.jsonl"}, "it is no picture"),
+    ({"image": "../a.jpg"}, "leads out of the images folder"),
+    ({"image": "/etc/passwd"}, "leads out of the images folder"),
+    ({"mask": "../../half.png"}, "leads out of the table's folder"),
     ({"expression": "  "}, "expression is '  '; it must be some text"),
     ({"split": None}, "split is None"),
     ({"split": "val,test"}, "name one split"),
