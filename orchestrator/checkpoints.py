@@ -30,6 +30,15 @@ def find_checkpoint(text: str | Path, root: Path, tracking_uri: str | None = Non
     return _named(text, root)
 
 
+def owner(checkpoint: Path) -> tuple[runs.Run, str] | None:
+    """The run that a checkpoint folder lies in, and the tracker's key of it or of its trial; None: in none."""
+    folder = Path(checkpoint).absolute().parent
+    if (folder / "train.json").is_file():
+        return runs.Run(folder, "train"), "train"
+    sweep = folder.parent.parent
+    return (runs.Run(sweep, "sweep"), folder.name) if folder.parent.name == "trials" and (sweep / "sweep.json").is_file() else None
+
+
 def _is_checkpoint(folder: Path) -> bool:
     return (folder / "config.json").is_file() and (folder / "model.safetensors").is_file()
 

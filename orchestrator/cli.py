@@ -177,6 +177,7 @@ def evaluate(
     workers: Annotated[int, typer.Option(help="Ray tasks that share the pictures; with one no Ray is started. The counts are the same.")] = 1,
     precision: Precision = None,
     batch: Annotated[int | None, typer.Option(help="Pictures, and sentences, at a time; default: 8 on a CPU, 64 on a GPU.")] = None,
+    track: Annotated[bool, typer.Option(help="Log the scores on the MLflow run that the checkpoint belongs to.")] = True,
     as_json: Json = False,
 ) -> None:
     """Score a checkpoint on whole splits, every sentence once."""
@@ -185,8 +186,9 @@ def evaluate(
     from orchestrator.config import storage_root
 
     names = [s for s in splits.split(",") if s]
+    folder = checkpoint_folder(checkpoint)
     found = evaluate.evaluate(
-        checkpoint_folder(checkpoint),
+        folder,
         shards.Store(data, storage_root()),
         names,
         protocol=protocol,
@@ -206,6 +208,8 @@ def evaluate(
     for text in breakdown.robustness_lines(json.loads(robust.read_text("utf-8"))) if robust.exists() else ():
         say(text)
     say(f"wrote {out / 'metrics.json'}, {out / 'per_sentence.jsonl'} and {out / 'breakdown.json'}")
+    if track:
+        evaluate.log(folder, out, say)
     if as_json:
         say(json.dumps(found))
 

@@ -38,7 +38,7 @@ from aml.inference import Segmenter, usual_precision
 from aml.learner import segment, whole
 from aml.metrics import IOU_UNIT, Sums, called_empty, counts, score, settle
 from aml.models import build
-from orchestrator import breakdown, scoring, shards
+from orchestrator import breakdown, checkpoints, runs, scoring, shards
 from orchestrator.checkpoints import find_checkpoint
 from orchestrator.scoring import CLEAN
 from orchestrator.trial import write_atomic
@@ -47,6 +47,8 @@ __all__ = ["baselines", "evaluate", "find_checkpoint"]
 
 PROTOCOLS = ("square", "original")
 SAY_EVERY_S = 20.0
+LOGGED = ("about.json", "metrics.json", "breakdown.json", "robustness.json")
+"""What MLflow gets of an evaluation; the rows stay in its folder."""
 
 # ---- every sentence of some splits ----------------------------------------------------------------------------------
 
@@ -125,6 +127,48 @@ def evaluate(
     if tally.unknown_share:
         say(f"{tally.unknown_share:.1%} of the words are not in the checkpoint's vocabulary; the model reads them all as one unknown word")
     return metrics
+
+
+def log(checkpoint: Path, out: Path, say=print) -> None:
+    """Put the evaluation in OUT on the MLflow run that its checkpoint belongs to; nothing where it belongs to none, or tracks nowhere.
+
+    Metrics eval/<data set>/<split>/<protocol>[/<corruption>-<severity>]/<score>, at the checkpoint's epoch; files under evaluations/<name of OUT>.
+    """
+    from orchestrator import mlflow_store
+
+    if (owner := checkpoints.owner(checkpoint)) is None:
+        return
+    run, key = owner
+    experiment = run.experiment()
+    if experiment.tracking.uri == "none" or experiment.root != run.folder.parent:  # a copied run is not the one that MLflow knows
+        return
+    uri = mlflow_store.tracking_uri(experiment.tracking.uri, experiment.root)
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        return
+    about, metrics = breakdown.read(out)
+    try:
+        with run.locked(say):
+            tracker = runs.open_tracker(run, experiment)
+            tracker.data(key, [runs.data_set({"splits": {}} | about["data"], split, "evaluation") for split in about["splits"]])
+            tracker.metrics(key, about["epoch"] or 0, eval_metrics(about, metrics))
+            for name in LOGGED:
+                if (Path(out) / name).exists():
+                    tracker.artifact(key, Path(out) / name, f"evaluations/{Path(out).absolute().name}")
+            remaining = tracker.close(60 if tracker.ready(30) else 0)
+    except UserError as error:  # the figures are in OUT whatever MLflow says
+        remaining = f"not logged in MLflow: {error}"
+    say(remaining or f"logged on {run.name}{'' if key == 'train' else f' {key}'} in MLflow")
+
+
+def eval_metrics(about: dict, metrics: dict[str, dict]) -> dict[str, float]:
+    """metrics.json under the names that MLflow takes: all scores of clean pictures, mIoU and oIoU of corrupted ones."""
+    found = {}
+    for view, scores in metrics.items():
+        split, _, corruption = view.partition("/")
+        place = "/".join(["eval", about["data"]["dataset"], split, about["protocol"], *([corruption.replace(":", "-")] if corruption else [])])
+        kept = {k: v for k, v in scores.items() if not corruption or k in ("mIoU", "oIoU")}
+        found |= {f"{place}/{name}": value for name, value in kept.items()}
+    return found
 
 
 def _named(splits: list[str], manifest: dict) -> list[str]:

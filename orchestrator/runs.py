@@ -233,6 +233,19 @@ def open_tracker(run: Run, experiment: Experiment):
     return Tracker(run.folder, experiment.tracking.uri, experiment.name, experiment.root)
 
 
+def log_data(tracker, key: str, run: Run, experiment: Experiment) -> None:
+    """The splits that a run trains and validates on, as its inputs in MLflow."""
+    data = run.state["data"]
+    read = ((experiment.data.train_split, "training"), (experiment.data.val_split, "validation"))
+    tracker.data(key, [data_set(data, split, context) for split, context in read])
+
+
+def data_set(data: dict, split: str, context: str) -> dict:
+    """A split as the tracker takes it.   data: uri, dataset, split_by, fingerprint, splits (counts by split)"""
+    name = f"{data['dataset']}-{data['split_by']}/{split}"
+    return {"name": name, "digest": data["fingerprint"], "uri": data["uri"], "counts": data["splits"].get(split, {}), "context": context}
+
+
 def deliver(run: Run, experiment: Experiment, say) -> None:
     """Give MLflow what it missed of a finished run, where anything waits."""
     from orchestrator.tracking import QUEUE

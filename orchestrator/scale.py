@@ -116,7 +116,12 @@ def open_run(root: Path, base: Experiment) -> runs.Run:
     run = runs.Run(root / "scale", "sweep")
     run.folder.mkdir(parents=True, exist_ok=True)
     (run.folder / "config.yaml").write_text(base.to_yaml(), "utf-8")
-    run.update(epochs_by_arm={}, git_sha="none", git_dirty=False, data={"fingerprint": "none"})
+    run.update(
+        epochs_by_arm={},
+        git_sha="none",
+        git_dirty=False,
+        data={"fingerprint": "none", "uri": "none", "dataset": "none", "split_by": "none", "splits": {}},
+    )
     return run
 
 

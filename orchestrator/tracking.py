@@ -21,6 +21,7 @@ import socket
 import threading
 import time
 from pathlib import Path
+from urllib.parse import urlparse
 
 from aml.errors import UserError
 from orchestrator.mlflow_store import AWAY, PERMANENT, Server, refused, set_environment, tracking_uri, weights_digest, words_of
@@ -98,6 +99,12 @@ class _Calls:
     def tags(self, key: str, values: dict) -> None:
         self._put("tags", key, tags=_texts(values))
 
+    def data(self, key: str, sets: list[dict]) -> None:
+        """Data sets that the run reads, shown among its inputs: name, digest, uri, counts (of refs, sentences, images) and context (training,
+        validation or evaluation) of each."""
+        every = [{**one, "name": one["name"][:250], "digest": one["digest"][:36], "uri": redact(one["uri"])} for one in sets]
+        self._put("data", key, sets=[{**one, "kind": urlparse(one["uri"]).scheme or "local"} for one in every])
+
     def artifact(self, key: str, path: Path, to: str = "") -> None:
         """Upload a file, or what a folder holds, into the artifact folder `to`, as it is when its turn comes."""
         path = Path(path).absolute()
@@ -130,7 +137,7 @@ class MemoryTracker(_Calls):
     """The same calls with nothing behind them but dicts: for tests and for `tracking.uri: none`.
 
     runs[key] = {name, parent, status, params, tags, metrics: {name: [(step, value), ...]}, artifacts: [path, ...],
-    models: [name, ...]}. Give the `runs` of an earlier one to continue it."""
+    models: [name, ...], data: [(name, digest, context), ...]}. Give the `runs` of an earlier one to continue it."""
 
     def __init__(self, folder: Path = ".", uri: str | None = None, experiment: str = "", root: Path = ".", runs: dict | None = None):
         super().__init__(folder, uri, experiment, root)
@@ -149,7 +156,7 @@ class MemoryTracker(_Calls):
     def _run(self, key: str, op: dict) -> None:
         if op["parent"] is not None and op["parent"] not in self.runs:
             raise LookupError(f"no run {op['parent']!r}")
-        run = self.runs.setdefault(key, {"params": {}, "tags": {}, "metrics": {}, "artifacts": [], "models": []})
+        run = self.runs.setdefault(key, {"params": {}, "tags": {}, "metrics": {}, "artifacts": [], "models": [], "data": []})
         run["tags"].pop("stopped_by", None)
         run.update(name=op["name"], parent=op["parent"], status="RUNNING")
         self._params(run, op)
@@ -168,6 +175,11 @@ class MemoryTracker(_Calls):
 
     def _tags(self, run: dict, op: dict) -> None:
         run["tags"].update(op["tags"])
+
+    def _data(self, run: dict, op: dict) -> None:
+        for one in op["sets"]:
+            if (known := (one["name"], one["digest"], one["context"])) not in run["data"]:
+                run["data"].append(known)
 
     def _artifact(self, run: dict, op: dict) -> None:
         path = self.folder / op["path"]

@@ -130,6 +130,7 @@ def _fit(this: runs.Run, experiment: Experiment, used: sources.Sources, init, sa
     tracker = runs.open_tracker(this, experiment)
     key = "train"
     tracker.run(key, this.name, params=experiment.params(), tags=_tags(this, experiment))
+    runs.log_data(tracker, key, this, experiment)
     stop = this.folder / trial.STOP
     stop.unlink(missing_ok=True)
     for problem in delivery.deliver_everywhere(this.folder):

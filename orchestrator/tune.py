@@ -178,6 +178,7 @@ class Sweep:
         """That trials under way took in their earlier turns."""
         self.varying = {"seed", "aml.tau", "aml.rho", "aml.mode", "aml.preset", "aml.rate", *experiment.search.dimensions}
         tracker.run(PARENT, this.name, params=experiment.params(self.varying), tags=self._tags() | {"sweep": this.name})
+        runs.log_data(tracker, PARENT, this, experiment)
         tracker.artifact(PARENT, this.folder / "config.yaml")
         self._end_generations()
 
@@ -266,6 +267,7 @@ class Sweep:
         tags = self._tags() | {"sweep": self.run.name, "trial_id": trial_id, "seed": spec.seed, "arm": spec.arm, "stage": spec.stage}
         name = f"{spec.arm} tau={facts['tau']:g} rho={facts['rho']:g} seed={spec.seed}" + (" confirm" if spec.stage == "confirm" else "")
         self.tracker.run(trial_id, name, parent=PARENT, params={k: v for k, v in params.items() if v is not None}, tags=tags)
+        runs.log_data(self.tracker, trial_id, self.run, live.experiment)
 
     def heard(self, trial_id: str, metrics: dict) -> tuple[str, str] | None:
         """An epoch of a trial.   -> (state, stopped_by) where the trial is over, decided and in the ledger; None: go on."""

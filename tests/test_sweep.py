@@ -95,6 +95,28 @@ def test_mlflow_holds_a_parent_its_children_and_a_champion(finished, home):
     assert mlflow.__version__
 
 
+def test_an_evaluation_is_logged_on_the_run_it_belongs_to(finished, home, tmp_path, monkeypatch, ray_session):
+    from mlflow.tracking import MlflowClient
+
+    run, _ = finished
+    monkeypatch.setenv("AMLRIS_HOME", str(home))
+    champion = run.state["champion"]["trial"]
+    how = ["--data", "data/tiny", "--splits", "val", "--corrupt", "fog:3", "--out", str(tmp_path / "scores")]
+    for _ in range(2):  # once more changes nothing
+        code, text = ray_session(["evaluate", "tiny", *how])
+        assert code == 0 and f"logged on {run.name} {champion} in MLflow" in text
+    client, metrics = MlflowClient(f"sqlite:///{home}/mlflow.db"), json.loads((tmp_path / "scores" / "metrics.json").read_text())
+    (experiment,) = [e for e in client.search_experiments() if e.name == "tiny"]
+    (child,) = client.search_runs([experiment.experiment_id], f"tags.trial_id = '{champion}'")
+    assert child.data.metrics["eval/refcoco/val/square/mIoU"] == metrics["val"]["mIoU"] and child.info.status == "FINISHED"
+    assert child.data.metrics["eval/refcoco/val/square/fog-3/oIoU"] == metrics["val/fog:3"]["oIoU"]
+    assert {a.path for a in client.list_artifacts(child.info.run_id, "evaluations/scores")} >= {"evaluations/scores/metrics.json"}
+    read = {(i.dataset.name, i.tags[0].value) for i in child.inputs.dataset_inputs}
+    assert read == {("refcoco-unc/train", "training"), ("refcoco-unc/val", "validation"), ("refcoco-unc/val", "evaluation")}
+    code, text = ray_session(["evaluate", "tiny", *how, "--no-track"])
+    assert code == 0 and "MLflow" not in text
+
+
 def test_the_report_is_written_with_its_csv(finished):
     run, _ = finished
     page = (run.folder / "report" / "index.html").read_text()

@@ -50,6 +50,10 @@ class Real:
         self.tracker = Tracker(self.folder, None, self.experiment, self.root)
         return self.tracker
 
+    def inputs(self, key):
+        found = client(self.root).get_run(self.tracker.record(key)["run_id"]).inputs.dataset_inputs
+        return sorted((one.dataset.name, one.dataset.digest, one.tags[0].value) for one in found)
+
     def look(self, key):
         assert self.tracker.flush(30) == 0
         api, run_id = client(self.root), self.tracker.record(key)["run_id"]
@@ -79,6 +83,9 @@ class Memory:
     def start(self):
         self.tracker = MemoryTracker(self.folder, runs=self.runs)
         return self.tracker
+
+    def inputs(self, key):
+        return self.runs[key]["data"]
 
     def look(self, key):
         return {**self.runs[key], "artifacts": sorted(self.runs[key]["artifacts"])}
@@ -119,6 +126,20 @@ def test_a_sweep_is_a_parent_with_children_that_compare(store):
     assert store.look("t0")["params"] == {"aml.tau": "0", "aml.rho": "0"}
     assert store.count() == 3
     assert t.close() == ""
+
+
+def test_data_sets_are_inputs_of_a_run_and_logged_twice_they_are_there_once(store):
+    t = store.start()
+    t.run("t", "trial")
+    counts = {"refs": 2, "sentences": 5}
+    sets = [
+        {"name": f"refcoco-unc/{split}", "digest": "0123456789abcdef", "uri": "s3://me:secret@bucket/x", "counts": counts, "context": context}
+        for split, context in (("train", "training"), ("val", "validation"))
+    ]
+    t.data("t", sets)
+    t.data("t", sets)
+    assert t.close() == "" and t.rejected == 0
+    assert store.inputs("t") == [("refcoco-unc/train", "0123456789abcdef", "training"), ("refcoco-unc/val", "0123456789abcdef", "validation")]
 
 
 def test_metrics_that_are_no_numbers_are_left_out_and_names_are_made_fit(store):
