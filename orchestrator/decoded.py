@@ -6,6 +6,7 @@ that aml.data.Items takes, which is all that training sees.
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -59,6 +60,18 @@ class Shared:
             images = BlockAccessor.for_block(table).to_numpy(["image"])["image"]
             blocks.append({"image": images, "masks": _Binary(table["masks"]), "meta": table["meta"].to_pylist()})
         return blocks
+
+
+@contextmanager
+def held(shared: "Shared | Windowed"):
+    """Keep a copy of every decoded block on this machine. Where one that decoded them is lost, trials get this copy; without it they would
+    wait for tasks that decode again, which find no CPU, since the trials hold them all."""
+    import ray
+
+    resident = shared if isinstance(shared, Shared) else shared.resident
+    blocks = ray.get(list(resident.refs)) if resident else []  # mapped as long as this frame lives
+    yield
+    del blocks
 
 
 class _Binary:

@@ -10,7 +10,7 @@ from aml.errors import NonFinite, NotSaved, UserError
 from aml.learner import vacuous_mask
 from orchestrator import cluster, delivery, interrupts, mirror, runs, sources, trial
 from orchestrator.config import Experiment, from_dict
-from orchestrator.decoded import Shared, Windowed
+from orchestrator.decoded import Shared, Windowed, held
 from orchestrator.trial import read_history
 
 FAILED = "failed.json"
@@ -143,7 +143,7 @@ def _fit(this: runs.Run, experiment: Experiment, used: sources.Sources, init, sa
         shared = used.decode(windowed=this.state.get("windowed"), say=say)
         this.update(windowed=isinstance(shared, Windowed))
         trainer = make_trainer(experiment, shared, used.words(), this.folder, init=init)
-        with interrupts.as_before():
+        with interrupts.as_before(), held(shared):
             end_after_epoch(trainer, stop)
             trainer.fit()
         epochs.close()

@@ -12,7 +12,7 @@ from pathlib import Path
 from aml.learner import vacuous_mask
 from orchestrator import budget, cluster, cost, delivery, forecast, generations, interrupts, mirror, pace, plan, runs, sources, trial
 from orchestrator.config import Experiment, from_dict
-from orchestrator.decoded import Shared, Windowed
+from orchestrator.decoded import Shared, Windowed, held
 from orchestrator.live import Board
 
 PARENT = "sweep"
@@ -58,13 +58,18 @@ def light_trial(config: dict, shared: Shared | Windowed, vocabulary: list[str]) 
 
 
 def distributed_trial(config: dict, shared: Shared | Windowed, vocabulary: list[str]) -> None:
-    """The driver of a Ray Train run; it waits while the workers train."""
+    """The driver of a Ray Train run; it waits while the workers train. Train restarts workers, Tune this driver: neither repeats the other."""
+    from ray import tune
+    from ray.train import TrainingFailedError
     from ray.tune.integration.ray_train import TuneReportCallback
 
     from orchestrator.train import make_trainer
 
     folder = mirror.here(config["folder"])
-    make_trainer(from_dict(config["legs"][-1][0]), shared, vocabulary, folder, callbacks=[TuneReportCallback()]).fit()
+    try:
+        make_trainer(from_dict(config["legs"][-1][0]), shared, vocabulary, folder, callbacks=[TuneReportCallback()]).fit()
+    except TrainingFailedError as error:
+        tune.report(trial.failed(error))
 
 
 # ---- the driver -----------------------------------------------------------------------------------------------------
@@ -115,10 +120,11 @@ def _search(this: runs.Run, experiment: Experiment, used: sources.Sources, place
         this.update(windowed=isinstance(shared, Windowed))  # the order of items follows from it
         if not tracker.ready():  # the database is made before any trial
             say(f"tracking: {tracker.problem}; training goes on, what it misses is kept in {this.folder}")
-        sweep.fit(shared, used.words())
-        for problem in delivery.deliver_everywhere(this.folder):
-            say(f"{problem}; the same command delivers it while that machine is there")
-        code = sweep.finish(shared)
+        with held(shared):
+            sweep.fit(shared, used.words())
+            for problem in delivery.deliver_everywhere(this.folder):
+                say(f"{problem}; the same command delivers it while that machine is there")
+            code = sweep.finish(shared)
     except KeyboardInterrupt:
         code = 130
         this.update(state="interrupted", ended=time.time())
@@ -215,7 +221,7 @@ class Sweep:
             run_config=tune.RunConfig(
                 name=f"attempt-{time.time_ns()}",
                 storage_path=str(self.run.folder / "tune"),
-                failure_config=tune.FailureConfig(max_failures=self.experiment.resources.max_failures if light else 0),
+                failure_config=tune.FailureConfig(max_failures=self.experiment.resources.max_failures),
                 callbacks=[Ear(self)],
                 verbose=0,
             ),

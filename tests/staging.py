@@ -1,6 +1,7 @@
 """Processes that a test stages and kills: found again by a mark in their environment, whoever started them and wherever they hang."""
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -85,3 +86,63 @@ class Stage:
     def close(self) -> None:
         self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Machines:
+    """A Ray cluster of several machines that are all this one, each lost by killing whatever runs on it."""
+
+    def __init__(self, stage: Stage):
+        self.stage = stage
+        self.port, self.dashboard = free_port(), free_port()
+        self.address, self.jobs = f"127.0.0.1:{self.port}", f"http://127.0.0.1:{self.dashboard}"
+
+    def _start(self, name: str, cpus: int, *arguments: str) -> None:
+        agent = f"--dashboard-agent-listen-port={free_port()}"  # its default may be held by another Ray of this machine
+        command = [BIN / "ray", "start", *arguments, f"--num-cpus={cpus}", agent, "--object-store-memory=200000000", "--block"]
+        soon = {"RAY_health_check_period_ms": "500", "RAY_health_check_initial_delay_ms": "2000"}  # a dead machine is noticed in seconds
+        process, log = self.stage.start(command, AMLRIS_MACHINE=name, **soon)
+        wait_for(lambda: "Ray runtime started" in log.read_text(), log=log, process=process, seconds=180)
+
+    def head(self, cpus: int) -> None:
+        ports = [f"--port={self.port}", f"--dashboard-port={self.dashboard}", f"--ray-client-server-port={free_port()}"]
+        self._start("head", cpus, "--head", f"--temp-dir={self.stage.folder / 'ray'}", *ports)
+
+    def add(self, name: str, cpus: int) -> None:
+        self._start(name, cpus, f"--address={self.address}")
+
+    def lose(self, name: str) -> None:
+        self.stage.kill(f"AMLRIS_MACHINE={name}")
+
+    def groups(self) -> list[str]:
+        """States of all placement groups the cluster knows."""
+        ask = (
+            "import json, sys, ray; ray.init(sys.argv[1], log_to_driver=False, logging_level='ERROR')\n"
+            "print(json.dumps([g['state'] for g in ray.util.placement_group_table().values()]))"
+        )
+        command = [sys.executable, "-c", ask, self.address]
+        done = subprocess.run(command, env=self.stage.environment, capture_output=True, text=True, timeout=180, check=True)
+        return json.loads(done.stdout.splitlines()[-1])
+
+
+OF_RAY = ("IDLE", "DashboardAgent", "RuntimeEnvAgent", "_StatsActor", "_AutoscalingCoordinatorActor")
+"""What a cluster that stays keeps running: workers without work, its agents, and what Ray Data starts once a cluster."""
+
+
+def assert_nothing_left(stage: Stage, root: Path, groups: list[str] = ()) -> None:
+    """After a run, however it went: no process of it, no placement group, no temporary folder, no draft in the results.
+
+    What the test itself keeps was started with AMLRIS_MACHINE. groups: states of the cluster's placement groups, where there is one to ask."""
+
+    def left() -> dict[int, str]:
+        return {p: c for p, c in stage.alive().items() if not (stage.has(p, "AMLRIS_MACHINE=") and kept(c))}
+
+    def kept(command: str) -> bool:
+        return command.removeprefix("ray::").startswith(OF_RAY) if command.startswith("ray::") else "-m orchestrator" not in command
+
+    deadline = time.monotonic() + 60
+    while left() and time.monotonic() < deadline:  # Ray takes down what a driver leaves
+        time.sleep(0.2)
+    assert left() == {}
+    assert set(groups) <= {"REMOVED"}
+    assert [p.name for p in stage.temporary.iterdir() if p.name.startswith(("amlris", "tmp"))] == []  # Ray's and torch's own stay
+    assert [str(p) for p in root.rglob("*") if p.name.endswith((".tmp", ".draft", ".new"))] == []

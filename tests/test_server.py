@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from staging import BIN, Stage, free_port, wait_for
+from staging import BIN, Stage, assert_nothing_left, free_port, wait_for
 from stores import save_model
 from test_sweep import TINY
 from test_tracking import walk
@@ -82,7 +82,7 @@ def server(stage, database):
         (drivers / "psycopg2").symlink_to(DRIVER)
     store = database.uri if database else f"sqlite:///{stage.folder}/mlflow.db"
     command = [BIN / "mlflow", "server", "--backend-store-uri", store, "--artifacts-destination", artifacts, "--port", str(port), "--workers", "1"]
-    process, log = stage.start(command, PYTHONPATH=str(drivers))
+    process, log = stage.start(command, AMLRIS_MACHINE="mlflow", PYTHONPATH=str(drivers))
     uri = f"http://127.0.0.1:{port}"
 
     def answers() -> bool:
@@ -179,3 +179,4 @@ def test_training_does_not_wait_for_a_server_that_hangs_and_everything_is_there_
         assert len(list(walk(api, child.info.run_id, "pictures"))) == 1
     (parent,) = [r for r in found if "trial_id" not in r.data.tags]
     assert api.get_model_version_by_alias("hung", "champion").run_id == parent.info.run_id
+    assert_nothing_left(stage, tmp_path)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -150,23 +151,28 @@ def test_dry_run_starts_nothing(home, ray_session):
     assert not list(home.glob("other-*"))
 
 
-def test_a_reused_process_gives_a_trial_the_bits_it_has_alone(finished, home):
-    """The confirmation trials ran in actors that had run other trials; alone, in this process, the same numbers come out."""
+def alone(run: runs.Run, record: dict, root: Path) -> list[dict]:
+    """The epochs of a sweep's trial, trained once more by itself in this process, without Ray."""
     from aml.data import block_of, decode_row
     from orchestrator import plan, shards, trial
 
-    run, _ = finished
     experiment = run.experiment()
-    (record,) = [r for r in run.ledger() if r["trial"] == "aml_calibrated-confirm-000"]
     spec = plan.Trial(record["trial"], record["arm"], record["stage"], record["seed"], record["overrides"])
-    store = shards.Store(experiment.data.train, home)
+    store = shards.Store(experiment.data.train, root)
     heard = []
     rows = shards.read(store, shards.index(store, ["train", "val"]))
     blocks = [block_of([decode_row(row, experiment.data.size, experiment.data.fit) for row in rows])]
     trial._ITEMS.clear()
-    trial.run(spec.experiment(experiment), lambda: blocks, shards.words(store), home / "alone", heard.append)
+    trial.run(spec.experiment(experiment), lambda: blocks, shards.words(store), root / "alone" / record["trial"], heard.append)
+    return heard
+
+
+def test_a_reused_process_gives_a_trial_the_bits_it_has_alone(finished, home):
+    """The confirmation trials ran in actors that had run other trials; alone, in this process, the same numbers come out."""
+    run, _ = finished
+    (record,) = [r for r in run.ledger() if r["trial"] == "aml_calibrated-confirm-000"]
     names = ("train/loss", "val/mIoU", "val/oIoU", "aml/hidden", "aml/auroc")
-    assert [[h[n] for n in names] for h in heard] == [[e[n] for n in names] for e in record["history"]]
+    assert [[h[n] for n in names] for h in alone(run, record, home)] == [[e[n] for n in names] for e in record["history"]]
 
 
 @pytest.mark.fault  # slow; `make test` trains with two workers in test_train

@@ -1,0 +1,131 @@
+"""Machines of a cluster that are lost in the middle of a run: a node, then the head. What is lost: the epoch under way."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from staging import Machines, Stage, assert_nothing_left, wait_for
+from test_sweep import TINY, alone
+from test_train import CONFIG
+
+from orchestrator import runs
+
+pytestmark = pytest.mark.fault
+
+NUMBERS = ("epoch", "train/loss", "val/mIoU", "val/oIoU")
+
+
+@pytest.fixture(scope="module")
+def stage():
+    stage = Stage(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="planted-" + "0123456789abcdef" * 4, RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2")
+    stage.environment["HOME"] = str(stage.folder / "home")
+    (stage.folder / "home").mkdir()
+    yield stage
+    stage.close()
+
+
+@pytest.fixture(scope="module")
+def machines(stage):
+    """A head that only holds the driver; the tests add and lose the others."""
+    machines = Machines(stage)
+    machines.head(0)
+    return machines
+
+
+def histories(folder: Path) -> dict[str, list[dict]]:
+    """{run or trial folder: its finished epochs, as they lie there}"""
+    files = [p for pattern in ("*/epochs.jsonl", "*/trials/*/epochs.jsonl") for p in folder.glob(pattern)]
+    found = {str(p.parent): p.read_text().splitlines() for p in files}
+    return {name: [json.loads(line) for line in lines] for name, lines in found.items()}
+
+
+def numbers(history: list[dict]) -> list[list]:
+    return [[epoch[name] for name in NUMBERS] for epoch in history]
+
+
+def assert_resumed(before: dict[str, list[dict]], after: dict[str, list[dict]]) -> None:
+    """Every epoch that was done is still the very same: how long it took is in it, and no two take as long."""
+    assert before and all(after[name][: len(history)] == history for name, history in before.items())
+
+
+def test_a_sweep_whose_node_is_lost_goes_on_where_another_comes(stage, machines, tmp_path):
+    machines.add("first", 2)
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    few = ["search.scheduler=none", "search.space={optim.lr: [1e-3, 2e-3]}", "search.arms=[off]", "train.epochs=20"]
+    process, log = stage.orchestrator("sweep", tmp_path / "tiny.yaml", f"storage.root={tmp_path}", *few, RAY_ADDRESS=machines.address)
+    wait_for(lambda: any(len(h) >= 3 for h in histories(tmp_path).values()), log=log, process=process)
+    machines.lose("first")
+    done = histories(tmp_path)
+    assert all(len(history) < 20 for history in done.values())
+    machines.add("second", 2)
+    assert process.wait(timeout=500) == 0, log.read_text()
+    (run,) = runs.listing(tmp_path)
+    records = run.ledger()
+    assert len(records) == 3 and {(r["state"], r["epochs"]) for r in records} == {("done", 20)}
+    assert_resumed(done, histories(tmp_path))
+    for record in records:
+        assert numbers(record["history"]) == numbers(alone(run, record, tmp_path))
+    assert_nothing_left(stage, tmp_path, machines.groups())
+
+
+def test_a_training_on_two_workers_whose_node_is_lost_goes_on_where_another_comes(stage, machines, tmp_path):
+    machines.lose("second")
+    machines.add("third", 2)
+    (tmp_path / "duo.yaml").write_text(CONFIG)
+    command = ["train", tmp_path / "duo.yaml", f"storage.root={tmp_path}", "train.epochs=20"]
+    process, log = stage.orchestrator(*command, RAY_ADDRESS=machines.address)
+    wait_for(lambda: any(len(h) >= 3 for h in histories(tmp_path).values()), log=log, process=process)
+    machines.lose("third")
+    done = histories(tmp_path)
+    machines.add("fourth", 2)
+    assert process.wait(timeout=500) == 0, log.read_text()
+    (run,) = runs.listing(tmp_path)
+    assert_resumed(done, histories(tmp_path))
+    assert log.read_text().count("epoch 1/20 ") == 1
+    process, log = stage.orchestrator(*command, "--fresh", RAY_ADDRESS=machines.address)
+    assert process.wait(timeout=500) == 0, log.read_text()
+    undisturbed = next(r for r in runs.listing(tmp_path) if r.name != run.name)
+    assert numbers(run.state["history"]) == numbers(undisturbed.state["history"]) and len(run.state["history"]) == 20
+    assert_nothing_left(stage, tmp_path, machines.groups())
+
+
+def test_a_job_submitted_again_after_its_head_was_lost_runs_no_finished_trial_again(stage, machines):
+    machines.stage.kill()
+    home = stage.folder / "home" / "amlris"
+    small = [
+        "data.synth={images: 48, size: 48}",
+        "data.size=32",
+        "data.val_limit=16",
+        "model={name: small, width: 16, stem: 8, heads: 2, dropout: 0.0}",
+        "train={epochs: 20, batch: 16}",
+        "evaluate={probe: 8, pictures: 2}",
+        "search={arms: [off], space: {optim.lr: [1e-3, 2e-3]}, scheduler: none, max_concurrent: 1, seeds: {confirm: 1}}",
+    ]
+    submit = [sys.executable, "-m", "orchestrator", "submit", "--address", machines.jobs, "--follow", "sweep", "experiments/quickstart.yaml", *small]
+    machines.head(2)
+    process, log = submitted(stage, submit)
+    wait_for(lambda: list(home.glob("quickstart-*/ledger.jsonl")), log=log, process=process)
+    machines.lose("head")
+    (ledger,) = home.glob("quickstart-*/ledger.jsonl")
+    had, done = ledger.read_bytes(), histories(home)
+    assert process.wait(timeout=180) == 1 and "submitted again where one runs it continues" in log.read_text(), log.read_text()
+    assert "Traceback" not in log.read_text()
+    machines.head(2)
+    process, log = submitted(stage, submit)
+    assert process.wait(timeout=500) == 0, log.read_text()
+    (run,) = runs.listing(home)
+    records = run.ledger()
+    assert "continuing quickstart-" in log.read_text() and ledger.read_bytes().startswith(had)
+    assert len(records) == len({r["trial"] for r in records}) == 3 and {r["state"] for r in records} == {"done"}
+    assert_resumed(done, histories(home))
+    assert_nothing_left(stage, home, machines.groups())
+
+
+def submitted(stage, command: list):
+    """A job's process and log, once the cluster has an agent that takes jobs."""
+    while True:
+        process, log = stage.start(command)
+        text = wait_for(lambda: log.read_text() if process.poll() is not None or "dashboard   " in log.read_text() else "")  # noqa: B023
+        if "No available agent" not in text and "try again when its nodes are up" not in text:
+            return process, log
