@@ -346,13 +346,15 @@ def rank_rows(batch: int, world: int, accumulate: int = 1) -> int:
     return -(-batch // (world * accumulate)) * accumulate
 
 
-def train_batches(items: Items, model, *, batch: int, seed: int, epoch: int, rank: int = 0, world: int = 1, accumulate: int = 1) -> Iterator[Batch]:
-    """One rank's batches of an epoch: step k takes order[kB:(k+1)B] of Items.order(seed, epoch), rank r its r-th contiguous part.
+def train_batches(
+    items: Items, model, *, batch: int, seed: int, epoch: int, rank: int = 0, world: int = 1, accumulate: int = 1, start: int = 0
+) -> Iterator[Batch]:
+    """One rank's batches of an epoch, from step `start` on: step k takes order[kB:(k+1)B] of Items.order(seed, epoch), rank r its r-th contiguous part.
 
     So a global step holds the same items on any number of ranks; where they do not divide, the shorter parts are padded with invalid rows.
     """
     order, rows = items.order(seed, epoch), rank_rows(batch, world, accumulate)
-    steps = [order[k * batch : (k + 1) * batch] for k in range(steps_per_epoch(len(items), batch))]
+    steps = [order[k * batch : (k + 1) * batch] for k in range(start, steps_per_epoch(len(items), batch))]
     mine = [whole[rank_part(batch, rank, world)] for whole in steps]
     # a rank without items of its own, where there are fewer than ranks, steps along with another's
     shown = [own if len(own) else whole[:1] for own, whole in zip(mine, steps, strict=True)]

@@ -4,7 +4,7 @@
         report(result.metrics); learner.save(folder)
 
 Plain code, a light trial and a distributed worker drive the same generator. A step is: stage 1 (forward only) decides what to hide,
-stage 2 trains on the masked image against the full mask. A resumed run repeats the interrupted epoch with the same order and draws.
+stage 2 trains on the masked image against the full mask. A resumed run goes on where it was saved, with the same order and draws.
 
     B samples of this rank, H W network image, h w logits
 """
@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -103,6 +103,26 @@ class World:
     def mean(self, x: torch.Tensor) -> torch.Tensor:
         return self.sum(x) / self.size
 
+    def gather(self, mine) -> list:
+        """What each rank has, in the order of ranks."""
+        every = [mine] * self.size
+        if self.size > 1:
+            dist.all_gather_object(every, mine)
+        return every
+
+
+class Keeper(Protocol):
+    """Who saves a run in the middle of an epoch."""
+
+    every: int
+    """Steps after which it is asked."""
+
+    def due(self) -> bool:
+        """Whether this rank wants it saved now; where one does, all save."""
+
+    def save(self) -> None:
+        """Save the learner as it is: called on every rank, and one writes."""
+
 
 class Result(NamedTuple):
     """What an epoch brought."""
@@ -120,6 +140,10 @@ class Progress:
 
     epoch: int = 0
     """Epochs done."""
+    step: int = 0
+    """Steps done of the epoch under way."""
+    ranks: list[dict] = field(default_factory=list)
+    """At that step each rank's running sums and random generators."""
     best: float = -1.0
     """Best validation mIoU so far."""
     history: list[dict] = field(default_factory=list)
@@ -223,13 +247,16 @@ class Learner:
 
     # -- epochs
 
-    def train_epoch(self, batches: Iterable[Batch], epoch: int) -> dict[str, float]:
-        """All steps of an epoch (0-based). NonFinite if too many were skipped."""
-        reseed(self.seed, epoch, self.world.rank)
+    def train_epoch(self, batches: Iterable[Batch], epoch: int, keep: Keeper | None = None) -> dict[str, float]:
+        """All steps of an epoch (0-based), or those that progress.step says are left. NonFinite if too many were skipped."""
+        sums = self._sums_so_far(epoch)
         self.wrapped.train()
-        sums, start = TrainSums(self.device), time.perf_counter()
-        for index, batch in enumerate(batches):
+        for index, batch in enumerate(batches, self.progress.step):
             self.step(batch, epoch, index, sums)
+            if keep and (index + 1) % keep.every == 0 and index + 1 < self.steps and self._agreed(keep.due()):
+                self.progress.step, self.progress.ranks = index + 1, self.world.gather(sums.state())
+                keep.save()
+        self.progress.step, self.progress.ranks = 0, []
         metrics = sums.means(self.steps, self.world)
         searching = 8 if self.scaler.is_enabled() else 0  # a loss scaler finds its scale by overflowing
         if metrics["train/skipped"] > self.config.max_skipped * self.steps + searching:
@@ -239,7 +266,23 @@ class Learner:
             )
         if self.masker.calibrating is False and self.masker.config.mode == "aml":
             metrics["aml/scale"] = self.masker.scale
-        return metrics | {"time/train_s": time.perf_counter() - start, "optim/lr": self.optimizer.param_groups[0]["lr"]}
+        return metrics | {"time/train_s": sums.seconds, "optim/lr": self.optimizer.param_groups[0]["lr"]}
+
+    def _agreed(self, wanted: bool) -> bool:
+        """Whether any rank wants it."""
+        return wanted if self.world.size == 1 else bool(self.world.sum(torch.tensor(float(wanted), device=self.device)) > 0)
+
+    def _sums_so_far(self, epoch: int) -> "TrainSums":
+        """Of the epoch under way, dropout's generators set to where it stands; on another number of ranks the draws go on as new ones."""
+        rank, saved, sums = self.world.rank, self.progress.ranks, TrainSums(self.device)
+        if len(saved) == self.world.size:
+            sums.add(saved[rank])
+            set_generators(saved[rank])
+            return sums
+        reseed(self.seed, epoch, rank, self.progress.step)
+        for state in saved if rank == 0 else ():
+            sums.add(state)
+        return sums
 
     def evaluate(self, batches: Iterable[Batch], threshold: float = 0.5) -> Sums:
         """Sums over the sentences of all ranks, square protocol (prediction and truth at network size)."""
@@ -310,6 +353,25 @@ class TrainSums:
     def __init__(self, device):
         self.loss, self.skipped = torch.zeros((), device=device), torch.zeros((), device=device)
         self.masks, self.stage1_s = MaskSums(device), 0.0
+        self.start, self.earlier_s = time.perf_counter(), 0.0
+
+    @property
+    def seconds(self) -> float:
+        """That the epoch has taken so far."""
+        return self.earlier_s + time.perf_counter() - self.start
+
+    def state(self) -> dict:
+        """All of it, and the generators that dropout draws from, as a checkpoint keeps it."""
+        cuda = {"cuda": torch.cuda.get_rng_state()} if self.loss.is_cuda else {}
+        sums = {"loss": self.loss.cpu().clone(), "skipped": self.skipped.cpu().clone(), "masks": self.masks.sums.cpu().clone()}
+        return sums | {"stage1_s": self.stage1_s, "seconds": self.seconds, "cpu": torch.get_rng_state()} | cuda
+
+    def add(self, state: dict) -> None:
+        """Sums that were kept."""
+        device = self.loss.device
+        self.loss, self.skipped = self.loss + state["loss"].to(device), self.skipped + state["skipped"].to(device)
+        self.masks.sums += state["masks"].to(device)
+        self.stage1_s, self.earlier_s = self.stage1_s + state["stage1_s"], max(self.earlier_s, state["seconds"])
 
     def means(self, steps: int, world: World) -> dict[str, float]:
         loss = float(world.sum(self.loss)) / max(1.0, steps - float(self.skipped))
@@ -317,18 +379,23 @@ class TrainSums:
         return {"train/loss": loss, "train/skipped": float(self.skipped), **masks, "time/stage1_s": self.stage1_s}
 
 
-def fit(learner: Learner, train: Items, val: Items, config: EvalConfig = EvalConfig()) -> Iterator[Result]:  # noqa: B008 (frozen)
-    """Train from learner.progress to the last epoch, one Result an epoch; the caller saves, reports and may stop at any of them."""
+def fit(
+    learner: Learner,
+    train: Items,
+    val: Items,
+    config: EvalConfig = EvalConfig(),  # noqa: B008 (frozen)
+    keep: Keeper | None = None,
+) -> Iterator[Result]:
+    """Train from learner.progress to the last epoch, one Result an epoch; the caller saves, reports and may stop at any of them.
+
+    keep: is asked during an epoch whether the run is to be saved there, too.
+    """
     world, batch, accumulate = learner.world, learner.config.batch, learner.config.accumulate
     probe = probe_indices(len(val), config.probe)
     for epoch in range(learner.progress.epoch, learner.config.epochs):
         start = time.perf_counter()
-        metrics = learner.train_epoch(
-            train_batches(
-                train, learner.model, batch=batch, seed=learner.seed, epoch=epoch, rank=world.rank, world=world.size, accumulate=accumulate
-            ),
-            epoch,
-        )
+        part = {"rank": world.rank, "world": world.size, "accumulate": accumulate, "start": learner.progress.step}
+        metrics = learner.train_epoch(train_batches(train, learner.model, batch=batch, seed=learner.seed, epoch=epoch, **part), epoch, keep)
         before = time.perf_counter()
         sums = learner.evaluate(eval_batches(val, learner.model, batch=config.batch, rank=world.rank, world=world.size), config.threshold)
         metrics |= validation_metrics(sums)
@@ -406,9 +473,17 @@ def scored(logits: torch.Tensor, batch: Batch, threshold: float) -> Sums:
     return score_masks(segment(logits, batch.mask.shape[1:], threshold), batch.mask, batch.valid, no_target)
 
 
-def reseed(seed: int, epoch: int, rank: int) -> None:
+def reseed(seed: int, epoch: int, rank: int, step: int = 0) -> None:
     """Dropout's generator, a function of where we are: an interrupted epoch repeats with the same draws."""
-    torch.manual_seed(int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1, np.uint64)[0] >> 1))
+    key = [seed, epoch, rank, *([step] if step else [])]
+    torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+
+
+def set_generators(state: dict) -> None:
+    """Put dropout's generators where they were (TrainSums.state)."""
+    torch.set_rng_state(state["cpu"].cpu())
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -1,9 +1,12 @@
 """Ray itself: starting or joining it, what it holds, and whether a plan fits."""
 
+import contextlib
+import functools
 import os
 import signal
 import threading
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from aml.errors import UserError
@@ -12,6 +15,9 @@ from orchestrator.config import Experiment
 
 DRIVER_CPUS = 0.01
 """What the driver process of a distributed trial asks for: it only waits."""
+
+POLL_S = 2.0
+"""A spot machine is given up half a minute to two minutes after its notice."""
 
 DATA = "data"
 """The custom resource of nodes that are there to read and decode (`ray start --resources '{"data": 1}'`)."""
@@ -33,6 +39,23 @@ def settle_environment() -> None:
         "RAY_DEDUP_LOGS": "1",
     }.items():
         os.environ.setdefault(key, value)
+
+
+@functools.cache
+def notice() -> Callable[[], bool]:
+    """-> whether this node is to be taken away: Ray drains it, as on a spot machine's notice. Asked of Ray every POLL_S by one thread a process."""
+    import ray
+
+    node, given = ray.get_runtime_context().get_node_id(), threading.Event()
+
+    def watch() -> None:
+        while not given.wait(POLL_S):
+            with contextlib.suppress(Exception):  # the head is away, or a Ray that tells no longer; then nothing is known
+                if node in ray._private.state.state.get_draining_nodes():
+                    given.set()
+
+    threading.Thread(target=watch, name="drain-notice", daemon=True).start()
+    return given.is_set
 
 
 def start() -> None:

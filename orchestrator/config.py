@@ -207,6 +207,8 @@ class ResourcesConfig:
     trial_timeout_s: float | None = None
     """A sweep's trial that has not finished an epoch for so long is killed and has failed; null: it may take for ever. Its start, tens of
     seconds in a fresh process, counts."""
+    save_every_s: float | None = 600
+    """A run is saved in the middle of an epoch, too, when it has not been for so long; null: at the end of epochs alone."""
     price_per_gpu_hour: float = 0
     price_per_cpu_hour: float = 0
     """What a sweep's cost is reckoned with, in any currency."""
@@ -222,6 +224,8 @@ class ResourcesConfig:
             raise UserError(f"resources: price_per_gpu_hour {self.price_per_gpu_hour}, price_per_cpu_hour {self.price_per_cpu_hour}; give 0 or more")
         if self.trial_timeout_s is not None and self.trial_timeout_s <= 0:
             raise UserError(f"resources.trial_timeout_s is {self.trial_timeout_s}; it must lie above 0, or be null for no limit")
+        if self.save_every_s is not None and self.save_every_s <= 0:
+            raise UserError(f"resources.save_every_s is {self.save_every_s}; it must lie above 0, or be null to save at the end of epochs alone")
         if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
             raise UserError(f"resources.min_workers is {self.min_workers}; give 1 to {self.workers}, which is resources.workers, or null")
         if self.memory_gb is not None and self.memory_gb <= 0:

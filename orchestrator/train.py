@@ -54,7 +54,8 @@ def worker_loop(config: dict) -> None:
     try:
         if init:
             delivery.pull(init.parent)
-        trial.run(experiment, config["shared"].open, config["vocabulary"], folder, report, device=device, wrap=wrap, init=init)
+        how = {"device": device, "wrap": wrap, "init": init, "notice": cluster.notice(), "kept": deliver}
+        trial.run(experiment, config["shared"].open, config["vocabulary"], folder, report, **how)
     except trial.FINAL as error:  # would happen again: no restart
         failed = trial.failed(error)
         with contextlib.suppress(NotSaved):

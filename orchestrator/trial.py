@@ -7,6 +7,7 @@ import gc
 import json
 import math
 import os
+import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,9 @@ STOP = "stop"
 
 NOTES = "notes.txt"
 
+NOTICED_S = 30.0
+"""Between saves of a run whose machine is to be taken away."""
+
 _ITEMS: dict = {}
 """Items of the data in use, kept between the trials of a reused process; they hold no state of a trial."""
 
@@ -39,14 +43,18 @@ _ITEMS: dict = {}
 def run(experiment: Experiment, blocks: Callable[[], list[dict]], vocabulary: list[str], folder: Path, report: Callable[[dict], None], **how) -> None:
     """Train to the end, calling report(metrics) after each epoch is safely on disk; report may raise to stop, and so does a file STOP.
 
-    how: device, wrap (DDP), init (a checkpoint to start from), until (epochs done at which to return, before the end). Only rank 0 writes. A folder that holds a finished run reports its last epoch.
-    RunError: it would end so again.
+    how: device, wrap (DDP), init (a checkpoint to start from), until (epochs done at which to return, before the end), notice (-> whether this
+    machine is to be taken away soon), kept (called when the run was saved in the middle of an epoch). Only rank 0 writes. A folder that holds a
+    finished run reports its last epoch. RunError: it would end so again.
     """
     with memory_errors(experiment):
         _run(experiment, blocks, vocabulary, folder, report, **how)
 
 
-def _run(experiment: Experiment, blocks, vocabulary: list[str], folder: Path, report, *, init=None, until: int | None = None, **how) -> None:
+def _run(
+    experiment: Experiment, blocks, vocabulary: list[str], folder: Path, report, *,
+    init=None, until: int | None = None, notice: Callable[[], bool] = lambda: False, kept: Callable[[], None] = lambda: None, **how,
+) -> None:  # fmt: skip
     train, val = items(experiment, blocks)
     learner = make_learner(experiment, train, vocabulary, **how)
     first = learner.world.rank == 0
@@ -58,13 +66,17 @@ def _run(experiment: Experiment, blocks, vocabulary: list[str], folder: Path, re
     resumed = checkpoint.load_training(folder / "last", learner, note)
     if not resumed and init:
         checkpoint.load_weights(learner.model, checkpoint.usable(Path(init), note))
+    if learner.progress.step:
+        note(f"goes on at step {learner.progress.step} of epoch {learner.progress.epoch + 1}")
     until = until or experiment.train.epochs
     if learner.progress.epoch >= until:
         if until == experiment.train.epochs:
             report(learner.progress.history[-1])
         return
     shown = probe_indices(len(val), experiment.evaluate.pictures)
-    for result in fit(learner, train, val, experiment.evaluate):
+    keeper = Keeper(learner, experiment, folder, notice, kept)
+    for result in fit(learner, train, val, experiment.evaluate, keeper):
+        keeper.saved = time.monotonic()
         if first:
             save(learner, experiment, folder, result)
             if len(shown):
@@ -142,19 +154,51 @@ def make_learner(experiment: Experiment, train: Items, vocabulary: list[str], *,
     return Learner(model, masker, optim=experiment.optim, train=experiment.train, steps=steps, seed=experiment.seed, device=device, wrap=wrap)
 
 
-def save(learner: Learner, experiment: Experiment, folder: Path, result) -> None:
-    """last/ with the training state, best/ where this epoch is the best, and the epoch's line."""
-    folder.mkdir(parents=True, exist_ok=True)
-    info = {
+class Keeper:
+    """Saves a run into last/ in the middle of an epoch (aml.learner.Keeper): every resources.save_every_s, and when its machine is to be taken
+    away, at once and then twice a minute until it is."""
+
+    every = 16
+
+    def __init__(self, learner: Learner, experiment: Experiment, folder: Path, notice: Callable[[], bool], kept: Callable[[], None]):
+        self.learner, self.experiment, self.folder, self.notice, self.kept = learner, experiment, folder, notice, kept
+        self.saved, self.noticed = time.monotonic(), False
+
+    def due(self) -> bool:
+        since, every_s = time.monotonic() - self.saved, self.experiment.resources.save_every_s
+        if self.notice():
+            return not self.noticed or since >= NOTICED_S
+        return every_s is not None and since >= every_s
+
+    def save(self) -> None:
+        self.saved, self.noticed = time.monotonic(), self.notice()
+        if self.learner.world.rank == 0:
+            learner, done = self.learner, self.learner.progress
+            metrics = done.history[-1] if done.history else {}
+            checkpoint.save(self.folder / "last", learner.model, about(self.experiment, done.epoch, metrics), learner.state_dict())
+            if self.noticed:
+                add_note(self.folder, f"this machine is to be taken away: saved at step {done.step} of epoch {done.epoch + 1}")
+            self.kept()
+
+
+def about(experiment: Experiment, epoch: int, metrics: dict) -> dict:
+    """What a checkpoint says of itself after so many epochs."""
+    return {
         "image_size": experiment.data.size,
         "fit": experiment.data.fit,
         "threshold": experiment.evaluate.threshold,
         "precision": experiment.train.precision,
         "arm": experiment.aml.arm,
         "seed": experiment.seed,
-        "epoch": result.epoch,
-        "metrics": clean(result.metrics),
+        "epoch": epoch,
+        "metrics": clean(metrics),
     }
+
+
+def save(learner: Learner, experiment: Experiment, folder: Path, result) -> None:
+    """last/ with the training state, best/ where this epoch is the best, and the epoch's line."""
+    folder.mkdir(parents=True, exist_ok=True)
+    info = about(experiment, result.epoch, result.metrics)
     if result.improved:
         checkpoint.save(folder / "best", learner.model, info)
     checkpoint.save(folder / "last", learner.model, info, learner.state_dict())

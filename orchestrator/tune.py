@@ -49,7 +49,8 @@ def light_trial(config: dict, shared: Shared | Windowed, vocabulary: list[str]) 
 
     try:
         for experiment, until in legs:
-            trial.run(experiment, shared.open, vocabulary, folder, report, device=device, until=until)
+            how = {"device": device, "until": until, "notice": cluster.notice(), "kept": outbox.offer}
+            trial.run(experiment, shared.open, vocabulary, folder, report, **how)
     except trial.FINAL as error:  # would happen again: the trial fails alone, no restart
         outbox.offer()
         tune.report(trial.failed(error))

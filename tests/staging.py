@@ -98,7 +98,8 @@ class Machines:
 
     def _start(self, name: str, cpus: int, *arguments: str) -> None:
         agent = f"--dashboard-agent-listen-port={free_port()}"  # its default may be held by another Ray of this machine
-        command = [BIN / "ray", "start", *arguments, f"--num-cpus={cpus}", agent, "--object-store-memory=200000000", "--block"]
+        called = f"--resources={json.dumps({name: 1})}"
+        command = [BIN / "ray", "start", *arguments, f"--num-cpus={cpus}", called, agent, "--object-store-memory=200000000", "--block"]
         soon = {"RAY_health_check_period_ms": "500", "RAY_health_check_initial_delay_ms": "2000"}  # a dead machine is noticed in seconds
         process, log = self.stage.start(command, AMLRIS_MACHINE=name, **soon)
         wait_for(lambda: "Ray runtime started" in log.read_text(), log=log, process=process, seconds=180)
@@ -113,12 +114,19 @@ class Machines:
     def lose(self, name: str) -> None:
         self.stage.kill(f"AMLRIS_MACHINE={name}")
 
+    def warn(self, name: str, seconds: int) -> None:
+        """Tell Ray that the machine will be taken away after so many seconds, as a cloud's notice does."""
+        (node,) = self._ask(f"[n['NodeID'] for n in ray.nodes() if n['Alive'] and '{name}' in n['Resources']]")
+        why = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", f"--deadline-remaining-seconds={seconds}"]
+        command = [BIN / "ray", "drain-node", f"--address={self.address}", f"--node-id={node}", *why]
+        subprocess.run(command, env=self.stage.environment, capture_output=True, timeout=180, check=True)
+
     def groups(self) -> list[str]:
         """States of all placement groups the cluster knows."""
-        ask = (
-            "import json, sys, ray; ray.init(sys.argv[1], log_to_driver=False, logging_level='ERROR')\n"
-            "print(json.dumps([g['state'] for g in ray.util.placement_group_table().values()]))"
-        )
+        return self._ask("[g['state'] for g in ray.util.placement_group_table().values()]")
+
+    def _ask(self, expression: str) -> list:
+        ask = f"import json, sys, ray; ray.init(sys.argv[1], log_to_driver=False, logging_level='ERROR')\nprint(json.dumps({expression}))"
         command = [sys.executable, "-c", ask, self.address]
         done = subprocess.run(command, env=self.stage.environment, capture_output=True, text=True, timeout=180, check=True)
         return json.loads(done.stdout.splitlines()[-1])

@@ -312,6 +312,39 @@ def test_a_resumed_run_is_the_same_run(items, make_model, tmp_path, arm):
     assert [m["epoch"] for m in resumed.progress.history] == [1, 2, 3, 4]
 
 
+class Saver:
+    """Saves the learner once, in the middle of an epoch, and then stands for a machine that is lost."""
+
+    every = 1
+
+    def __init__(self, folder, epoch, step):
+        self.folder, self.epoch, self.step, self.asked = folder, epoch, step, 0
+
+    def due(self):
+        self.asked += 1
+        return self.learner.progress.epoch == self.epoch and self.asked % (STEPS - 1) == self.step % (STEPS - 1)
+
+    def save(self):
+        save(self.folder, self.learner.model, {}, self.learner.state_dict())
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("epoch, step", [(0, 1), (1, 2)])
+def test_a_run_saved_in_the_middle_of_an_epoch_is_the_same_run(items, make_model, tmp_path, arm, epoch, step):
+    straight = make_learner(make_model(dropout=0.1), aml=ARMS[arm], epochs=3)
+    expected = train(straight, items)
+    lost, keep = make_learner(make_model(dropout=0.1), aml=ARMS[arm], epochs=3), Saver(tmp_path / "last", epoch, step)
+    keep.learner = lost
+    with pytest.raises(KeyboardInterrupt):
+        list(fit(lost, items["train"], items["val"], EvalConfig(batch=16, probe=8), keep))
+    torch.manual_seed(12345)
+    resumed = make_learner(make_model(seed=99, dropout=0.1), aml=ARMS[arm], epochs=3)
+    assert load_training(tmp_path / "last", resumed) and (resumed.progress.epoch, resumed.progress.step) == (epoch, step)
+    assert train(resumed, items) == expected[epoch:]
+    assert equal(weights(resumed.model), weights(straight.model)) and resumed.progress.step == 0
+
+
 def test_a_reused_process_trains_as_a_fresh_one(items, make_model):
     alone = make_learner(make_model(seed=1), aml=ARMS["aml, auto scale"], seed=5)
     expected = train(alone, items)
@@ -388,12 +421,48 @@ def short_run(blocks, spec, vocabulary, state, aml, accumulate, limit):
     return {k: v for k, v in metrics.items() if not k.startswith("time/")}, weights(model)
 
 
+class Halfway:
+    """Keeps the first step's state in memory, and stands for a machine that is lost then."""
+
+    every = 1
+
+    def due(self):
+        return dist.get_rank() == 1  # one rank's wish is all ranks'
+
+    def save(self):
+        self.state = copy.deepcopy((weights(self.learner.model), self.learner.state_dict()))
+        raise KeyboardInterrupt
+
+
+def in_halves(blocks, spec, vocabulary, state, aml, accumulate, limit):
+    """short_run's first part, lost after a step and taken up again by a new learner: its metrics and weights."""
+    items, keep = Items(blocks, "train", size=64, limit=limit), Halfway()
+    for half in (0, 1):
+        rest = dict(spec)
+        model = build(rest.pop("name"), vocabulary=vocabulary, **rest)
+        model.load_state_dict(state if half == 0 else keep.state[0])
+        wrap = torch.nn.parallel.DistributedDataParallel
+        learner = make_learner(model, aml=aml, wrap=wrap, accumulate=accumulate, steps=steps_per_epoch(limit, BATCH), optim={"lr": LR})
+        if half:
+            learner.load_state_dict(keep.state[1])
+        keep.learner, world = learner, learner.world
+        where = {"rank": world.rank, "world": world.size, "start": learner.progress.step}
+        try:
+            metrics = learner.train_epoch(train_batches(items, model, batch=BATCH, seed=0, epoch=0, **where), 0, keep if half == 0 else None)
+        except KeyboardInterrupt:
+            assert learner.progress.step == 1 and len(learner.progress.ranks) == 2
+    return {k: v for k, v in metrics.items() if not k.startswith("time/")}, weights(model)
+
+
 def as_rank(rank, folder, *args):
     """The runs as one of two workers, saved."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(minutes=3))
     try:
-        torch.save([short_run(*args, *run) for run in WORKERS], folder / f"rank{rank}.pt")
+        runs = [short_run(*args, *run) for run in WORKERS]
+        metrics, trained = in_halves(*args, *WORKERS[1])
+        assert equal(trained, runs[1][1]) and all(runs[1][0][name] == value for name, value in metrics.items())
+        torch.save(runs, folder / f"rank{rank}.pt")
     finally:
         dist.destroy_process_group()
 

@@ -69,8 +69,30 @@ def test_a_sweep_whose_node_is_lost_goes_on_where_another_comes(stage, machines,
     assert_nothing_left(stage, tmp_path, machines.groups())
 
 
-def test_a_training_on_two_workers_whose_node_is_lost_goes_on_where_another_comes(stage, machines, tmp_path):
+def test_a_machine_with_a_notice_saves_in_the_middle_of_an_epoch(stage, machines, tmp_path):
     machines.lose("second")
+    machines.add("spot", 1)
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    few = ["search.scheduler=none", "search.space={}", "search.arms=[off]", "search.seeds={search: 1, confirm: 0}"]
+    long = ["train={epochs: 3, batch: 2}", "data.unit=sentence", "data.synth={images: 160, size: 48}"]
+    process, log = stage.orchestrator("sweep", tmp_path / "tiny.yaml", f"storage.root={tmp_path}", *few, *long, RAY_ADDRESS=machines.address)
+    wait_for(lambda: any(histories(tmp_path).values()), log=log, process=process)
+    machines.warn("spot", 60)
+    (notes,) = wait_for(lambda: list(tmp_path.glob("tiny-*/trials/*/notes.txt")), log=log, process=process)
+    machines.lose("spot")
+    machines.add("next", 1)
+    assert process.wait(timeout=500) == 0, log.read_text()
+    saved, resumed = notes.read_text().splitlines()[-2:]
+    place = saved.removeprefix("this machine is to be taken away: saved at ")
+    assert place != saved and resumed == f"goes on at {place}" and int(place.split()[1]) % 16 == 0
+    (run,) = runs.listing(tmp_path)
+    (record,) = run.ledger()
+    assert record["state"] == "done" and numbers(record["history"]) == numbers(alone(run, record, tmp_path))
+    assert_nothing_left(stage, tmp_path, machines.groups())
+
+
+def test_a_training_on_two_workers_whose_node_is_lost_goes_on_where_another_comes(stage, machines, tmp_path):
+    machines.lose("next")
     machines.add("third", 2)
     (tmp_path / "duo.yaml").write_text(CONFIG)
     command = ["train", tmp_path / "duo.yaml", f"storage.root={tmp_path}", "train.epochs=20"]
