@@ -11,6 +11,7 @@ import zlib
 import numpy as np
 
 from orchestrator.config import Experiment
+from orchestrator.space import draw
 
 FACTORS = (0.8, 1.2)
 """A number is multiplied by one of them (Jaderberg et al.)."""
@@ -92,11 +93,3 @@ def perturbed(search, settings: dict, rng: np.random.Generator) -> dict:
         else:
             changed[key] = float(min(max(settings[key] * FACTORS[up], values["low"]), values["high"]))
     return changed
-
-
-def draw(values, u: float):
-    """A value of a dimension at u in [0, 1): out of a list, or between low and high (evenly in the logarithm with log)."""
-    if isinstance(values, list):
-        return values[int(u * len(values))]
-    low, high = values["low"], values["high"]
-    return float(low * (high / low) ** u if values.get("log") else low + u * (high - low))

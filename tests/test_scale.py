@@ -4,7 +4,7 @@ import pytest
 
 from aml.errors import UserError
 from orchestrator import scale
-from orchestrator.plan import TPE_BEST, TPE_KEPT, Study
+from orchestrator.space import TPE_BEST, TPE_KEPT, Study
 
 
 @pytest.mark.parametrize("method", ["grid", "tpe"])
