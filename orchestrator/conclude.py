@@ -63,11 +63,12 @@ def sweep(driver, shared: Shared | Windowed) -> int:
 
 
 def champion(records: list[dict], metric: str, mode: str) -> dict | None:
-    """The best confirmation trial at its last epoch; without a confirmation stage the best of those that trained longest."""
+    """The best confirmation trial at its last epoch, however many its arm trains; without a confirmation the best of those that trained longest."""
     sign = 1 if mode == "max" else -1
     usable = [r for r in records if r["state"] != "failed" and r["history"] and r["history"][-1].get(metric) is not None]
-    pool = [r for r in usable if r["stage"] == "confirm" and r["state"] == "done"] or usable
-    return max(pool, key=lambda r: (r["epochs"], sign * r["history"][-1][metric]), default=None)
+    if confirmed := [r for r in usable if r["stage"] == "confirm" and r["state"] == "done"]:
+        return max(confirmed, key=lambda r: sign * r["history"][-1][metric])
+    return max(usable, key=lambda r: (r["epochs"], sign * r["history"][-1][metric]), default=None)
 
 
 def summary(this: Run) -> str:
