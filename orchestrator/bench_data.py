@@ -320,8 +320,8 @@ def shares(row_ms: dict[str, float], refs: float) -> dict[str, float]:
 
 def lines(found: dict) -> list[str]:
     return [
-        f"converted {found['conversion_images_s']:.0f} images/s of {found['image_kb']:.0f} kB; at most {found['conversion_mb']:.0f} MiB held by the "
-        "driver and its Ray workers",
+        f"converted {found['conversion_images_s']:.0f} images/s of {found['image_kb']:.0f} kB; at most {found['conversion_mb']:.0f} MiB held by this "
+        "process, with all it holds besides, and its Ray workers",
         f"first epoch, decoding included: {found['first_epoch_samples_s_core']:.1f} samples/s a core, x{found['first_epoch_ratio']:.2f} the published way; "
         f"{found['decoded_images_s']:.0f} images/s decoded, first batch after {found['first_batch_s']:.2f} s",
         f"later epochs from the shared pictures: {found['later_epochs_samples_s_core']:.1f} samples/s a core, x{found['later_epochs_ratio']:.1f}; "

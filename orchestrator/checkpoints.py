@@ -1,5 +1,6 @@
 """Which checkpoint a person means: a folder, a run, an MLflow run id or a registered model."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -23,8 +24,13 @@ def find_checkpoint(text: str | Path, root: Path, tracking_uri: str | None = Non
     text, root = str(text), Path(root)
     if text.startswith("models:"):
         return _registered(text, root, tracking_uri)
-    if Path(text).expanduser().is_dir():
-        return _inside(Path(text).expanduser())
+    if (folder := Path(text).expanduser()).is_dir():
+        try:
+            return _inside(folder)
+        except UserError:
+            with contextlib.suppress(UserError):
+                return _named(text, root)  # a folder here that has the name of a run there, and nothing to do with it
+            raise
     if re.fullmatch(r"[0-9a-f]{32}", text):
         return _logged(text, root, tracking_uri)
     return _named(text, root)

@@ -1,5 +1,6 @@
 """What must not be written or said: passwords and signatures inside addresses, and the values of this process's secret variables."""
 
+import functools
 import os
 import re
 
@@ -43,5 +44,6 @@ def looks_secret(name: str, value: str) -> bool:
     return _secret(name) or redact(value) != value
 
 
+@functools.lru_cache(4096)
 def _secret(name: str) -> bool:
     return bool(SECRET.search(name)) and not ABOUT.search(name)

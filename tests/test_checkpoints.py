@@ -1,6 +1,7 @@
 """Which checkpoint a name means: a folder, a run, a trial, an MLflow run, a registered model."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -36,6 +37,15 @@ def test_a_checkpoint_is_found_by_folder_and_by_run(root):
     assert checkpoints.find_checkpoint("quick/off-00", root).relative_to(root).parts[-2:] == ("off-00", "last")
     assert checkpoints.find_checkpoint("quick/trials/off-00/best", root).name == "best"
     assert evaluate.find_checkpoint("plain", root) == root / "plain-33333333/best"
+
+
+def test_a_folder_that_only_has_the_name_of_a_run_is_in_nobodys_way(root, monkeypatch, tmp_path_factory):
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    for name in ("quick", "nothing"):
+        Path(name).mkdir()  # as generated data may be called like the run on them
+    assert checkpoints.find_checkpoint("quick", root) == root / "quick-11111111/trials/aml-03/last"
+    with pytest.raises(UserError, match="nothing holds no checkpoint"):
+        checkpoints.find_checkpoint("nothing", root)
 
 
 @pytest.mark.parametrize(
