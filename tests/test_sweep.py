@@ -102,7 +102,7 @@ def test_an_evaluation_is_logged_on_the_run_it_belongs_to(finished, home, tmp_pa
     run, _ = finished
     monkeypatch.setenv("AMLRIS_HOME", str(home))
     champion = run.state["champion"]["trial"]
-    how = ["--data", "data/tiny", "--splits", "val", "--corrupt", "fog:3", "--out", str(tmp_path / "scores")]
+    how = ["--data", "data/tiny", "--splits", "val,testA", "--corrupt", "fog:3", "--out", str(tmp_path / "scores")]
     for _ in range(2):  # once more changes nothing
         code, text = ray_session(["evaluate", "tiny", *how])
         assert code == 0 and f"logged on {run.name} {champion} in MLflow" in text
@@ -113,7 +113,9 @@ def test_an_evaluation_is_logged_on_the_run_it_belongs_to(finished, home, tmp_pa
     assert child.data.metrics["eval/refcoco/val/square/fog-3/oIoU"] == metrics["val/fog:3"]["oIoU"]
     assert {a.path for a in client.list_artifacts(child.info.run_id, "evaluations/scores")} >= {"evaluations/scores/metrics.json"}
     read = {(i.dataset.name, i.tags[0].value) for i in child.inputs.dataset_inputs}
-    assert read == {("refcoco-unc/train", "training"), ("refcoco-unc/val", "validation"), ("refcoco-unc/val", "evaluation")}
+    assert read == {("refcoco-unc/train", "training"), ("refcoco-unc/val", "validation"), ("refcoco-unc/testA", "evaluation")}, (
+        "val was there already"
+    )
     code, text = ray_session(["evaluate", "tiny", *how, "--no-track"])
     assert code == 0 and "MLflow" not in text
 
