@@ -292,7 +292,8 @@ class Plan:
         wanted = self.experiment.search.seeds.confirm
         for arm in sorted(self.experiment.search.arms, key=lambda a: self.handed[a]["confirm"]):  # in turn: a budget may end it
             index = self.handed[arm]["confirm"]
-            over = self.closed or self.ended[arm]["search"] >= self.per_arm
+            population = self.populations.get(arm)
+            over = (self.closed and not (population and population.staying)) or self.ended[arm]["search"] >= self.per_arm
             if index < wanted and over and (best := self._best_record(arm)) is not None:
                 self.refused = self.gate("confirm", arm)
                 if self.refused:

@@ -42,10 +42,15 @@ class Population:
         """Epochs done when it ends."""
         return min(self.epochs, self.begun + self.search.pbt.interval)
 
+    @property
+    def staying(self) -> set[str]:
+        """Members that have not ended."""
+        return self.starts.keys() - self.gone
+
     def complete(self, closed: bool = False) -> bool:
         """Whether all members have finished the generation.   closed: no member joins any more"""
-        staying = self.starts.keys() - self.gone
-        return (closed or len(self.starts) == self.size) and bool(staying) and self.until < self.epochs and staying <= self.scores.keys()
+        joined = closed or len(self.starts) == self.size
+        return joined and bool(self.staying) and self.until < self.epochs and self.staying <= self.scores.keys()
 
     def decide(self) -> dict:
         """End a complete generation.   -> {"epoch", "scores", "moves": {trial: {"from": trial, "overrides": settings}}}

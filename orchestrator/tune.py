@@ -244,6 +244,8 @@ class Sweep:
         if len(self.plan.live) >= self.placement.concurrent or self.interrupted:
             return None
         spec = self.plan.next()
+        if spec is None and self._end_generations():  # a budget lets no member join any more: those that wait for it are all there are
+            spec = self.plan.next()
         if spec is None:
             return None
         folder = self.run.folder / "trials" / spec.id
@@ -351,11 +353,14 @@ class Sweep:
         self._end_generations()
         return "stopped", "turn"
 
-    def _end_generations(self) -> None:
-        """Of those whose members are all there: on disk before anybody goes on."""
+    def _end_generations(self) -> bool:
+        """Those whose members are all there: on disk before anybody goes on.   -> whether there was one"""
+        count = 0
         while ended := self.plan.generation():
+            count += 1
             for text in self.generations.end(*ended):
                 self.say(text)
+        return count > 0
 
     def _seconds(self, trial_id: str) -> float:
         """That a live trial has taken so far, its earlier turns included."""

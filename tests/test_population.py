@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from test_sweep import TINY
 
 from aml.errors import UserError
 from orchestrator import generations, plan, runs
@@ -75,19 +76,33 @@ def score(trial, weights):
     return weights + trial.overrides.get("aml.tau", 0.5) / 10
 
 
-def run_through(experiment, stop_after=None, together=3):
+def run_through(experiment, stop_after=None, together=3, members=None):
     """A sweep without Ray: `together` trials at a time in an order of their own, killed after `stop_after` turns and taken up again.
+
+    members: a budget lets only so many of an arm join.
 
     -> {trial: record}, [decision]
     """
     weights, epochs, records, decisions, specs = {}, {}, [], {}, []
     made = Plan(experiment)
+    if members:
+        made.gate = lambda stage, arm: "trials" if stage == "search" and made.handed[arm]["search"] >= members else ""
+
+    def end_generations():
+        ended = False
+        while found := made.generation():
+            ended = True
+            decisions.setdefault(found[0], []).append(found[1])
+            for member, move in found[1]["moves"].items():
+                weights[member], epochs[member] = weights[move["from"]], epochs[move["from"]]
+        return ended
+
     for turn in range(1000):
         if turn == stop_after:
             reached = {t: {"epoch": n, "val/mIoU": weights[t]} for t, n in epochs.items()}
             made = Plan(experiment, records, [plan.from_json(text) for text in specs], None, decisions, reached)
         live = []
-        while len(made.live) < together and (trial := made.next()):
+        while len(made.live) < together and (trial := made.next() or (end_generations() and made.next())):
             live.append(trial)
         if not live:
             assert made.done
@@ -107,10 +122,7 @@ def run_through(experiment, stop_after=None, together=3):
                 path = trial.path or made.path(trial.id)
                 records.append(facts | {"state": "done", "stopped_by": "", "epochs": 6, "history": [epoch]} | ({"path": path} if path else {}))
                 made.finished(records[-1])
-            while ended := made.generation():
-                decisions.setdefault(ended[0], []).append(ended[1])
-                for member, move in ended[1]["moves"].items():
-                    weights[member], epochs[member] = weights[move["from"]], epochs[move["from"]]
+            end_generations()
 
 
 def test_a_population_finds_better_settings_and_its_path_is_confirmed():
@@ -124,6 +136,25 @@ def test_a_population_finds_better_settings_and_its_path_is_confirmed():
     assert all(set(o) == {"optim.lr"} for _, o in records["off-confirm-000"].get("path", [])), "an arm keeps to its own dimensions"
     seeds = [r["seed"] for r in records.values() if r["arm"] == "off" and r["stage"] == "search"]
     assert sorted(seeds) == [0, 1, 2, 3], "members with one setting differ in their seed"
+
+
+@pytest.mark.parametrize("together", [1, 2, 4, 5])
+def test_a_budget_that_lets_fewer_join_leaves_a_smaller_population_and_its_best_is_confirmed(together):
+    records, decisions = run_through(from_text(BASE, [*PBT, SPACE]), members=3, together=together)
+    search = [r for r in records.values() if r["stage"] == "search"]
+    assert len(search) == 6 and {r["history"][-1]["epoch"] for r in records.values()} == {6} and len(decisions["aml/calibrated"]) == 2
+    best = max((r for r in search if r["arm"] == "aml/calibrated"), key=lambda r: r["history"][-1]["val/mIoU"])
+    assert records["aml_calibrated-confirm-000"]["overrides"] == best["overrides"]
+
+
+def test_a_cut_search_is_confirmed_when_its_last_member_has_ended_and_not_before():
+    made = Plan(from_text(BASE, [*PBT, SPACE, "search.arms=[aml/calibrated]"]))
+    first, second = made.next(), made.next()
+    made.closed = "trials"
+    for trial, following in ((first, None), (second, "aml_calibrated-confirm-000")):
+        facts = {"trial": trial.id, "arm": trial.arm, "stage": "search", "seed": trial.seed, "overrides": trial.overrides, "epochs": 6}
+        made.finished(facts | {"state": "done", "stopped_by": "", "history": [{"epoch": 6, "val/mIoU": 0.5}]})
+        assert getattr(made.next(), "id", None) == following
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 3, 4, 6])
@@ -172,26 +203,10 @@ def test_moves_are_made_once_however_often_the_sweep_is_opened(tmp_path):
     assert (last / "weights").read_text() == "good"
 
 
-TINY = """
-name: pbt
-data:
-  train: data/tiny
-  synth: {images: 48, size: 48}
-  size: 32
-  val_limit: 24
-model: {name: small, width: 16, stem: 8, heads: 2, dropout: 0.0, max_words: 12}
-aml: {block: 4, stage1_scale: 1.0}
-train: {epochs: 3, batch: 16}
-evaluate: {probe: 8, pictures: 0}
-search:
-  arms: [aml/calibrated]
-  method: random
-  trials: 3
-  space: {aml.tau: {low: 0.3, high: 0.9}, optim.lr: {low: 1e-4, high: 1e-2, log: true}}
-  scheduler: pbt
-  pbt: {interval: 1, quantile: 0.4}
-  seeds: {confirm: 1}
-"""
+PBT_OF_THREE = [
+    "name=pbt", "evaluate.pictures=0", "search.arms=[aml/calibrated]", "search.method=random", "search.trials=3", "search.scheduler=pbt",
+    "search.pbt={interval: 1, quantile: 0.4}", "search.space={aml.tau: {low: 0.3, high: 0.9}, optim.lr: {low: 1e-4, high: 1e-2, log: true}}",
+]  # fmt: skip
 
 
 @pytest.mark.fault
@@ -199,7 +214,7 @@ def test_a_sweep_by_generations_ends_confirmed_and_its_confirmation_reproduces(t
     from mlflow.tracking import MlflowClient
 
     (tmp_path / "pbt.yaml").write_text(TINY)
-    code, text = ray_session(["sweep", str(tmp_path / "pbt.yaml"), f"storage.root={tmp_path}"])
+    code, text = ray_session(["sweep", str(tmp_path / "pbt.yaml"), f"storage.root={tmp_path}", *PBT_OF_THREE])
     assert code == 0, text
     run = runs.listing(tmp_path)[0]
     records = {r["trial"]: r for r in run.ledger()}
