@@ -115,7 +115,7 @@ class Keeper(Protocol):
     """Who saves a run in the middle of an epoch."""
 
     every: int
-    """Steps after which it is asked."""
+    """Steps after which it is asked; also when all steps of the epoch are done."""
 
     def due(self) -> bool:
         """Whether this rank wants it saved now; where one does, all save."""
@@ -248,15 +248,17 @@ class Learner:
     # -- epochs
 
     def train_epoch(self, batches: Iterable[Batch], epoch: int, keep: Keeper | None = None) -> dict[str, float]:
-        """All steps of an epoch (0-based), or those that progress.step says are left. NonFinite if too many were skipped."""
+        """All steps of an epoch (0-based), or those that progress.step says are left; fit ends it. NonFinite if too many were skipped."""
         sums = self._sums_so_far(epoch)
         self.wrapped.train()
         for index, batch in enumerate(batches, self.progress.step):
             self.step(batch, epoch, index, sums)
             if keep and (index + 1) % keep.every == 0 and index + 1 < self.steps and self._agreed(keep.due()):
-                self.progress.step, self.progress.ranks = index + 1, self.world.gather(sums.state())
+                self._stands_at(index + 1, sums)
                 keep.save()
-        self.progress.step, self.progress.ranks = 0, []
+        self._stands_at(self.steps, sums)
+        if keep and self._agreed(keep.due()):  # validation may take long
+            keep.save()
         metrics = sums.means(self.steps, self.world)
         searching = 8 if self.scaler.is_enabled() else 0  # a loss scaler finds its scale by overflowing
         if metrics["train/skipped"] > self.config.max_skipped * self.steps + searching:
@@ -267,6 +269,10 @@ class Learner:
         if self.masker.calibrating is False and self.masker.config.mode == "aml":
             metrics["aml/scale"] = self.masker.scale
         return metrics | {"time/train_s": sums.seconds, "optim/lr": self.optimizer.param_groups[0]["lr"]}
+
+    def _stands_at(self, step: int, sums: "TrainSums") -> None:
+        """What a save from here on says of the epoch under way."""
+        self.progress.step, self.progress.ranks = step, self.world.gather(sums.state())
 
     def _agreed(self, wanted: bool) -> bool:
         """Whether any rank wants it."""
@@ -397,7 +403,8 @@ def fit(
         part = {"rank": world.rank, "world": world.size, "accumulate": accumulate, "start": learner.progress.step}
         metrics = learner.train_epoch(train_batches(train, learner.model, batch=batch, seed=learner.seed, epoch=epoch, **part), epoch, keep)
         before = time.perf_counter()
-        sums = learner.evaluate(eval_batches(val, learner.model, batch=config.batch, rank=world.rank, world=world.size), config.threshold)
+        batches = eval_batches(val, learner.model, batch=config.batch, rank=world.rank, world=world.size)
+        sums = learner.evaluate(batches if keep is None or world.size > 1 else kept(batches, keep), config.threshold)
         metrics |= validation_metrics(sums)
         if len(probe):
             mine = probe[world.rank :: world.size]
@@ -406,7 +413,7 @@ def fit(
             )
         improved = metrics["val/mIoU"] > learner.progress.best
         learner.progress.best = max(learner.progress.best, metrics["val/mIoU"])
-        learner.progress.epoch = epoch + 1
+        learner.progress.epoch, learner.progress.step, learner.progress.ranks = epoch + 1, 0, []
         metrics |= {
             "epoch": epoch + 1,
             "train/workers": world.size,
@@ -419,6 +426,15 @@ def fit(
             warnings.warn(text, stacklevel=2)
         learner.progress.history.append(metrics)
         yield Result(epoch + 1, metrics, improved)
+
+
+def kept(batches: Iterable[Batch], keep: Keeper) -> Iterator[Batch]:
+    """The batches of a validation, between which the epoch that was trained may be saved; where ranks have different numbers of them they
+    could not agree."""
+    for batch in batches:
+        yield batch
+        if keep.due():
+            keep.save()
 
 
 def validation_metrics(sums: Sums) -> dict[str, float]:

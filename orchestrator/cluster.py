@@ -5,6 +5,7 @@ import functools
 import os
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ from orchestrator.config import Experiment
 DRIVER_CPUS = 0.01
 """What the driver process of a distributed trial asks for: it only waits."""
 
-POLL_S = 2.0
-"""A spot machine is given up half a minute to two minutes after its notice."""
+POLL_S = 1.0
+"""A spot machine is given up half a minute to two minutes after its notice, a stopped job sooner."""
 
 DATA = "data"
 """The custom resource of nodes that are there to read and decode (`ray start --resources '{"data": 1}'`)."""
@@ -41,21 +42,67 @@ def settle_environment() -> None:
         os.environ.setdefault(key, value)
 
 
-@functools.cache
-def notice() -> Callable[[], bool]:
-    """-> whether this node is to be taken away: Ray drains it, as on a spot machine's notice. Asked of Ray every POLL_S by one thread a process."""
-    import ray
+# ---- what a worker is told, and answers -----------------------------------------------------------------------------
 
-    node, given = ray.get_runtime_context().get_node_id(), threading.Event()
+LEAVING, ENDING = "this machine is to be taken away", "the command is asked to end"
+
+
+@functools.cache
+def notice() -> Callable[[], str]:
+    """-> why this process should save what it trains now, or nothing: LEAVING (Ray drains its node, as on a spot machine's notice) or ENDING.
+
+    Asked of Ray every POLL_S by one thread a process.
+    """
+    import ray
+    from ray.experimental import internal_kv
+
+    context, given = ray.get_runtime_context(), []
+    node, key = context.get_node_id(), _key()
 
     def watch() -> None:
-        while not given.wait(POLL_S):
+        while ENDING not in given:
+            time.sleep(POLL_S)
             with contextlib.suppress(Exception):  # the head is away, or a Ray that tells no longer; then nothing is known
-                if node in ray._private.state.state.get_draining_nodes():
-                    given.set()
+                if internal_kv._internal_kv_exists(key):
+                    given.append(ENDING)
+                elif not given and node in ray._private.state.state.get_draining_nodes():
+                    given.append(LEAVING)
 
-    threading.Thread(target=watch, name="drain-notice", daemon=True).start()
-    return given.is_set
+    threading.Thread(target=watch, name="notice", daemon=True).start()
+    return lambda: given[-1] if given else ""
+
+
+def answer(name: str) -> None:
+    """Of a worker: what it trains has been saved since ENDING was given; nothing otherwise."""
+    from ray.experimental import internal_kv
+
+    if notice()() == ENDING:
+        with contextlib.suppress(Exception):  # the driver waits no longer than it said
+            internal_kv._internal_kv_put(_key(name), b"")
+
+
+def have_saved(names: Callable[[], set[str]], seconds: float) -> None:
+    """Of the driver: give ENDING to its workers and wait, at most so long, until each of the names has answered."""
+    from ray.experimental import internal_kv
+
+    key, deadline = _key(), time.monotonic() + seconds
+    try:
+        internal_kv._internal_kv_put(key, b"")
+        while time.monotonic() < deadline and not all(internal_kv._internal_kv_exists(_key(name)) for name in names()):
+            time.sleep(0.1)
+    finally:
+        for left in internal_kv._internal_kv_list(key):
+            internal_kv._internal_kv_del(left)
+
+
+def _key(name: str = "") -> bytes:
+    """Of the driver, whose Ray job its workers share."""
+    import ray
+
+    return f"amlris/{ray.get_runtime_context().get_job_id()}/{name}".encode()
+
+
+# ---- Ray ------------------------------------------------------------------------------------------------------------
 
 
 def start() -> None:

@@ -209,6 +209,8 @@ class ResourcesConfig:
     seconds in a fresh process, counts."""
     save_every_s: float | None = 600
     """A run is saved in the middle of an epoch, too, when it has not been for so long; null: at the end of epochs alone."""
+    grace_s: float = 25
+    """What SIGTERM leaves a command to save what is under way, seconds; Kubernetes and Slurm follow it with SIGKILL after 30."""
     price_per_gpu_hour: float = 0
     price_per_cpu_hour: float = 0
     """What a sweep's cost is reckoned with, in any currency."""
@@ -226,6 +228,8 @@ class ResourcesConfig:
             raise UserError(f"resources.trial_timeout_s is {self.trial_timeout_s}; it must lie above 0, or be null for no limit")
         if self.save_every_s is not None and self.save_every_s <= 0:
             raise UserError(f"resources.save_every_s is {self.save_every_s}; it must lie above 0, or be null to save at the end of epochs alone")
+        if self.grace_s < 0:
+            raise UserError(f"resources.grace_s is {self.grace_s}; give the seconds that a command has to save when it is asked to end, 0 or more")
         if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
             raise UserError(f"resources.min_workers is {self.min_workers}; give 1 to {self.workers}, which is resources.workers, or null")
         if self.memory_gb is not None and self.memory_gb <= 0:

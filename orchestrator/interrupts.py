@@ -1,5 +1,5 @@
-"""Interruptions: the first SIGINT asks for an end after the epoch under way, the second ends at once, and so does a SIGTERM: who sends one
-(a cluster that takes its machine back, a job that is stopped) soon sends SIGKILL. What an earlier epoch saved is on disk either way.
+"""Interruptions: the first SIGINT asks for an end after the epoch under way, the second ends at once. Who sends a SIGTERM (a cluster that takes
+its machine back, a job that is stopped) soon sends SIGKILL: what runs is saved where it stands, and then it ends at once; so does a second one.
 
 A handler only notes: it may have come in the middle of a print.
 """
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 
 ASKED = "interrupted: the epoch under way is finished and saved first; once more stops at once"
+ENDING = "asked to end: what is under way is saved where it stands, for which there are {:g} s; once more stops at once"
 
 
 def first(note: Callable[[], None]) -> None:
@@ -24,6 +25,30 @@ def first(note: Callable[[], None]) -> None:
 
     handler.then = then
     signal.signal(signal.SIGINT, handler)
+
+
+def saved(save: Callable[[], None], seconds: float) -> None:
+    """The next SIGTERM calls save() in a thread and stops at once when that is over, or has taken so long; so does one that comes meanwhile."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+
+    asked, stopped = threading.Event(), threading.Event()
+
+    def work() -> None:
+        saving = threading.Thread(target=save, name="saving", daemon=True)
+        saving.start()
+        saving.join(seconds)
+        if not stopped.is_set():
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)  # of all threads it alone can be in the middle of a wait
+
+    def handler(number, frame) -> None:
+        if asked.is_set():
+            stopped.set()
+            return at_once(number, frame)
+        asked.set()
+        threading.Thread(target=work, name="ending", daemon=True).start()
+
+    signal.signal(signal.SIGTERM, handler)
 
 
 def at_once(number, frame) -> None:
@@ -41,12 +66,13 @@ def _effective(handler):
 
 @contextmanager
 def as_before():
-    """The handler of SIGINT is put back at the end: Ray Train leaves one behind, and with it its controller's process."""
+    """The handlers are put back at the end: Ray Train leaves one behind, and with it its controller's process."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handler = signal.getsignal(signal.SIGINT)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

@@ -40,6 +40,8 @@ NEVER = (
 LIMIT_MB = 100
 """Ray's own limit for a package."""
 BY_REFERENCE = ("MLFLOW_TRACKING_URI", "AWS_", "HF_")
+STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
+"""What Ray leaves a job that is stopped before SIGKILL, 3 s otherwise: what is under way is saved meanwhile."""
 OVER = ("SUCCEEDED", "FAILED", "STOPPED")
 SILENCE = 10
 """Times in a row that a cluster is asked for a job it does not tell of, before it is given up: a tunnel comes back, a lost head does not."""
@@ -116,7 +118,7 @@ def _patterns(file: Path) -> list[str]:
 def environment(named: list[str], *, secret_from_env: bool = False) -> dict[str, str]:
     """Variables that go along: AMLRIS_HOME, the commit and the dirty flag, and those named. UserError for one that is unset or looks secret."""
     sha, dirty = runs.git_state()
-    found = {"AMLRIS_GIT_SHA": sha, "AMLRIS_GIT_DIRTY": "1" if dirty else "0"}
+    found = {"AMLRIS_GIT_SHA": sha, "AMLRIS_GIT_DIRTY": "1" if dirty else "0", STOP_WAIT: os.environ.get(STOP_WAIT, "60")}
     if home := os.environ.get("AMLRIS_HOME"):
         if not home.startswith(("/", "~", "s3://")):
             raise UserError(

@@ -41,6 +41,7 @@ def worker_loop(config: dict) -> None:
         if first:
             outbox.offer()
             outbox.settle()  # a restart may find its ranks on other machines, and all of them take what is in the bucket
+            cluster.answer(folder.name)
 
     def report(metrics: dict) -> None:
         deliver()
@@ -146,6 +147,7 @@ def _fit(this: runs.Run, experiment: Experiment, used: sources.Sources, init, sa
         trainer = make_trainer(experiment, shared, used.words(), this.folder, init=init)
         with interrupts.as_before(), held(shared):
             end_after_epoch(trainer, stop)
+            interrupts.saved(lambda: _save(this, experiment, say), experiment.resources.grace_s)
             trainer.fit()
         epochs.close()
         if failed := failure_of(this.folder):
@@ -176,6 +178,13 @@ def _fit(this: runs.Run, experiment: Experiment, used: sources.Sources, init, sa
         if remaining := tracker.close():
             say(remaining)
     return code
+
+
+def _save(this: runs.Run, experiment: Experiment, say) -> None:
+    """What is under way is saved where it stands, before the command ends."""
+    seconds = experiment.resources.grace_s
+    say(interrupts.ENDING.format(seconds))
+    cluster.have_saved(lambda: {this.folder.name}, seconds)
 
 
 def end_after_epoch(trainer, stop: Path) -> None:

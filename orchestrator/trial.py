@@ -43,8 +43,8 @@ _ITEMS: dict = {}
 def run(experiment: Experiment, blocks: Callable[[], list[dict]], vocabulary: list[str], folder: Path, report: Callable[[dict], None], **how) -> None:
     """Train to the end, calling report(metrics) after each epoch is safely on disk; report may raise to stop, and so does a file STOP.
 
-    how: device, wrap (DDP), init (a checkpoint to start from), until (epochs done at which to return, before the end), notice (-> whether this
-    machine is to be taken away soon), kept (called when the run was saved in the middle of an epoch). Only rank 0 writes. A folder that holds a
+    how: device, wrap (DDP), init (a checkpoint to start from), until (epochs done at which to return, before the end), notice (-> why it should
+    be saved now, or nothing), kept (called when the run was saved in the middle of an epoch). Only rank 0 writes. A folder that holds a
     finished run reports its last epoch. RunError: it would end so again.
     """
     with memory_errors(experiment):
@@ -53,7 +53,7 @@ def run(experiment: Experiment, blocks: Callable[[], list[dict]], vocabulary: li
 
 def _run(
     experiment: Experiment, blocks, vocabulary: list[str], folder: Path, report, *,
-    init=None, until: int | None = None, notice: Callable[[], bool] = lambda: False, kept: Callable[[], None] = lambda: None, **how,
+    init=None, until: int | None = None, notice: Callable[[], str] = str, kept: Callable[[], None] = lambda: None, **how,
 ) -> None:  # fmt: skip
     train, val = items(experiment, blocks)
     learner = make_learner(experiment, train, vocabulary, **how)
@@ -155,19 +155,18 @@ def make_learner(experiment: Experiment, train: Items, vocabulary: list[str], *,
 
 
 class Keeper:
-    """Saves a run into last/ in the middle of an epoch (aml.learner.Keeper): every resources.save_every_s, and when its machine is to be taken
-    away, at once and then twice a minute until it is."""
+    """Saves a run into last/ in the middle of an epoch (aml.learner.Keeper): every resources.save_every_s, and when there is a notice (its machine
+    is to be taken away, its driver is to end), at once and then twice a minute until it comes true."""
 
-    every = 16
-
-    def __init__(self, learner: Learner, experiment: Experiment, folder: Path, notice: Callable[[], bool], kept: Callable[[], None]):
+    def __init__(self, learner: Learner, experiment: Experiment, folder: Path, notice: Callable[[], str], kept: Callable[[], None]):
         self.learner, self.experiment, self.folder, self.notice, self.kept = learner, experiment, folder, notice, kept
-        self.saved, self.noticed = time.monotonic(), False
+        self.saved, self.noticed = time.monotonic(), ""
+        self.every = 1 if learner.world.size == 1 else 16  # ranks wait for each other to agree
 
     def due(self) -> bool:
         since, every_s = time.monotonic() - self.saved, self.experiment.resources.save_every_s
-        if self.notice():
-            return not self.noticed or since >= NOTICED_S
+        if why := self.notice():
+            return why != self.noticed or since >= NOTICED_S
         return every_s is not None and since >= every_s
 
     def save(self) -> None:
@@ -177,7 +176,7 @@ class Keeper:
             metrics = done.history[-1] if done.history else {}
             checkpoint.save(self.folder / "last", learner.model, about(self.experiment, done.epoch, metrics), learner.state_dict())
             if self.noticed:
-                add_note(self.folder, f"this machine is to be taken away: saved at step {done.step} of epoch {done.epoch + 1}")
+                add_note(self.folder, f"{self.noticed}: saved at step {done.step} of epoch {done.epoch + 1}")
             self.kept()
 
 

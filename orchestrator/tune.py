@@ -41,15 +41,23 @@ def light_trial(config: dict, shared: Shared | Windowed, vocabulary: list[str]) 
     folder = mirror.here(config["folder"])
     outbox = trial.joined(folder)
 
-    def report(metrics: dict) -> None:
+    notice = cluster.notice()
+
+    def kept() -> None:
         outbox.offer()
+        if notice() == cluster.ENDING:
+            outbox.settle()
+            cluster.answer(folder.name)
+
+    def report(metrics: dict) -> None:
+        kept()
         if metrics["epoch"] >= legs[-1][1]:  # the process may be gone before the next chance
             outbox.settle()
         tune.report(trial.clean(metrics))
 
     try:
         for experiment, until in legs:
-            how = {"device": device, "until": until, "notice": cluster.notice(), "kept": outbox.offer}
+            how = {"device": device, "until": until, "notice": notice, "kept": kept}
             trial.run(experiment, shared.open, vocabulary, folder, report, **how)
     except trial.FINAL as error:  # would happen again: the trial fails alone, no restart
         outbox.offer()
@@ -229,6 +237,7 @@ class Sweep:
         )
         with interrupts.as_before():
             interrupts.first(self.interrupt)
+            interrupts.saved(self.save, self.experiment.resources.grace_s)
             tuner.fit()
         if not self.plan.done:
             raise KeyboardInterrupt
@@ -236,6 +245,13 @@ class Sweep:
     def interrupt(self) -> None:
         """No trial is started any more, and those that run end at their next epoch."""
         self.interrupted = True
+
+    def save(self) -> None:
+        """The same, and those that run are saved where they stand: returns when they are, or when time is up. Called by a thread."""
+        seconds = self.experiment.resources.grace_s
+        self.interrupted = self.said = True
+        self.say(interrupts.ENDING.format(seconds))
+        cluster.have_saved(lambda: {trial_id for trial_id, live in list(self.live.items()) if live.since}, seconds)
 
     # -- what the seams call
 

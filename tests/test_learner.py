@@ -313,16 +313,16 @@ def test_a_resumed_run_is_the_same_run(items, make_model, tmp_path, arm):
 
 
 class Saver:
-    """Saves the learner once, in the middle of an epoch, and then stands for a machine that is lost."""
+    """Saves the learner when it is asked for the so-manieth time in an epoch, and then stands for a machine that is lost."""
 
     every = 1
 
-    def __init__(self, folder, epoch, step):
-        self.folder, self.epoch, self.step, self.asked = folder, epoch, step, 0
+    def __init__(self, folder, epoch, time):
+        self.folder, self.epoch, self.time, self.asked = folder, epoch, time, 0
 
     def due(self):
-        self.asked += 1
-        return self.learner.progress.epoch == self.epoch and self.asked % (STEPS - 1) == self.step % (STEPS - 1)
+        self.asked += self.learner.progress.epoch == self.epoch
+        return self.asked == self.time
 
     def save(self):
         save(self.folder, self.learner.model, {}, self.learner.state_dict())
@@ -330,17 +330,17 @@ class Saver:
 
 
 @pytest.mark.parametrize("arm", ARMS)
-@pytest.mark.parametrize("epoch, step", [(0, 1), (1, 2)])
-def test_a_run_saved_in_the_middle_of_an_epoch_is_the_same_run(items, make_model, tmp_path, arm, epoch, step):
+@pytest.mark.parametrize("epoch, time", [(0, 1), (1, 2), (1, STEPS), (0, STEPS + 1)], ids=["first-step", "second-step", "trained", "validating"])
+def test_a_run_saved_in_the_middle_of_an_epoch_is_the_same_run(items, make_model, tmp_path, arm, epoch, time):
     straight = make_learner(make_model(dropout=0.1), aml=ARMS[arm], epochs=3)
     expected = train(straight, items)
-    lost, keep = make_learner(make_model(dropout=0.1), aml=ARMS[arm], epochs=3), Saver(tmp_path / "last", epoch, step)
+    lost, keep = make_learner(make_model(dropout=0.1), aml=ARMS[arm], epochs=3), Saver(tmp_path / "last", epoch, time)
     keep.learner = lost
     with pytest.raises(KeyboardInterrupt):
         list(fit(lost, items["train"], items["val"], EvalConfig(batch=16, probe=8), keep))
     torch.manual_seed(12345)
     resumed = make_learner(make_model(seed=99, dropout=0.1), aml=ARMS[arm], epochs=3)
-    assert load_training(tmp_path / "last", resumed) and (resumed.progress.epoch, resumed.progress.step) == (epoch, step)
+    assert load_training(tmp_path / "last", resumed) and (resumed.progress.epoch, resumed.progress.step) == (epoch, min(time, STEPS))
     assert train(resumed, items) == expected[epoch:]
     assert equal(weights(resumed.model), weights(straight.model)) and resumed.progress.step == 0
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -187,13 +188,38 @@ def test_a_process_that_ignores_sigint_as_those_in_the_background_do_can_still_b
         signal.raise_signal(signal.SIGTERM)
 
 
-def test_a_notice_that_the_machine_goes_stops_at_once(signals):
+def test_a_sigterm_where_nothing_trains_stops_at_once(signals):
     noted = []
     signal.signal(signal.SIGTERM, interrupts.at_once)
     interrupts.first(lambda: noted.append(1))
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGTERM)
     assert noted == []
+
+
+@pytest.mark.parametrize("how", ["saved", "out of time", "asked twice"])
+def test_a_sigterm_has_what_is_under_way_saved_before_it_stops(signals, how):
+    begun, over, noted = threading.Event(), threading.Event(), []
+
+    def save():
+        begun.set()
+        over.wait(60)
+        noted.append("saved")
+
+    with interrupts.as_before():
+        interrupts.first(lambda: noted.append("interrupted"))
+        interrupts.saved(save, 0.2 if how == "out of time" else 60)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+            assert begun.wait(60) and noted == []
+            if how == "saved":
+                over.set()
+            elif how == "asked twice":
+                signal.raise_signal(signal.SIGTERM)
+            for _ in range(600):
+                time.sleep(0.1)
+    assert noted == (["saved"] if how == "saved" else [])
+    over.set()
 
 
 def test_a_run_that_is_asked_to_stop_ends_after_its_epoch_and_goes_on_as_if_nothing_had_been(run_trial, whole, tmp_path):
