@@ -9,7 +9,7 @@
 #SBATCH --cpus-per-task=${GPU_CPUS}
 #SBATCH --gpus-per-task=${GPUS_PER_NODE}
 #SBATCH --time=${TIME}
-#SBATCH --signal=INT@120
+#SBATCH --signal=B:TERM@120
 #SBATCH --requeue
 set -euo pipefail
 cd "$SLURM_SUBMIT_DIR"
@@ -19,8 +19,19 @@ head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 port=$((20000 + SLURM_JOB_ID % 20000))
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
 
+# Before its time is up the job is told, and tells the command, which saves what it trains where it stands. The command alone, which runs on
+# this node: a signal to the whole step would end Ray first.
+command=$(mktemp)
+trap 'kill -TERM "$(cat "$command")" || true' TERM
+
 # RAY_ADDRESS is for the command alone: `ray start` must not see it
 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" \
     ray symmetric-run --address "$head:$port" --min-nodes "$SLURM_JOB_NUM_NODES" \
     --num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus="${GPUS_PER_NODE}" --include-dashboard=false -- \
-    env RAY_ADDRESS="$head:$port" python -m orchestrator ${COMMAND}
+    env RAY_ADDRESS="$head:$port" bash -c 'echo $$ > "$0"; exec "$@"' "$command" python -m orchestrator ${COMMAND} &
+step=$! code=0
+while kill -0 "$step" 2> /dev/null; do # a signal ends a `wait`
+    wait "$step" && code=0 || code=$?
+done
+rm "$command"
+exit "$code"

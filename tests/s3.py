@@ -1,8 +1,12 @@
 """A bucket on an S3 server of this machine, and machines that share nothing but the bucket."""
 
+import contextlib
 import logging
 import os
-from dataclasses import dataclass
+import socket
+import threading
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.config import storage_root
@@ -49,6 +53,41 @@ def objects(bucket: Bucket) -> dict[str, object]:
     """{key: when it was written} of every object but the markers of folders."""
     pages = bucket.client.get_paginator("list_objects_v2").paginate(Bucket=bucket.name, Prefix="team/")
     return {o["Key"].removeprefix("team/"): o["LastModified"] for page in pages for o in page.get("Contents", []) if not o["Key"].endswith("/")}
+
+
+class Line:
+    """A way to a bucket's server that a test makes slow, or silent: who calls is let in and hears nothing."""
+
+    def __init__(self, bucket: Bucket):
+        _, _, self.port = bucket.query.rpartition(":")
+        self.delay_s, self.open = 0.0, threading.Event()
+        self.open.set()
+        self.listening = socket.create_server(("127.0.0.1", 0))
+        here = f"127.0.0.1:{self.listening.getsockname()[1]}"
+        self.bucket = replace(bucket, query=bucket.query.replace(f"127.0.0.1:{self.port}", here))
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self.open.set()
+        self.listening.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                caller, _ = self.listening.accept()
+                server = socket.create_connection(("127.0.0.1", int(self.port)))
+                for ends in ((caller, server), (server, caller)):
+                    threading.Thread(target=self._carry, args=ends, daemon=True).start()
+
+    def _carry(self, one: socket.socket, other: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := one.recv(2**16):
+                time.sleep(self.delay_s)
+                self.open.wait()
+                other.sendall(data)
+        for end in (one, other):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
 
 
 @dataclass

@@ -11,16 +11,20 @@ import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+def free_port(among: Iterable[int] = (0,)) -> int:
+    """One of these; of all, where none is named."""
+    for port in among:
+        with socket.socket() as s, contextlib.suppress(OSError):
+            s.bind(("127.0.0.1", port))
+            return s.getsockname()[1]
+    raise AssertionError("none of the ports is free")
 
 
 def wait_for(condition, *, log: Path | None = None, process: subprocess.Popen | None = None, seconds: float = 500):
@@ -93,7 +97,7 @@ class Machines:
 
     def __init__(self, stage: Stage):
         self.stage = stage
-        self.port, self.dashboard = free_port(), free_port()
+        self.port, self.dashboard = free_port(range(20000, 40000, 7)), free_port()  # one that cluster/slurm.sh may choose
         self.address, self.jobs = f"127.0.0.1:{self.port}", f"http://127.0.0.1:{self.dashboard}"
 
     def _start(self, name: str, cpus: int, *arguments: str) -> None:

@@ -11,7 +11,7 @@ import urllib.request
 
 import pytest
 from botocore.exceptions import ClientError
-from s3 import objects
+from s3 import Line, objects
 from test_faults import wait_for
 from test_train import children_of
 
@@ -122,6 +122,27 @@ def test_a_sweep_whose_machine_is_lost_goes_on_on_another(undisturbed, command, 
     records = {r["trial"]: r["history"] for r in run.ledger()}
     for trial, found in under_way.items():  # an epoch that ran again would have taken another time
         assert [e["time/epoch_s"] for e in records[trial][: len(found)]] == [json.loads(line)["time/epoch_s"] for line in found]
+
+
+def test_a_bucket_that_is_slow_and_then_silent_holds_up_nothing_and_gets_everything(undisturbed, command, bucket, tmp_path, monkeypatch):
+    line = Line(bucket)
+    line.delay_s = 0.05
+    process, log = command("a", "sweep", "tracking.uri=none", AMLRIS_HOME=line.bucket.uri)
+    wait_for(lambda: any(2 <= len(found) < EPOCHS for found in delivered(bucket)[1].values()), process, log)
+    line.open.clear()
+    epochs = {p: p.read_bytes().count(b"\n") for p in (tmp_path / "a").rglob("trials/*/epochs.jsonl")}
+    wait_for(lambda: "could not be delivered" in log.read_text(), process, log)
+    assert any(p.read_bytes().count(b"\n") > count for p, count in epochs.items()), "training went on meanwhile"
+    line.open.set()
+    assert process.wait(timeout=500) == 0, log.read_text()
+    line.close()
+    shutil.rmtree(tmp_path / "a")
+    monkeypatch.setenv("AMLRIS_HOME", bucket.uri)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "reader"))
+    (run,) = runs.listing(storage_root())
+    assert run.finished and table(run) == table(undisturbed), log.read_text()
+    for record in run.ledger():
+        assert checkpoint.damage(checkpoints.find_checkpoint(f"{run.name}/{record['trial']}", storage_root())) == ""
 
 
 @pytest.fixture

@@ -123,7 +123,12 @@ def test_a_job_is_handed_over_and_everything_is_said(submit, monkeypatch):
     assert code == 0
     assert cluster.jobs[0].entrypoint == "python -m orchestrator sweep experiments/x.yaml optim.lr=1e-4"
     assert cluster.seen == {"aml/a.py", "experiments/x.yaml", "experiments/data/keep.txt"}
-    assert cluster.runtime_env["env_vars"] == {"AMLRIS_HOME": "/shared/amlris", "AMLRIS_GIT_SHA": "abc123", "AMLRIS_GIT_DIRTY": "0", jobs.STOP_WAIT: "60"}
+    assert cluster.runtime_env["env_vars"] == {
+        "AMLRIS_HOME": "/shared/amlris",
+        "AMLRIS_GIT_SHA": "abc123",
+        "AMLRIS_GIT_DIRTY": "0",
+        jobs.STOP_WAIT: "60",
+    }
     assert cluster.metadata == {"name": "small", "git_sha": "abc123"}
     for word in ("3 files", ".venv", "small-1", "http://head:8265/#/jobs/small-1", "MLflow"):
         assert word in text

@@ -1,17 +1,27 @@
 """Machines of a cluster that are lost in the middle of a run: a node, then the head. What is lost: the epoch under way."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from staging import Machines, Stage, assert_nothing_left, wait_for
+import yaml
+from staging import ROOT, Machines, Stage, assert_nothing_left, wait_for
 from test_sweep import TINY, alone
 from test_train import CONFIG
 
-from orchestrator import runs
+from orchestrator import cluster, runs
+from orchestrator.config import load
 
 pytestmark = pytest.mark.fault
+
+LONG = [
+    "search={arms: [off], space: {}, scheduler: none, seeds: {search: 1, confirm: 0}}",
+    "train={epochs: 3, batch: 2}",
+    "data={unit: sentence, synth: {images: 160, size: 48}}",
+]
+"""One trial of a few long epochs."""
 
 NUMBERS = ("epoch", "train/loss", "val/mIoU", "val/oIoU")
 
@@ -73,9 +83,7 @@ def test_a_machine_with_a_notice_saves_in_the_middle_of_an_epoch(stage, machines
     machines.lose("second")
     machines.add("spot", 1)
     (tmp_path / "tiny.yaml").write_text(TINY)
-    few = ["search.scheduler=none", "search.space={}", "search.arms=[off]", "search.seeds={search: 1, confirm: 0}"]
-    long = ["train={epochs: 3, batch: 2}", "data.unit=sentence", "data.synth={images: 160, size: 48}"]
-    process, log = stage.orchestrator("sweep", tmp_path / "tiny.yaml", f"storage.root={tmp_path}", *few, *long, RAY_ADDRESS=machines.address)
+    process, log = stage.orchestrator("sweep", tmp_path / "tiny.yaml", f"storage.root={tmp_path}", *LONG, RAY_ADDRESS=machines.address)
     wait_for(lambda: any(histories(tmp_path).values()), log=log, process=process)
     machines.warn("spot", 60)
     (notes,) = wait_for(lambda: list(tmp_path.glob("tiny-*/trials/*/notes.txt")), log=log, process=process)
@@ -83,8 +91,8 @@ def test_a_machine_with_a_notice_saves_in_the_middle_of_an_epoch(stage, machines
     machines.add("next", 1)
     assert process.wait(timeout=500) == 0, log.read_text()
     saved, resumed = notes.read_text().splitlines()[-2:]
-    place = saved.removeprefix("this machine is to be taken away: saved at ")
-    assert place != saved and resumed == f"goes on at {place}" and int(place.split()[1]) % 16 == 0
+    place = saved.removeprefix(f"{cluster.LEAVING}: saved at ")
+    assert place != saved and resumed == f"goes on at {place}"
     (run,) = runs.listing(tmp_path)
     (record,) = run.ledger()
     assert record["state"] == "done" and numbers(record["history"]) == numbers(alone(run, record, tmp_path))
@@ -110,6 +118,47 @@ def test_a_training_on_two_workers_whose_node_is_lost_goes_on_where_another_come
     undisturbed = next(r for r in runs.listing(tmp_path) if r.name != run.name)
     assert numbers(run.state["history"]) == numbers(undisturbed.state["history"]) and len(run.state["history"]) == 20
     assert_nothing_left(stage, tmp_path, machines.groups())
+
+
+SRUN = """#!/bin/bash
+# a step of one task on this machine, whose Ray the test has started
+while [ "$1" != -- ]; do shift; done
+exec "${@:2}"
+"""
+
+
+def test_a_slurm_job_whose_time_is_up_saves_in_the_middle_of_an_epoch(stage, machines, tmp_path):
+    """The signal that cluster/slurm.sh asks for is sent to the batch script alone."""
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    tree = load(tmp_path / "tiny.yaml", LONG).to_dict()
+    del tree["storage"]
+    (tmp_path / "long.yaml").write_text(yaml.safe_dump(tree))
+    fakes = {"srun": SRUN, "scontrol": "#!/bin/bash\necho 127.0.0.1\n"}
+    for name, text in fakes.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    values = ["COMMAND=sweep long.yaml", "GPUS_PER_NODE=0"]
+    script = subprocess.run([sys.executable, ROOT / "cluster" / "render.py", "slurm.sh", *values], capture_output=True, text=True, check=True).stdout
+    (tmp_path / "job").write_text(script)
+    slurm = {"SUBMIT_DIR": tmp_path, "JOB_ID": machines.port - 20000, "JOB_NODELIST": "one", "JOB_NUM_NODES": 1, "CPUS_PER_TASK": 2}
+    environment = {f"SLURM_{name}": str(value) for name, value in slurm.items()} | {"PYTHONPATH": str(ROOT)}
+    environment["PATH"] = f"{tmp_path}:{stage.environment['PATH']}"
+    root = tmp_path / "runs"
+
+    process, log = stage.start(["bash", tmp_path / "job"], **environment)
+    wait_for(lambda: any(histories(root).values()), log=log, process=process)
+    process.terminate()
+    assert process.wait(timeout=120) == 130 and "the same command continues it" in log.read_text(), log.read_text()
+    process, log = stage.start(["bash", tmp_path / "job"], **environment)
+    assert process.wait(timeout=500) == 0, log.read_text()
+    (notes,) = root.glob("tiny-*/trials/*/notes.txt")
+    saved, resumed = notes.read_text().splitlines()
+    place = saved.removeprefix(f"{cluster.ENDING}: saved at ")
+    assert place != saved and resumed == f"goes on at {place}"
+    (run,) = runs.listing(root)
+    (record,) = run.ledger()
+    assert record["state"] == "done" and numbers(record["history"]) == numbers(alone(run, record, tmp_path))
+    assert_nothing_left(stage, root, machines.groups())
 
 
 def test_a_job_submitted_again_after_its_head_was_lost_runs_no_finished_trial_again(stage, machines):
