@@ -11,9 +11,8 @@ import urllib.request
 
 import pytest
 from botocore.exceptions import ClientError
-from s3 import Line, objects
-from test_faults import wait_for
-from test_train import children_of
+from s3 import KEYS, Line, objects
+from staging import Stage, wait_for
 
 from aml import checkpoint
 from orchestrator import checkpoints, runs
@@ -60,24 +59,24 @@ def undisturbed(tmp_path_factory, ray_session):
     return runs.listing(folder)[0]
 
 
+@pytest.fixture(scope="module")
+def stage(s3_server):
+    stage = Stage(**KEYS)
+    yield stage
+    stage.close()
+
+
 @pytest.fixture
-def command(bucket, tmp_path):
+def command(stage, bucket, tmp_path):
     """command(machine, "sweep", *overrides, **environment) -> it in a process, on a machine that shares only the bucket, and its log."""
     (tmp_path / "tiny.yaml").write_text(CONFIG)
-    processes = []
 
     def start(machine: str, what: str, *overrides: str, **environment: str):
-        log = tmp_path / f"log{len(processes)}"
-        env = os.environ | {"AMLRIS_HOME": bucket.uri, "XDG_CACHE_HOME": str(tmp_path / machine)} | environment
-        with open(log, "w") as out:
-            line = [sys.executable, "-m", "orchestrator", what, str(tmp_path / "tiny.yaml"), *overrides]
-            processes.append(subprocess.Popen(line, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, env=env))
-        return processes[-1], log
+        here = {"AMLRIS_HOME": bucket.uri, "XDG_CACHE_HOME": str(tmp_path / machine)}
+        return stage.orchestrator(what, tmp_path / "tiny.yaml", *overrides, **here | environment)
 
     yield start
-    for process in processes:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+    stage.kill()
 
 
 def delivered(bucket) -> tuple[list[str], dict[str, list[str]]]:
@@ -97,18 +96,17 @@ def delivered(bucket) -> tuple[list[str], dict[str, list[str]]]:
     return ledger, {trial: found for trial, found in epochs.items() if trial not in over}
 
 
-def test_a_sweep_whose_machine_is_lost_goes_on_on_another(undisturbed, command, bucket, tmp_path, monkeypatch):
+def test_a_sweep_whose_machine_is_lost_goes_on_on_another(undisturbed, stage, command, bucket, tmp_path, monkeypatch):
     process, log = command("a", "sweep", "tracking.uri=none")
 
     def in_the_middle() -> bool:
         ledger, under_way = delivered(bucket)
         return len(ledger) >= 1 and any(2 <= len(found) < EPOCHS for found in under_way.values())
 
-    wait_for(in_the_middle, process, log)
-    for pid in children_of(process.pid):
-        os.kill(pid, signal.SIGKILL)
+    wait_for(in_the_middle, log=log, process=process)
+    stage.kill()
     process.wait()
-    shutil.rmtree(tmp_path / "a", ignore_errors=True)
+    shutil.rmtree(tmp_path / "a")
     ledger, under_way = delivered(bucket)
     process, log = command("b", "sweep", "tracking.uri=none")
     assert process.wait(timeout=500) == 0, log.read_text()
@@ -128,10 +126,10 @@ def test_a_bucket_that_is_slow_and_then_silent_holds_up_nothing_and_gets_everyth
     line = Line(bucket)
     line.delay_s = 0.05
     process, log = command("a", "sweep", "tracking.uri=none", AMLRIS_HOME=line.bucket.uri)
-    wait_for(lambda: any(2 <= len(found) < EPOCHS for found in delivered(bucket)[1].values()), process, log)
+    wait_for(lambda: any(2 <= len(found) < EPOCHS for found in delivered(bucket)[1].values()), log=log, process=process)
     line.open.clear()
     epochs = {p: p.read_bytes().count(b"\n") for p in (tmp_path / "a").rglob("trials/*/epochs.jsonl")}
-    wait_for(lambda: "could not be delivered" in log.read_text(), process, log)
+    wait_for(lambda: "could not be delivered" in log.read_text(), log=log, process=process)
     assert any(p.read_bytes().count(b"\n") > count for p, count in epochs.items()), "training went on meanwhile"
     line.open.set()
     assert process.wait(timeout=500) == 0, log.read_text()
@@ -183,7 +181,7 @@ def test_a_node_that_is_lost_changes_nothing_in_the_table(undisturbed, command, 
     def trains_on_the_second() -> bool:
         return any(p.read_bytes().count(b"\n") >= 3 for p in (tmp_path / "second").rglob("trials/*/epochs.jsonl"))
 
-    wait_for(trains_on_the_second, process, log)
+    wait_for(trains_on_the_second, log=log, process=process)
     os.kill(second.all_processes["raylet"][0].process.pid, signal.SIGKILL)
     lost = {p.parent.name: p.read_bytes().count(b"\n") for p in (tmp_path / "second").rglob("trials/*/epochs.jsonl")}
     assert process.wait(timeout=500) == 0, log.read_text()

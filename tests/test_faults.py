@@ -1,15 +1,14 @@
 """Failures of the world that take a while to stage: make test-faults."""
 
+import functools
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
+from staging import Stage, assert_nothing_left, wait_for
 from test_sweep import TINY
 from test_train import CONFIG, children_of, done_epochs
 
@@ -18,30 +17,32 @@ from orchestrator import cluster, interrupts, runs, trial
 pytestmark = pytest.mark.fault
 
 
-@pytest.fixture
-def sweep(tmp_path):
-    """start(*overrides) -> a sweep in a process of its own, and the file of what it prints."""
-    (tmp_path / "tiny.yaml").write_text(TINY)
-    processes = []
+@pytest.fixture(scope="module")
+def stage():
+    stage = Stage()
+    yield stage
+    stage.close()
 
-    def start(*overrides: str):
-        command = [sys.executable, "-m", "orchestrator", "sweep", str(tmp_path / "tiny.yaml"), f"storage.root={tmp_path}", *overrides]
-        log = tmp_path / f"log{len(processes)}"
-        with open(log, "w") as out:
-            processes.append(subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True))
-        return processes[-1], log
+
+@pytest.fixture
+def command(stage, tmp_path):
+    """command("sweep", text of its config, *overrides, **environment) -> its process, the file of what it prints. Nothing of it is left at the end."""
+
+    def start(what: str, text: str, *overrides: str, **environment: str):
+        (tmp_path / "config.yaml").write_text(text)
+        return stage.orchestrator(what, tmp_path / "config.yaml", f"storage.root={tmp_path}", *overrides, **environment)
 
     yield start
-    for process in processes:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+    try:
+        assert_nothing_left(stage, tmp_path)
+    finally:
+        stage.kill()
 
 
-def wait_for(condition, process, log: Path, seconds: float = 500) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None and time.monotonic() < deadline, log.read_text()
-        time.sleep(0.05)
+@pytest.fixture
+def sweep(command):
+    """sweep(*overrides, **environment): the tiny one."""
+    return functools.partial(command, "sweep", TINY)
 
 
 def lines(folder: Path) -> int:
@@ -59,7 +60,7 @@ def statuses(folder: Path, name: str = "tiny") -> list[str]:
 def test_an_interrupted_sweep_says_so_and_continues(sweep, tmp_path):
     few = ["train.epochs=30", "search.arms=[off]", "search.space={optim.lr: [1e-3, 2e-3]}", "search.max_concurrent=1", "search.scheduler=none"]
     process, log = sweep(*few)
-    wait_for(lambda: lines(tmp_path) >= 1, process, log)
+    wait_for(lambda: lines(tmp_path) >= 1, log=log, process=process)
     os.kill(process.pid, signal.SIGINT)
     assert process.wait(timeout=120) == 130, log.read_text()
     assert "the same command continues it" in log.read_text() and interrupts.ASKED in log.read_text()
@@ -75,7 +76,7 @@ def test_an_interrupted_sweep_says_so_and_continues(sweep, tmp_path):
 
 def test_a_killed_trial_process_is_started_again_and_loses_at_most_its_epoch(sweep, tmp_path):
     process, log = sweep("train.epochs=40", "search.scheduler=none", "search.arms=[off]", "search.space={}")
-    wait_for(lambda: any(p.read_bytes().count(b"\n") >= 3 for p in tmp_path.glob("tiny-*/trials/*/epochs.jsonl")), process, log)
+    wait_for(lambda: any(p.read_bytes().count(b"\n") >= 3 for p in tmp_path.glob("tiny-*/trials/*/epochs.jsonl")), log=log, process=process)
     trials = [p for p, text in children_of(process.pid).items() if "ImplicitFunc" in text or "light_trial" in text]
     assert trials
     os.kill(trials[0], signal.SIGKILL)
@@ -88,7 +89,7 @@ def test_a_trial_that_hangs_is_killed_alone(sweep, tmp_path):
     """A process that is stopped answers nobody, as one that waits for a dead disk; the time limit covers the start of a process."""
     few = ["search.scheduler=none", "search.space={}", "search.arms=[off, random]", "search.seeds={confirm: 1}", "train.epochs=60"]
     process, log = sweep("resources.trial_timeout_s=45", *few)
-    wait_for(lambda: any(p.read_bytes().count(b"\n") >= 3 for p in tmp_path.glob("tiny-*/trials/*/epochs.jsonl")), process, log)
+    wait_for(lambda: any(p.read_bytes().count(b"\n") >= 3 for p in tmp_path.glob("tiny-*/trials/*/epochs.jsonl")), log=log, process=process)
     hanging = next(p for p, text in children_of(process.pid).items() if "ImplicitFunc" in text or "light_trial" in text)
     os.kill(hanging, signal.SIGSTOP)
     code = process.wait(timeout=500)
@@ -110,20 +111,18 @@ def test_two_sweeps_at_once_on_one_root_both_end_right(sweep, tmp_path):
         assert statuses(tmp_path, name) == ["FINISHED"] * 3 and {r["state"] for r in runs.find(tmp_path, name).ledger()} == {"done"}
 
 
-def test_secrets_are_in_nothing_that_is_written(sweep, tmp_path, monkeypatch):
+def test_secrets_are_in_nothing_that_is_written(command, tmp_path):
     """The queue on disk holds all that MLflow would have been given; Ray's own folder holds its logs and what it knows of jobs."""
     planted = "hunter2Planted0Secret"
-    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "MLFLOW_TRACKING_PASSWORD"):
-        monkeypatch.setenv(name, planted)
     ray_home = tempfile.mkdtemp(prefix="r", dir="/tmp")  # a socket's path must be short
-    monkeypatch.setenv("RAY_TMPDIR", ray_home)
+    secrets = dict.fromkeys(("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "MLFLOW_TRACKING_PASSWORD"), planted)
     text = TINY + f"tracking: {{uri: 'http://me:{planted}@127.0.0.1:9'}}\n"
-    (tmp_path / "tiny.yaml").write_text(text)
-    process, log = sweep("search.space={}", "search.arms=[off]", "search.seeds={confirm: 1}", "train.epochs=2")
+    few = ["search.space={}", "search.arms=[off]", "search.seeds={confirm: 1}", "train.epochs=2"]
+    process, log = command("sweep", text, *few, **secrets, RAY_TMPDIR=ray_home)
     assert process.wait(timeout=500) == 0, log.read_text()
     (run,) = runs.listing(tmp_path)
     assert (run.folder / "tracking.queue.jsonl").stat().st_size > 0 and (run.folder / "report" / "index.html").exists()
-    files = [p for root in (tmp_path, Path(ray_home)) for p in root.rglob("*") if p.is_file() and p != tmp_path / "tiny.yaml"]
+    files = [p for root in (tmp_path, Path(ray_home)) for p in root.rglob("*") if p.is_file() and p != tmp_path / "config.yaml"]
     assert any("session_" in str(p) and p.suffix in (".log", ".out") for p in files)
     assert [str(p) for p in files if planted.encode() in p.read_bytes()] == []
     shutil.rmtree(ray_home)
@@ -162,13 +161,9 @@ def test_a_distributed_trial_that_asha_stops_makes_room_for_the_next(sweep, tmp_
     assert all(r["epochs"] < 6 for r in run.ledger() if r["state"] == "stopped")
 
 
-def test_a_killed_worker_loses_at_most_the_epoch_under_way(tmp_path):
-    (tmp_path / "duo.yaml").write_text(CONFIG)
-    command = [sys.executable, "-m", "orchestrator", "train", str(tmp_path / "duo.yaml"), f"storage.root={tmp_path}"]
-    log = tmp_path / "log"
-    with open(log, "w") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
-    wait_for(lambda: done_epochs(tmp_path) >= 2, process, log)
+def test_a_killed_worker_loses_at_most_the_epoch_under_way(command, tmp_path):
+    process, log = command("train", CONFIG)
+    wait_for(lambda: done_epochs(tmp_path) >= 2, log=log, process=process)
     workers = [p for p, text in children_of(process.pid).items() if "TrainWorker" in text]
     os.kill(workers[0], signal.SIGKILL)
     assert process.wait(timeout=500) == 0, log.read_text()
@@ -178,14 +173,9 @@ def test_a_killed_worker_loses_at_most_the_epoch_under_way(tmp_path):
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_training_says_so(tmp_path, how):
-    (tmp_path / "duo.yaml").write_text(CONFIG.replace("workers: 2", "workers: 1"))
-    long = ["train.epochs=400", "train.batch=2", "data.unit=sentence"]
-    command = [sys.executable, "-m", "orchestrator", "train", str(tmp_path / "duo.yaml"), f"storage.root={tmp_path}", *long]
-    log = tmp_path / "log"
-    with open(log, "w") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
-    wait_for(lambda: done_epochs(tmp_path) >= 2, process, log)
+def test_an_interrupted_training_says_so(command, tmp_path, how):
+    process, log = command("train", CONFIG, "resources.workers=1", "train.epochs=400", "train.batch=2", "data.unit=sentence")
+    wait_for(lambda: done_epochs(tmp_path) >= 2, log=log, process=process)
     os.kill(process.pid, how)
     assert process.wait(timeout=120) == 130, log.read_text()
     (run,) = runs.listing(tmp_path)
