@@ -6,6 +6,8 @@ import re
 import shlex
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import jsonschema
@@ -74,7 +76,7 @@ def test_every_file_fills_in_and_leaves_no_name_open(filled):
     assert set(filled) == set(FILES) - {"compose.yaml"}
     assert {"aws.yaml", "slurm.sh", "kubernetes/raycluster.yaml", "kubernetes/rayjob.yaml", "kubernetes/mlflow.yaml"} <= set(filled)
     for name, text in filled.items():
-        assert "${" not in text and "!spec" not in text, name
+        assert not re.search(r"\$\{\w+\}", text) and "!spec" not in text, name
 
 
 def test_a_value_is_replaced_by_name_and_a_wrong_one_is_refused():
@@ -210,6 +212,55 @@ def test_experiments_that_are_named_load(filled):
 def test_scripts_are_bash(name, filled):
     for text in (filled[name], (CLUSTER / name).read_text("utf-8")):
         subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+
+
+def test_the_markets_notice_is_handed_on_to_ray(tmp_path):
+    """A metadata service as AWS has it: a token first, and 404 until there is a notice."""
+    asked = []
+
+    class Metadata(BaseHTTPRequestHandler):
+        def answer(self, code: int, text: bytes = b"") -> None:
+            asked.append((self.command, self.path, self.headers.get("X-aws-ec2-metadata-token")))
+            self.send_response(code)
+            self.end_headers()
+            self.wfile.write(text)
+
+        def do_PUT(self):
+            self.answer(200 if self.headers.get("X-aws-ec2-metadata-token-ttl-seconds") else 400, b"t0ken")
+
+        def do_GET(self):
+            self.answer(200 if len(asked) > 4 else 404, b'{"action": "terminate"}')
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Metadata)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    (tmp_path / "ray").write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "ray").chmod(0o755)
+    where = {"AWS_EC2_METADATA_SERVICE_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "SPOT_POLL_S": "0.05"}
+    environment = os.environ | where | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "TMPDIR": str(tmp_path)}
+    done = subprocess.run(["bash", CLUSTER / "spot.sh"], env=environment, capture_output=True, text=True, timeout=60, check=True)
+    server.shutdown()
+    assert done.stdout.splitlines()[0] == "drain-node" and asked[:2] == [
+        ("PUT", "/latest/api/token", None),
+        ("GET", "/latest/meta-data/spot/instance-action", "t0ken"),
+    ]
+    assert len(asked) == 6, "it asks until there is a notice, and then no more"
+
+
+def test_draining_is_asked_for_as_ray_takes_it(filled):
+    from ray.scripts.scripts import drain_node
+
+    (worker,) = [g for g in documents(filled["kubernetes/raycluster.yaml"])[0]["spec"]["workerGroupSpecs"] if g["groupName"] == "gpu-spot"]
+    pod = worker["template"]["spec"]
+    hook = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    for text in (hook[-1], (CLUSTER / "spot.sh").read_text("utf-8")):
+        words = shlex.split(next(line for line in re.split(r"&&|\n", text) if "drain-node" in line).split("ray drain-node")[1])
+        given = drain_node.make_context("drain-node", words).params
+        assert given["reason"] == "DRAIN_NODE_REASON_PREEMPTION" and given["reason_message"]
+    slept = int(re.search(r"sleep (\d+)", hook[-1])[1])
+    assert slept < given["deadline_remaining_seconds"] <= pod["terminationGracePeriodSeconds"]
 
 
 def test_the_slurm_script_uses_options_ray_has(filled):
