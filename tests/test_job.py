@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,7 +12,9 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from staging import wait_for
 
+from orchestrator import cluster as cluster_of_ray
 from orchestrator import runs
 
 ROOT = Path(__file__).parents[1]
@@ -114,6 +117,14 @@ def test_submit_hands_over_what_a_job_needs_and_a_second_one_finds_it_finished(c
     assert "quickstart-1" in listed and listed.count("SUCCEEDED") == 2, listed
     stranger = call([*submit, "--list"], {k: v for k, v in environment.items() if not k.startswith("RAY_AUTH")})
     assert stranger.returncode == 2 and "quickstart" not in stranger.stdout and "refuses" in stranger.stderr, stranger.stdout + stranger.stderr
+    # one that is stopped has the time to save what it trains
+    endless = ["train", "experiments/quickstart.yaml", *SMALL, "train.epochs=500", "train.batch=2", "data.unit=sentence"]
+    name = re.search(r"job +(\S+)", call([*submit, *endless], environment).stdout)[1]
+    wait_for(lambda: list((home / "amlris").glob("*/epochs.jsonl")))
+    assert f"asked {name} to stop" in call([*submit, "--stop", name], environment).stdout
+    wait_for(lambda: re.search(rf"{name} +STOPPED", call([*submit, "--list"], environment).stdout), seconds=120)
+    (notes,) = (home / "amlris").glob("*/notes.txt")
+    assert f"{cluster_of_ray.ENDING}: saved at step" in notes.read_text()
     assert TOKEN not in done.stdout + again.stdout + listed and not [
         p for p in run.folder.rglob("*") if p.is_file() and TOKEN.encode() in p.read_bytes()
     ]
