@@ -145,6 +145,16 @@ def keep_keys_from_tune() -> None:
     class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
 
 
+def name_ray_to_train() -> None:
+    """Ray Train frees the places of a run that was stopped through an actor that looks for 'the' Ray of its machine: where there are several, it
+    finds none, and the next run waits for ever. Called in the process of that run's driver."""
+    import ray
+    from ray.train.v2._internal import constants
+
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    constants.ENV_VARS_TO_PROPAGATE |= {"RAY_ADDRESS"}
+
+
 def capacity() -> list[dict[str, float]]:
     """What each node of the cluster holds, or this machine where no Ray runs yet: {"CPU", "GPU", "memory" in bytes}."""
     import ray

@@ -74,6 +74,7 @@ def distributed_trial(config: dict, shared: Shared | Windowed, vocabulary: list[
 
     from orchestrator.train import make_trainer
 
+    cluster.name_ray_to_train()
     folder = mirror.here(config["folder"])
     try:
         make_trainer(from_dict(config["legs"][-1][0]), shared, vocabulary, folder, callbacks=[TuneReportCallback()]).fit()

@@ -142,8 +142,10 @@ def test_a_tracking_server_that_is_away_to_the_end_stops_nothing_and_is_given_ev
     assert statuses(tmp_path) == ["FINISHED"] * 3
 
 
-def test_a_distributed_trial_that_asha_stops_makes_room_for_the_next(sweep, tmp_path):
-    """Two workers fill the two cores: the next trial can only start once the stopped one's workers and controller are gone."""
+def test_a_distributed_trial_that_asha_stops_makes_room_for_the_next(sweep, tmp_path, ray_session):
+    """Two workers fill the two cores: the next trial can only start once the stopped one's workers and controller are gone.
+
+    With another Ray on this machine, the session's."""
     space = "search.space={optim.lr: [1e-2, 1e-9, 2e-9, 3e-9]}"  # the first learns, the others' loss stays where it is
     asha = [
         "search.metric=train/loss",
