@@ -86,7 +86,8 @@ def delivered(bucket) -> tuple[list[str], dict[str, list[str]]]:
     def lines(prefix: str, kind: str, name: str) -> list[str]:
         try:
             manifest = json.loads(bucket.get(f"{prefix}/{kind}.manifest.json"))
-            return bucket.get(f"{prefix}/objects/{manifest[name]['sha']}").decode().splitlines() if name in manifest else []
+            pieces = manifest[name]["pieces"] if name in manifest else []
+            return b"".join(bucket.get(f"{prefix}/objects/{sha}") for sha in pieces).decode().splitlines()
         except ClientError:  # replaced meanwhile: the next look
             return []
 
