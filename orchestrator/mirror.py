@@ -32,8 +32,8 @@ OWN = ".mirror"
 
 DRIVER, TRIAL = "driver", "trial"
 
-OF_TRIAL = ("last", "last.previous", "best", "best.previous", "pictures", "epochs.jsonl", "notes.txt", "failed.json")
-"""What those who train write into a run's or a trial's folder; the rest is the driver's."""
+OF_TRIAL = ("last", "last.previous", "best", "best.previous", "pictures", "epochs.jsonl", "notes.txt", "failed.json", "generation.json")
+"""What those who train write into a run's or a trial's folder, and whose copy a population's member goes on from; the rest is the driver's."""
 
 OF_NOBODY = ("tune", "ray", "lock", "STOP", OWN)
 """Of this machine alone."""
@@ -273,6 +273,31 @@ class Bundle:
         with contextlib.suppress(FileNotFoundError):
             self.store.fs.delete_file(self.store.join(name))
 
+    def read(self, name: str) -> bytes | None:
+        """A file as the bucket has it; None where it has none of that name."""
+        for _ in range(TRIES):
+            entry = self._there().get(name)
+            pieces = [self.store.read(f"objects/{sha}") for sha in entry["pieces"]] if entry else []
+            if None not in pieces:
+                return b"".join(pieces) if entry else None
+        raise FileNotFoundError(f"{self.uri} lacks objects of {name}")
+
+    def take(self, donor: "Bundle", names: tuple[str, ...], unwanted: tuple[str, ...], added: dict[str, bytes]) -> None:
+        """In the bucket alone: files and folders as another bundle there has them, in place of this one's; nothing of `unwanted`; new files.
+
+        Nobody may be writing either of them. Cut off in the middle it has changed nothing, and may be done again.
+        """
+        with alone(self.own):
+            before = self._there()
+            theirs = {name: entry for name, entry in donor._there().items() if name.split("/")[0] in names}
+            for sha in _pieces(theirs) - _pieces(before):
+                self.store.fs.copy_file(donor.store.join(f"objects/{sha}"), self.store.join(f"objects/{sha}"))
+            for data in added.values():
+                self._upload(_sha(data), [data])
+            kept = {name: entry for name, entry in before.items() if name.split("/")[0] not in (*names, *unwanted)}
+            new = {name: {"pieces": [_sha(data)], "mtime_ns": time.time_ns()} for name, data in added.items()}
+            self._put(kept | theirs | new, before)
+
     def drop(self, unwanted: Callable[[str], bool]) -> None:
         """Take files out of the bucket, and only there; nothing where it holds none of them."""
         with alone(self.own):
@@ -348,6 +373,9 @@ class Bundle:
                 digest.update(chunk)
                 file.write(chunk)
         return digest.hexdigest()
+
+    def _there(self) -> dict:
+        return self._parsed(self.store.read(self.manifest_name) or b"{}")
 
     def _parsed(self, raw: bytes) -> dict:
         try:

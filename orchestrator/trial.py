@@ -91,11 +91,16 @@ def _run(
 def joined(folder: Path, *, exact: bool = False) -> delivery.Outbox:
     """What the bucket has of a run is here, and the way back; nothing of either where the folder is in no bucket.
 
-    exact: as the bucket has it, for all ranks must begin alike. UserError then where it does not answer; one rank alone goes on with what is here.
+    exact: as the bucket has it, for all ranks must begin alike, and a member of a population may be to go on from another's checkpoint.
+    UserError then where it does not answer for half a minute; any other trial goes on with what is here.
     """
-    if problem := delivery.try_pull(folder, exact=exact):
-        if exact:
-            raise UserError(problem)
+    problem, deadline = delivery.try_pull(folder, exact=exact), time.monotonic() + delivery.ANSWER_S
+    while problem and exact and time.monotonic() < deadline:
+        time.sleep(1.0)
+        problem = delivery.try_pull(folder, exact=True)
+    if problem and exact:
+        raise UserError(problem)
+    if problem:
         add_note(folder, f"{problem}; training goes on with what is on this machine")
     return delivery.Outbox(folder, mirror.TRIAL, lambda text: add_note(folder, text))
 
