@@ -374,6 +374,8 @@ class Sweep:
             except RunError as error:  # Tune would put a traceback in its place
                 self.broken = error
                 self.interrupt()
+            for live in self.live.values():  # the driver heard nobody meanwhile, which may have been a minute
+                live.sign = max(live.sign, time.monotonic())
         return count > 0 and not self.broken
 
     def _seconds(self, trial_id: str) -> float:

@@ -258,13 +258,15 @@ AFTER = {
 }
 
 
-def test_a_move_in_a_bucket_reaches_every_machine_and_is_made_once(machines, bucket):
+@pytest.mark.parametrize("driver", ["driver", "c"])
+def test_a_move_in_a_bucket_reaches_every_machine_and_is_made_once(machines, bucket, driver):
     two_members(machines)
     train(machines("b") / "trials" / "bad", 2, deliver=False)  # cut off: the member had gone on elsewhere by then
-    run = machines("driver")
-    run.mkdir(parents=True)
+    run = machines(driver)
+    run.mkdir(parents=True, exist_ok=True)
     generations.Generations(run).end("aml/calibrated", MOVE)
-    assert [e["of"] for e in read_history(run / "trials" / "bad")] == ["good", "good"] and not (run / "trials" / "bad" / "last").exists()
+    assert [e["of"] for e in read_history(run / "trials" / "bad")] == ["good", "good"]
+    assert (run / "trials" / "bad" / "last").exists() is (driver == "c"), "checkpoints stay in the bucket"
     for name in ("new", "b", "c"):
         delivery.deliver_here(mirror.portable(machines(name)))
         joined(machines(name) / "trials" / "bad", exact=True).leave()
@@ -273,9 +275,9 @@ def test_a_move_in_a_bucket_reaches_every_machine_and_is_made_once(machines, buc
     assert {k.rpartition("/")[2] for k in objects(bucket) if "trials/bad/objects/" in k} == names
     train(machines("c") / "trials" / "bad", 3)
     before = objects(bucket)
-    generations.Generations(machines("driver"))
+    generations.Generations(machines(driver))
     assert objects(bucket) == before, "made before: nothing is written"
-    assert [e["of"] for e in read_history(machines("driver") / "trials" / "bad")] == ["good", "good", "bad"]
+    assert [e["of"] for e in read_history(machines(driver) / "trials" / "bad")] == ["good", "good", "bad"]
 
 
 def test_a_move_that_was_cut_off_is_made_by_the_next_start(machines, monkeypatch):
@@ -314,6 +316,20 @@ def test_a_move_waits_for_what_its_members_have_not_delivered(machines, monkeypa
     monkeypatch.setattr(generations, "DELIVERED_S", 0.0)
     with pytest.raises(NotSaved, match="bad could not be given what good has in the bucket .of good it has 3 epochs, not 4.; the same command makes"):
         generations.Generations(machines("driver")).end("aml/calibrated", MOVE | {"epoch": 4})
+
+
+def test_a_member_does_not_go_on_with_an_older_copy_while_the_bucket_is_away(machines, monkeypatch):
+    two_members(machines)
+    run, real, away = machines("driver"), Bundle.pull, [OSError("no route")] * 2
+    run.mkdir(parents=True)
+    generations.Generations(run).end("aml/calibrated", MOVE)
+    monkeypatch.setattr(Bundle, "pull", lambda *args, **how: (_ for _ in ()).throw(away.pop()) if away else real(*args, **how))
+    monkeypatch.setattr(delivery, "ANSWER_S", 0.0)
+    with pytest.raises(UserError, match="cannot be read .no route"):
+        joined(machines("c") / "trials" / "bad", exact=True)
+    monkeypatch.setattr(delivery, "ANSWER_S", 60.0)
+    joined(machines("c") / "trials" / "bad", exact=True).leave()
+    assert contents(machines("c") / "trials" / "bad") == AFTER and not away
 
 
 def test_a_decision_is_in_the_bucket_before_its_moves(machines):
