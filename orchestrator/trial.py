@@ -45,7 +45,7 @@ def run(experiment: Experiment, blocks: Callable[[], list[dict]], vocabulary: li
 
     how: device, wrap (DDP), init (a checkpoint to start from), until (epochs done at which to return, before the end), notice (-> whether this
     machine is to be taken away soon), kept (called when the run was saved in the middle of an epoch). Only rank 0 writes. A folder that holds a
-    finished run reports its last epoch. RunError: it would end so again.
+    run that came so far reports its last epoch. RunError: it would end so again.
     """
     with memory_errors(experiment):
         _run(experiment, blocks, vocabulary, folder, report, **how)
@@ -69,9 +69,10 @@ def _run(
     if learner.progress.step:
         note(f"goes on at step {learner.progress.step} of epoch {learner.progress.epoch + 1}")
     until = until or experiment.train.epochs
-    if learner.progress.epoch >= until:
-        if until == experiment.train.epochs:
-            report(learner.progress.history[-1])
+    if learner.progress.epoch >= until:  # its process was lost before it could tell, perhaps before it could note it
+        if first:
+            write_history(folder, learner)
+        report(learner.progress.history[-1])
         return
     shown = probe_indices(len(val), experiment.evaluate.pictures)
     keeper = Keeper(learner, experiment, folder, notice, kept)
@@ -207,6 +208,10 @@ def save(learner: Learner, experiment: Experiment, folder: Path, result) -> None
     if result.improved:
         checkpoint.save(folder / "best", learner.model, info)
     checkpoint.save(folder / "last", learner.model, info, learner.state_dict())
+    write_history(folder, learner)
+
+
+def write_history(folder: Path, learner: Learner) -> None:
     lines = "".join(json.dumps(clean(metrics)) + "\n" for metrics in learner.progress.history)
     write_atomic(folder / "epochs.jsonl", lines.encode())
 
