@@ -355,12 +355,11 @@ class Bundle:
     def _download(self, entry: dict, path: Path) -> bool:
         """-> whether what came is what was written; it is put in place either way: who reads it looks at digests of its own."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft, damaged = path.with_name(path.name + ".tmp"), ""
+        draft = path.with_name(path.name + ".tmp")
         with draft.open("wb") as file:
-            for sha in entry["pieces"]:
-                damaged = damaged or ("" if self._fetch(sha, file) == sha else sha)
+            damaged = [sha for sha in entry["pieces"] if self._fetch(sha, file) != sha]
         if damaged and self.kind == DRIVER:
-            raise UserError(f"{self.uri}/objects/{damaged} ({path.name}) is not as it was written; restore it, or start another with --fresh")
+            raise UserError(f"{self.uri}/objects/{damaged[0]} ({path.name}) is not as it was written; restore it, or start another with --fresh")
         os.utime(draft, ns=(entry["mtime_ns"], entry["mtime_ns"]))  # the order of starts is read from it
         os.replace(draft, path)
         return not damaged
