@@ -57,12 +57,16 @@ class Outbox:
         """Try until it has arrived or time is up.   -> whether it has arrived"""
         if not self.bundle:
             return True
+        arrived = self.arrive(timeout)
+        self.leave()
+        return arrived
+
+    def arrive(self, timeout: float = AT_END_S) -> bool:
+        """The same, and more may be offered after it."""
         with self.cond:
             self.hurry = True
             self.cond.notify_all()
-            arrived = self.cond.wait_for(lambda: not self.problem and self.tried >= self.offered, timeout)
-        self.leave()
-        return arrived
+            return self.cond.wait_for(lambda: not self.problem and self.tried >= self.offered, timeout)
 
     def leave(self) -> None:
         """No more is offered: what waits is tried once more, without being waited for."""

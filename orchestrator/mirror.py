@@ -13,10 +13,10 @@ import contextlib
 import functools
 import hashlib
 import json
+import math
 import os
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -32,14 +32,20 @@ OWN = ".mirror"
 
 DRIVER, TRIAL = "driver", "trial"
 
-OF_TRIAL = ("last", "last.previous", "best", "best.previous", "pictures", "epochs.jsonl", "notes.txt", "failed.json")
-"""What those who train write into a run's or a trial's folder; the rest is the driver's."""
+OF_TRIAL = ("last", "last.previous", "best", "best.previous", "pictures", "epochs.jsonl", "notes.txt", "failed.json", "generation.json")
+"""What those who train write into a run's or a trial's folder, and whose copy a population's member goes on from; the rest is the driver's."""
 
 OF_NOBODY = ("tune", "ray", "lock", "STOP", OWN)
 """Of this machine alone."""
 
 APPENDED = (".jsonl", ".txt")
-"""Files that grow in place: read at once. All others are replaced whole, and an open file stays what it was."""
+"""Files that may grow in place: their first bytes stay what they were. All others are replaced whole, and an open file stays what it was."""
+
+PIECE = 2**18
+"""Bytes of a piece of a file that may grow in place, so that what it held before is not sent again. Any other file is one piece."""
+
+CHUNK = 2**20
+"""Bytes in memory at once."""
 
 TRIES = 3
 """A manifest may be replaced while its objects are read."""
@@ -102,40 +108,50 @@ def here(text: str) -> Path:
 
 @dataclass
 class Part:
-    """A file of a bundle as it was at one moment."""
+    """A file of a bundle as it was at one moment: of an open file as many bytes as it held then."""
 
     stamp: list[int]
     """inode, size, mtime in ns: equal ones mean equal content."""
-    sha: str = ""
-    """Empty: not yet read."""
-    data: bytes | None = None
+    step: int
+    """Bytes of a piece."""
+    pieces: list[str]
+    """Digests in order; none: not yet read."""
     file: BinaryIO | None = None
 
-    def digest(self) -> str:
-        if not self.sha:
-            self.sha = hashlib.file_digest(self.file, "sha256").hexdigest() if self.file else hashlib.sha256(self.data).hexdigest()
-        return self.sha
+    def digests(self) -> list[str]:
+        if not self.pieces:
+            self.pieces = [self._digest(k) for k in range(max(1, math.ceil(self.stamp[1] / self.step)))]
+        return self.pieces
 
-    def copy_to(self, stream) -> None:
-        if self.file is None:
-            stream.write(self.data)
-            return
-        self.file.seek(0)
-        shutil.copyfileobj(self.file, stream, 2**20)
+    def chunks(self, k: int) -> Iterator[bytes]:
+        """The bytes of piece k."""
+        start = k * self.step
+        left = min(self.step, self.stamp[1] - start)
+        self.file.seek(start)
+        while left and (chunk := self.file.read(min(left, CHUNK))):
+            left -= len(chunk)
+            yield chunk
+
+    def _digest(self, k: int) -> str:
+        digest = hashlib.sha256()
+        for chunk in self.chunks(k):
+            digest.update(chunk)
+        return digest.hexdigest()
 
     def reopen(self, path: Path) -> None:
         """Of one that was not read again: the bucket has lost it. OSError where it is not the same any more."""
-        self.file = path.open("rb")
-        if hashlib.file_digest(self.file, "sha256").hexdigest() != self.sha:
+        known, self.pieces, self.file = self.pieces, [], path.open("rb")
+        if self.digests() != known:
             raise OSError(f"{path.name} changed while it was to be delivered")
 
     def close(self) -> None:
         if self.file:
             self.file.close()
-        self.data = self.file = None
+        self.file = None
 
 
 def _stamp(path: Path | int) -> list[int]:
+    """Of a path or an open file."""
     found = os.stat(path)
     return [found.st_ino, found.st_size, found.st_mtime_ns]
 
@@ -192,11 +208,11 @@ class Bundle:
             try:
                 stamp = _stamp(path)
                 if noted.get("stamp") == stamp:
-                    parts[name] = Part(stamp, noted["sha"])
-                elif name.endswith(APPENDED):
-                    parts[name] = Part(stamp, data=path.read_bytes())
+                    parts[name] = Part(stamp, _step(name, stamp), noted["pieces"])
                 else:
-                    parts[name] = Part(stamp, file=path.open("rb"))
+                    file = path.open("rb")
+                    stamp = _stamp(file.fileno())
+                    parts[name] = Part(stamp, _step(name, stamp), [], file)
             except FileNotFoundError:  # the tracking queue's thread has put it away
                 continue
         self.own.mkdir(parents=True, exist_ok=True)
@@ -226,35 +242,61 @@ class Bundle:
             if ours_only and _sha(raw) != synced["manifest"]:
                 return self._save(synced | {"at": snapshot.at})
             manifest = self._write(snapshot, self._parsed(raw))
-            files = {name: {"sha": part.sha, "stamp": part.stamp} for name, part in snapshot.parts.items()}
+            files = {name: {"pieces": part.pieces, "stamp": part.stamp} for name, part in snapshot.parts.items()}
             self._save({"at": snapshot.at, "manifest": _sha(_json(manifest)), "files": files})
 
     def _write(self, snapshot: Snapshot, there: dict) -> dict:
-        present = {entry["sha"] for entry in there.values()}
+        present = _pieces(there)
         for name, part in snapshot.parts.items():
-            if part.sha not in present and part.data is None and part.file is None:
+            if part.file is None and not present.issuperset(part.pieces):
                 part.reopen(self.folder / name)
-            if part.digest() not in present:
-                self._upload(part)
-                present.add(part.sha)
-        manifest = {name: {"sha": part.sha, "mtime_ns": part.stamp[2]} for name, part in snapshot.parts.items()}
+            for k, sha in enumerate(part.digests()):
+                if sha not in present:
+                    self._upload(sha, part.chunks(k))
+                    present.add(sha)
+        manifest = {name: {"pieces": part.pieces, "mtime_ns": part.stamp[2]} for name, part in snapshot.parts.items()}
         self._put(manifest, there)
         return manifest
 
-    def _upload(self, part: Part) -> None:
-        with self.store.fs.open_output_stream(self.store.join(f"objects/{part.sha}")) as stream:
-            part.copy_to(stream)
+    def _upload(self, sha: str, chunks: Iterable[bytes]) -> None:
+        with self.store.fs.open_output_stream(self.store.join(f"objects/{sha}")) as stream:
+            for chunk in chunks:
+                stream.write(chunk)
 
     def _put(self, manifest: dict, before: dict) -> None:
         with self.store.fs.open_output_stream(self.store.join(self.manifest_name)) as stream:
             stream.write(_json(manifest))
-        kept = {entry["sha"] for entry in manifest.values()}
-        for sha in {entry["sha"] for entry in before.values()} - kept:
+        for sha in _pieces(before) - _pieces(manifest):
             self._remove(f"objects/{sha}")
 
     def _remove(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             self.store.fs.delete_file(self.store.join(name))
+
+    def read(self, name: str) -> bytes | None:
+        """A file as the bucket has it; None where it has none of that name."""
+        for _ in range(TRIES):
+            entry = self._there().get(name)
+            pieces = [self.store.read(f"objects/{sha}") for sha in entry["pieces"]] if entry else []
+            if None not in pieces:
+                return b"".join(pieces) if entry else None
+        raise FileNotFoundError(f"{self.uri} lacks objects of {name}")
+
+    def take(self, donor: "Bundle", names: tuple[str, ...], unwanted: tuple[str, ...], added: dict[str, bytes]) -> None:
+        """In the bucket alone: files and folders as another bundle there has them, in place of this one's; nothing of `unwanted`; new files.
+
+        Nobody may be writing either of them. Cut off in the middle it has changed nothing, and may be done again.
+        """
+        with alone(self.own):
+            before = self._there()
+            theirs = {name: entry for name, entry in donor._there().items() if name.split("/")[0] in names}
+            for sha in _pieces(theirs) - _pieces(before):
+                self.store.fs.copy_file(donor.store.join(f"objects/{sha}"), self.store.join(f"objects/{sha}"))
+            for data in added.values():
+                self._upload(_sha(data), [data])
+            kept = {name: entry for name, entry in before.items() if name.split("/")[0] not in (*names, *unwanted)}
+            new = {name: {"pieces": [_sha(data)], "mtime_ns": time.time_ns()} for name, data in added.items()}
+            self._put(kept | theirs | new, before)
 
     def drop(self, unwanted: Callable[[str], bool]) -> None:
         """Take files out of the bucket, and only there; nothing where it holds none of them."""
@@ -293,16 +335,16 @@ class Bundle:
     def _bring(self, manifest: dict, wanted: set[str], exact: bool) -> None:
         synced = self._synced()
         files = synced["files"]
-        moved = exact or any(files.get(n, {}).get("sha") != manifest[n]["sha"] for n in wanted)
+        moved = exact or any(files.get(n, {}).get("pieces") != manifest[n]["pieces"] for n in wanted)
         if not moved and (self.own / "offered").exists():  # written here, perhaps at this moment
             return
         for name in sorted(wanted):
             noted, path = files.get(name, {}), self.folder / name
-            same = noted.get("sha") == manifest[name]["sha"] and path.exists()
+            same = noted.get("pieces") == manifest[name]["pieces"] and path.exists()
             if same and (not moved or noted["stamp"] == _stamp(path)):
                 continue
             if self._download(manifest[name], path):
-                files[name] = {"sha": manifest[name]["sha"], "stamp": _stamp(path)}
+                files[name] = {"pieces": manifest[name]["pieces"], "stamp": _stamp(path)}
         whole = wanted == set(manifest)
         if moved and whole:  # of a part of the bundle nothing is known to be gone
             for name in (set(self.names()) if exact else set(files)) - set(manifest):
@@ -314,15 +356,25 @@ class Bundle:
         """-> whether what came is what was written; it is put in place either way: who reads it looks at digests of its own."""
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(path.name + ".tmp")
-        with self.store.fs.open_input_stream(self.store.join(f"objects/{entry['sha']}")) as stream, draft.open("wb") as file:
-            shutil.copyfileobj(stream, file, 2**20)
-        with draft.open("rb") as file:
-            whole = hashlib.file_digest(file, "sha256").hexdigest() == entry["sha"]
-        if not whole and self.kind == DRIVER:
-            raise UserError(f"{self.uri}/objects/{entry['sha']} ({path.name}) is not as it was written; restore it, or start another with --fresh")
+        with draft.open("wb") as file:
+            damaged = [sha for sha in entry["pieces"] if self._fetch(sha, file) != sha]
+        if damaged and self.kind == DRIVER:
+            raise UserError(f"{self.uri}/objects/{damaged[0]} ({path.name}) is not as it was written; restore it, or start another with --fresh")
         os.utime(draft, ns=(entry["mtime_ns"], entry["mtime_ns"]))  # the order of starts is read from it
         os.replace(draft, path)
-        return whole
+        return not damaged
+
+    def _fetch(self, sha: str, file: BinaryIO) -> str:
+        """Append an object to a file.   -> its digest as it came"""
+        digest = hashlib.sha256()
+        with self.store.fs.open_input_stream(self.store.join(f"objects/{sha}")) as stream:
+            while chunk := stream.read(CHUNK):
+                digest.update(chunk)
+                file.write(chunk)
+        return digest.hexdigest()
+
+    def _there(self) -> dict:
+        return self._parsed(self.store.read(self.manifest_name) or b"{}")
 
     def _parsed(self, raw: bytes) -> dict:
         try:
@@ -344,6 +396,16 @@ class Bundle:
         draft = self.own / "synced.json.tmp"
         draft.write_text(json.dumps(synced))
         os.replace(draft, self.own / "synced.json")
+
+
+def _step(name: str, stamp: list[int]) -> int:
+    """Bytes of a piece of such a file."""
+    return PIECE if name.endswith(APPENDED) else max(1, stamp[1])
+
+
+def _pieces(manifest: dict) -> set[str]:
+    """The objects that a manifest names."""
+    return {sha for entry in manifest.values() for sha in entry["pieces"]}
 
 
 def _json(manifest: dict) -> bytes:

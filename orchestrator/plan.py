@@ -14,7 +14,7 @@ import numpy as np
 
 from aml.errors import UserError
 from aml.models import model_class
-from orchestrator import budget, mirror
+from orchestrator import budget
 from orchestrator.config import Experiment, base_arm
 from orchestrator.population import Population
 from orchestrator.space import Study, distinct_settings, fold, sample, unbundle
@@ -353,11 +353,6 @@ def _check_populations(experiment: Experiment) -> None:
     if not experiment.resources.light:
         raise UserError(
             "search.scheduler pbt moves checkpoints between light trials; use resources.workers 1 and driver auto or light, or scheduler asha"
-        )
-    if mirror.root_of(experiment.root):
-        raise UserError(
-            "search.scheduler pbt copies checkpoints from trial to trial in the storage root, which is a bucket here; set AMLRIS_HOME to a folder that "
-            "all nodes see, or use scheduler asha"
         )
     if search.method == "tpe":
         raise UserError("search.scheduler pbt chooses settings itself after the first; use search.method random or grid with it")

@@ -85,6 +85,13 @@ class Run:
                 say(f"{self.outbox.problem or f'{self.folder} is not yet delivered'}; the same command delivers it")
             self.outbox = None
 
+    def delivered(self) -> bool:
+        """Whether what is on disk is in the bucket, too; it is given half a minute. True where there is none."""
+        if not self.outbox:
+            return True
+        self.outbox.offer()
+        return self.outbox.arrive()
+
     def append(self, record: dict) -> None:
         """One line of the ledger, on disk before this returns. NotSaved where the disk takes no more: then nothing of it is there."""
         record = redacted(record | {"history": [clean(epoch) for epoch in record["history"]]})

@@ -45,7 +45,7 @@ def run(experiment: Experiment, blocks: Callable[[], list[dict]], vocabulary: li
 
     how: device, wrap (DDP), init (a checkpoint to start from), until (epochs done at which to return, before the end), notice (-> why it should
     be saved now, or nothing), kept (called when the run was saved in the middle of an epoch). Only rank 0 writes. A folder that holds a
-    finished run reports its last epoch. RunError: it would end so again.
+    run that came so far reports its last epoch. RunError: it would end so again.
     """
     with memory_errors(experiment):
         _run(experiment, blocks, vocabulary, folder, report, **how)
@@ -69,9 +69,10 @@ def _run(
     if learner.progress.step:
         note(f"goes on at step {learner.progress.step} of epoch {learner.progress.epoch + 1}")
     until = until or experiment.train.epochs
-    if learner.progress.epoch >= until:
-        if until == experiment.train.epochs:
-            report(learner.progress.history[-1])
+    if learner.progress.epoch >= until:  # its process was lost before it could tell, perhaps before it could note it
+        if first:
+            write_history(folder, learner)
+        report(learner.progress.history[-1])
         return
     shown = probe_indices(len(val), experiment.evaluate.pictures)
     keeper = Keeper(learner, experiment, folder, notice, kept)
@@ -91,11 +92,16 @@ def _run(
 def joined(folder: Path, *, exact: bool = False) -> delivery.Outbox:
     """What the bucket has of a run is here, and the way back; nothing of either where the folder is in no bucket.
 
-    exact: as the bucket has it, for all ranks must begin alike. UserError then where it does not answer; one rank alone goes on with what is here.
+    exact: as the bucket has it, for all ranks must begin alike, and a member of a population may be to go on from another's checkpoint.
+    UserError then where it does not answer for half a minute; any other trial goes on with what is here.
     """
-    if problem := delivery.try_pull(folder, exact=exact):
-        if exact:
-            raise UserError(problem)
+    problem, deadline = delivery.try_pull(folder, exact=exact), time.monotonic() + delivery.ANSWER_S
+    while problem and exact and time.monotonic() < deadline:
+        time.sleep(1.0)
+        problem = delivery.try_pull(folder, exact=True)
+    if problem and exact:
+        raise UserError(problem)
+    if problem:
         add_note(folder, f"{problem}; training goes on with what is on this machine")
     return delivery.Outbox(folder, mirror.TRIAL, lambda text: add_note(folder, text))
 
@@ -201,6 +207,10 @@ def save(learner: Learner, experiment: Experiment, folder: Path, result) -> None
     if result.improved:
         checkpoint.save(folder / "best", learner.model, info)
     checkpoint.save(folder / "last", learner.model, info, learner.state_dict())
+    write_history(folder, learner)
+
+
+def write_history(folder: Path, learner: Learner) -> None:
     lines = "".join(json.dumps(clean(metrics)) + "\n" for metrics in learner.progress.history)
     write_atomic(folder / "epochs.jsonl", lines.encode())
 

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from aml.errors import RunError
 from aml.learner import vacuous_mask
 from orchestrator import budget, cluster, cost, delivery, forecast, generations, interrupts, mirror, pace, plan, runs, sources, trial
 from orchestrator.config import Experiment, from_dict
@@ -39,7 +40,7 @@ def light_trial(config: dict, shared: Shared | Windowed, vocabulary: list[str]) 
     trial.keep_to_share(resources.gpus_per_worker, device)
 
     folder = mirror.here(config["folder"])
-    outbox = trial.joined(folder)
+    outbox = trial.joined(folder, exact=config["exact"])
 
     notice = cluster.notice()
 
@@ -122,10 +123,10 @@ def run(experiment: Experiment, *, resume: str | None = None, fresh: bool = Fals
 def _search(this: runs.Run, experiment: Experiment, used: sources.Sources, placement: cluster.Placement, say) -> int:
     """From decoded data to the report; however it ends, run and MLflow are left in a final state."""
     code = 1
-    tracker = runs.open_tracker(this, experiment)
-    sweep = Sweep(this, experiment, tracker, placement, say)
+    tracker, sweep = runs.open_tracker(this, experiment), None
     try:
         bring_unfinished(this, say)
+        sweep = Sweep(this, experiment, tracker, placement, say)
         shared = used.decode(windowed=this.state.get("windowed"), say=say)
         this.update(windowed=isinstance(shared, Windowed))  # the order of items follows from it
         if not tracker.ready():  # the database is made before any trial
@@ -143,10 +144,11 @@ def _search(this: runs.Run, experiment: Experiment, used: sources.Sources, place
         this.update(state="failed", ended=time.time(), error=trial.failure(error))
         raise
     finally:
-        sweep.board.close()
-        this.update(spent=sweep.meter.spent())
-        ending = {0: "FINISHED", 130: "KILLED"}.get(code, "FAILED")
-        tracker.end(PARENT, ending, tags={"stopped_by": {0: this.state.get("stopped_by", ""), 130: "interrupt"}.get(code, "error")})
+        if sweep:
+            sweep.board.close()
+            this.update(spent=sweep.meter.spent())
+            ending = {0: "FINISHED", 130: "KILLED"}.get(code, "FAILED")
+            tracker.end(PARENT, ending, tags={"stopped_by": {0: this.state.get("stopped_by", ""), 130: "interrupt"}.get(code, "error")})
         if remaining := tracker.close():
             say(remaining)
     return code
@@ -176,7 +178,7 @@ class Sweep:
     def __init__(self, this: runs.Run, experiment: Experiment, tracker, placement: cluster.Placement, say):
         self.run, self.experiment, self.tracker, self.placement, self.say = this, experiment, tracker, placement, say
         ledger = [r for r in this.ledger() if r["stopped_by"] not in GOES_ON]
-        self.generations = generations.Generations(this.folder)
+        self.generations = generations.Generations(this.folder, this.delivered)
         started = unfinished(this.folder)
         by_generations = experiment.search.scheduler == "pbt"
         reached = {t.id: h[-1] for t in started if by_generations and (h := trial.read_history(this.folder / "trials" / t.id))}
@@ -187,6 +189,8 @@ class Sweep:
             self._replay(record)
         self.live: dict[str, Live] = {}
         self.interrupted, self.said = False, False
+        self.broken: RunError | None = None
+        """Why a generation's moves could not be made: nobody may go on."""
         self.meter = budget.Meter(self, this.state.get("spent"))
         self.plan.gate = self.meter.gate
         self.board = Board(self.plan, self.pace, say)
@@ -208,6 +212,8 @@ class Sweep:
         """Run every trial the plan has; returns when none is left."""
         from ray import tune
 
+        if self.broken:
+            raise self.broken
         if self.plan.done:
             return
         cluster.quiet_tune()
@@ -240,6 +246,8 @@ class Sweep:
             interrupts.first(self.interrupt)
             interrupts.saved(self.save, self.experiment.resources.grace_s)
             tuner.fit()
+        if self.broken:
+            raise self.broken
         if not self.plan.done:
             raise KeyboardInterrupt
 
@@ -276,6 +284,7 @@ class Sweep:
             "turn": f"{spec.id}-to-{spec.until}" if spec.until else spec.id,
             "legs": [(experiment.for_workers(), until) for experiment, until in legs],
             "folder": mirror.portable(folder),
+            "exact": bool(spec.until),  # what a node has of a population's member may be what it was before it went on from another's copy
         }
 
     def started(self, trial_id: str) -> None:
@@ -365,6 +374,7 @@ class Sweep:
         """A member of a population waits for the others of its generation."""
         self.meter.ended_s += self._seconds(trial_id) - self.seconds.get(trial_id, 0.0)
         self.seconds[trial_id] = self._seconds(trial_id)
+        delivery.try_pull(self.run.folder / "trials" / trial_id, wanted=delivery.light, wait=False)  # its history, for its next turn
         self.plan.pauses(self.live.pop(trial_id).spec, epoch)
         self.board.rests(trial_id)
         self._end_generations()
@@ -373,11 +383,17 @@ class Sweep:
     def _end_generations(self) -> bool:
         """Those whose members are all there: on disk before anybody goes on.   -> whether there was one"""
         count = 0
-        while ended := self.plan.generation():
+        while not self.broken and (ended := self.plan.generation()):
             count += 1
-            for text in self.generations.end(*ended):
-                self.say(text)
-        return count > 0
+            try:
+                for text in self.generations.end(*ended):
+                    self.say(text)
+            except RunError as error:  # Tune would put a traceback in its place
+                self.broken = error
+                self.interrupt()
+            for live in self.live.values():  # the driver heard nobody meanwhile, which may have been a minute
+                live.sign = max(live.sign, time.monotonic())
+        return count > 0 and not self.broken
 
     def _seconds(self, trial_id: str) -> float:
         """That a live trial has taken so far, its earlier turns included."""

@@ -13,9 +13,10 @@ import pytest
 from botocore.exceptions import ClientError
 from s3 import KEYS, Line, objects
 from staging import Stage, wait_for
+from test_population import PBT_OF_THREE
 
 from aml import checkpoint
-from orchestrator import checkpoints, runs
+from orchestrator import checkpoints, generations, runs
 from orchestrator.config import storage_root
 
 pytestmark = pytest.mark.fault
@@ -85,7 +86,8 @@ def delivered(bucket) -> tuple[list[str], dict[str, list[str]]]:
     def lines(prefix: str, kind: str, name: str) -> list[str]:
         try:
             manifest = json.loads(bucket.get(f"{prefix}/{kind}.manifest.json"))
-            return bucket.get(f"{prefix}/objects/{manifest[name]['sha']}").decode().splitlines() if name in manifest else []
+            pieces = manifest[name]["pieces"] if name in manifest else []
+            return b"".join(bucket.get(f"{prefix}/objects/{sha}") for sha in pieces).decode().splitlines()
         except ClientError:  # replaced meanwhile: the next look
             return []
 
@@ -214,3 +216,22 @@ def test_a_training_on_two_nodes_is_heard_by_its_driver_and_read_elsewhere(comma
     folder = checkpoints.find_checkpoint("tiny", storage_root())
     assert folder.name == "best" and checkpoint.damage(folder) == ""
     assert not list((tmp_path / "driver").rglob("state.pt")), "what only training needs stays away from the driver"
+
+
+def test_a_population_in_a_bucket_is_the_one_of_a_folder(ray_session, command, bucket, tmp_path, monkeypatch, two_nodes):
+    settings = ["tracking.uri=none", "train.epochs=3", *PBT_OF_THREE]
+    (tmp_path / "local.yaml").write_text(CONFIG)
+    code, text = ray_session(["sweep", str(tmp_path / "local.yaml"), f"storage.root={tmp_path / 'local'}", *settings])
+    assert code == 0, text
+    process, log = command("driver", "sweep", *settings, RAY_ADDRESS=two_nodes[0].address)
+    assert process.wait(timeout=500) == 0, log.read_text()
+    for name in ("head", "second"):
+        assert list((tmp_path / name).rglob("trials/*/epochs.jsonl")), f"{name} trained nothing"
+    assert not list((tmp_path / "driver").rglob("state.pt")), "no checkpoint of a member comes to the driver's machine"
+    monkeypatch.setenv("AMLRIS_HOME", bucket.uri)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "reader"))
+    (here,), (there,) = runs.listing(tmp_path / "local"), runs.listing(storage_root())
+    assert table(there) == table(here), log.read_text()
+    assert {r["trial"]: r.get("path") for r in there.ledger()} == {r["trial"]: r.get("path") for r in here.ledger()}
+    decisions = [(run.folder / generations.FILE).read_text() for run in (here, runs.find(storage_root(), there.name))]
+    assert decisions[0] == decisions[1] and all(json.loads(line)["moves"] for line in decisions[0].splitlines())

@@ -82,6 +82,44 @@ def test_what_did_not_change_is_not_sent_again_and_what_nothing_names_is_removed
     }
 
 
+def test_of_a_ledger_that_grows_only_its_end_is_sent(there, machines, monkeypatch):
+    folder, sizes = machines("a") / "run", {}
+    folder.mkdir(parents=True)
+    upload = Bundle._upload
+    monkeypatch.setattr(Bundle, "_upload", lambda self, sha, chunks: upload(self, sha, counted(sizes, sha, chunks)))
+    written = b""
+    for _ in range(5):
+        sizes.clear()
+        with open(folder / "ledger.jsonl", "ab") as file:
+            file.write(more := os.urandom(mirror.PIECE - 2000))
+        written += more
+        deliver(folder, DRIVER)
+        assert len(sizes) <= 2 and sum(sizes.values()) < 2 * mirror.PIECE
+    sizes.clear()
+    with open(folder / "ledger.jsonl", "ab") as file:
+        file.write(b"a line\n")
+    snapshot = Bundle(folder, DRIVER).snapshot()
+    with open(folder / "ledger.jsonl", "ab") as file:
+        file.write(b"after that moment\n")
+    Bundle(folder, DRIVER).push(snapshot)
+    assert list(sizes.values()) == [len(written + b"a line\n") % mirror.PIECE]
+    assert sum("/objects/" in key for key in objects(there)) == 5, "the ends that were sent before are taken away"
+    other = machines("b") / "run"
+    delivery.pull(other, DRIVER)
+    assert (other / "ledger.jsonl").read_bytes() == written + b"a line\n"
+    damaged = json.loads(there.get("run/driver.manifest.json"))["ledger.jsonl"]["pieces"][2]
+    there.put(f"run/objects/{damaged}", b"altered")
+    with pytest.raises(UserError, match=rf"{damaged} \(ledger.jsonl\) is not as it was written"):
+        delivery.pull(machines("c") / "run", DRIVER)
+    assert not (machines("c") / "run" / "ledger.jsonl").exists()
+
+
+def counted(sizes: dict[str, int], sha: str, chunks):
+    for chunk in chunks:
+        sizes[sha] = sizes.get(sha, 0) + len(chunk)
+        yield chunk
+
+
 def test_a_delivery_that_was_cut_off_leaves_the_one_before(there, machines, monkeypatch):
     folder = machines("a") / "run" / "trials" / "x"
     save_model(folder / "last", WORDS)
@@ -105,7 +143,7 @@ def test_a_checkpoint_that_is_damaged_in_the_bucket_gives_way_to_the_one_before(
     save_model(folder / "last", WORDS)
     save_model(folder / "last", [*WORDS, "circle"])
     deliver(folder, TRIAL)
-    sha = json.loads(there.get("run/trials/x/trial.manifest.json"))["last/model.safetensors"]["sha"]
+    sha = json.loads(there.get("run/trials/x/trial.manifest.json"))["last/model.safetensors"]["pieces"][0]
     there.put(f"run/trials/x/objects/{sha}", b"altered")
     other, said = machines("b") / "run" / "trials" / "x", []
     delivery.pull(other)

@@ -1,16 +1,20 @@
 """Population-based training: who goes on from whom, by hand; the same on any number of machines and after a kill; a sweep that does it."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+from s3 import Machine, objects
 from test_sweep import TINY
 
-from aml.errors import UserError
-from orchestrator import generations, plan, runs
+from aml.errors import NotSaved, UserError
+from orchestrator import delivery, generations, mirror, plan, runs
 from orchestrator.config import from_text
+from orchestrator.mirror import TRIAL, Bundle
 from orchestrator.plan import Plan, check
 from orchestrator.population import Population, perturbed
+from orchestrator.trial import joined, read_history
 
 BASE = "name: x\ndata: {train: shards}\ntrain: {epochs: 6}\n"
 PBT = ["search.scheduler=pbt", "search.method=random", "search.trials=4", "search.arms=[off, aml/calibrated]", "search.seeds={confirm: 1}"]
@@ -203,6 +207,140 @@ def test_moves_are_made_once_however_often_the_sweep_is_opened(tmp_path):
     assert (last / "weights").read_text() == "good"
 
 
+# ---- in a bucket ----------------------------------------------------------------------------------------------------
+
+MOVE = {"epoch": 2, "scores": {"bad": 0.1, "good": 0.3}, "moves": {"bad": {"from": "good", "overrides": {"aml.tau": 0.25}}}}
+
+
+@pytest.fixture
+def machines(bucket, tmp_path, monkeypatch):
+    """machines("a") -> the folder of a run as machine a sees it; from then on this process is on a."""
+    monkeypatch.setenv("AMLRIS_HOME", bucket.uri)
+    on = Machine(tmp_path, monkeypatch)
+    return lambda name: on(name) / "pbt-01234567"
+
+
+def train(folder, epoch: int, deliver: bool = True) -> None:
+    """An epoch of a member: its checkpoints hold its own name and the epoch; the one before is kept."""
+    history = folder / "epochs.jsonl"
+    for name in ("last", "best"):
+        if (folder / name).exists():
+            shutil.rmtree(folder / f"{name}.previous", ignore_errors=True)
+            (folder / name).rename(folder / f"{name}.previous")
+        (folder / name).mkdir(parents=True)
+        (folder / name / "model.safetensors").write_text(f"{name} of {folder.name} at {epoch}")
+    history.write_text((history.read_text() if history.exists() else "") + json.dumps({"epoch": epoch, "of": folder.name}) + "\n")
+    (folder / "notes.txt").write_text(f"notes of {folder.name}\n")
+    snapshot = Bundle(folder, TRIAL).snapshot()
+    if deliver:
+        Bundle(folder, TRIAL).push(snapshot)
+
+
+def two_members(machines):
+    """Trained for two epochs on machines of their own; the first epoch of the bad one was on a third."""
+    for epoch in (1, 2):
+        train(machines("a") / "trials" / "good", epoch)
+    train(machines("b") / "trials" / "bad", 1)
+    delivery.pull(there := machines("c") / "trials" / "bad", exact=True)
+    train(there, 2)
+
+
+def contents(folder) -> dict[str, str]:
+    return {p.relative_to(folder).as_posix(): p.read_text() for p in sorted(folder.rglob("*")) if p.is_file() and ".mirror" not in p.parts}
+
+
+AFTER = {
+    "best/model.safetensors": "best of good at 2",
+    "epochs.jsonl": '{"epoch": 1, "of": "good"}\n{"epoch": 2, "of": "good"}\n',
+    "generation.json": '{"epoch": 2, "from": "good"}',
+    "last/model.safetensors": "last of good at 2",
+    "notes.txt": "notes of bad\n",
+}
+
+
+@pytest.mark.parametrize("driver", ["driver", "c"])
+def test_a_move_in_a_bucket_reaches_every_machine_and_is_made_once(machines, bucket, driver):
+    two_members(machines)
+    train(machines("b") / "trials" / "bad", 2, deliver=False)  # cut off: the member had gone on elsewhere by then
+    run = machines(driver)
+    run.mkdir(parents=True, exist_ok=True)
+    generations.Generations(run).end("aml/calibrated", MOVE)
+    assert [e["of"] for e in read_history(run / "trials" / "bad")] == ["good", "good"]
+    assert (run / "trials" / "bad" / "last").exists() is (driver == "c"), "checkpoints stay in the bucket"
+    for name in ("new", "b", "c"):
+        delivery.deliver_here(mirror.portable(machines(name)))
+        joined(machines(name) / "trials" / "bad", exact=True).leave()
+        assert contents(machines(name) / "trials" / "bad") == AFTER
+    names = {sha for entry in json.loads(bucket.get("pbt-01234567/trials/bad/trial.manifest.json")).values() for sha in entry["pieces"]}
+    assert {k.rpartition("/")[2] for k in objects(bucket) if "trials/bad/objects/" in k} == names
+    train(machines("c") / "trials" / "bad", 3)
+    before = objects(bucket)
+    generations.Generations(machines(driver))
+    assert objects(bucket) == before, "made before: nothing is written"
+    assert [e["of"] for e in read_history(machines(driver) / "trials" / "bad")] == ["good", "good", "bad"]
+
+
+def test_a_move_that_was_cut_off_is_made_by_the_next_start(machines, monkeypatch):
+    two_members(machines)
+    run = machines("driver")
+    run.mkdir(parents=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(Bundle, "_put", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            generations.Generations(run).end("aml/calibrated", MOVE)
+    delivery.pull(machines("new") / "trials" / "bad", exact=True)
+    assert contents(machines("new") / "trials" / "bad")["last/model.safetensors"] == "last of bad at 2"
+    generations.Generations(machines("driver"))
+    delivery.pull(machines("new") / "trials" / "bad", exact=True)
+    assert contents(machines("new") / "trials" / "bad") == AFTER
+
+
+def test_a_move_waits_for_what_its_members_have_not_delivered(machines, monkeypatch):
+    two_members(machines)
+    train(machines("c") / "trials" / "bad", 3, deliver=False)
+    train(machines("a") / "trials" / "good", 3, deliver=False)
+    run, asked = machines("driver"), []
+    run.mkdir(parents=True)
+
+    def everywhere(folder):
+        asked.append(folder.name)
+        for name in ("a", "c") if len(asked) > 2 else ():
+            delivery.deliver_here(mirror.portable(machines(name)))
+        machines("driver")
+
+    monkeypatch.setattr(delivery, "deliver_everywhere", everywhere)
+    generations.Generations(run).end("aml/calibrated", MOVE | {"epoch": 3})
+    delivery.pull(machines("new") / "trials" / "bad")
+    found = contents(machines("new") / "trials" / "bad")
+    assert found["last/model.safetensors"] == "last of good at 3" and "last.previous/model.safetensors" not in found
+    monkeypatch.setattr(generations, "DELIVERED_S", 0.0)
+    with pytest.raises(NotSaved, match="bad could not be given what good has in the bucket .of good it has 3 epochs, not 4.; the same command makes"):
+        generations.Generations(machines("driver")).end("aml/calibrated", MOVE | {"epoch": 4})
+
+
+def test_a_member_does_not_go_on_with_an_older_copy_while_the_bucket_is_away(machines, monkeypatch):
+    two_members(machines)
+    run, real, away = machines("driver"), Bundle.pull, [OSError("no route")] * 2
+    run.mkdir(parents=True)
+    generations.Generations(run).end("aml/calibrated", MOVE)
+    monkeypatch.setattr(Bundle, "pull", lambda *args, **how: (_ for _ in ()).throw(away.pop()) if away else real(*args, **how))
+    monkeypatch.setattr(delivery, "ANSWER_S", 0.0)
+    with pytest.raises(UserError, match="cannot be read .no route"):
+        joined(machines("c") / "trials" / "bad", exact=True)
+    monkeypatch.setattr(delivery, "ANSWER_S", 60.0)
+    joined(machines("c") / "trials" / "bad", exact=True).leave()
+    assert contents(machines("c") / "trials" / "bad") == AFTER and not away
+
+
+def test_a_decision_is_in_the_bucket_before_its_moves(machines):
+    two_members(machines)
+    run = machines("driver")
+    run.mkdir(parents=True)
+    with pytest.raises(NotSaved, match="generations.jsonl could not be delivered to s3://.*; the same command delivers it and makes the moves"):
+        generations.Generations(run, lambda: False).end("aml/calibrated", MOVE)
+    assert Bundle(run / "trials" / "bad", TRIAL).read(generations.DONE) is None
+
+
 PBT_OF_THREE = [
     "name=pbt", "evaluate.pictures=0", "search.arms=[aml/calibrated]", "search.method=random", "search.trials=3", "search.scheduler=pbt",
     "search.pbt={interval: 1, quantile: 0.4}", "search.space={aml.tau: {low: 0.3, high: 0.9}, optim.lr: {low: 1e-4, high: 1e-2, log: true}}",
@@ -235,3 +373,23 @@ def test_a_sweep_by_generations_ends_confirmed_and_its_confirmation_reproduces(t
     assert code == 0 and "agree bit for bit" in text
     code, text = ray_session(["reproduce", f"{run.name}:{moved}"])
     assert code == 2 and "other trials' weights" in text
+
+
+@pytest.mark.fault
+def test_a_move_that_cannot_be_saved_ends_the_sweep_in_one_sentence_and_the_same_command_makes_it(tmp_path, ray_session, monkeypatch):
+    (tmp_path / "pbt.yaml").write_text(TINY)
+    line = ["sweep", str(tmp_path / "pbt.yaml"), f"storage.root={tmp_path}", "tracking.uri=none", *PBT_OF_THREE]
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            generations, "_replace", lambda *_: (_ for _ in ()).throw(NotSaved("there is no room; make room and give the same command again"))
+        )
+        code, text = ray_session(line)
+    assert code == 1 and "error: there is no room; make room" in text and "Traceback" not in text
+    (run,) = runs.listing(tmp_path)
+    assert run.state["state"] == "failed" and run.ledger() == [] and len((run.folder / generations.FILE).read_text().splitlines()) == 1
+    code, text = ray_session(line)
+    assert code == 0 and f"continuing {run.name}" in text, text
+    decision, _ = (json.loads(entry) for entry in (run.folder / generations.FILE).read_text().splitlines())
+    histories = {r["trial"]: r["history"] for r in run.ledger()}
+    for member, move in decision["moves"].items():
+        assert histories[member][0] == histories[move["from"]][0]

@@ -81,6 +81,16 @@ def test_a_damaged_checkpoint_costs_one_epoch_and_two_damaged_ones_the_run_which
     assert "no checkpoint of this run can be used" in second and "starts again from its first epoch" in second
 
 
+def test_a_process_that_is_lost_before_it_tells_of_its_last_epoch_tells_when_it_is_started_again(run_trial, whole, blocks, rows, tmp_path):
+    from aml.refer import vocabulary
+
+    folder, heard = tmp_path / "run", []
+    assert run_trial(epochs=2) == whole[:2]
+    (folder / "epochs.jsonl").write_text((folder / "epochs.jsonl").read_text().splitlines(keepends=True)[0])  # lost between checkpoint and line
+    trial.run(from_dict(TREE), lambda: blocks, vocabulary(rows), folder, heard.append, until=2)
+    assert [[metrics[n] for n in NUMBERS] for metrics in heard] == whole[1:2] and epochs_on_disk(folder) == [1, 2]
+
+
 def test_notes_of_a_worker_are_said_once_by_the_driver(tmp_path):
     trial.add_note(tmp_path, "of an earlier attempt")
     said = []
