@@ -17,9 +17,9 @@ from types import SimpleNamespace
 from aml.errors import UserError
 from orchestrator import cluster, runs
 from orchestrator.config import METHODS, Experiment, from_dict
+from orchestrator.driver import Sweep
 from orchestrator.mlflow_store import Server
 from orchestrator.tracking import MemoryTracker, Tracker
-from orchestrator.tune import Sweep
 
 CONCURRENT = 16
 EPOCHS = 4

@@ -18,9 +18,10 @@ from aml.learner import Learner
 from orchestrator import cluster, convert, interrupts, runs, shards, trial
 from orchestrator.config import from_dict
 from orchestrator.decoded import Part, decode
+from orchestrator.driver import Sweep
 from orchestrator.tracking import MemoryTracker
 from orchestrator.train import Epochs
-from orchestrator.tune import Sweep, short_of_disk
+from orchestrator.tune import short_of_disk
 
 TREE = {
     "name": "little",
@@ -286,7 +287,7 @@ def epoch(number: int) -> dict:
 
 def test_a_trial_that_hangs_fails_alone_and_the_sweep_goes_on(tmp_path, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("orchestrator.tune.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("orchestrator.driver.time.monotonic", lambda: now[0])
     sweep = make_sweep(tmp_path, [], trial_timeout_s=60)
     hanging, lively = begin(sweep), begin(sweep)
     now[0] += 50
@@ -305,7 +306,7 @@ def test_a_trial_that_hangs_fails_alone_and_the_sweep_goes_on(tmp_path, monkeypa
 def test_without_a_limit_no_trial_hangs(tmp_path, monkeypatch):
     sweep = make_sweep(tmp_path, [])
     name = begin(sweep)
-    monkeypatch.setattr("orchestrator.tune.time.monotonic", lambda: 1e12)
+    monkeypatch.setattr("orchestrator.driver.time.monotonic", lambda: 1e12)
     assert not sweep.hangs(name)
     with pytest.raises(UserError, match="resources.trial_timeout_s is 0"):
         from_dict(TREE | {"resources": {"trial_timeout_s": 0}})

@@ -1,0 +1,334 @@
+"""A sweep's driver: hears every epoch, decides with the schedulers under the plan and the budget, writes the ledger; resumed from what it wrote.
+
+The Plan says which trial is next, the ledger holds what has finished; both outlive the process, so Tune's own state is not needed to go
+on. Without Ray, but for the schedulers' arithmetic and for having trials saved.
+"""
+
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from aml.errors import RunError
+from aml.learner import vacuous_mask
+from orchestrator import budget, cluster, delivery, generations, interrupts, mirror, pace, plan, runs, trial
+from orchestrator.config import Experiment
+from orchestrator.decoded import Shared, Windowed
+from orchestrator.live import Board
+
+PARENT = "sweep"
+"""The tracker's key of the parent run."""
+
+GOES_ON = ("budget", "disk")
+"""Ends that are not a trial's own: the next command goes on with it where it was."""
+
+OURS = ("train", "val", "aml", "time", "mem", "optim")
+"""Families of the loop's metrics; Tune adds keys of its own to each result."""
+
+
+@dataclass
+class Live:
+    """A trial under way, as the driver knows it."""
+
+    spec: plan.Trial
+    experiment: Experiment
+    """Its own: built once, since checking it takes milliseconds."""
+    facts: dict
+    since: float = 0
+    """Unix time of its start; 0: handed out, not started."""
+    history: dict[int, dict] = field(default_factory=dict)
+    """epoch -> metrics"""
+    sign: float = math.inf
+    """time.monotonic() when it was last heard of; infinite: not started."""
+    noted: int = 0
+    """Notes of its process that have been said."""
+
+
+class Sweep:
+    """One sweep's driver: hears every epoch, decides with the schedulers, writes the ledger before Tune is told."""
+
+    def __init__(self, this: runs.Run, experiment: Experiment, tracker, placement: cluster.Placement, say):
+        self.run, self.experiment, self.tracker, self.placement, self.say = this, experiment, tracker, placement, say
+        ledger = [r for r in this.ledger() if r["stopped_by"] not in GOES_ON]
+        self.generations = generations.Generations(this.folder, this.delivered)
+        started = unfinished(this.folder)
+        by_generations = experiment.search.scheduler == "pbt"
+        reached = {t.id: h[-1] for t in started if by_generations and (h := trial.read_history(this.folder / "trials" / t.id))}
+        self.plan = plan.Plan(experiment, ledger, started, this.state["epochs_by_arm"], self.generations.decisions, reached)
+        self.schedulers = {arm: make_scheduler(experiment, epochs) for arm, epochs in self.plan.epochs.items()}
+        self.pace = pace.Pace(self.plan, experiment, placement.concurrent, this.state.get("estimate"))
+        for record in ledger:
+            self._replay(record)
+        self.live: dict[str, Live] = {}
+        self.interrupted, self.said = False, False
+        self.broken: RunError | None = None
+        """Why a generation's moves could not be made: nobody may go on."""
+        self.meter = budget.Meter(self, this.state.get("spent"))
+        self.plan.gate = self.meter.gate
+        self.board = Board(self.plan, self.pace, say)
+        self.seconds: dict[str, float] = {}
+        """That trials under way took in their earlier turns."""
+        self.varying = {"seed", "aml.tau", "aml.rho", "aml.mode", "aml.preset", "aml.rate", *experiment.search.dimensions}
+        tracker.run(PARENT, this.name, params=experiment.params(self.varying), tags=self._tags() | {"sweep": this.name})
+        runs.log_data(tracker, PARENT, this, experiment)
+        tracker.artifact(PARENT, this.folder / "config.yaml")
+        self._end_generations()
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def __reduce__(self):  # Tune pickles its callbacks into its own snapshot, which nobody reads
+        return (str, ("sweep",))
+
+    def interrupt(self) -> None:
+        """No trial is started any more, and those that run end at their next epoch."""
+        self.interrupted = True
+
+    def save(self) -> None:
+        """The same, and those that run are saved where they stand: returns when they are, or when time is up. Called by a thread."""
+        seconds = self.experiment.resources.grace_s
+        self.interrupted = self.said = True
+        self.say(interrupts.ENDING.format(seconds))
+        cluster.have_saved(lambda: {trial_id for trial_id, live in list(self.live.items()) if live.since}, seconds)
+
+    # -- what the seams call
+
+    def next_config(self) -> dict | None:
+        """The next trial's Tune config, its specification on disk first; None: nothing to start now."""
+        if len(self.plan.live) >= self.placement.concurrent or self.interrupted:
+            return None
+        spec = self.plan.next()
+        if spec is None and self._end_generations():  # a budget lets no member join any more: those that wait for it are all there are
+            spec = self.plan.next()
+        if spec is None:
+            return None
+        folder = self.run.folder / "trials" / spec.id
+        if not (folder / "trial.json").exists():  # of a population it keeps what the member began with
+            trial.write_atomic(folder / "trial.json", plan.to_json(spec).encode())
+        legs = spec.legs(self.experiment)
+        heard = {epoch["epoch"]: epoch for epoch in trial.read_history(folder)} if spec.until else {}
+        self.live[spec.id] = Live(spec, legs[-1][0], spec.facts(legs[-1][0]), history=heard)
+        return {
+            "trial": spec.id,
+            "turn": f"{spec.id}-to-{spec.until}" if spec.until else spec.id,
+            "legs": [(experiment.for_workers(), until) for experiment, until in legs],
+            "folder": mirror.portable(folder),
+            "exact": bool(spec.until),  # what a node has of a population's member may be what it was before it went on from another's copy
+        }
+
+    def started(self, trial_id: str) -> None:
+        """A trial starts, or starts again after its process was lost."""
+        live = self.live[trial_id]
+        spec, facts = live.spec, live.facts
+        live.since = live.since or time.time()
+        live.sign = time.monotonic()
+        self.board.started(facts)
+        first = self.plan.first(spec)  # MLflow's params are those it began with: they cannot change
+        flat, facts = (
+            (live.experiment.leaves(), facts) if first is spec else (first.experiment(self.experiment).leaves(), first.describe(self.experiment))
+        )
+        params = {k: flat[k] for k in self.varying if k in flat and k != "seed"} | facts["params"]
+        tags = self._tags() | {"sweep": self.run.name, "trial_id": trial_id, "seed": spec.seed, "arm": spec.arm, "stage": spec.stage}
+        name = f"{spec.arm} tau={facts['tau']:g} rho={facts['rho']:g} seed={spec.seed}" + (" confirm" if spec.stage == "confirm" else "")
+        self.tracker.run(trial_id, name, parent=PARENT, params={k: v for k, v in params.items() if v is not None}, tags=tags)
+        runs.log_data(self.tracker, trial_id, self.run, live.experiment)
+
+    def heard(self, trial_id: str, metrics: dict) -> tuple[str, str] | None:
+        """An epoch of a trial.   -> (state, stopped_by) where the trial is over, decided and in the ledger; None: go on."""
+        live = self.live.get(trial_id)
+        if live is None:  # it was on its way when the trial was judged
+            return None
+        live.sign = time.monotonic()
+        self._say_notes(trial_id, live)
+        if metrics.get("failed"):
+            return self._over(trial_id, "failed", metrics["kind"], metrics["failed"])
+        epoch = {k: v for k, v in metrics.items() if k == "epoch" or k.split("/")[0] in OURS}
+        if epoch["epoch"] not in live.history:
+            live.history[epoch["epoch"]] = epoch
+            first = {self.experiment.search.metric: epoch.get(self.experiment.search.metric)}  # what MLflow's comparison opens with
+            set_to = {f"setting/{k}": v for k, v in live.spec.overrides.items() if live.spec.until and isinstance(v, (int, float))}
+            self.tracker.metrics(trial_id, epoch["epoch"], first | epoch | set_to)
+            self.pace.epoch(live.spec.arm, epoch["time/epoch_s"])
+            self.board.heard(live.facts, epoch)
+            if text := self.pace.correction(self.board.under_way(), self.meter.spent()):
+                self.say(text)
+            if text := vacuous_mask(live.experiment.aml, epoch):
+                self.say(f"warning: {trial_id}: {text}")
+        if epoch["epoch"] >= self.plan.epochs[live.spec.arm]:
+            return self._over(trial_id, "done", "", "")
+        if self.interrupted:
+            return "stopped", "interrupt"  # not in the ledger: it goes on
+        limit = self.experiment.search.time_limit_s
+        if limit and self._seconds(trial_id) > limit:
+            return self._over(trial_id, "stopped", "time", "")
+        if self.meter.gate("running", ""):
+            return self._over(trial_id, "stopped", "budget", "")
+        if live.spec.until and epoch["epoch"] >= live.spec.until:
+            return self._pause(trial_id, epoch)
+        if live.spec.stage == "search" and self._rung_stops(live.spec, epoch):
+            return self._over(trial_id, "stopped", self.experiment.search.scheduler, "")
+        return None
+
+    def died(self, trial_id: str, error: str) -> None:
+        """Tune gave the trial up, after its restarts."""
+        if trial_id in self.live and not self.interrupted:
+            self._over(trial_id, "failed", "error", error)
+
+    def tick(self) -> None:
+        """Several times a second."""
+        if self.interrupted and not self.said:
+            self.said = True
+            self.say(interrupts.ASKED)
+
+    def hangs(self, trial_id: str) -> bool:
+        """Whether a running trial has been silent for too long: then it has failed, and is to be killed."""
+        limit = self.experiment.resources.trial_timeout_s
+        live = self.live.get(trial_id)
+        if limit is None or live is None or time.monotonic() - live.sign <= limit:
+            return False
+        text = f"no epoch was finished in {limit:g} s (resources.trial_timeout_s), so it was killed; raise that limit if it was only slow"
+        self._over(trial_id, "failed", "timeout", text)
+        return True
+
+    def finish(self, shared: Shared | Windowed) -> int:
+        """Baselines, cost, report, champion.   -> exit code"""
+        from orchestrator import conclude
+
+        self.run.update(stopped_by="budget" if self.plan.cut else "", budget=self.meter.stop() if self.plan.cut else None)
+        return conclude.sweep(self, shared)
+
+    # -- inside
+
+    def _pause(self, trial_id: str, epoch: dict) -> tuple[str, str]:
+        """A member of a population waits for the others of its generation."""
+        self.meter.ended_s += self._seconds(trial_id) - self.seconds.get(trial_id, 0.0)
+        self.seconds[trial_id] = self._seconds(trial_id)
+        delivery.try_pull(self.run.folder / "trials" / trial_id, wanted=delivery.light, wait=False)  # its history, for its next turn
+        self.plan.pauses(self.live.pop(trial_id).spec, epoch)
+        self.board.rests(trial_id)
+        self._end_generations()
+        return "stopped", "turn"
+
+    def _end_generations(self) -> bool:
+        """Those whose members are all there: on disk before anybody goes on.   -> whether there was one"""
+        count = 0
+        while not self.broken and (ended := self.plan.generation()):
+            count += 1
+            try:
+                for text in self.generations.end(*ended):
+                    self.say(text)
+            except RunError as error:  # Tune would put a traceback in its place
+                self.broken = error
+                self.interrupt()
+            for live in self.live.values():  # the driver heard nobody meanwhile, which may have been a minute
+                live.sign = max(live.sign, time.monotonic())
+        return count > 0 and not self.broken
+
+    def _seconds(self, trial_id: str) -> float:
+        """That a live trial has taken so far, its earlier turns included."""
+        since = self.live[trial_id].since
+        return self.seconds.get(trial_id, 0.0) + (time.time() - since if since else 0.0)
+
+    def _over(self, trial_id: str, state: str, stopped_by: str, error: str) -> tuple[str, str]:
+        seconds = round(self._seconds(trial_id), 2)
+        live = self.live.pop(trial_id)
+        folder = self.run.folder / "trials" / trial_id
+        delivery.try_pull(folder, wanted=delivery.light, wait=False)  # the history of what was heard does without, the report asks again
+        self._say_notes(trial_id, live)
+        epochs = live.history | {epoch["epoch"]: epoch for epoch in trial.read_history(folder)}
+        history = [epochs[number] for number in sorted(epochs)]
+        record = live.facts | {
+            "overrides": live.spec.overrides,
+            "state": state,
+            "stopped_by": stopped_by,
+            "error": error,
+            "seconds": seconds,
+            "epochs": len(history),
+            "history": history,
+        }
+        if path := live.spec.path or self.plan.path(trial_id):
+            record["path"] = path
+        self.run.append(record)
+        self.plan.finished(record)
+        self.pace.ended(record)
+        self.meter.ended_s += seconds - self.seconds.pop(trial_id, 0.0)
+        self.run.update(spent=self.meter.spent())
+        for picture in sorted((folder / "pictures").glob("*.png"))[-1:]:
+            self.tracker.artifact(trial_id, picture, "pictures")
+        self.tracker.end(
+            trial_id, "FAILED" if state == "failed" else "FINISHED", tags={"stopped_by": stopped_by, **({"error": error} if error else {})}
+        )
+        self.board.over(record)
+        self._end_generations()
+        return state, stopped_by
+
+    def _say_notes(self, trial_id: str, live: Live) -> None:
+        notes = trial.read_notes(self.run.folder / "trials" / trial_id)
+        for text in notes[live.noted :]:
+            self.say(f"note: {trial_id}: {text}")
+        live.noted = len(notes)
+
+    def _rung_stops(self, spec: plan.Trial, epoch: dict) -> bool:
+        scheduler = self.schedulers[spec.arm]
+        if scheduler is None:
+            return False
+        return scheduler.on_trial_result(None, _Stub(spec.id), _for_scheduler(epoch, self.experiment)) == "STOP"
+
+    def _replay(self, record: dict) -> None:
+        """Tell pace and the arm's scheduler of a finished trial, so that rungs stand as they stood."""
+        for epoch in record["history"]:
+            self.pace.epoch(record["arm"], epoch["time/epoch_s"])
+        self.pace.ended(record)
+        scheduler = self.schedulers[record["arm"]]
+        if scheduler is None or record["stage"] != "search":
+            return
+        self.announce(record["trial"], record["arm"])
+        for epoch in record["history"]:
+            if epoch["epoch"] < self.plan.epochs[record["arm"]]:
+                scheduler.on_trial_result(None, _Stub(record["trial"]), _for_scheduler(epoch, self.experiment))
+
+    def announce(self, trial_id: str, arm: str) -> None:
+        if self.schedulers[arm] is not None:
+            self.schedulers[arm].on_trial_add(None, _Stub(trial_id))
+
+    def _tags(self) -> dict:
+        state = self.run.state
+        return {"git_sha": state["git_sha"], "git_dirty": state["git_dirty"], "data_fingerprint": state["data"]["fingerprint"]}
+
+
+class _Stub:
+    """All that ASHA reads of a trial."""
+
+    def __init__(self, trial_id: str):
+        self.trial_id = trial_id
+
+
+def make_scheduler(experiment: Experiment, epochs: int):
+    """ASHA for one arm whose trials last `epochs`; None without a scheduler."""
+    if experiment.search.scheduler != "asha":
+        return None
+    from ray.tune.schedulers import ASHAScheduler
+
+    asha, search = experiment.search.asha, experiment.search
+    return ASHAScheduler(
+        time_attr="epoch",
+        metric=search.metric,
+        mode=search.mode,
+        max_t=epochs,
+        grace_period=min(asha.grace, max(1, epochs - 1)),
+        reduction_factor=asha.reduction,
+    )
+
+
+def _for_scheduler(epoch: dict, experiment: Experiment) -> dict:
+    """ASHA never cuts a trial whose metric is NaN: the worst number stands for it."""
+    value = epoch.get(experiment.search.metric)
+    worst = -1e9 if experiment.search.mode == "max" else 1e9
+    finite = isinstance(value, (int, float)) and math.isfinite(value)
+    return {"epoch": epoch["epoch"], "training_iteration": epoch["epoch"], experiment.search.metric: value if finite else worst}
+
+
+def unfinished(folder: Path) -> list[plan.Trial]:
+    """Trials a killed sweep had started, in the order of their start."""
+    found = sorted((folder / "trials").glob("*/trial.json"), key=lambda p: p.stat().st_mtime)
+    return [plan.from_json(path.read_text("utf-8")) for path in found]
