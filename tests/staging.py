@@ -70,6 +70,17 @@ class Stage:
             return False
         return all(any(one.startswith(mark.encode()) for one in found) for mark in (self.mark, *marks))
 
+    def of_machine(self, pid: int) -> bool:
+        """Whether it or one that started it was started with AMLRIS_MACHINE: a process that renames itself writes over its own environment."""
+        while pid > 1:
+            if self.has(pid, "AMLRIS_MACHINE="):
+                return True
+            try:
+                pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                return False
+        return False
+
     def alive(self, *marks: str) -> dict[int, str]:
         """The processes that have the mark, and those of start() that are asked for: their command lines. What waits to be reaped is none."""
         found = {}
@@ -146,7 +157,7 @@ def assert_nothing_left(stage: Stage, root: Path, groups: list[str] = ()) -> Non
     What the test itself keeps was started with AMLRIS_MACHINE. groups: states of the cluster's placement groups, where there is one to ask."""
 
     def left() -> dict[int, str]:
-        return {p: c for p, c in stage.alive().items() if not (stage.has(p, "AMLRIS_MACHINE=") and kept(c))}
+        return {p: c for p, c in stage.alive().items() if not (stage.of_machine(p) and kept(c))}
 
     def kept(command: str) -> bool:
         return command.removeprefix("ray::").startswith(OF_RAY) if command.startswith("ray::") else "-m orchestrator" not in command
