@@ -1,9 +1,11 @@
 """Failures of the world that take a while to stage: make test-faults."""
 
+import contextlib
 import functools
 import os
 import shutil
 import signal
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -189,3 +191,38 @@ def test_an_interrupted_training_says_so(command, tmp_path, how):
         assert not (run.folder / trial.STOP).exists()
     else:
         assert interrupts.ENDING.format(25) in text and f"{cluster.ENDING}: saved at step" in (run.folder / trial.NOTES).read_text()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 64 MB of its own."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "amlris", disk], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("a small file system to fill needs the right to mount one")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def test_a_disk_that_fills_up_loses_the_epoch_under_way_and_the_same_command_goes_on_where_there_is_room(command, small_disk):
+    """Checkpoints, ledger, MLflow's file and the report lie on it."""
+    few = ["search.space={optim.lr: [1e-3, 2e-3]}", "search.arms=[off]", "search.scheduler=none", "train.epochs=30", f"storage.root={small_disk}"]
+    process, log = command("sweep", TINY, *few)
+    wait_for(lambda: any(p.read_bytes().count(b"\n") >= 3 for p in small_disk.glob("tiny-*/trials/*/epochs.jsonl")), log=log, process=process)
+    with open(small_disk / "ballast", "wb", buffering=0) as ballast, contextlib.suppress(OSError):
+        while True:
+            ballast.write(bytes(2**16))
+    assert process.wait(timeout=300) == 1, log.read_text()
+    assert "could not be written" in log.read_text() and "Traceback" not in log.read_text(), log.read_text()
+    done = {p.parent.name: p.read_text() for p in small_disk.glob("tiny-*/trials/*/epochs.jsonl")}
+    assert any(text.count("\n") >= 3 for text in done.values())
+    (small_disk / "ballast").unlink()
+    process, log = command("sweep", TINY, *few)
+    assert process.wait(timeout=500) == 0, log.read_text()
+    (run,) = runs.listing(small_disk)
+    records = run.ledger()
+    over = [r for r in records if r["state"] == "done"]
+    assert len(over) == 3 and all([e["epoch"] for e in r["history"]] == list(range(1, 31)) for r in over)
+    assert all((run.folder / "trials" / name / "epochs.jsonl").read_text().startswith(text) for name, text in done.items())
+    assert "RUNNING" not in statuses(small_disk)
