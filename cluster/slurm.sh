@@ -36,5 +36,9 @@ step=$! code=0
 while kill -0 "$step" 2> /dev/null; do # a signal ends a `wait`
     wait "$step" && code=0 || code=$?
 done
+if [ "$code" = 0 ] && [ ! -s "$command" ]; then # symmetric-run ends well where Ray did not start
+    echo "Ray did not start, and the command did not run" >&2
+    code=1
+fi
 rm "$command"
 exit "$code"

@@ -132,18 +132,20 @@ def test_a_rayjob_runs_its_command_on_the_cluster_whatever_its_quotes():
 
 
 def test_a_slurm_job_runs_its_command_whatever_its_quotes_on_all_cpus_of_its_nodes(tmp_path):
-    for name, text in {"srun": "#!/bin/bash\nprintf '%s\\0' \"$@\"\nexit 3\n", "scontrol": "#!/bin/bash\necho first\necho second\n"}.items():
+    for name, text in {"srun": "#!/bin/bash\nprintf '%s\\0' \"$@\"\nexit $CODE\n", "scontrol": "#!/bin/bash\necho first\necho second\n"}.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     script = render("slurm.sh", f"COMMAND={AWKWARD}").stdout
     slurm = {"SUBMIT_DIR": tmp_path, "JOB_ID": 7, "JOB_NODELIST": "first,second", "JOB_NUM_NODES": 2, "CPUS_PER_TASK": 5}
     environment = os.environ | {f"SLURM_{name}": str(value) for name, value in slurm.items()} | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 3, done.stderr  # srun's
+    done = subprocess.run(["bash", "-c", script], env=environment | {"CODE": "3"}, capture_output=True, text=True, check=False)
+    assert done.returncode == 3, done.stderr
     words = done.stdout.split("\0")[:-1]
     srun, ray = words[: words.index("ray")], words[words.index("ray") : words.index("--")]
     assert "--cpus-per-task=5" in srun and "--num-cpus=5" in ray and ray[ray.index("--address") + 1] == "first:20007"
     assert words[words.index("python") :] == ["python", "-m", "orchestrator", *shlex.split(AWKWARD)]
+    done = subprocess.run(["bash", "-c", script], env=environment | {"CODE": "0"}, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "the command did not run" in done.stderr  # as where Ray cannot start, which symmetric-run calls a good end
 
 
 def test_a_slurm_job_asks_for_whole_nodes_and_for_gpus_by_the_node(filled):
