@@ -9,48 +9,63 @@ from pathlib import Path
 
 import yaml
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+FILES = ("aws.yaml", *sorted(f"kubernetes/{path.name}" for path in (HERE / "kubernetes").glob("*.yaml")), "slurm.sh")
 
 
 def values(overrides: list[str] = ()) -> dict[str, str]:
-    """values.env with NAME=VALUE on top. ValueError for a name that is not in it."""
+    """values.env with NAME=VALUE on top. ValueError for a name that is not in it, and for an empty value where it has one."""
     lines = [line for line in (HERE / "values.env").read_text("utf-8").splitlines() if line.strip() and not line.startswith("#")]
     found = dict(line.split("=", 1) for line in lines)
     for override in overrides:
         name, equals, value = override.partition("=")
         if not equals or name not in found:
             raise ValueError(f"{override!r} is not NAME=VALUE with a NAME of values.env; there: {', '.join(found)}")
+        if found[name] and not value:
+            raise ValueError(f"{name} is given as nothing, where values.env has {found[name]!r}; give a value, or leave {override!r} away")
         found[name] = value
     return found
 
 
-def render(name: str, known: dict[str, str]) -> str:
-    """The file's text with every ${NAME} replaced. ValueError for one that values.env lacks."""
-    path = HERE / name
-    if not path.is_file():
-        files = sorted(str(p.relative_to(HERE)) for p in HERE.rglob("*") if p.suffix in (".yaml", ".sh"))
-        raise ValueError(f"there is no {name} here; there are {', '.join(files)}")
+def render(file: str, known: dict[str, str]) -> str:
+    """The file's text with every ${NAME} replaced. ValueError for a file that is not filled in here, a NAME that values.env lacks,
+    and for what is no YAML any more."""
+    name = named(file)
 
     def value(match: re.Match) -> str:
         if match[1] not in known:
             raise ValueError(f"{name} asks for {match[1]}, which values.env lacks; add it there")
         return known[match[1]]
 
-    text = re.sub(r"\$\{([A-Z][A-Z0-9_]*)\}", value, path.read_text("utf-8"))
-    return _included(text, known, path.parent) if re.search(r": !spec \S", text) else text
+    text = re.sub(r"\$\{([A-Z][A-Z0-9_]*)\}", value, (HERE / name).read_text("utf-8"))
+    if not name.endswith(".yaml"):
+        return text
+    try:
+        documents = list(yaml.load_all(text, _loader(known, name)))  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as problem:
+        raise ValueError(f"{name} is no YAML with these values: {' '.join(str(problem).split())}") from None
+    return yaml.safe_dump_all(documents, sort_keys=False) if re.search(r": !spec \S", text) else text
 
 
-def _included(text: str, known: dict[str, str], folder: Path) -> str:
-    """The YAML with each `!spec FILE` replaced by that file's spec; comments are lost."""
+def named(file: str) -> str:
+    """The one of FILES that is meant, by its name in this folder or by its path. ValueError if none is."""
+    for path in (HERE / file, Path(file).resolve()):
+        if path.is_relative_to(HERE) and (name := path.relative_to(HERE).as_posix()) in FILES:
+            return name
+    raise ValueError(f"{file} is not filled in here; there are {', '.join(FILES)}, and docker compose fills in compose.yaml")
+
+
+def _loader(known: dict[str, str], name: str) -> type:
+    """Of YAML where `!spec FILE`, beside the file `name`, is that file's spec."""
 
     class Loader(yaml.SafeLoader):
         pass
 
     def spec(loader, node):
-        return yaml.safe_load(render(str((folder / loader.construct_scalar(node)).relative_to(HERE)), known))["spec"]
+        return yaml.safe_load(render(str((HERE / name).with_name(loader.construct_scalar(node))), known))["spec"]
 
     Loader.add_constructor("!spec", spec)
-    return yaml.safe_dump_all(list(yaml.load_all(text, Loader)), sort_keys=False)  # noqa: S506 (a SafeLoader)
+    return Loader
 
 
 if __name__ == "__main__":
