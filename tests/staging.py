@@ -109,6 +109,8 @@ class Machines:
     def __init__(self, stage: Stage):
         self.stage = stage
         self.port, self.dashboard = free_port(range(20000, 40000, 7)), free_port()  # one that cluster/slurm.sh may choose
+        self.started: dict[str, subprocess.Popen] = {}
+        """By name: the process that holds the others of its machine."""
         self.address, self.jobs = f"127.0.0.1:{self.port}", f"http://127.0.0.1:{self.dashboard}"
 
     def _start(self, name: str, cpus: int, *arguments: str) -> None:
@@ -116,7 +118,8 @@ class Machines:
         called = f"--resources={json.dumps({name: 1})}"
         command = [BIN / "ray", "start", *arguments, f"--num-cpus={cpus}", called, agent, "--object-store-memory=200000000", "--block"]
         soon = {"RAY_health_check_period_ms": "500", "RAY_health_check_initial_delay_ms": "2000"}  # a dead machine is noticed in seconds
-        process, log = self.stage.start(command, AMLRIS_MACHINE=name, **soon)
+        process, log = self.stage.start(command, AMLRIS_MACHINE=name, RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S="60", **soon)
+        self.started[name] = process
         wait_for(lambda: "Ray runtime started" in log.read_text(), log=log, process=process, seconds=180)
 
     def head(self, cpus: int) -> None:
@@ -129,12 +132,9 @@ class Machines:
     def lose(self, name: str) -> None:
         self.stage.kill(f"AMLRIS_MACHINE={name}")
 
-    def warn(self, name: str, seconds: int) -> None:
-        """Tell Ray that the machine will be taken away after so many seconds, as a cloud's notice does."""
-        (node,) = self._ask(f"[n['NodeID'] for n in ray.nodes() if n['Alive'] and '{name}' in n['Resources']]")
-        why = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", f"--deadline-remaining-seconds={seconds}"]
-        command = [BIN / "ray", "drain-node", f"--address={self.address}", f"--node-id={node}", *why]
-        subprocess.run(command, env=self.stage.environment, capture_output=True, timeout=180, check=True)
+    def warn(self, name: str) -> None:
+        """It is to end, as Kubernetes tells a pod: Ray drains its node, which it gives a minute."""
+        self.started[name].terminate()
 
     def groups(self) -> list[str]:
         """States of all placement groups the cluster knows."""

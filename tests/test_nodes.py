@@ -85,7 +85,7 @@ def test_a_machine_with_a_notice_saves_in_the_middle_of_an_epoch(stage, machines
     (tmp_path / "tiny.yaml").write_text(TINY)
     process, log = stage.orchestrator("sweep", tmp_path / "tiny.yaml", f"storage.root={tmp_path}", *LONG, RAY_ADDRESS=machines.address)
     wait_for(lambda: any(histories(tmp_path).values()), log=log, process=process)
-    machines.warn("spot", 60)
+    machines.warn("spot")
     (notes,) = wait_for(lambda: list(tmp_path.glob("tiny-*/trials/*/notes.txt")), log=log, process=process)
     machines.lose("spot")
     machines.add("next", 1)
