@@ -73,7 +73,8 @@ def command(stage, bucket, tmp_path):
     (tmp_path / "tiny.yaml").write_text(CONFIG)
 
     def start(machine: str, what: str, *overrides: str, **environment: str):
-        here = {"AMLRIS_HOME": bucket.uri, "XDG_CACHE_HOME": str(tmp_path / machine)}
+        token = {name: value for name, value in os.environ.items() if name.startswith("RAY_AUTH_")}  # of the Ray that two_nodes has started
+        here = token | {"AMLRIS_HOME": bucket.uri, "XDG_CACHE_HOME": str(tmp_path / machine)}
         return stage.orchestrator(what, tmp_path / "tiny.yaml", *overrides, **here | environment)
 
     yield start

@@ -27,8 +27,9 @@ def stage():
 
 
 @pytest.fixture
-def command(stage, tmp_path):
+def command(stage, tmp_path, root):
     """command("sweep", text of its config, *overrides, **environment) -> its process, the file of what it prints. Nothing of it is left at the end."""
+    shutil.copy(root / "mlflow.db", tmp_path)  # making its tables takes longer than such a sweep
 
     def start(what: str, text: str, *overrides: str, **environment: str):
         (tmp_path / "config.yaml").write_text(text)
@@ -77,7 +78,7 @@ def test_an_interrupted_sweep_says_so_and_continues(sweep, tmp_path):
 
 
 def test_a_killed_trial_process_is_started_again_and_loses_at_most_its_epoch(sweep, tmp_path):
-    process, log = sweep("train.epochs=40", "search.scheduler=none", "search.arms=[off]", "search.space={}")
+    process, log = sweep("tracking.uri=none", "train.epochs=40", "search.scheduler=none", "search.arms=[off]", "search.space={}")
     wait_for(lambda: any(p.read_bytes().count(b"\n") >= 3 for p in tmp_path.glob("tiny-*/trials/*/epochs.jsonl")), log=log, process=process)
     trials = [p for p, text in children_of(process.pid).items() if "ImplicitFunc" in text or "light_trial" in text]
     assert trials
@@ -105,6 +106,7 @@ def test_a_trial_that_hangs_is_killed_alone(sweep, tmp_path):
 
 def test_two_sweeps_at_once_on_one_root_both_end_right(sweep, tmp_path):
     """The same generated data, the same MLflow file, both from nothing."""
+    (tmp_path / "mlflow.db").unlink()
     few = ["search.space={}", "search.arms=[off]", "search.seeds={confirm: 1}", "search.max_concurrent=1"]
     (one, first), (two, second) = sweep(*few, "name=one"), sweep(*few, "name=two")
     assert (one.wait(timeout=500), two.wait(timeout=500)) == (0, 0), first.read_text() + second.read_text()
@@ -113,32 +115,24 @@ def test_two_sweeps_at_once_on_one_root_both_end_right(sweep, tmp_path):
         assert statuses(tmp_path, name) == ["FINISHED"] * 3 and {r["state"] for r in runs.find(tmp_path, name).ledger()} == {"done"}
 
 
-def test_secrets_are_in_nothing_that_is_written(command, tmp_path):
+def test_a_tracking_server_that_is_away_stops_nothing_its_password_is_nowhere_and_the_next_command_delivers(command, tmp_path):
     """The queue on disk holds all that MLflow would have been given; Ray's own folder holds its logs and what it knows of jobs."""
     planted = "hunter2Planted0Secret"
     ray_home = tempfile.mkdtemp(prefix="r", dir="/tmp")  # a socket's path must be short
     secrets = dict.fromkeys(("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "MLFLOW_TRACKING_PASSWORD"), planted)
-    text = TINY + f"tracking: {{uri: 'http://me:{planted}@127.0.0.1:9'}}\n"
+    away = TINY + f"tracking: {{uri: 'http://me:{planted}@127.0.0.1:9'}}\n"
     few = ["search.space={}", "search.arms=[off]", "search.seeds={confirm: 1}", "train.epochs=2"]
-    process, log = command("sweep", text, *few, **secrets, RAY_TMPDIR=ray_home)
+    process, log = command("sweep", away, *few, **secrets, RAY_TMPDIR=ray_home)
     assert process.wait(timeout=500) == 0, log.read_text()
-    (run,) = runs.listing(tmp_path)
-    assert (run.folder / "tracking.queue.jsonl").stat().st_size > 0 and (run.folder / "report" / "index.html").exists()
-    files = [p for root in (tmp_path, Path(ray_home)) for p in root.rglob("*") if p.is_file() and p != tmp_path / "config.yaml"]
-    assert any("session_" in str(p) and p.suffix in (".log", ".out") for p in files)
-    assert [str(p) for p in files if planted.encode() in p.read_bytes()] == []
-    shutil.rmtree(ray_home)
-
-
-def test_a_tracking_server_that_is_away_to_the_end_stops_nothing_and_is_given_everything_by_the_next_command(sweep, tmp_path):
-    few = ["search.space={}", "search.arms=[off]", "search.seeds={confirm: 1}"]
-    process, log = sweep("tracking.uri=http://127.0.0.1:9", *few)
-    assert process.wait(timeout=700) == 0, log.read_text()
     (run,) = runs.listing(tmp_path)
     queue = run.folder / "tracking.queue.jsonl"
     waiting = queue.read_bytes().count(b"\n")
     assert run.finished and waiting and f"{waiting} tracking operations stay in {queue.name}" in log.read_text() and "127.0.0.1:9" in log.read_text()
-    process, log = sweep(*few)  # where there is a store that answers
+    files = [p for root in (tmp_path, Path(ray_home)) for p in root.rglob("*") if p.is_file() and p != tmp_path / "config.yaml"]
+    assert (run.folder / "report" / "index.html").exists() and any("session_" in str(p) and p.suffix in (".log", ".out") for p in files)
+    assert [str(p) for p in [*files, log] if planted.encode() in p.read_bytes()] == []
+    shutil.rmtree(ray_home)
+    process, log = command("sweep", TINY, *few)  # where there is a store that answers
     assert process.wait(timeout=300) == 0, log.read_text()
     assert f"MLflow has been given the {waiting} tracking operations" in log.read_text() and not queue.exists()
     assert statuses(tmp_path) == ["FINISHED"] * 3
@@ -157,7 +151,7 @@ def test_a_distributed_trial_that_asha_stops_makes_room_for_the_next(sweep, tmp_
         "search.arms=[off]",
         "search.seeds={confirm: 1}",
     ]
-    process, log = sweep("resources.workers=2", "resources.cpus_per_worker=0.9", "train.epochs=6", space, *asha)
+    process, log = sweep("tracking.uri=none", "resources.workers=2", "resources.cpus_per_worker=0.9", "train.epochs=6", space, *asha)
     assert process.wait(timeout=900) == 0, log.read_text()
     (run,) = runs.listing(tmp_path)
     states = [r["state"] for r in run.ledger()]
@@ -166,7 +160,7 @@ def test_a_distributed_trial_that_asha_stops_makes_room_for_the_next(sweep, tmp_
 
 
 def test_a_killed_worker_loses_at_most_the_epoch_under_way(command, tmp_path):
-    process, log = command("train", CONFIG)
+    process, log = command("train", CONFIG, "tracking.uri=none")
     wait_for(lambda: done_epochs(tmp_path) >= 2, log=log, process=process)
     workers = [p for p, text in children_of(process.pid).items() if "TrainWorker" in text]
     os.kill(workers[0], signal.SIGKILL)
@@ -205,8 +199,9 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", disk], check=True)
 
 
-def test_a_disk_that_fills_up_loses_the_epoch_under_way_and_the_same_command_goes_on_where_there_is_room(command, small_disk):
+def test_a_disk_that_fills_up_loses_the_epoch_under_way_and_the_same_command_goes_on_where_there_is_room(command, tmp_path, small_disk):
     """Checkpoints, ledger, MLflow's file and the report lie on it."""
+    shutil.copy(tmp_path / "mlflow.db", small_disk)
     few = ["search.space={optim.lr: [1e-3, 2e-3]}", "search.arms=[off]", "search.scheduler=none", "train.epochs=30", f"storage.root={small_disk}"]
     process, log = command("sweep", TINY, *few)
     wait_for(lambda: any(p.read_bytes().count(b"\n") >= 3 for p in small_disk.glob("tiny-*/trials/*/epochs.jsonl")), log=log, process=process)

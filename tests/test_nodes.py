@@ -17,6 +17,7 @@ from orchestrator.config import load
 pytestmark = pytest.mark.fault
 
 LONG = [
+    "tracking.uri=none",
     "search={arms: [off], space: {}, scheduler: none, seeds: {search: 1, confirm: 0}}",
     "train={epochs: 3, batch: 2}",
     "data={unit: sentence, synth: {images: 160, size: 48}}",
@@ -62,7 +63,7 @@ def assert_resumed(before: dict[str, list[dict]], after: dict[str, list[dict]]) 
 def test_a_sweep_whose_node_is_lost_goes_on_where_another_comes(stage, machines, tmp_path):
     machines.add("first", 2)
     (tmp_path / "tiny.yaml").write_text(TINY)
-    few = ["search.scheduler=none", "search.space={optim.lr: [1e-3, 2e-3]}", "search.arms=[off]", "train.epochs=20"]
+    few = ["tracking.uri=none", "search.scheduler=none", "search.space={optim.lr: [1e-3, 2e-3]}", "search.arms=[off]", "train.epochs=20"]
     process, log = stage.orchestrator("sweep", tmp_path / "tiny.yaml", f"storage.root={tmp_path}", *few, RAY_ADDRESS=machines.address)
     wait_for(lambda: any(len(h) >= 3 for h in histories(tmp_path).values()), log=log, process=process)
     machines.lose("first")
@@ -103,7 +104,7 @@ def test_a_training_on_two_workers_whose_node_is_lost_goes_on_where_another_come
     machines.lose("next")
     machines.add("third", 2)
     (tmp_path / "duo.yaml").write_text(CONFIG)
-    command = ["train", tmp_path / "duo.yaml", f"storage.root={tmp_path}", "train.epochs=20"]
+    command = ["train", tmp_path / "duo.yaml", f"storage.root={tmp_path}", "train.epochs=20", "tracking.uri=none"]
     process, log = stage.orchestrator(*command, RAY_ADDRESS=machines.address)
     wait_for(lambda: any(len(h) >= 3 for h in histories(tmp_path).values()), log=log, process=process)
     machines.lose("third")
