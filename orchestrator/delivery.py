@@ -153,7 +153,7 @@ def bucket_problem(root: Path) -> str:
     """Why the bucket of a mirrored root cannot be used, or nothing: something is written there, read and taken away."""
     from orchestrator.shards import Store
 
-    store, mine = Store(mirror.bucket_of(root)), locks.lease()
+    store, mine = Store(mirror.bucket_of(root), impatient=True), locks.lease()
     try:
         _write(store, mine, PROBE)
         found = store.read(PROBE)
@@ -169,7 +169,7 @@ def pull_listing(root: Path) -> None:
         return
     from orchestrator.shards import Store
 
-    for name in Store(mirror.bucket_of(root)).names():
+    for name in Store(mirror.bucket_of(root), impatient=True).names():
         if Bundle(Path(root) / name, DRIVER).exists():
             pull(Path(root) / name, DRIVER, state)
 
@@ -259,7 +259,7 @@ def leased(run: Path, say):
         return
     from orchestrator.shards import Store
 
-    store, mine = Store(mirror.bucket_of(run)), locks.lease()
+    store, mine = Store(mirror.bucket_of(run), impatient=True), locks.lease()
     _wait_until_free(store, run.name, say)
     _write(store, mine)
     if store.read(LEASE) != mine.encode():
@@ -282,7 +282,7 @@ def lease_of(run: Path) -> str:
         return ""
     from orchestrator.shards import Store
 
-    found = (Store(mirror.bucket_of(run)).read("lease") or b"").decode()
+    found = (Store(mirror.bucket_of(run), impatient=True).read("lease") or b"").decode()
     return "" if not found or locks.dead(found) else found
 
 

@@ -185,7 +185,7 @@ class Bundle:
     def store(self):
         from orchestrator.shards import Store
 
-        return Store(self.uri)
+        return Store(self.uri, impatient=True)
 
     # -- here
 

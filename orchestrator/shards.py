@@ -31,9 +31,12 @@ READERS = 8
 
 
 class Store:
-    """A folder on local disk or on object storage, through pyarrow's file systems. Relative ones are relative to root, or to root's bucket."""
+    """A folder on local disk or on object storage, through pyarrow's file systems. Relative ones are relative to root, or to root's bucket.
 
-    def __init__(self, uri: str | Path, root: Path | None = None):
+    A bucket that is silent is asked for a minute and a half before it is given up, an impatient one's for ten seconds: for what is tried again anyway.
+    """
+
+    def __init__(self, uri: str | Path, root: Path | None = None, *, impatient: bool = False):
         from pyarrow import fs
 
         text = str(uri)
@@ -48,6 +51,8 @@ class Store:
                 self.fs, self.path = fs.FileSystem.from_uri(text)
             except (OSError, ValueError) as error:  # pyarrow's own error is a ValueError
                 raise self._away(text, error) from None
+            if impatient:
+                self.fs = _soon_given_up(self.fs)
         self.uri = text
 
     @staticmethod
@@ -96,6 +101,14 @@ class Store:
             raise UserError(f"{self.uri} holds {foreign[0]} ({len(foreign)} files that are no shards); give --out a folder of its own")
         for name in set(names) - keep:
             self.fs.delete_file(self.join(name))
+
+
+def _soon_given_up(s3):
+    """The same file system with 3 tries a request, 3 s each, in place of 31."""
+    from pyarrow import fs
+
+    _, (options,) = s3.__reduce__()
+    return fs.S3FileSystem(**options, retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=3))
 
 
 def refuse_keys(uri: str) -> None:

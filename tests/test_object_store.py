@@ -1,9 +1,12 @@
 """Shards on S3-compatible storage, against a server of this machine: written, read, decoded without a local copy; damage and absence are said."""
 
+import contextlib
 import io
 import logging
 import os
 import re
+import socket
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -188,6 +191,25 @@ def test_an_endpoint_that_is_away_is_said_in_one_sentence(unused_port, monkeypat
     store = shards.Store(f"s3://amlris/team/scenes?scheme=http&endpoint_override=127.0.0.1:{unused_port}")
     with pytest.raises(UserError, match=f"127.0.0.1:{unused_port} cannot be reached .*; check the endpoint, the bucket"):
         shards.manifest(store)
+
+
+@pytest.mark.fault  # waits for each of its requests
+def test_a_bucket_that_is_silent_is_soon_given_up_by_who_tries_again_anyway(monkeypatch):
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    heard = []
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+
+        def listen() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    heard.append(silent.accept())
+
+        threading.Thread(target=listen, daemon=True).start()
+        where = f"s3://amlris/team?scheme=http&endpoint_override=127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(UserError, match="cannot be reached"):
+            shards.Store(where, impatient=True).read("lease")
+    assert len(heard) == 3
 
 
 def test_an_address_with_keys_in_it_is_refused_without_repeating_them():
