@@ -28,7 +28,10 @@ def first(note: Callable[[], None]) -> None:
 
 
 def saved(save: Callable[[], None], seconds: float) -> None:
-    """The next SIGTERM calls save() in a thread and stops at once when that is over, or has taken so long; so does one that comes meanwhile."""
+    """The next SIGTERM calls save() in a thread and stops at once when that is over, or has taken so long; so does one that comes meanwhile.
+
+    Not where what trained has ended by then (as_before).
+    """
     if threading.current_thread() is not threading.main_thread():
         return
 
@@ -38,7 +41,7 @@ def saved(save: Callable[[], None], seconds: float) -> None:
         saving = threading.Thread(target=save, name="saving", daemon=True)
         saving.start()
         saving.join(seconds)
-        if not stopped.is_set():
+        if not stopped.is_set() and signal.getsignal(signal.SIGTERM) is handler:
             signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)  # of all threads it alone can be in the middle of a wait
 
     def handler(number, frame) -> None:

@@ -233,6 +233,23 @@ def test_a_sigterm_has_what_is_under_way_saved_before_it_stops(signals, how):
     over.set()
 
 
+def test_a_training_that_ends_while_it_is_saved_is_not_stopped_after_that(signals):
+    begun, over = threading.Event(), threading.Event()
+
+    def save():
+        begun.set()
+        over.wait(60)
+
+    with interrupts.as_before():
+        interrupts.saved(save, 60)
+        signal.raise_signal(signal.SIGTERM)
+        assert begun.wait(60)
+    signal.signal(signal.SIGTERM, lambda *_: pytest.fail("stopped in the middle of what comes after"))
+    over.set()
+    for thread in [t for t in threading.enumerate() if t.name == "ending"]:
+        thread.join(60)
+
+
 def test_a_run_that_is_asked_to_stop_ends_after_its_epoch_and_goes_on_as_if_nothing_had_been(run_trial, whole, tmp_path):
     assert run_trial(epochs=1) == whole[:1] and epochs_on_disk(tmp_path / "run") == [1]
     assert run_trial() == whole[1:]
