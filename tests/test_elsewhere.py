@@ -21,7 +21,8 @@ from orchestrator.config import storage_root
 
 pytestmark = pytest.mark.fault
 
-EPOCHS = 6
+EPOCHS = 20
+"""So many that the second node trains before the first has done everything."""
 CONFIG = f"""
 name: tiny
 data:
