@@ -28,7 +28,7 @@ from aml.diagnostics import MaskSums
 from aml.errors import NonFinite, UserError
 from aml.masking import Masker, MaskingConfig, Pass
 from aml.metrics import THRESHOLDS, Sums, score_masks
-from aml.optim import OptimConfig, lr_factor, parameter_groups, pass_losses
+from aml.optim import EagerAdamW, OptimConfig, lr_factor, parameter_groups, pass_losses
 
 OWN = ("base_lr", "weight_decay")
 """Settings of an optimiser's group that a resumed run takes from its configuration: they may have changed on purpose."""
@@ -174,7 +174,8 @@ class Learner:
         self.optim_config, self.config, self.steps = optim, train, steps
         self.total_steps = steps * train.epochs
         self.warmup = optim.warmup_steps or round(optim.warmup_epochs * steps)
-        self.optimizer = torch.optim.AdamW(parameter_groups(model, optim), lr=optim.lr, fused=True)
+        kind = torch.optim.AdamW if train.compile else EagerAdamW
+        self.optimizer = kind(parameter_groups(model, optim), lr=optim.lr, fused=True)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=train.precision == "fp16")
         self.progress = Progress()
 

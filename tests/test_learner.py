@@ -1,7 +1,10 @@
 """The loop: loss, schedule and groups by hand; the same training whatever it is cut into; what is not finite is skipped."""
 
 import copy
+import subprocess
+import sys
 from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -486,3 +489,27 @@ def test_two_workers_train_as_one(blocks, make_model, tmp_path):
         assert metrics.pop("aml/auroc", 0) == pytest.approx(expected_metrics.pop("aml/auroc", 0), abs=1e-3), run
         assert metrics == pytest.approx(expected_metrics, abs=5e-5) and metrics["n"] == 30, run
         assert distance(first, expected) < 0.02 * LR, run
+
+
+EAGER = """
+import sys
+import torch
+from aml.optim import EagerAdamW
+def train(kind):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.GELU(), torch.nn.Linear(8, 1))
+    optimizer = kind(model.parameters(), lr=0.1, fused=True)
+    for _ in range(5):
+        optimizer.zero_grad()
+        model(torch.randn(4, 8)).square().mean().backward()
+        optimizer.step()
+        optimizer.load_state_dict(optimizer.state_dict())
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+eager = train(EagerAdamW)
+assert "torch._dynamo" not in sys.modules
+assert torch.equal(eager, train(torch.optim.AdamW))
+"""
+
+
+def test_the_optimiser_is_torchs_own_without_the_import_of_its_compiler():
+    subprocess.run([sys.executable, "-c", EAGER], check=True, cwd=Path(__file__).parents[1])
