@@ -81,6 +81,26 @@ def answer(name: str) -> None:
             internal_kv._internal_kv_put(_key(name), b"")
 
 
+def keep_place(name: str) -> None:
+    """Of a distributed trial's worker: which placement group it holds, for free_places."""
+    import ray
+    from ray.experimental import internal_kv
+
+    internal_kv._internal_kv_put(_key(f"{name}/place"), ray.util.get_current_placement_group().id.binary())
+
+
+def free_places(names: list[str]) -> None:
+    """Of distributed trials that are over: Ray Train leaves this to an actor that asks the dashboard, without which a trial that was stopped would
+    hold its places for ever."""
+    from ray._raylet import PlacementGroupID
+    from ray.experimental import internal_kv
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    for name in names:
+        if place := internal_kv._internal_kv_get(_key(f"{name}/place")):
+            remove_placement_group(PlacementGroup(PlacementGroupID(place)))
+
+
 def have_saved(names: Callable[[], set[str]], seconds: float) -> None:
     """Of the driver: give ENDING to its workers and wait, at most so long, until each of the names has answered."""
     from ray.experimental import internal_kv
@@ -143,16 +163,6 @@ def keep_keys_from_tune() -> None:
     from ray.tune.execution import class_cache
 
     class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
-
-
-def name_ray_to_train() -> None:
-    """Ray Train frees the places of a run that was stopped through an actor that looks for 'the' Ray of its machine: where there are several, it
-    finds none, and the next run waits for ever. Called in the process of that run's driver."""
-    import ray
-    from ray.train.v2._internal import constants
-
-    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-    constants.ENV_VARS_TO_PROPAGATE |= {"RAY_ADDRESS"}
 
 
 def capacity() -> list[dict[str, float]]:

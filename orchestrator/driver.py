@@ -61,6 +61,8 @@ class Sweep:
             self._replay(record)
         self.live: dict[str, Live] = {}
         self.interrupted, self.said = False, False
+        self.stopped: list[str] = []
+        """Trials that did not end by themselves."""
         self.broken: RunError | None = None
         """Why a generation's moves could not be made: nobody may go on."""
         self.meter = budget.Meter(self, this.state.get("spent"))
@@ -113,6 +115,7 @@ class Sweep:
             "turn": f"{spec.id}-to-{spec.until}" if spec.until else spec.id,
             "legs": [(experiment.for_workers(), until) for experiment, until in legs],
             "folder": mirror.portable(folder),
+            "over": [] if self.experiment.resources.light else self.stopped,
             "exact": bool(spec.until),  # what a node has of a population's member may be what it was before it went on from another's copy
         }
 
@@ -259,6 +262,8 @@ class Sweep:
             trial_id, "FAILED" if state == "failed" else "FINISHED", tags={"stopped_by": stopped_by, **({"error": error} if error else {})}
         )
         self.board.over(record)
+        if state != "done":
+            self.stopped.append(trial_id)
         self._end_generations()
         return state, stopped_by
 

@@ -35,6 +35,8 @@ def worker_loop(config: dict) -> None:
         return torch.nn.parallel.DistributedDataParallel(model, device_ids=ids) if world > 1 else model
 
     first, folder = ray.train.get_context().get_world_rank() == 0, mirror.here(config["folder"])
+    if first:
+        cluster.keep_place(folder.name)
     outbox = trial.joined(folder, exact=world > 1)
 
     def deliver() -> None:

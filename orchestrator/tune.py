@@ -61,8 +61,8 @@ def distributed_trial(config: dict, shared: Shared | Windowed, vocabulary: list[
 
     from orchestrator.train import make_trainer
 
-    cluster.name_ray_to_train()
     folder = mirror.here(config["folder"])
+    cluster.free_places([*config["over"], folder.name])  # of its own, too: its driver may have been lost before
     try:
         make_trainer(from_dict(config["legs"][-1][0]), shared, vocabulary, folder, callbacks=[TuneReportCallback()]).fit()
     except TrainingFailedError as error:
