@@ -142,7 +142,7 @@ def test_a_distributed_trial_that_asha_stops_makes_room_for_the_next(sweep, tmp_
     """Two workers fill the two cores: the next trial can only start once the stopped one's workers and controller are gone.
 
     With another Ray on this machine, the session's."""
-    space = "search.space={optim.lr: [1e-2, 1e-9, 2e-9, 3e-9]}"  # the first learns, the others' loss stays where it is
+    space = "search.space={optim.lr: [1e-2, 1e-9, 2e-9]}"  # the first learns, the others' loss stays where it is
     asha = [
         "search.metric=train/loss",
         "search.mode=min",
@@ -155,7 +155,7 @@ def test_a_distributed_trial_that_asha_stops_makes_room_for_the_next(sweep, tmp_
     assert process.wait(timeout=900) == 0, log.read_text()
     (run,) = runs.listing(tmp_path)
     states = [r["state"] for r in run.ledger()]
-    assert states.count("stopped") >= 1 and states.count("done") >= 2 and len(states) == 5 and "failed" not in states
+    assert states.count("stopped") >= 1 and states.count("done") >= 2 and len(states) == 4 and "failed" not in states
     assert all(r["epochs"] < 6 for r in run.ledger() if r["state"] == "stopped")
 
 
