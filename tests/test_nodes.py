@@ -20,7 +20,8 @@ LONG = [
     "tracking.uri=none",
     "search={arms: [off], space: {}, scheduler: none, seeds: {search: 1, confirm: 0}}",
     "train={epochs: 3, batch: 2}",
-    "data={unit: sentence, synth: {images: 160, size: 48}}",
+    "data.unit=sentence",
+    "data.synth={images: 160, size: 48}",
 ]
 """One trial of a few long epochs."""
 
