@@ -102,17 +102,16 @@ def free_places(names: list[str]) -> None:
 
 
 def have_saved(names: Callable[[], set[str]], seconds: float) -> None:
-    """Of the driver: give ENDING to its workers and wait, at most so long, until each of the names has answered."""
+    """Of the driver: give ENDING to its workers and wait, at most so long, until each of the names has answered, or the driver has left Ray."""
+    import ray
     from ray.experimental import internal_kv
 
     key, deadline = _key(), time.monotonic() + seconds
-    try:
-        internal_kv._internal_kv_put(key, b"")
-        while time.monotonic() < deadline and not all(internal_kv._internal_kv_exists(_key(name)) for name in names()):
-            time.sleep(0.1)
-    finally:
-        for left in internal_kv._internal_kv_list(key):
-            internal_kv._internal_kv_del(left)
+    internal_kv._internal_kv_put(key, b"")
+    while ray.is_initialized() and time.monotonic() < deadline and not all(internal_kv._internal_kv_exists(key + n.encode()) for n in names()):
+        time.sleep(0.1)
+    for left in internal_kv._internal_kv_list(key) if ray.is_initialized() else ():
+        internal_kv._internal_kv_del(left)
 
 
 def _key(name: str = "") -> bytes:

@@ -152,7 +152,7 @@ def test_a_slurm_job_whose_time_is_up_saves_in_the_middle_of_an_epoch(stage, mac
     root = tmp_path / "runs"
 
     process, log = stage.start(["bash", tmp_path / "job"], **environment)
-    wait_for(lambda: any(histories(root).values()), log=log, process=process)
+    wait_for(lambda: "epoch   1/3" in log.read_text(), log=log, process=process)  # the second is under way
     process.terminate()
     assert process.wait(timeout=120) == 130 and "the same command continues it" in log.read_text(), log.read_text()
     process, log = stage.start(["bash", tmp_path / "job"], **environment)
