@@ -163,7 +163,7 @@ def test_a_slurm_job_whose_time_is_up_saves_in_the_middle_of_an_epoch(stage, mac
     assert place != saved and resumed == f"goes on at {place}"
     (run,) = runs.listing(root)
     (record,) = run.ledger()
-    assert record["state"] == "done" and numbers(record["history"]) == numbers(alone(run, record, tmp_path))
+    assert record["state"] == "done" and numbers(record["history"]) == numbers(alone(run, record, root))
     assert_nothing_left(stage, root, machines.groups())
 
 
