@@ -19,7 +19,7 @@ test: env
 	$(PY) -m pytest -m "not fault"
 
 test-faults: env
-	$(PY) -m pytest -m fault $(AGAIN) --durations=40
+	$(PY) -m pytest -m fault --durations=40
 
 lint: env
 	$(PY) -m ruff check .

@@ -86,7 +86,8 @@ def keep_place(name: str) -> None:
     import ray
     from ray.experimental import internal_kv
 
-    internal_kv._internal_kv_put(_key(f"{name}/place"), ray.util.get_current_placement_group().id.binary())
+    if place := ray.util.get_current_placement_group():
+        internal_kv._internal_kv_put(_key(f"{name}/place"), place.id.binary())
 
 
 def free_places(names: list[str]) -> None:

@@ -42,7 +42,7 @@ def saved(save: Callable[[], None], seconds: float) -> None:
         saving.start()
         saving.join(seconds)
         if not stopped.is_set() and signal.getsignal(signal.SIGTERM) is handler:
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)  # of all threads it alone can be in the middle of a wait
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)  # to this thread, or its wait would go on
 
     def handler(number, frame) -> None:
         if asked.is_set():

@@ -116,7 +116,7 @@ def _patterns(file: Path) -> list[str]:
 
 
 def environment(named: list[str], *, secret_from_env: bool = False) -> dict[str, str]:
-    """Variables that go along: AMLRIS_HOME, the commit and the dirty flag, and those named. UserError for one that is unset or looks secret."""
+    """Variables that go along: AMLRIS_HOME, the commit and the dirty flag, how long a stop waits, and those named. UserError for one that is unset or looks secret."""
     sha, dirty = runs.git_state()
     found = {"AMLRIS_GIT_SHA": sha, "AMLRIS_GIT_DIRTY": "1" if dirty else "0", STOP_WAIT: os.environ.get(STOP_WAIT, "60")}
     if home := os.environ.get("AMLRIS_HOME"):

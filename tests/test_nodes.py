@@ -61,6 +61,16 @@ def assert_resumed(before: dict[str, list[dict]], after: dict[str, list[dict]]) 
     assert before and all(after[name][: len(history)] == history for name, history in before.items())
 
 
+def assert_saved_in_the_middle(notes: Path, why: str, root: Path) -> None:
+    """The one trial there was saved in the middle of an epoch, went on from that very step, and is as one that nothing happened to."""
+    saved, resumed = notes.read_text().splitlines()[-2:]
+    place = saved.removeprefix(f"{why}: saved at ")
+    assert place != saved and resumed == f"goes on at {place}"
+    (run,) = runs.listing(root)
+    (record,) = run.ledger()
+    assert record["state"] == "done" and numbers(record["history"]) == numbers(alone(run, record, root))
+
+
 def test_a_sweep_whose_node_is_lost_goes_on_where_another_comes(stage, machines, tmp_path):
     machines.add("first", 2)
     (tmp_path / "tiny.yaml").write_text(TINY)
@@ -92,12 +102,7 @@ def test_a_machine_with_a_notice_saves_in_the_middle_of_an_epoch(stage, machines
     machines.lose("spot")
     machines.add("next", 1)
     assert process.wait(timeout=500) == 0, log.read_text()
-    saved, resumed = notes.read_text().splitlines()[-2:]
-    place = saved.removeprefix(f"{cluster.LEAVING}: saved at ")
-    assert place != saved and resumed == f"goes on at {place}"
-    (run,) = runs.listing(tmp_path)
-    (record,) = run.ledger()
-    assert record["state"] == "done" and numbers(record["history"]) == numbers(alone(run, record, tmp_path))
+    assert_saved_in_the_middle(notes, cluster.LEAVING, tmp_path)
     assert_nothing_left(stage, tmp_path, machines.groups())
 
 
@@ -158,12 +163,7 @@ def test_a_slurm_job_whose_time_is_up_saves_in_the_middle_of_an_epoch(stage, mac
     process, log = stage.start(["bash", tmp_path / "job"], **environment)
     assert process.wait(timeout=500) == 0, log.read_text()
     (notes,) = root.glob("tiny-*/trials/*/notes.txt")
-    saved, resumed = notes.read_text().splitlines()
-    place = saved.removeprefix(f"{cluster.ENDING}: saved at ")
-    assert place != saved and resumed == f"goes on at {place}"
-    (run,) = runs.listing(root)
-    (record,) = run.ledger()
-    assert record["state"] == "done" and numbers(record["history"]) == numbers(alone(run, record, root))
+    assert_saved_in_the_middle(notes, cluster.ENDING, root)
     assert_nothing_left(stage, root, machines.groups())
 
 
