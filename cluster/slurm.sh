@@ -18,7 +18,7 @@ set -euo pipefail
 cd "$SLURM_SUBMIT_DIR"
 export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 PATH="$PWD/.venv/bin:$PATH"
 export AMLRIS_HOME="$SLURM_SUBMIT_DIR/runs"
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p) # which reads all of it: a pipe closed too soon would end the job
 port=$((20000 + SLURM_JOB_ID % 20000))
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
 
