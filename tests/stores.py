@@ -67,3 +67,10 @@ def hand_row(masks, refs, image_id=7, split="val"):
     jpeg = png(Image.fromarray(np.zeros((height, width, 3), np.uint8)))
     about = {"dataset": "refcoco", "split_by": "unc", "image_id": image_id, "file_name": f"{image_id}.jpg", "height": height, "width": width}
     return about | {"objects": objects, "refs": entries, "jpeg": jpeg}
+
+
+def mlflow_client(root):
+    """Of the SQLite store of a storage root."""
+    from orchestrator import mlflow_store
+
+    return mlflow_store.connect(mlflow_store.tracking_uri(None, root))

@@ -1,0 +1,300 @@
+"""The tracker's queue on disk and its leases: servers that are away, processes that die, and runs that others changed meanwhile."""
+
+import json
+import os
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from stores import mlflow_client
+
+from orchestrator import tracking
+from orchestrator.mlflow_store import reconcile, tracking_uri
+from orchestrator.tracking import Tracker
+
+NOBODY = "http://127.0.0.1:9"  # the discard port: connections are refused at once
+RUN = "quick-1a2b3c4d"
+
+
+def abandon(tracker):
+    """What a killed process leaves behind: a thread that is no more, nothing flushed or ended."""
+    tracker._stop.set()
+    with tracker._cond:
+        tracker._cond.notify_all()
+    tracker._thread.join(20)
+    assert not tracker._thread.is_alive()
+
+
+# ---------------------------------------------------------------- the queue
+
+
+def test_a_server_that_is_away_stops_nobody_and_gets_everything_later(root, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    t = Tracker(tmp_path / RUN, NOBODY, "away", root)
+    t.run("a", "a", params={"aml.tau": 0.5})
+    for step in range(1, 51):
+        t.metrics("a", step, {"val/mIoU": step})
+    t.end("a")
+    assert not t.ready(20)
+    assert NOBODY in t.problem and "does not answer" in t.problem
+    assert t.pending == 52
+    said = t.close(0.5)
+    assert said.startswith("52 tracking operations stay in tracking.queue.jsonl") and NOBODY in said
+    assert "kept on disk" in caplog.text
+    with (tmp_path / RUN / "tracking.queue.jsonl").open("ab") as queue:
+        queue.write(b'{"op": "metr')  # a crash in the middle of a line
+    t = Tracker(tmp_path / RUN, None, "away", root)
+    assert t.pending == 52
+    t.run("a", "a")
+    t.metrics("a", 51, {"val/mIoU": 51})
+    assert t.flush(30) == 0
+    api, run_id = mlflow_client(root), t.record("a")["run_id"]
+    assert [(m.step, m.value) for m in api.get_metric_history(run_id, "val/mIoU")] == [(s, float(s)) for s in range(1, 52)]
+    assert api.get_run(run_id).data.params == {"aml.tau": "0.5"}
+    assert t.close() == ""
+    assert sorted(p.name for p in (tmp_path / RUN).iterdir()) == []
+
+
+def test_a_queue_delivered_twice_changes_nothing(root, tmp_path):
+    folder = tmp_path / RUN
+    t = Tracker(folder, None, "twice", root)
+    t.run("p", "p")
+    t.run("a", "a", "p", {"aml.rho": 0.3}, {"seed": 1})
+    t.metrics("a", 1, {"x": 1})
+    t.metrics("a", 2, {"x": 2})
+    assert t.flush(30) == 0
+    run_id = t.record("a")["run_id"]
+    abandon(t)
+    assert int((folder / "tracking.queue.offset").read_text()) == (folder / "tracking.queue.jsonl").stat().st_size
+    (folder / "tracking.queue.offset").unlink()  # the process died before it noted how far it was
+    t = Tracker(folder, None, "twice", root)
+    assert t.pending == 4
+    t.metrics("a", 3, {"x": 3})
+    assert t.flush(30) == 0
+    assert t.record("a")["run_id"] == run_id
+    assert [m.step for m in mlflow_client(root).get_metric_history(run_id, "x")] == [1, 2, 3]
+    assert len(mlflow_client(root).search_runs([t.record("a")["experiment_id"]])) == 2
+    assert t.close() == "" and t.rejected == 0
+
+
+def test_an_outage_in_the_middle_loses_nothing(root, tmp_path, monkeypatch):
+    from mlflow.exceptions import MlflowException
+
+    t = Tracker(tmp_path / RUN, None, "outage", root)
+    t.run("a", "a")
+    assert t.flush(30) == 0
+    gone, tries = threading.Event(), []
+    gone.set()
+    whole = t._server.client
+
+    class Cable:
+        def __getattr__(self, name):
+            def call(*args, **kwargs):
+                if gone.is_set():
+                    tries.append(name)
+                    raise MlflowException("API request to http://u:hunter2@host failed")
+                return getattr(whole, name)(*args, **kwargs)
+
+            return call
+
+    t._server.client = Cable()
+    for step in (1, 2, 3):
+        t.metrics("a", step, {"x": step})
+    deadline = time.time() + 20
+    while len(tries) < 6 and time.time() < deadline:
+        t.flush(0.05)
+    assert t.pending == 3 and "does not answer" in t.problem and "hunter2" not in t.problem
+    gone.clear()
+    assert t.flush(30) == 0
+    assert [m.step for m in whole.get_metric_history(t.record("a")["run_id"], "x")] == [1, 2, 3]
+    assert t.close() == "" and t.rejected == 0
+
+
+def test_a_run_that_was_made_without_an_answer_is_there_once(root, tmp_path, monkeypatch):
+    """What was sent before a server was stopped, it does when it goes on: here after the second try."""
+    monkeypatch.setattr(tracking, "MAX_DELAY", 0.02)
+    t = Tracker(tmp_path / RUN, None, "doubles", root)
+    t.run("parent", "parent")
+    assert t.flush(30) == 0
+    api, late = t._server.client, []
+    create = api.create_run
+
+    def unanswered(*args, **kwargs):
+        if not late:
+            late.append((args, kwargs))
+            raise TimeoutError("read timed out")
+        made = create(*args, **kwargs)
+        create(*late[0][0], **late[0][1])
+        return made
+
+    monkeypatch.setattr(api, "create_run", unanswered)
+    t.run("a", "a", parent="parent")
+    t.metrics("a", 1, {"x": 1})
+    t.end("a")
+    assert t.flush(30) == 0 and len(late) == 1
+    found = api.search_runs([t.record("a")["experiment_id"]])
+    assert sorted((r.info.run_name, r.info.status) for r in found) == [("a", "FINISHED"), ("parent", "RUNNING")]
+    assert next(r for r in found if r.info.run_name == "a").data.metrics == {"x": 1.0}
+    assert t.close() == "" and t.rejected == 0
+
+
+def test_an_operation_that_fails_for_ever_does_not_block_the_others(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking, "MAX_DELAY", 0.02)
+    t = Tracker(tmp_path / RUN, None, "poison", root)
+    t.run("a", "a")
+    assert t.flush(30) == 0
+    (tmp_path / RUN / "a.txt").write_text("a")
+    tries = []
+
+    def no_store(run_id, path, to):
+        tries.append(path)
+        raise RuntimeError("no bucket at s3://key:hunter2@bucket")
+
+    monkeypatch.setattr(t._server.client, "log_artifact", no_store)
+    t.artifact("a", tmp_path / RUN / "a.txt")
+    t.artifact("a", tmp_path / RUN / "a.txt")
+    t.metrics("a", 1, {"x": 1})
+    assert t.flush(30) == 0
+    assert len(tries) == tracking.TRIES + 1  # patience with the first, none with the second
+    assert t._server.client.get_run(t.record("a")["run_id"]).data.metrics == {"x": 1.0}
+    assert "refused 2" in t.close()
+    lines = [json.loads(line) for line in (tmp_path / RUN / "tracking.rejected.jsonl").read_text().splitlines()]
+    assert [line["path"] for line in lines] == ["a.txt", "a.txt"]
+    assert "no bucket" in lines[0]["error"] and "hunter2" not in lines[0]["error"]
+
+
+def test_one_bad_step_does_not_take_its_neighbours_along(root, tmp_path):
+    t = Tracker(tmp_path / RUN, None, "neighbours", root)
+    t.run("a", "a")
+    for step, value in ((1, 1.0), (2, 2.0), (3, 3.0)):
+        t.metrics("a" if step != 2 else "never opened", step, {"x": value})
+    assert t.flush(30) == 0
+    assert [m.step for m in mlflow_client(root).get_metric_history(t.record("a")["run_id"], "x")] == [1, 3]
+    assert t.rejected == 1
+    t.close()
+
+
+def test_sqlite_may_be_used_by_others_meanwhile(root, tmp_path):
+    t = Tracker(tmp_path / RUN, None, "shared", root)
+    t.run("a", "a")
+    assert t.flush(30) == 0
+    other = sqlite3.connect(root / "mlflow.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    t.metrics("a", 1, {"x": 1})
+    assert t.flush(0.5) == 1
+    other.execute("COMMIT")
+    other.close()
+    assert t.flush(30) == 0
+    assert mlflow_client(root).get_run(t.record("a")["run_id"]).data.metrics == {"x": 1.0}
+    assert t.close() == "" and t.rejected == 0
+
+
+# ---------------------------------------------------------------- leases
+
+
+def statuses(root, experiment):
+    api = mlflow_client(root)
+    found = api.search_runs([api.get_experiment_by_name(experiment).experiment_id])
+    return {run.info.run_name: (run.info.status, run.data.tags.get("stopped_by")) for run in found}
+
+
+def test_reconcile_kills_what_died_and_nothing_else(root, tmp_path):
+    api, now, host = mlflow_client(root), int(time.time()), socket.gethostname()
+    experiment = api.create_experiment("leases", (root / "artifacts").as_uri())
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    leases = {
+        "live here": f"{host} {os.getpid()} {now}",
+        "dead here": f"{host} {dead.pid} {now}",
+        "live elsewhere": f"another-host {dead.pid} {now - 60}",
+        "silent elsewhere": f"another-host {os.getpid()} {now - 150}",
+        "not ours": None,
+    }
+    for name, lease in leases.items():
+        api.create_run(experiment, run_name=name, tags={"lease": lease} if lease else {})
+    assert sorted(reconcile(tracking_uri(None, root), "leases")) == ["dead here", "silent elsewhere"]
+    assert statuses(root, "leases") == {
+        "live here": ("RUNNING", None),
+        "dead here": ("KILLED", "lost"),
+        "live elsewhere": ("RUNNING", None),
+        "silent elsewhere": ("KILLED", "lost"),
+        "not ours": ("RUNNING", None),
+    }
+    assert reconcile(tracking_uri(None, root)) == []
+
+
+def test_reconcile_makes_no_store_and_names_one_that_is_away(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    assert reconcile(tracking_uri(None, tmp_path)) == [] and list(tmp_path.iterdir()) == []
+    with pytest.raises(ConnectionError, match="does not answer") as caught:
+        reconcile("http://me:hunter2@127.0.0.1:9", "x")
+    assert "hunter2" not in str(caught.value) and caught.value.__suppress_context__
+
+
+def test_a_new_tracker_reconciles_and_a_live_one_renews(root, tmp_path, monkeypatch):
+    monkeypatch.setenv("AMLRIS_LEASE_S", "1")
+    lost = Tracker(tmp_path / "lost-00000000", None, "renewal", root)
+    lost.run("a", "lost")
+    assert lost.flush(30) == 0
+    abandon(lost)
+    api = mlflow_client(root)
+    api.set_tag(lost.record("a")["run_id"], "lease", f"another-host 1 {time.time() - 100:.0f}")
+    t = Tracker(tmp_path / RUN, None, "renewal", root)
+    t.run("p", "parent")
+    t.run("c", "child", "p")
+    t.run("e", "ended", "p")
+    t.end("e")
+    assert t.flush(30) == 0
+    leases = {key: set() for key in "pce"}
+    deadline = time.time() + 15
+    while time.time() < deadline and min(len(leases["p"]), len(leases["c"])) < 2:
+        for key in leases:
+            leases[key].add(api.get_run(t.record(key)["run_id"]).data.tags["lease"])
+        time.sleep(0.2)
+    assert len(leases["p"]) >= 2 and len(leases["c"]) >= 2 and len(leases["e"]) == 1
+    again = Tracker(tmp_path / "again-00000000", None, "renewal", root)
+    again.run("a", "again")
+    assert again.flush(30) == 0
+    assert statuses(root, "renewal") == {
+        "lost": ("KILLED", "lost"),
+        "parent": ("RUNNING", None),
+        "child": ("RUNNING", None),
+        "ended": ("FINISHED", None),
+        "again": ("RUNNING", None),
+    }
+    assert again.close() == "" and t.close() == ""
+
+
+def test_a_process_that_was_asleep_takes_its_runs_back(root, tmp_path):
+    t = Tracker(tmp_path / RUN, None, "asleep", root)
+    t.run("a", "a")
+    assert t.flush(30) == 0
+    api, run_id = mlflow_client(root), t.record("a")["run_id"]
+    api.set_tag(run_id, "stopped_by", "lost")
+    api.set_terminated(run_id, "KILLED")
+    t._server.renewed -= 1000
+    t.tags("a", {"awake": "yes"})
+    assert t.flush(30) == 0
+    t.tags("a", {"awake": "still"})
+    assert t.flush(30) == 0
+    assert statuses(root, "asleep") == {"a": ("RUNNING", None)}
+    assert t.close() == ""
+
+
+def test_a_run_deleted_in_the_store_is_given_up(root, tmp_path):
+    t = Tracker(tmp_path / RUN, None, "deleted run", root)
+    t.run("a", "a")
+    t.run("b", "b")
+    assert t.flush(30) == 0
+    mlflow_client(root).delete_run(t.record("a")["run_id"])
+    t._server.renewed -= 1000
+    t.metrics("a", 1, {"x": 1})
+    t.metrics("b", 1, {"x": 1})
+    assert t.flush(30) == 0
+    assert mlflow_client(root).get_run(t.record("b")["run_id"]).data.metrics == {"x": 1.0}
+    t.close()
