@@ -2,8 +2,10 @@
 
 import contextlib
 import functools
+import logging
 import os
 import signal
+import socket
 import threading
 import time
 import warnings
@@ -19,6 +21,8 @@ DRIVER_CPUS = 0.01
 
 POLL_S = 1.0
 """A spot machine is given up half a minute to two minutes after its notice, a stopped job sooner."""
+
+QUIET = {"log_to_driver": False, "logging_level": logging.WARNING}
 
 DATA = "data"
 """The custom resource of nodes that are there to read and decode (`ray start --resources '{"data": 1}'`)."""
@@ -90,16 +94,22 @@ def keep_place(name: str) -> None:
         internal_kv._internal_kv_put(_key(f"{name}/place"), place.id.binary())
 
 
-def free_places(names: list[str]) -> None:
-    """Of distributed trials that are over: Ray Train leaves this to an actor that asks the dashboard, without which a trial that was stopped would
+def free_places(names: list[str]) -> bool:
+    """Take its places, and with them its workers, from each of these runs.   -> whether one had workers in them
+
+    Of distributed trials that are over: Ray Train leaves this to an actor that asks the dashboard, without which a trial that was stopped would
     hold its places for ever."""
     from ray._raylet import PlacementGroupID
     from ray.experimental import internal_kv
-    from ray.util.placement_group import PlacementGroup, remove_placement_group
+    from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
-    for name in names:
-        if place := internal_kv._internal_kv_get(_key(f"{name}/place")):
-            remove_placement_group(PlacementGroup(PlacementGroupID(place)))
+    noted = [place for name in names if (place := internal_kv._internal_kv_get(_key(f"{name}/place")))]
+    groups = [PlacementGroup(PlacementGroupID(place)) for place in noted]
+    states = [placement_group_table(group).get("state") for group in groups]
+    for group, state in zip(groups, states, strict=True):
+        if state != "REMOVED":
+            remove_placement_group(group)
+    return "CREATED" in states
 
 
 def have_saved(names: Callable[[], set[str]], seconds: float) -> None:
@@ -126,10 +136,9 @@ def _key(name: str = "") -> bytes:
 
 
 def start() -> None:
-    """Join the cluster RAY_ADDRESS names (a Ray job has it set; `auto` finds one of this machine), else start one here."""
+    """Join the cluster RAY_ADDRESS names (a Ray job has it set; `auto` finds one of this machine), else start one here. UserError where the one
+    it names cannot be joined."""
     settle_environment()
-    import logging
-
     import ray
 
     if ray.is_initialized():
@@ -139,8 +148,10 @@ def start() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     # Without RAY_ADDRESS ray.init would look for a cluster some `ray start` has noted on this machine, and wait for one that is gone.
-    where = {} if "RAY_ADDRESS" in os.environ else {"address": "local", "include_dashboard": False}
-    ray.init(log_to_driver=False, logging_level=logging.WARNING, **where)
+    if address := os.environ.get("RAY_ADDRESS"):
+        _join(address)
+    else:
+        ray.init("local", include_dashboard=False, **QUIET)
     if threading.current_thread() is threading.main_thread():
         # Ray's own handler prints a C++ trace and may abort; a job that is stopped ends as one interrupted at the keyboard does.
         signal.signal(signal.SIGTERM, interrupts.at_once)
@@ -150,10 +161,37 @@ def start() -> None:
     ray.data.DataContext.get_current().enable_progress_bars = False
 
 
+def _join(address: str) -> None:
+    """What Ray says in tracebacks, the first of them after a minute or more."""
+    import ray
+
+    other = "or unset RAY_ADDRESS to start a Ray on this machine"
+    if address.startswith("ray://"):
+        raise UserError(f"RAY_ADDRESS is {address}, which Ray Train and Tune cannot be driven through; submit to http://HEAD:8265, {other}")
+    host, _, port = address.rpartition(":")
+    if address not in ("auto", "local"):
+        if not host or not port.isdigit():
+            raise UserError(f"RAY_ADDRESS is {address}; give HOST:PORT of a cluster's head, auto for the cluster of this machine, {other}")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        except OSError as error:
+            raise UserError(f"no Ray answers at {address}, which RAY_ADDRESS names ({error.strerror or error}); start it, {other}") from None
+    try:
+        ray.init(address, **QUIET)
+    except (ConnectionError, RuntimeError, ray.exceptions.AuthenticationError) as error:
+        if address == "auto" and isinstance(error, ConnectionError):
+            raise UserError(f"RAY_ADDRESS is auto, but no Ray runs on this machine; start it with `ray start --head`, {other}") from None
+        why = f"{error.__cause__ or ''} {error}"
+        if "AuthToken" in why or isinstance(error, ray.exceptions.AuthenticationError):
+            raise UserError(
+                f"the Ray at {address} refuses the token it was given, or was given none; export RAY_AUTH_MODE=token, with the token in "
+                "RAY_AUTH_TOKEN or in ~/.ray/auth_token"
+            ) from None
+        raise UserError(f"the Ray at {address} cannot be joined ({' '.join(str(error).split())[:300]}); mend that, {other}") from None
+
+
 def quiet_tune() -> None:
     """Tune looks for result files of its own loggers, which are off, and names its own way to resume: the ledger has and does both."""
-    import logging
-
     for name in ("ray.tune.analysis.experiment_analysis", "ray.tune.tune", "ray.tune.search.searcher"):
         logging.getLogger(name).setLevel(logging.ERROR)
 

@@ -205,8 +205,8 @@ class ResourcesConfig:
     max_failures: int = 2
     """Restarts of a run or trial after a killed worker."""
     trial_timeout_s: float | None = None
-    """A sweep's trial that has not finished an epoch for so long is killed and has failed; null: it may take for ever. Its start, tens of
-    seconds in a fresh process, counts."""
+    """A sweep's trial that has not finished an epoch for so long is killed and has failed; the workers of `train` are killed and start again
+    after the last epoch, at most max_failures times. null: it may take for ever. Their start, tens of seconds in a fresh process, counts."""
     save_every_s: float | None = 600
     """A run is saved in the middle of an epoch, too, when it has not been for so long; null: at the end of epochs alone."""
     grace_s: float = 25

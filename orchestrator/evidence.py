@@ -111,7 +111,7 @@ def path_rows(trials: list[dict]) -> list[dict]:
             "arm": t["arm"],
             "stage": t["stage"],
             "from_epoch": begin,
-            "settings": ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in overrides.items()) or "the same",
+            "settings": ", ".join(f"{k} {st.brief(v)}" for k, v in overrides.items()) or "the same",
             "mIoU": st.last(t, "val/mIoU"),
         }
         for t in trials

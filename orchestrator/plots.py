@@ -95,6 +95,15 @@ def edges(values: list[float]) -> dict[float, tuple[float, float]]:
     return dict(zip(values, pairwise(bounds), strict=True))
 
 
+def apart(values: list[float], span: tuple[float, float]) -> list[float]:
+    """Those of sorted values whose names fit side by side on an axis over span."""
+    kept = []
+    for value in values:
+        if not kept or value - kept[-1] >= (span[1] - span[0]) / 10:
+            kept.append(value)
+    return kept
+
+
 def draw_cell(axes: Axes, across: tuple, up: tuple, row: dict, scale: tuple, outlined: bool, epochs: bool) -> None:
     """One setting as a coloured box with its number, hatched where no trial ran to its end; `epochs`: with its epoch."""
     value, (low, high) = row["mIoU_best"], scale
@@ -166,7 +175,9 @@ def map_figures(cells: list[dict], arms: list[dict]) -> list[dict]:
         axes.set(xlim=x, ylim=y, xlabel="τ (share of blocks called weak)", ylabel="ρ (share of weak blocks hidden)")
         axes.set_title(f"{arm}   (dashed: τρ)", pad=14)
         if grid:
-            axes.set(xticks=taus, yticks=rhos)
+            axes.set(xticks=apart(taus, x), yticks=apart(rhos, y))
+            axes.xaxis.set_major_formatter("{x:.2g}")
+            axes.yaxis.set_major_formatter("{x:.2g}")
         axes.spines[:].set_visible(False)
         for i, c in enumerate(references):
             outlined = c["arm"] != "off" and chosen.get(c["arm"]) == (c["tau"], c["rho"])

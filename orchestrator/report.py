@@ -96,7 +96,7 @@ def write(run_folder: Path, out: Path | None = None, evaluations: Iterable[Path]
     out.mkdir(parents=True, exist_ok=True)
     written = [path for name in sorted(tables) for path in files.write(out, name, tables[name], captions(page, meta).get(name, ""))]
     source = Path(__file__).with_suffix(".html.j2").read_text(encoding="utf-8")
-    words = {"num": st.num, "pct": st.pct, "points": st.points, "setting": st.setting_text}
+    words = {"num": st.num, "pct": st.pct, "points": st.points, "setting": st.setting_text, "brief": st.brief}
     pages = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     html = pages.from_string(source).render(**page, **words, tables=written)
     (out / "index.html").write_text(html, encoding="utf-8")

@@ -99,7 +99,7 @@ def arm_rows(trials: list[dict], sweep: dict) -> list[dict]:
             "tau": tau,
             "rho": rho,
             "settings_confirmed": len(settings),
-            "other": "; ".join(f"{k}={v}" for k, v in other),
+            "other": "; ".join(f"{k}={brief(v)}" for k, v in other),
             "seeds": miou.n,
             "not_finished": len(confirm[arm]) - len(done[arm]),
             "epochs": max(map(epochs_of, done[arm]), default=0),
@@ -271,6 +271,11 @@ def num(value: float, digits: int = 2, scale: float = 1.0, sign: bool = False) -
     if not math.isfinite(value):
         return "–"
     return f"{scale * value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
+
+
+def brief(value) -> str:
+    """A setting as a person reads it: four digits of a number; trials.csv has all."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def pct(share: float, digits: int = 2) -> str:

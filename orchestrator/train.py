@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import threading
 import time
 from pathlib import Path
@@ -150,6 +151,7 @@ def _fit(this: runs.Run, experiment: Experiment, used: sources.Sources, init, sa
         with interrupts.as_before(), held(shared):
             end_after_epoch(trainer, stop)
             interrupts.saved(lambda: _save(this, experiment, say), experiment.resources.grace_s)
+            epochs.sign = time.monotonic()
             trainer.fit()
         epochs.close()
         if failed := failure_of(this.folder):
@@ -262,6 +264,8 @@ class Epochs:
             self.tracker.metrics(key, metrics["epoch"], metrics)
             self.heard = metrics["epoch"]
         self.noted, self.stopping = len(trial.read_notes(self.folder)), False
+        self.sign = math.inf
+        """time.monotonic() of the last epoch, or of when its workers were asked for; infinite: not yet."""
         self.closing = threading.Event()
         self.thread = threading.Thread(target=self._listen, name="epochs", daemon=True)
         self.thread.start()
@@ -288,9 +292,21 @@ class Epochs:
             self.noted = len(notes)
             for metrics in read_history(self.folder)[self.heard :]:
                 self._tell(metrics)
+            if not over:
+                self._end_silence()
+
+    def _end_silence(self) -> None:
+        """Workers that take too long for an epoch are killed: Ray Train starts others."""
+        limit = self.experiment.resources.trial_timeout_s
+        if limit is not None and time.monotonic() - self.sign > limit and cluster.free_places([self.folder.name]):
+            self.sign = time.monotonic()
+            self.say(
+                f"no epoch was finished in {limit:g} s (resources.trial_timeout_s), so the workers were killed, to start again after epoch "
+                f"{self.heard}; raise that limit if they were only slow"
+            )
 
     def _tell(self, metrics: dict) -> None:
-        self.heard = metrics["epoch"]
+        self.heard, self.sign = metrics["epoch"], time.monotonic()
         self.tracker.metrics(self.key, metrics["epoch"], metrics)
         self.say(epoch_line(metrics, self.experiment.train.epochs))
         if text := vacuous_mask(self.experiment.aml, metrics):

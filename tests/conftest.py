@@ -1,6 +1,7 @@
 """Fixtures shared by the tests: generated scenes, their rows, blocks and items, a quickly trained model; real data where they lie."""
 
 import os
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,15 @@ torch.set_num_threads(1)
 os.environ.pop("MLFLOW_TRACKING_URI", None)  # nothing is written to the server of who runs the tests
 SIZE = 64
 """Side of the network image, pixels."""
+
+MINUTES = float(os.environ.get("AMLRIS_TEST_MINUTES", "inf"))
+"""Tests that would begin later than so are skipped."""
+BEGUN = time.monotonic()
+
+
+def pytest_runtest_setup(item):
+    if time.monotonic() - BEGUN > 60 * MINUTES:
+        pytest.skip(f"no time left: AMLRIS_TEST_MINUTES is {MINUTES:g}")
 
 
 @pytest.fixture(scope="session")

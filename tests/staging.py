@@ -16,6 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
+TOKEN = "planted-" + "0123456789abcdef" * 4
 
 
 def free_port(among: Iterable[int] = (0,)) -> int:
@@ -38,7 +39,7 @@ def wait_for(condition, *, log: Path | None = None, process: subprocess.Popen | 
 
 
 class Stage:
-    """Starts processes with a clean environment, a mark that all their children inherit, and temporary folders of their own."""
+    """Starts processes with a clean environment, a mark that all their children inherit, temporary folders and a token for Ray of their own."""
 
     def __init__(self, **environment: str):
         self.folder = Path(tempfile.mkdtemp(prefix="a", dir="/tmp"))  # noqa: S108 (a socket's path must be short)
@@ -47,6 +48,7 @@ class Stage:
         self.mark = f"AMLRIS_STAGE={uuid.uuid4().hex}"
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "AMLRIS_", "MLFLOW_"))}
         self.environment = clean | {"PATH": f"{BIN}:{os.environ['PATH']}", "RAY_USAGE_STATS_ENABLED": "0", "TMPDIR": str(self.temporary)}
+        self.environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
         self.environment |= dict([self.mark.split("=")]) | environment
         self.logs = 0
 
@@ -90,9 +92,9 @@ class Stage:
                     found[pid] = Path(f"/proc/{pid}/cmdline").read_text("utf-8", "replace").replace("\0", " ").strip()
         return found
 
-    def kill(self, *marks: str) -> None:
-        """SIGKILL for all of them, by their ids, and for what they start meanwhile."""
-        while alive := self.alive(*marks):
+    def kill(self, *marks: str, machines: bool = True) -> None:
+        """SIGKILL for all of them, by their ids, and for what they start meanwhile; machines: those of Machines, too."""
+        while alive := [pid for pid in self.alive(*marks) if machines or not self.of_machine(pid)]:
             for pid in alive:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -113,21 +115,21 @@ class Machines:
         """By name: the process that holds the others of its machine."""
         self.address, self.jobs = f"127.0.0.1:{self.port}", f"http://127.0.0.1:{self.dashboard}"
 
-    def _start(self, name: str, cpus: int, *arguments: str) -> None:
+    def _start(self, name: str, cpus: int, *arguments: str, **environment: str) -> None:
         agent = f"--dashboard-agent-listen-port={free_port()}"  # its default may be held by another Ray of this machine
         called = f"--resources={json.dumps({name: 1})}"
         command = [BIN / "ray", "start", *arguments, f"--num-cpus={cpus}", called, agent, "--object-store-memory=200000000", "--block"]
         soon = {"RAY_health_check_period_ms": "500", "RAY_health_check_initial_delay_ms": "2000"}  # a dead machine is noticed in seconds
-        process, log = self.stage.start(command, AMLRIS_MACHINE=name, RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S="60", **soon)
+        process, log = self.stage.start(command, AMLRIS_MACHINE=name, RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S="60", **soon, **environment)
         self.started[name] = process
         wait_for(lambda: "Ray runtime started" in log.read_text(), log=log, process=process, seconds=180)
 
-    def head(self, cpus: int) -> None:
+    def head(self, cpus: int, **environment: str) -> None:
         ports = [f"--port={self.port}", f"--dashboard-port={self.dashboard}", f"--ray-client-server-port={free_port()}"]
-        self._start("head", cpus, "--head", f"--temp-dir={self.stage.folder / 'ray'}", *ports)
+        self._start("head", cpus, "--head", f"--temp-dir={self.stage.folder / 'ray'}", *ports, **environment)
 
-    def add(self, name: str, cpus: int) -> None:
-        self._start(name, cpus, f"--address={self.address}")
+    def add(self, name: str, cpus: int, **environment: str) -> None:
+        self._start(name, cpus, f"--address={self.address}", **environment)
 
     def lose(self, name: str) -> None:
         self.stage.kill(f"AMLRIS_MACHINE={name}")

@@ -12,7 +12,7 @@ import urllib.request
 import pytest
 from botocore.exceptions import ClientError
 from s3 import KEYS, Line, objects
-from staging import Stage, wait_for
+from staging import Machines, Stage, wait_for
 from test_population import PBT_OF_THREE
 
 from aml import checkpoint
@@ -21,8 +21,8 @@ from orchestrator.config import storage_root
 
 pytestmark = pytest.mark.fault
 
-EPOCHS = 20
-"""So many that the second node trains before the first has done everything."""
+EPOCHS = 12
+"""So many that each trial is met in its middle."""
 CONFIG = f"""
 name: tiny
 data:
@@ -74,12 +74,11 @@ def command(stage, bucket, tmp_path):
     (tmp_path / "tiny.yaml").write_text(CONFIG)
 
     def start(machine: str, what: str, *overrides: str, **environment: str):
-        token = {name: value for name, value in os.environ.items() if name.startswith("RAY_AUTH_")}  # of the Ray that two_nodes has started
-        here = token | {"AMLRIS_HOME": bucket.uri, "XDG_CACHE_HOME": str(tmp_path / machine)}
+        here = {"AMLRIS_HOME": bucket.uri, "XDG_CACHE_HOME": str(tmp_path / machine)}
         return stage.orchestrator(what, tmp_path / "tiny.yaml", *overrides, **here | environment)
 
     yield start
-    stage.kill()
+    stage.kill(machines=False)
 
 
 def delivered(bucket) -> tuple[list[str], dict[str, list[str]]]:
@@ -151,16 +150,33 @@ def test_a_bucket_that_is_slow_and_then_silent_holds_up_nothing_and_gets_everyth
         assert checkpoint.damage(checkpoints.find_checkpoint(f"{run.name}/{record['trial']}", storage_root())) == ""
 
 
-@pytest.fixture
-def two_nodes(tmp_path):
-    """A Ray of two nodes with a CPU each, each with a folder of its own for what is mirrored."""
-    from ray.cluster_utils import Cluster
+@pytest.fixture(scope="module")
+def machines(stage):
+    """A Ray whose head has a CPU and a folder of its own for what is mirrored."""
+    machines = Machines(stage)
+    machines.head(1, XDG_CACHE_HOME=str(stage.folder / "head"))
+    return machines
 
-    cluster = Cluster()
-    nodes = [cluster.add_node(num_cpus=1, env_vars={"XDG_CACHE_HOME": str(tmp_path / name)}) for name in ("head", "second")]
-    cluster.wait_for_nodes()
-    yield cluster, nodes[1]
-    cluster.shutdown()
+
+@pytest.fixture
+def second(machines, stage):
+    """Its second node: as much, with nothing on it. The folder."""
+    folder = stage.folder / "second"
+    machines.add("second", 1, XDG_CACHE_HOME=str(folder))
+    yield folder
+    machines.lose("second")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def neighbour(machines, stage):
+    """Somebody's task, which holds the head's CPU: its process."""
+    task = "ray.remote(num_cpus=1, resources={'node:__internal_head__': 0.001})(lambda: print('held', flush=True) or time.sleep(1e6))"
+    code = f"import sys, time, ray; ray.init(sys.argv[1], log_to_driver=True); ray.get({task}.remote())"
+    process, log = stage.start([sys.executable, "-c", code, machines.address])
+    wait_for(lambda: "held" in log.read_text(), log=log, process=process)
+    yield process
+    process.kill()
 
 
 @pytest.fixture
@@ -182,18 +198,20 @@ def mlflow_server(tmp_path, unused_port):
     os.killpg(process.pid, signal.SIGKILL)
 
 
-def test_a_node_that_is_lost_changes_nothing_in_the_table(undisturbed, command, bucket, tmp_path, monkeypatch, two_nodes, mlflow_server):
-    cluster, second = two_nodes
-    process, log = command("head", "sweep", RAY_ADDRESS=cluster.address, MLFLOW_TRACKING_URI=mlflow_server)
+def test_a_node_that_is_lost_changes_nothing_in_the_table(
+    undisturbed, command, bucket, tmp_path, monkeypatch, machines, second, neighbour, mlflow_server
+):
+    process, log = command("driver", "sweep", RAY_ADDRESS=machines.address, MLFLOW_TRACKING_URI=mlflow_server)
 
-    def trains_on_the_second() -> bool:
-        return any(p.read_bytes().count(b"\n") >= 3 for p in (tmp_path / "second").rglob("trials/*/epochs.jsonl"))
+    def on_the_second() -> dict[str, int]:
+        return {p.parent.name: p.read_bytes().count(b"\n") for p in second.rglob("trials/*/epochs.jsonl")}
 
-    wait_for(trains_on_the_second, log=log, process=process)
-    os.kill(second.all_processes["raylet"][0].process.pid, signal.SIGKILL)
-    lost = {p.parent.name: p.read_bytes().count(b"\n") for p in (tmp_path / "second").rglob("trials/*/epochs.jsonl")}
+    wait_for(lambda: any(n >= 3 for n in on_the_second().values()), log=log, process=process)
+    neighbour.kill()  # from now on the head can train, too
+    machines.lose("second")
+    lost = on_the_second()
+    shutil.rmtree(second)
     assert process.wait(timeout=500) == 0, log.read_text()
-    shutil.rmtree(tmp_path / "second")
     monkeypatch.setenv("AMLRIS_HOME", bucket.uri)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "reader"))
     (run,) = runs.listing(storage_root())
@@ -210,9 +228,9 @@ def test_a_node_that_is_lost_changes_nothing_in_the_table(undisturbed, command, 
         assert any(a.path.endswith(".png") for a in client.list_artifacts(found.info.run_id, "pictures"))
 
 
-def test_a_training_on_two_nodes_is_heard_by_its_driver_and_read_elsewhere(command, bucket, tmp_path, monkeypatch, two_nodes):
+def test_a_training_on_two_nodes_is_heard_by_its_driver_and_read_elsewhere(command, bucket, tmp_path, monkeypatch, machines, second):
     few = ["tracking.uri=none", "resources.workers=2", "train.epochs=3"]
-    process, log = command("driver", "train", *few, RAY_ADDRESS=two_nodes[0].address)  # none of the workers sees the driver's folder
+    process, log = command("driver", "train", *few, RAY_ADDRESS=machines.address)  # none of the workers sees the driver's folder
     assert process.wait(timeout=500) == 0, log.read_text()
     assert [f"epoch {n}/3 " in log.read_text() for n in (1, 2, 3)] == [True] * 3
     monkeypatch.setenv("AMLRIS_HOME", bucket.uri)
@@ -224,12 +242,12 @@ def test_a_training_on_two_nodes_is_heard_by_its_driver_and_read_elsewhere(comma
     assert not list((tmp_path / "driver").rglob("state.pt")), "what only training needs stays away from the driver"
 
 
-def test_a_population_in_a_bucket_is_the_one_of_a_folder(ray_session, command, bucket, tmp_path, monkeypatch, two_nodes):
+def test_a_population_in_a_bucket_is_the_one_of_a_folder(ray_session, command, bucket, tmp_path, monkeypatch, machines, second):
     settings = ["tracking.uri=none", "train.epochs=3", "search.metric=train/loss", "search.mode=min", *PBT_OF_THREE]
     (tmp_path / "local.yaml").write_text(CONFIG)
     code, text = ray_session(["sweep", str(tmp_path / "local.yaml"), f"storage.root={tmp_path / 'local'}", *settings])
     assert code == 0, text
-    process, log = command("driver", "sweep", *settings, RAY_ADDRESS=two_nodes[0].address)
+    process, log = command("driver", "sweep", *settings, RAY_ADDRESS=machines.address)
     assert process.wait(timeout=500) == 0, log.read_text()
     assert not list((tmp_path / "driver").rglob("state.pt")), "what members go on from is on their nodes and in the bucket alone"
     monkeypatch.setenv("AMLRIS_HOME", bucket.uri)

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from staging import Stage, assert_nothing_left, wait_for
+from staging import Machines, Stage, assert_nothing_left, wait_for
 from test_sweep import TINY
 from test_train import CONFIG, children_of, done_epochs
 
@@ -26,9 +26,17 @@ def stage():
     stage.close()
 
 
+@pytest.fixture(scope="module")
+def machines(stage):
+    machines = Machines(stage)
+    machines.head(2)
+    return machines
+
+
 @pytest.fixture
 def command(stage, tmp_path, root):
-    """command("sweep", text of its config, *overrides, **environment) -> its process, the file of what it prints. Nothing of it is left at the end."""
+    """command("sweep", text of its config, *overrides, **environment) -> its process, the file of what it prints. It starts a Ray of its own,
+    and nothing of it is left at the end."""
     shutil.copy(root / "mlflow.db", tmp_path)  # making its tables takes longer than such a sweep
 
     def start(what: str, text: str, *overrides: str, **environment: str):
@@ -39,13 +47,25 @@ def command(stage, tmp_path, root):
     try:
         assert_nothing_left(stage, tmp_path)
     finally:
-        stage.kill()
+        stage.kill(machines=False)
 
 
 @pytest.fixture
-def sweep(command):
+def joined(command, machines):
+    """The same command, joining a Ray of two CPUs that stays."""
+    yield functools.partial(command, RAY_ADDRESS=machines.address)
+    wait_for(lambda: set(machines.groups()) <= {"REMOVED"}, seconds=60)
+
+
+@pytest.fixture
+def sweep(joined):
     """sweep(*overrides, **environment): the tiny one."""
-    return functools.partial(command, "sweep", TINY)
+    return functools.partial(joined, "sweep", TINY)
+
+
+def trials_of(machines: Machines) -> list[int]:
+    """The processes of light trials."""
+    return [p for p, text in children_of(machines.started["head"].pid).items() if "ImplicitFunc" in text or "light_trial" in text]
 
 
 def lines(folder: Path) -> int:
@@ -77,23 +97,21 @@ def test_an_interrupted_sweep_says_so_and_continues(sweep, tmp_path):
     assert len(statuses(tmp_path)) == 4 and set(statuses(tmp_path)) <= {"FINISHED", "FAILED"}
 
 
-def test_a_killed_trial_process_is_started_again_and_loses_at_most_its_epoch(sweep, tmp_path):
+def test_a_killed_trial_process_is_started_again_and_loses_at_most_its_epoch(sweep, machines, tmp_path):
     process, log = sweep("tracking.uri=none", "train.epochs=40", "search.scheduler=none", "search.arms=[off]", "search.space={}")
     wait_for(lambda: any(p.read_bytes().count(b"\n") >= 3 for p in tmp_path.glob("tiny-*/trials/*/epochs.jsonl")), log=log, process=process)
-    trials = [p for p, text in children_of(process.pid).items() if "ImplicitFunc" in text or "light_trial" in text]
-    assert trials
-    os.kill(trials[0], signal.SIGKILL)
+    os.kill(trials_of(machines)[0], signal.SIGKILL)
     assert process.wait(timeout=700) == 0, log.read_text()
     (run,) = runs.listing(tmp_path)
     assert all(r["state"] == "done" and [e["epoch"] for e in r["history"]] == list(range(1, 41)) for r in run.ledger())
 
 
-def test_a_trial_that_hangs_is_killed_alone(sweep, tmp_path):
+def test_a_trial_that_hangs_is_killed_alone(sweep, machines, tmp_path):
     """A process that is stopped answers nobody, as one that waits for a dead disk; the time limit covers the start of a process."""
     few = ["search.scheduler=none", "search.space={}", "search.arms=[off, random]", "search.seeds={confirm: 1}", "train.epochs=60"]
     process, log = sweep("resources.trial_timeout_s=45", *few)
     wait_for(lambda: any(p.read_bytes().count(b"\n") >= 3 for p in tmp_path.glob("tiny-*/trials/*/epochs.jsonl")), log=log, process=process)
-    hanging = next(p for p, text in children_of(process.pid).items() if "ImplicitFunc" in text or "light_trial" in text)
+    hanging = trials_of(machines)[0]
     os.kill(hanging, signal.SIGSTOP)
     code = process.wait(timeout=500)
     (run,) = runs.listing(tmp_path)
@@ -105,7 +123,7 @@ def test_a_trial_that_hangs_is_killed_alone(sweep, tmp_path):
 
 
 def test_two_sweeps_at_once_on_one_root_both_end_right(sweep, tmp_path):
-    """The same generated data, the same MLflow file, both from nothing."""
+    """The same generated data, the same MLflow file, both from nothing, on one cluster."""
     (tmp_path / "mlflow.db").unlink()
     few = ["search.space={}", "search.arms=[off]", "search.seeds={confirm: 1}", "search.max_concurrent=1"]
     (one, first), (two, second) = sweep(*few, "name=one"), sweep(*few, "name=two")
@@ -138,10 +156,9 @@ def test_a_tracking_server_that_is_away_stops_nothing_its_password_is_nowhere_an
     assert statuses(tmp_path) == ["FINISHED"] * 3
 
 
-def test_a_distributed_trial_that_asha_stops_makes_room_for_the_next(sweep, tmp_path, ray_session):
-    """Two workers fill the two cores: the next trial can only start once the stopped one's workers and controller are gone.
-
-    With another Ray on this machine, the session's."""
+def test_a_distributed_trial_that_asha_stops_makes_room_for_the_next(command, tmp_path):
+    """Two workers fill the two cores: the next trial can only start once the stopped one's workers and controller are gone, which a Ray without
+    a dashboard leaves to us."""
     space = "search.space={optim.lr: [1e-2, 1e-9, 2e-9]}"  # the first learns, the others' loss stays where it is
     asha = [
         "search.metric=train/loss",
@@ -151,7 +168,8 @@ def test_a_distributed_trial_that_asha_stops_makes_room_for_the_next(sweep, tmp_
         "search.arms=[off]",
         "search.seeds={confirm: 1}",
     ]
-    process, log = sweep("tracking.uri=none", "resources.workers=2", "resources.cpus_per_worker=0.9", "train.epochs=6", space, *asha)
+    workers = ["tracking.uri=none", "resources.workers=2", "resources.cpus_per_worker=0.9", "train.epochs=6"]
+    process, log = command("sweep", TINY, *workers, space, *asha)
     assert process.wait(timeout=900) == 0, log.read_text()
     (run,) = runs.listing(tmp_path)
     states = [r["state"] for r in run.ledger()]
@@ -159,20 +177,29 @@ def test_a_distributed_trial_that_asha_stops_makes_room_for_the_next(sweep, tmp_
     assert all(r["epochs"] < 6 for r in run.ledger() if r["state"] == "stopped")
 
 
-def test_a_killed_worker_loses_at_most_the_epoch_under_way(command, tmp_path):
-    process, log = command("train", CONFIG, "tracking.uri=none")
-    wait_for(lambda: done_epochs(tmp_path) >= 2, log=log, process=process)
-    workers = [p for p, text in children_of(process.pid).items() if "TrainWorker" in text]
-    os.kill(workers[0], signal.SIGKILL)
+def test_a_killed_worker_and_then_one_that_hangs_lose_at_most_the_epoch_under_way(joined, machines, tmp_path):
+    process, log = joined("train", CONFIG, "tracking.uri=none", "train.epochs=100", "resources.trial_timeout_s=45")
+
+    def worker() -> int:
+        return next(p for p, text in children_of(machines.started["head"].pid).items() if "TrainWorker" in text)
+
+    for fault in (signal.SIGKILL, signal.SIGSTOP):
+        before = done_epochs(tmp_path)
+        wait_for(lambda: done_epochs(tmp_path) >= before + 3, log=log, process=process)  # noqa: B023
+        hit = worker()
+        os.kill(hit, fault)
     assert process.wait(timeout=500) == 0, log.read_text()
+    assert "no epoch was finished in 45 s (resources.trial_timeout_s), so the workers were killed" in log.read_text()
+    assert not Path(f"/proc/{hit}").exists()
     (run,) = runs.listing(tmp_path)
-    assert [e["epoch"] for e in run.state["history"]] == list(range(1, 41))
-    assert log.read_text().count("epoch 1/40 ") == 1, "the run was not started over"
+    assert [e["epoch"] for e in run.state["history"]] == list(range(1, 101))
+    assert log.read_text().count("epoch 1/100 ") == 1, "the run was not started over"
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_training_says_so(command, tmp_path, how):
-    process, log = command("train", CONFIG, "resources.workers=1", "train.epochs=400", "train.batch=2", "data.unit=sentence")
+def test_an_interrupted_training_says_so(command, joined, tmp_path, how):
+    begin = command if how == signal.SIGTERM else joined
+    process, log = begin("train", CONFIG, "resources.workers=1", "train.epochs=400", "train.batch=2", "data.unit=sentence")
     wait_for(lambda: done_epochs(tmp_path) >= 2, log=log, process=process)
     os.kill(process.pid, how)
     assert process.wait(timeout=120) == 130, log.read_text()
@@ -199,11 +226,11 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", disk], check=True)
 
 
-def test_a_disk_that_fills_up_loses_the_epoch_under_way_and_the_same_command_goes_on_where_there_is_room(command, tmp_path, small_disk):
+def test_a_disk_that_fills_up_loses_the_epoch_under_way_and_the_same_command_goes_on_where_there_is_room(sweep, tmp_path, small_disk):
     """Checkpoints, ledger, MLflow's file and the report lie on it."""
     shutil.copy(tmp_path / "mlflow.db", small_disk)
     few = ["search.space={optim.lr: [1e-3, 2e-3]}", "search.arms=[off]", "search.scheduler=none", "train.epochs=30", f"storage.root={small_disk}"]
-    process, log = command("sweep", TINY, *few)
+    process, log = sweep(*few)
     wait_for(lambda: any(p.read_bytes().count(b"\n") >= 3 for p in small_disk.glob("tiny-*/trials/*/epochs.jsonl")), log=log, process=process)
     with open(small_disk / "ballast", "wb", buffering=0) as ballast, contextlib.suppress(OSError):
         while True:
@@ -213,7 +240,7 @@ def test_a_disk_that_fills_up_loses_the_epoch_under_way_and_the_same_command_goe
     done = {p.parent.name: p.read_text() for p in small_disk.glob("tiny-*/trials/*/epochs.jsonl")}
     assert any(text.count("\n") >= 3 for text in done.values())
     (small_disk / "ballast").unlink()
-    process, log = command("sweep", TINY, *few)
+    process, log = sweep(*few)
     assert process.wait(timeout=500) == 0, log.read_text()
     (run,) = runs.listing(small_disk)
     records = run.ledger()

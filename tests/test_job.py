@@ -1,24 +1,17 @@
 """The same command through `ray job submit`, on a cluster of this one machine."""
 
 import json
-import os
 import re
-import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
-from pathlib import Path
 
 import pytest
-from staging import wait_for
+from staging import BIN, ROOT, TOKEN, Machines, Stage, wait_for
 
 from orchestrator import cluster as cluster_of_ray
 from orchestrator import runs
 
-ROOT = Path(__file__).parents[1]
-BIN = Path(sys.executable).parent
 SMALL = [
     "data.synth={images: 48, size: 48}",
     "data.size=32",
@@ -31,41 +24,20 @@ SMALL = [
     "search.seeds={confirm: 1}",
 ]
 
-TOKEN = "planted-" + "0123456789abcdef" * 4
+
+@pytest.fixture
+def stage(tmp_path):
+    stage = Stage(HOME=str(tmp_path))
+    yield stage
+    stage.close()
 
 
 @pytest.fixture
-def cluster(tmp_path):
-    """Address and home folder of a one-machine cluster that asks for a token, started as a person does.
-
-    Stopped by its own process group: others may run.
-    """
-    with socket.socket() as s, socket.socket() as t, socket.socket() as u:
-        for one in (s, t, u):
-            one.bind(("127.0.0.1", 0))
-        port, dashboard, agent = (one.getsockname()[1] for one in (s, t, u))
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "AMLRIS_"))}
-    environment |= {"HOME": str(tmp_path), "PATH": f"{BIN}:{os.environ['PATH']}", "RAY_USAGE_STATS_ENABLED": "0"}
-    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
-    start = [BIN / "ray", "start", "--head", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2", "--block"]
-    start += [f"--dashboard-agent-listen-port={agent}"]  # its default may be held by another Ray of this machine, and jobs then find no agent
-    with open(tmp_path / "ray.log", "w") as log:
-        process = subprocess.Popen(start, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-    bearer = {"Authorization": f"Bearer {TOKEN}"}
-    address, deadline = f"http://127.0.0.1:{dashboard}", time.monotonic() + 120
-    while True:
-        try:
-            urllib.request.urlopen(urllib.request.Request(f"{address}/api/version", headers=bearer), timeout=5)  # noqa: S310 (a local address)
-            break
-        except OSError:
-            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "ray.log").read_text()
-            time.sleep(0.5)
-    yield address, tmp_path, environment
-    os.killpg(process.pid, signal.SIGTERM)
-    try:
-        process.wait(timeout=5)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+def cluster(stage, tmp_path):
+    """Address, home folder and environment of a one-machine cluster that asks for a token, started as a person does."""
+    machines = Machines(stage)
+    machines.head(2)
+    return machines.jobs, tmp_path, stage.environment
 
 
 def call(command: list, environment: dict[str, str]) -> subprocess.CompletedProcess:
@@ -89,7 +61,7 @@ def test_a_submitted_sweep_leaves_its_results_outside_the_throw_away_copy(cluste
 
 
 @pytest.mark.fault  # a cluster and a sweep more; test_jobs has the rest with a client of its own
-def test_submit_hands_over_what_a_job_needs_and_a_second_one_finds_it_finished(cluster):
+def test_submit_hands_over_what_a_job_needs_and_a_second_one_finds_it_finished(cluster, stage):
     address, home, environment = cluster
     submit = [sys.executable, "-m", "orchestrator", "submit", "--address", address]
     sweep = ["sweep", "experiments/quickstart.yaml", *SMALL, "search.arms=[off]"]
@@ -106,8 +78,8 @@ def test_submit_hands_over_what_a_job_needs_and_a_second_one_finds_it_finished(c
     assert run.finished and len(run.ledger()) == 2
     assert json.loads((run.folder / "sweep.json").read_text())["champion"]["checkpoint"]
     assert (run.state["git_sha"], run.state["git_dirty"]) == runs.git_state()
-    uploaded = [p for p in Path("/tmp/ray").glob("session_*/runtime_resources/working_dir_files/_ray_pkg_*.zip")]  # noqa: S108
-    assert all(p.stat().st_size < 2**20 for p in uploaded)
+    uploaded = list(stage.folder.glob("ray/session_*/runtime_resources/working_dir_files/_ray_pkg_*.zip"))
+    assert [p.stat().st_size < 2**20 for p in uploaded] == [True], uploaded
     # the same through Ray's own command finds the run finished
     again = call(
         [BIN / "ray", "job", "submit", "--address", address, "--working-dir", ROOT, "--", "python", "-m", "orchestrator", *sweep], environment

@@ -30,7 +30,7 @@ NUMBERS = ("epoch", "train/loss", "val/mIoU", "val/oIoU")
 
 @pytest.fixture(scope="module")
 def stage():
-    stage = Stage(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="planted-" + "0123456789abcdef" * 4, RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2")
+    stage = Stage(RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2")
     stage.environment["HOME"] = str(stage.folder / "home")
     (stage.folder / "home").mkdir()
     yield stage

@@ -320,6 +320,29 @@ def test_a_trial_that_hangs_fails_alone_and_the_sweep_goes_on(tmp_path, monkeypa
     assert not sweep.hangs(hanging) and begin(sweep) not in (hanging, lively)
 
 
+def test_workers_of_a_training_that_hang_are_killed_once_for_each_limit(tmp_path, monkeypatch):
+    """Ray Train starts others; while it waits for a node there are none to kill, and nothing is said."""
+    now, there, said, killed = [100.0], [True], [], []
+    monkeypatch.setattr("orchestrator.train.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("orchestrator.cluster.free_places", lambda names: killed.append(names) or there[0])
+    ear = Epochs(runs.Run(tmp_path, "train"), from_dict(TREE | {"resources": {"trial_timeout_s": 60}}), MemoryTracker(tmp_path), "train", said.append)
+    ear.close()
+    now[0] += 1000
+    ear._end_silence()
+    assert killed == [], "its workers were not asked for yet"
+    ear.sign = now[0]
+    for seconds, deaths in ((60, 0), (1, 1), (60, 1), (1, 2)):
+        now[0] += seconds
+        ear._end_silence()
+        assert len(said) == deaths
+    assert set(map(tuple, killed)) == {(tmp_path.name,)}
+    assert said[0].startswith("no epoch was finished in 60 s (resources.trial_timeout_s), so the workers were killed, to start again after epoch 0")
+    there[0] = False
+    now[0] += 100
+    ear._end_silence()
+    assert len(said) == 2
+
+
 def test_without_a_limit_no_trial_hangs(tmp_path, monkeypatch):
     sweep = make_sweep(tmp_path, [])
     name = begin(sweep)
