@@ -336,13 +336,19 @@ def test_lines_whose_measured_hidden_shares_differ_are_disowned():
 def test_other_parameters_that_vary_are_named_and_their_scattered_settings_drawn(tmp_path):
     lines = [trial(f"aml-{i}", "aml/x", 0.1 + 0.17 * i, 0.9 - 0.11 * i, 0.5) for i in range(5)]
     for i, line in enumerate(lines):
-        line["params"]["optim.lr"] = 0.001 * (i + 1)
+        line["params"]["optim.lr"] = 0.00123456789 * (i + 1)
     page = report.write(folder_of(tmp_path, {"state": "done"}, lines))
-    assert "Other parameters vary too (optim.lr)" in page.read_text(encoding="utf-8")
-    assert [float(r["optim.lr"]) for r in read(page.parent / "trials.csv")] == [0.001, 0.002, 0.003, 0.004, 0.005]
+    text = page.read_text(encoding="utf-8")
+    assert "Other parameters vary too (optim.lr)" in text and "<td>0.001235</td>" in text and "0.0012345" not in text
+    assert [float(r["optim.lr"]) for r in read(page.parent / "trials.csv")] == [0.00123456789 * (i + 1) for i in range(5)]
 
 
 # ---- the page ----
+
+
+def test_names_on_an_axis_do_not_touch():
+    assert plots.apart([0.3, 0.3485, 0.83], (0.28, 1.07)) == [0.3, 0.83]
+    assert plots.apart([0.3, 0.5, 0.7, 0.9], (0.2, 1.0)) == [0.3, 0.5, 0.7, 0.9] and plots.apart([], (0, 1)) == []
 
 
 def test_the_page_names_failures_escaped_and_counts_the_stopped(finished):
