@@ -13,7 +13,8 @@ from aml import data, refer, synthetic
 from aml.models import build
 
 torch.set_num_threads(1)
-os.environ.pop("MLFLOW_TRACKING_URI", None)  # nothing is written to the server of who runs the tests
+for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "AMLRIS_HOME"):  # nothing of who runs the tests is written to
+    os.environ.pop(name, None)
 SIZE = 64
 """Side of the network image, pixels."""
 

@@ -159,7 +159,7 @@ def test_a_tracking_server_that_is_away_stops_nothing_its_password_is_nowhere_an
 def test_a_distributed_trial_that_asha_stops_makes_room_for_the_next(command, tmp_path):
     """Two workers fill the two cores: the next trial can only start once the stopped one's workers and controller are gone, which a Ray without
     a dashboard leaves to us."""
-    space = "search.space={optim.lr: [1e-2, 1e-9, 2e-9]}"  # the first learns, the others' loss stays where it is
+    space = "search.space={optim.lr: [1e-2, 1e-9]}"  # the first learns, the other's loss stays where it is
     asha = [
         "search.metric=train/loss",
         "search.mode=min",
@@ -172,9 +172,8 @@ def test_a_distributed_trial_that_asha_stops_makes_room_for_the_next(command, tm
     process, log = command("sweep", TINY, *workers, space, *asha)
     assert process.wait(timeout=900) == 0, log.read_text()
     (run,) = runs.listing(tmp_path)
-    states = [r["state"] for r in run.ledger()]
-    assert states.count("stopped") >= 1 and states.count("done") >= 2 and len(states) == 4 and "failed" not in states
-    assert all(r["epochs"] < 6 for r in run.ledger() if r["state"] == "stopped")
+    found = [(r["stage"], r["state"], r["epochs"]) for r in run.ledger()]
+    assert found == [("search", "done", 6), ("search", "stopped", 1), ("confirm", "done", 6)]
 
 
 def test_a_killed_worker_and_then_one_that_hangs_lose_at_most_the_epoch_under_way(joined, machines, tmp_path):
