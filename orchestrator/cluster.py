@@ -95,7 +95,7 @@ def keep_place(name: str) -> None:
 
 
 def free_places(names: list[str]) -> bool:
-    """Take its places, and with them its workers, from each of these runs.   -> whether one had workers in them
+    """Take the places of these runs, and with them their workers.   -> whether there were workers in them
 
     Of distributed trials that are over: Ray Train leaves this to an actor that asks the dashboard, without which a trial that was stopped would
     hold its places for ever."""
@@ -162,7 +162,7 @@ def start() -> None:
 
 
 def _join(address: str) -> None:
-    """What Ray says in tracebacks, the first of them after a minute or more."""
+    """UserError for what Ray would say in tracebacks: of a cluster that is away only after more than a minute."""
     import ray
 
     other = "or unset RAY_ADDRESS to start a Ray on this machine"

@@ -297,8 +297,11 @@ class Epochs:
 
     def _end_silence(self) -> None:
         """Workers that take too long for an epoch are killed: Ray Train starts others."""
-        limit = self.experiment.resources.trial_timeout_s
-        if limit is not None and time.monotonic() - self.sign > limit and cluster.free_places([self.folder.name]):
+        limit, killed = self.experiment.resources.trial_timeout_s, False
+        if limit is not None and time.monotonic() - self.sign > limit:
+            with contextlib.suppress(Exception):  # the head is away, and the workers with it
+                killed = cluster.free_places([self.folder.name])
+        if killed:
             self.sign = time.monotonic()
             self.say(
                 f"no epoch was finished in {limit:g} s (resources.trial_timeout_s), so the workers were killed, to start again after epoch "

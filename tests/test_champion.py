@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_tracking import RUN, client
+from stores import mlflow_client
+from test_tracking import RUN
 
 from orchestrator import mlflow_store
 from orchestrator.mlflow_store import tracking_uri
@@ -67,7 +68,7 @@ def test_the_champion_is_loaded_by_its_alias_and_predicts(root, tmp_path, checkp
     import mlflow
     import pandas as pd
 
-    api = client(root)
+    api = mlflow_client(root)
     assert (os.environ.get("MLFLOW_TRACKING_URI"), list(sys.path)) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best", RUN]  # no store of MLflow's own choosing
     version = api.get_model_version_by_alias("quick", "champion")
@@ -105,7 +106,7 @@ def test_a_second_champion_takes_the_alias_over_and_a_missing_one_is_refused(roo
     t.model("parent", checkpoint, "second")
     t.model("parent", tmp_path, "second")
     assert t.flush(60) == 0 and t.rejected == 1
-    assert int(client(root).get_model_version_by_alias("second", "champion").version) == 2
+    assert int(mlflow_client(root).get_model_version_by_alias("second", "champion").version) == 2
     t.close()
 
 
