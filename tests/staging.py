@@ -52,13 +52,13 @@ class Stage:
         self.environment |= dict([self.mark.split("=")]) | environment
         self.logs = 0
 
-    def start(self, command: list, **more: str) -> tuple[subprocess.Popen, Path]:
+    def start(self, command: list, cwd: Path = ROOT, **more: str) -> tuple[subprocess.Popen, Path]:
         """In a session of its own.   -> the process, the file of what it prints"""
         self.logs += 1
         log = self.folder / f"{self.logs}.log"
         with open(log, "w") as out:
             environment = self.environment | more
-            process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+            process = subprocess.Popen(command, env=environment, cwd=cwd, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
         return process, log
 
     def orchestrator(self, *arguments: object, **more: str) -> tuple[subprocess.Popen, Path]:
@@ -129,7 +129,8 @@ class Machines:
         self._start("head", cpus, "--head", f"--temp-dir={self.stage.folder / 'ray'}", *ports, **environment)
 
     def add(self, name: str, cpus: int, **environment: str) -> None:
-        self._start(name, cpus, f"--address={self.address}", **environment)
+        own = f"--temp-dir={self.stage.folder / f'ray-{name}'}"  # in a shared one it would lay out a job's package anew under the driver's feet
+        self._start(name, cpus, f"--address={self.address}", own, **environment)
 
     def lose(self, name: str) -> None:
         self.stage.kill(f"AMLRIS_MACHINE={name}")
@@ -137,6 +138,14 @@ class Machines:
     def warn(self, name: str) -> None:
         """It is to end, as Kubernetes tells a pod: Ray drains its node, which it gives a minute."""
         self.started[name].terminate()
+
+    def submit(self, *arguments: str, **how) -> tuple[subprocess.Popen, Path]:
+        """A job, once the cluster has an agent that takes jobs.   how: as Stage.start takes it   -> its process, the file of what it prints"""
+        while True:
+            process, log = self.stage.start([sys.executable, "-m", "orchestrator", "submit", "--address", self.jobs, *arguments], **how)
+            text = wait_for(lambda: log.read_text() if process.poll() is not None or "dashboard   " in log.read_text() else "")  # noqa: B023
+            if "No available agent" not in text and "try again when its nodes are up" not in text:
+                return process, log
 
     def groups(self) -> list[str]:
         """States of all placement groups the cluster knows."""

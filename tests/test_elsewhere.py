@@ -12,7 +12,7 @@ import urllib.request
 import pytest
 from botocore.exceptions import ClientError
 from s3 import KEYS, Line, objects
-from staging import Machines, Stage, wait_for
+from staging import ROOT, Machines, Stage, wait_for
 from test_population import PBT_OF_THREE
 
 from aml import checkpoint
@@ -198,10 +198,20 @@ def mlflow_server(tmp_path, unused_port):
     os.killpg(process.pid, signal.SIGKILL)
 
 
-def test_a_node_that_is_lost_changes_nothing_in_the_table(
-    undisturbed, command, bucket, tmp_path, monkeypatch, machines, second, neighbour, mlflow_server
+@pytest.fixture
+def project(tmp_path):
+    """A copy of the project with an experiment of its own."""
+    for name in ("aml", "orchestrator"):
+        shutil.copytree(ROOT / name, tmp_path / "project" / name)
+    (tmp_path / "project" / "tiny.yaml").write_text(CONFIG)
+    return tmp_path / "project"
+
+
+def test_a_submitted_sweep_that_loses_a_node_ends_with_the_table_of_an_undisturbed_one(
+    undisturbed, project, bucket, tmp_path, monkeypatch, machines, second, neighbour, mlflow_server
 ):
-    process, log = command("driver", "sweep", RAY_ADDRESS=machines.address, MLFLOW_TRACKING_URI=mlflow_server)
+    job = ["--follow", "--env", "MLFLOW_TRACKING_URI", "sweep", "tiny.yaml"]
+    process, log = machines.submit(*job, cwd=project, AMLRIS_HOME=bucket.uri, MLFLOW_TRACKING_URI=mlflow_server)
 
     def on_the_second() -> dict[str, int]:
         return {p.parent.name: p.read_bytes().count(b"\n") for p in second.rglob("trials/*/epochs.jsonl")}

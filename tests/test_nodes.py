@@ -179,9 +179,9 @@ def test_a_job_submitted_again_after_its_head_was_lost_runs_no_finished_trial_ag
         "evaluate={probe: 8, pictures: 2}",
         "search={arms: [off], space: {optim.lr: [1e-3, 2e-3]}, scheduler: none, max_concurrent: 1, seeds: {confirm: 1}}",
     ]
-    submit = [sys.executable, "-m", "orchestrator", "submit", "--address", machines.jobs, "--follow", "sweep", "experiments/quickstart.yaml", *small]
+    submit = ["--follow", "sweep", "experiments/quickstart.yaml", *small]
     machines.head(2)
-    process, log = submitted(stage, submit)
+    process, log = machines.submit(*submit)
     wait_for(lambda: list(home.glob("quickstart-*/ledger.jsonl")), log=log, process=process)
     machines.lose("head")
     (ledger,) = home.glob("quickstart-*/ledger.jsonl")
@@ -189,7 +189,7 @@ def test_a_job_submitted_again_after_its_head_was_lost_runs_no_finished_trial_ag
     assert process.wait(timeout=180) == 1 and "submitted again where one runs it continues" in log.read_text(), log.read_text()
     assert "Traceback" not in log.read_text()
     machines.head(2)
-    process, log = submitted(stage, submit)
+    process, log = machines.submit(*submit)
     assert process.wait(timeout=500) == 0, log.read_text()
     (run,) = runs.listing(home)
     records = run.ledger()
@@ -197,12 +197,3 @@ def test_a_job_submitted_again_after_its_head_was_lost_runs_no_finished_trial_ag
     assert len(records) == len({r["trial"] for r in records}) == 3 and {r["state"] for r in records} == {"done"}
     assert_resumed(done, histories(home))
     assert_nothing_left(stage, home, machines.groups())
-
-
-def submitted(stage, command: list):
-    """A job's process and log, once the cluster has an agent that takes jobs."""
-    while True:
-        process, log = stage.start(command)
-        text = wait_for(lambda: log.read_text() if process.poll() is not None or "dashboard   " in log.read_text() else "")  # noqa: B023
-        if "No available agent" not in text and "try again when its nodes are up" not in text:
-            return process, log
