@@ -176,8 +176,8 @@ def map_figures(cells: list[dict], arms: list[dict]) -> list[dict]:
         axes.set_title(f"{arm}   (dashed: τρ)", pad=14)
         if grid:
             axes.set(xticks=apart(taus, x), yticks=apart(rhos, y))
-            axes.xaxis.set_major_formatter("{x:.2g}")
-            axes.yaxis.set_major_formatter("{x:.2g}")
+            axes.xaxis.set_major_formatter("{x:.3g}")
+            axes.yaxis.set_major_formatter("{x:.3g}")
         axes.spines[:].set_visible(False)
         for i, c in enumerate(references):
             outlined = c["arm"] != "off" and chosen.get(c["arm"]) == (c["tau"], c["rho"])

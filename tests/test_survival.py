@@ -15,13 +15,11 @@ from test_checkpoint import alter, damage, file_size_limit
 
 from aml.errors import NotSaved, OutOfMemory, UserError
 from aml.learner import Learner
-from orchestrator import cluster, convert, interrupts, runs, shards, trial
+from orchestrator import convert, interrupts, runs, shards, trial
 from orchestrator.config import from_dict
 from orchestrator.decoded import Part, decode
-from orchestrator.driver import Sweep
 from orchestrator.tracking import MemoryTracker
 from orchestrator.train import Epochs
-from orchestrator.tune import short_of_disk
 
 TREE = {
     "name": "little",
@@ -132,6 +130,24 @@ def test_a_ledger_line_that_does_not_fit_or_was_cut_off_spoils_no_other(tmp_path
         file.write('{"trial": "d", "hist')  # a crash in the middle of a line
     run.append({"trial": "e", "history": []})
     assert [r["trial"] for r in run.ledger()] == ["a", "c", "e"] and "a cut-off line is left out" in capsys.readouterr().out
+
+
+def test_a_disk_that_is_full_elsewhere_is_said_in_one_sentence(capsys, monkeypatch):
+    import errno
+
+    from orchestrator import cli
+
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/page.html")
+
+    monkeypatch.setattr(runs, "listing", fail)
+    with pytest.raises(SystemExit) as left:
+        cli.main(["runs"])
+    said = capsys.readouterr().err
+    assert (
+        left.value.code == 1
+        and said == "error: /data/page.html could not be written (No space left on device); make room, then give the same command again\n"
+    )
 
 
 # ---- memory ---------------------------------------------------------------------------------------------------------
@@ -274,118 +290,6 @@ def test_what_ray_trains_handler_would_abort_ends_after_the_epoch(signals, tmp_p
     assert controller == ["aborted"]
 
 
-# ---- a sweep's driver -----------------------------------------------------------------------------------------------
-
-
-def make_sweep(folder: Path, said: list[str], **resources) -> Sweep:
-    tree = TREE | {
-        "search": {"arms": ["off"], "space": {"optim.lr": [1e-3, 2e-3, 3e-3]}, "seeds": {"confirm": 0}},
-        "resources": resources,
-        "tracking": {"uri": "none"},
-        "storage": {"root": str(folder)},
-    }
-    experiment = from_dict(tree)
-    manifest = {"fingerprint": "f", "dataset": "d", "split_by": "s", "splits": {}}
-    run = runs.start(experiment, "sweep", manifest, fresh=False)
-    runs.begin(run, experiment, manifest, "x")
-    run.update(epochs_by_arm={"off": 4}, metric="val/mIoU", mode="max")
-    return Sweep(run, experiment, MemoryTracker(run.folder), cluster.place(experiment, [{"CPU": 2, "GPU": 0, "memory": 1e9}]), said.append)
-
-
-def begin(sweep: Sweep) -> str:
-    name = sweep.next_config()["trial"]
-    sweep.started(name)
-    return name
-
-
-def epoch(number: int) -> dict:
-    return {"epoch": number, "train/loss": 0.5, "val/mIoU": 0.1, "val/mIoU_best": 0.1, "val/oIoU": 0.1, "time/epoch_s": 1.0}
-
-
-def test_a_trial_that_hangs_fails_alone_and_the_sweep_goes_on(tmp_path, monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr("orchestrator.driver.time.monotonic", lambda: now[0])
-    sweep = make_sweep(tmp_path, [], trial_timeout_s=60)
-    hanging, lively = begin(sweep), begin(sweep)
-    now[0] += 50
-    assert sweep.heard(lively, epoch(1)) is None
-    now[0] += 11
-    assert sweep.hangs(hanging) and not sweep.hangs(lively)
-    sweep.died(hanging, "the actor was killed")  # as Tune tells of it after the kill
-    (record,) = sweep.run.ledger()
-    assert (record["trial"], record["state"], record["stopped_by"]) == (hanging, "failed", "timeout")
-    assert record["error"].startswith("no epoch was finished in 60 s (resources.trial_timeout_s), so it was killed")
-    mine = sweep.tracker.runs[hanging]
-    assert mine["status"] == "FAILED" and mine["tags"]["stopped_by"] == "timeout" and "60 s" in mine["tags"]["error"]
-    assert not sweep.hangs(hanging) and begin(sweep) not in (hanging, lively)
-
-
-def test_workers_of_a_training_that_hang_are_killed_once_for_each_limit(tmp_path, monkeypatch):
-    """Ray Train starts others; while it waits for a node there are none to kill, and nothing is said."""
-    now, there, said, killed = [100.0], [True], [], []
-    monkeypatch.setattr("orchestrator.train.time.monotonic", lambda: now[0])
-    monkeypatch.setattr("orchestrator.cluster.free_places", lambda names: killed.append(names) or there[0])
-    ear = Epochs(runs.Run(tmp_path, "train"), from_dict(TREE | {"resources": {"trial_timeout_s": 60}}), MemoryTracker(tmp_path), "train", said.append)
-    ear.close()
-    now[0] += 1000
-    ear._end_silence()
-    assert killed == [], "its workers were not asked for yet"
-    ear.sign = now[0]
-    for seconds, deaths in ((60, 0), (1, 1), (60, 1), (1, 2)):
-        now[0] += seconds
-        ear._end_silence()
-        assert len(said) == deaths
-    assert set(map(tuple, killed)) == {(tmp_path.name,)}
-    assert said[0].startswith("no epoch was finished in 60 s (resources.trial_timeout_s), so the workers were killed, to start again after epoch 0")
-    there[0] = False
-    now[0] += 100
-    ear._end_silence()
-    assert len(said) == 2
-
-
-def test_without_a_limit_no_trial_hangs(tmp_path, monkeypatch):
-    sweep = make_sweep(tmp_path, [])
-    name = begin(sweep)
-    monkeypatch.setattr("orchestrator.driver.time.monotonic", lambda: 1e12)
-    assert not sweep.hangs(name)
-    with pytest.raises(UserError, match="resources.trial_timeout_s is 0"):
-        from_dict(TREE | {"resources": {"trial_timeout_s": 0}})
-
-
-@pytest.mark.parametrize("kind", ["memory", "disk", "non-finite"])
-def test_a_trial_that_cannot_go_on_fails_alone_and_only_want_of_room_is_tried_again(tmp_path, kind):
-    sweep = make_sweep(tmp_path, [])
-    first, second = begin(sweep), begin(sweep)
-    sweep.heard(first, epoch(1))
-    assert sweep.heard(first, {"epoch": -1, "failed": "because", "kind": kind})[0] == "failed"
-    assert [sweep.heard(second, epoch(n)) for n in (1, 2, 3, 4)] == [None, None, None, ("done", "")]
-    assert [(r["state"], r["stopped_by"]) for r in sweep.run.ledger()] == [("failed", kind), ("done", "")]
-    again = make_sweep(tmp_path, [])
-    assert short_of_disk(again.run) is (kind == "disk")
-    names = [begin(again)]
-    while config := again.next_config():
-        names.append(config["trial"])
-    assert (first in names) is (kind == "disk") and second not in names
-
-
-def test_an_interrupted_sweep_starts_nothing_more_ends_trials_at_their_epoch_and_loses_nothing(tmp_path):
-    said = []
-    sweep = make_sweep(tmp_path, said)
-    first, second = begin(sweep), begin(sweep)
-    assert sweep.heard(first, epoch(1)) is None
-    sweep.interrupt()
-    sweep.tick()
-    sweep.tick()
-    assert said[-1] == interrupts.ASKED and said.count(interrupts.ASKED) == 1
-    assert sweep.heard(first, epoch(2)) == ("stopped", "interrupt") and sweep.heard(second, epoch(4)) == ("done", "")
-    sweep.died(first, "stopped before its last epoch")  # as Tune tells of it
-    assert sweep.next_config() is None and not sweep.plan.done
-    assert [(r["trial"], r["state"]) for r in sweep.run.ledger()] == [(second, "done")]
-    sweep.tracker.close()
-    assert sweep.tracker.runs[first]["status"] == "KILLED"
-    assert begin(make_sweep(tmp_path, [])) == first
-
-
 # ---- shards ---------------------------------------------------------------------------------------------------------
 
 
@@ -464,63 +368,3 @@ def test_two_processes_may_make_one_tracking_store_at_once(tmp_path):
         (name, "FINISHED", 1.0) for name in ("one", "three", "two")
     ]
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ["mlflow.db"]
-
-
-# ---- secrets --------------------------------------------------------------------------------------------------------
-
-PLANTED = "hunter2-Planted/Secret"
-
-
-@pytest.fixture
-def planted(monkeypatch):
-    for name in ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "MLFLOW_TRACKING_PASSWORD", "AWS_SESSION_TOKEN"):
-        monkeypatch.setenv(name, PLANTED)
-
-
-def test_a_run_folder_holds_no_secret_of_config_environment_or_error(planted, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["orchestrator", "sweep", f"tracking.uri=http://me:{PLANTED}@127.0.0.1:9"])
-    tree = TREE | {"tracking": {"uri": f"http://me:{PLANTED}@127.0.0.1:9"}, "storage": {"root": str(tmp_path)}}
-    experiment, manifest = from_dict(tree), {"fingerprint": "f", "dataset": "d", "split_by": "s", "splits": {}}
-    run = runs.start(experiment, "sweep", manifest, fresh=False)
-    runs.begin(run, experiment, manifest, "x")
-    run.append({"trial": "a", "history": [], "error": trial.failure(RuntimeError(f"SignatureDoesNotMatch with {PLANTED}"))})
-    trial.add_note(run.folder, f"the key {PLANTED} was refused")
-    written = {path.name: path.read_text("utf-8") for path in run.folder.rglob("*") if path.is_file()}
-    assert set(written) == {"config.yaml", "sweep.json", "ledger.jsonl", "notes.txt"}
-    assert all("hunter2" not in text and "***" in text for text in written.values()), written
-    assert PLANTED not in json.dumps(experiment.for_workers()) and "127.0.0.1" not in json.dumps(experiment.for_workers())
-    assert run.experiment().tracking.uri is None, "a resumed run takes the address from the present config or the environment"
-    assert run.experiment(experiment.tracking) == experiment
-
-
-@pytest.mark.parametrize("error", [UserError, NotSaved, RuntimeError])
-def test_what_the_command_line_says_of_an_error_holds_no_secret(planted, capsys, monkeypatch, error):
-    from orchestrator import cli, runs
-
-    def fail(*_, **__):
-        raise error(f"{PLANTED} at s3://key:{PLANTED}@bucket/x")
-
-    monkeypatch.setattr(runs, "listing", fail)
-    with pytest.raises(SystemExit) as left:
-        cli.main(["runs"])
-    said = capsys.readouterr()
-    assert left.value.code == (2 if error is UserError else 1)
-    assert "hunter2" not in said.out + said.err and "*** at s3://***@bucket/x" in said.err
-
-
-def test_a_disk_that_is_full_elsewhere_is_said_in_one_sentence(capsys, monkeypatch):
-    import errno
-
-    from orchestrator import cli
-
-    def fail(*_, **__):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/page.html")
-
-    monkeypatch.setattr(runs, "listing", fail)
-    with pytest.raises(SystemExit) as left:
-        cli.main(["runs"])
-    said = capsys.readouterr().err
-    assert (
-        left.value.code == 1
-        and said == "error: /data/page.html could not be written (No space left on device); make room, then give the same command again\n"
-    )

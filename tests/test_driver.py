@@ -1,0 +1,123 @@
+"""The driver of a sweep or of `train` by itself, without Ray: silence, ends, and what the next command takes up."""
+
+from pathlib import Path
+
+import pytest
+from test_survival import TREE
+
+from aml.errors import UserError
+from orchestrator import cluster, interrupts, runs
+from orchestrator.config import from_dict
+from orchestrator.driver import Sweep
+from orchestrator.tracking import MemoryTracker
+from orchestrator.train import Epochs
+from orchestrator.tune import short_of_disk
+
+
+def make_sweep(folder: Path, said: list[str], **resources) -> Sweep:
+    tree = TREE | {
+        "search": {"arms": ["off"], "space": {"optim.lr": [1e-3, 2e-3, 3e-3]}, "seeds": {"confirm": 0}},
+        "resources": resources,
+        "tracking": {"uri": "none"},
+        "storage": {"root": str(folder)},
+    }
+    experiment = from_dict(tree)
+    manifest = {"fingerprint": "f", "dataset": "d", "split_by": "s", "splits": {}}
+    run = runs.start(experiment, "sweep", manifest, fresh=False)
+    runs.begin(run, experiment, manifest, "x")
+    run.update(epochs_by_arm={"off": 4}, metric="val/mIoU", mode="max")
+    return Sweep(run, experiment, MemoryTracker(run.folder), cluster.place(experiment, [{"CPU": 2, "GPU": 0, "memory": 1e9}]), said.append)
+
+
+def begin(sweep: Sweep) -> str:
+    name = sweep.next_config()["trial"]
+    sweep.started(name)
+    return name
+
+
+def epoch(number: int) -> dict:
+    return {"epoch": number, "train/loss": 0.5, "val/mIoU": 0.1, "val/mIoU_best": 0.1, "val/oIoU": 0.1, "time/epoch_s": 1.0}
+
+
+def test_a_trial_that_hangs_fails_alone_and_the_sweep_goes_on(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("orchestrator.driver.time.monotonic", lambda: now[0])
+    sweep = make_sweep(tmp_path, [], trial_timeout_s=60)
+    hanging, lively = begin(sweep), begin(sweep)
+    now[0] += 50
+    assert sweep.heard(lively, epoch(1)) is None
+    now[0] += 11
+    assert sweep.hangs(hanging) and not sweep.hangs(lively)
+    sweep.died(hanging, "the actor was killed")  # as Tune tells of it after the kill
+    (record,) = sweep.run.ledger()
+    assert (record["trial"], record["state"], record["stopped_by"]) == (hanging, "failed", "timeout")
+    assert record["error"].startswith("no epoch was finished in 60 s (resources.trial_timeout_s), so it was killed")
+    mine = sweep.tracker.runs[hanging]
+    assert mine["status"] == "FAILED" and mine["tags"]["stopped_by"] == "timeout" and "60 s" in mine["tags"]["error"]
+    assert not sweep.hangs(hanging) and begin(sweep) not in (hanging, lively)
+
+
+def test_workers_of_a_training_that_hang_are_killed_once_for_each_limit(tmp_path, monkeypatch):
+    """Ray Train starts others; while it waits for a node there are none to kill, and nothing is said."""
+    now, there, said, killed = [100.0], [True], [], []
+    monkeypatch.setattr("orchestrator.train.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("orchestrator.cluster.free_places", lambda names: killed.append(names) or there[0])
+    ear = Epochs(runs.Run(tmp_path, "train"), from_dict(TREE | {"resources": {"trial_timeout_s": 60}}), MemoryTracker(tmp_path), "train", said.append)
+    ear.close()
+    now[0] += 1000
+    ear._end_silence()
+    assert killed == [], "its workers were not asked for yet"
+    ear.sign = now[0]
+    for seconds, deaths in ((60, 0), (1, 1), (60, 1), (1, 2)):
+        now[0] += seconds
+        ear._end_silence()
+        assert len(said) == deaths
+    assert set(map(tuple, killed)) == {(tmp_path.name,)}
+    assert said[0].startswith("no epoch was finished in 60 s (resources.trial_timeout_s), so the workers were killed, to start again after epoch 0")
+    there[0] = False
+    now[0] += 100
+    ear._end_silence()
+    assert len(said) == 2
+
+
+def test_without_a_limit_no_trial_hangs(tmp_path, monkeypatch):
+    sweep = make_sweep(tmp_path, [])
+    name = begin(sweep)
+    monkeypatch.setattr("orchestrator.driver.time.monotonic", lambda: 1e12)
+    assert not sweep.hangs(name)
+    with pytest.raises(UserError, match="resources.trial_timeout_s is 0"):
+        from_dict(TREE | {"resources": {"trial_timeout_s": 0}})
+
+
+@pytest.mark.parametrize("kind", ["memory", "disk", "non-finite"])
+def test_a_trial_that_cannot_go_on_fails_alone_and_only_want_of_room_is_tried_again(tmp_path, kind):
+    sweep = make_sweep(tmp_path, [])
+    first, second = begin(sweep), begin(sweep)
+    sweep.heard(first, epoch(1))
+    assert sweep.heard(first, {"epoch": -1, "failed": "because", "kind": kind})[0] == "failed"
+    assert [sweep.heard(second, epoch(n)) for n in (1, 2, 3, 4)] == [None, None, None, ("done", "")]
+    assert [(r["state"], r["stopped_by"]) for r in sweep.run.ledger()] == [("failed", kind), ("done", "")]
+    again = make_sweep(tmp_path, [])
+    assert short_of_disk(again.run) is (kind == "disk")
+    names = [begin(again)]
+    while config := again.next_config():
+        names.append(config["trial"])
+    assert (first in names) is (kind == "disk") and second not in names
+
+
+def test_an_interrupted_sweep_starts_nothing_more_ends_trials_at_their_epoch_and_loses_nothing(tmp_path):
+    said = []
+    sweep = make_sweep(tmp_path, said)
+    first, second = begin(sweep), begin(sweep)
+    assert sweep.heard(first, epoch(1)) is None
+    sweep.interrupt()
+    sweep.tick()
+    sweep.tick()
+    assert said[-1] == interrupts.ASKED and said.count(interrupts.ASKED) == 1
+    assert sweep.heard(first, epoch(2)) == ("stopped", "interrupt") and sweep.heard(second, epoch(4)) == ("done", "")
+    sweep.died(first, "stopped before its last epoch")  # as Tune tells of it
+    assert sweep.next_config() is None and not sweep.plan.done
+    assert [(r["trial"], r["state"]) for r in sweep.run.ledger()] == [(second, "done")]
+    sweep.tracker.close()
+    assert sweep.tracker.runs[first]["status"] == "KILLED"
+    assert begin(make_sweep(tmp_path, [])) == first
