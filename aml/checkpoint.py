@@ -24,6 +24,8 @@ from aml.errors import NotSaved, UserError
 from aml.models import build
 
 DIGESTS = "digests.json"
+DRAFT = ".draft"
+"""Ends the name of a folder that is being written."""
 WEIGHTY = ("model.safetensors", "state.pt")
 """Files that may be damaged and still be read; JSON that is cut off is not."""
 
@@ -34,7 +36,7 @@ def save(folder: Path, model, info: dict, state: dict | None = None) -> None:
     NotSaved where the disk takes no more: what was there before is as it was.
     """
     folder = Path(folder)
-    draft, previous = folder.with_name(folder.name + ".draft"), before(folder)
+    draft, previous = folder.with_name(folder.name + DRAFT), before(folder)
     shutil.rmtree(draft, ignore_errors=True)
     try:
         draft.mkdir(parents=True)
@@ -49,6 +51,12 @@ def save(folder: Path, model, info: dict, state: dict | None = None) -> None:
         shutil.rmtree(previous, ignore_errors=True)
         os.rename(folder, previous)
     os.rename(draft, folder)
+
+
+def drop_drafts(folder: Path) -> None:
+    """Take away what a process that was lost was writing in a run's folder; nobody may be saving there."""
+    for draft in Path(folder).glob(f"*{DRAFT}"):
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _write(draft: Path, model, info: dict, state: dict | None) -> None:

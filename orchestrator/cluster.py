@@ -216,6 +216,13 @@ def capacity() -> list[dict[str, float]]:
     return [{"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count(), "memory": 0.7 * physical}]  # Ray keeps the rest for its object store
 
 
+def planned() -> list[dict[str, float]]:
+    """The same of where a command would run: the cluster RAY_ADDRESS names, which is joined to be asked, else this machine."""
+    if os.environ.get("RAY_ADDRESS"):
+        start()
+    return capacity()
+
+
 def together(nodes: list[dict[str, float]]) -> dict[str, float]:
     """What all nodes hold."""
     return {name: sum(node[name] for node in nodes) for name in ("CPU", "GPU", "memory")}

@@ -29,7 +29,9 @@ def sweep(driver, shared: Shared | Windowed) -> int:
         say(f"{this.name} failed: no trial finished; the first error: {this.state['error']}")
         return 1
     checkpoint = this.folder / "trials" / best["trial"] / "last"
-    delivery.pull(checkpoint.parent, wanted=delivery.weights)
+    problem = delivery.try_pull(checkpoint.parent, wanted=delivery.weights)
+    if problem and not checkpoint.exists():
+        raise RunError(f"{problem}, and the champion's checkpoint is not on this machine; the same command goes on from here when the bucket answers")
     if not checkpoint.exists():
         raise RunError(
             f"the checkpoint of {best['trial']}, the champion, never reached the bucket, and the machine that held it is not there; "
@@ -41,6 +43,7 @@ def sweep(driver, shared: Shared | Windowed) -> int:
     arms = {r["arm"]: driver.plan.best(r["arm"]) for r in records}
     this.update(
         state="failed" if without else "done",
+        concluded=False,
         ended=time.time(),
         settings_tried=driver.plan.tried(),
         champion={"trial": best["trial"], "arm": best["arm"], "checkpoint": f"trials/{best['trial']}/last"},
@@ -56,6 +59,7 @@ def sweep(driver, shared: Shared | Windowed) -> int:
         "sweep", best["epochs"], champion_metrics | {f"baseline/{k}": v["mIoU"] for k, v in this.state["baselines"].items() if k != "n"}
     )
     driver.tracker.model("sweep", checkpoint, experiment.name, champion_metrics)
+    this.update(concluded=True)
     say(summary(this))
     if without:
         say(f"no trial of {', '.join(without)} finished: the comparison is not whole")

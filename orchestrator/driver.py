@@ -163,13 +163,13 @@ class Sweep:
             return "stopped", "interrupt"  # not in the ledger: it goes on
         limit = self.experiment.search.time_limit_s
         if limit and self._seconds(trial_id) > limit:
-            return self._over(trial_id, "stopped", "time", "")
+            return self._over(trial_id, "stopped", "time", "", epoch["epoch"])
         if self.meter.gate("running", ""):
-            return self._over(trial_id, "stopped", "budget", "")
+            return self._over(trial_id, "stopped", "budget", "", epoch["epoch"])
         if live.spec.until and epoch["epoch"] >= live.spec.until:
             return self._pause(trial_id, epoch)
         if live.spec.stage == "search" and self._rung_stops(live.spec, epoch):
-            return self._over(trial_id, "stopped", self.experiment.search.scheduler, "")
+            return self._over(trial_id, "stopped", self.experiment.search.scheduler, "", epoch["epoch"])
         return None
 
     def died(self, trial_id: str, error: str) -> None:
@@ -232,14 +232,15 @@ class Sweep:
         since = self.live[trial_id].since
         return self.seconds.get(trial_id, 0.0) + (time.time() - since if since else 0.0)
 
-    def _over(self, trial_id: str, state: str, stopped_by: str, error: str) -> tuple[str, str]:
+    def _over(self, trial_id: str, state: str, stopped_by: str, error: str, judged: int | None = None) -> tuple[str, str]:
+        """judged: the epoch at which it was stopped; a distributed trial's workers train on meanwhile, and what came after it is none of its result."""
         seconds = round(self._seconds(trial_id), 2)
         live = self.live.pop(trial_id)
         folder = self.run.folder / "trials" / trial_id
         delivery.try_pull(folder, wanted=delivery.light, wait=False)  # the history of what was heard does without, the report asks again
         self._say_notes(trial_id, live)
         epochs = live.history | {epoch["epoch"]: epoch for epoch in trial.read_history(folder)}
-        history = [epochs[number] for number in sorted(epochs)]
+        history = [epochs[number] for number in sorted(epochs) if judged is None or number <= judged]
         record = live.facts | {
             "overrides": live.spec.overrides,
             "state": state,
@@ -251,16 +252,17 @@ class Sweep:
         }
         if path := live.spec.path or self.plan.path(trial_id):
             record["path"] = path
-        self.run.append(record)
-        self.plan.finished(record)
-        self.pace.ended(record)
-        self.meter.ended_s += seconds - self.seconds.pop(trial_id, 0.0)
-        self.run.update(spent=self.meter.spent())
+        # MLflow first: a driver killed between the two trains the trial again, which opens its run again; nobody would end the run of one in the ledger.
         for picture in sorted((folder / "pictures").glob("*.png"))[-1:]:
             self.tracker.artifact(trial_id, picture, "pictures")
         self.tracker.end(
             trial_id, "FAILED" if state == "failed" else "FINISHED", tags={"stopped_by": stopped_by, **({"error": error} if error else {})}
         )
+        self.run.append(record)
+        self.plan.finished(record)
+        self.pace.ended(record)
+        self.meter.ended_s += seconds - self.seconds.pop(trial_id, 0.0)
+        self.run.update(spent=self.meter.spent())
         self.board.over(record)
         if state != "done":
             self.stopped.append(trial_id)

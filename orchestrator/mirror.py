@@ -18,7 +18,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from aml.errors import UserError
@@ -378,7 +378,10 @@ class Bundle:
 
     def _parsed(self, raw: bytes) -> dict:
         try:
-            return json.loads(raw)
+            manifest = json.loads(raw)
+            if any(PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts for name in manifest):
+                raise ValueError("it names a file outside its folder")
+            return manifest
         except ValueError:
             raise UserError(f"{self.uri} holds a {self.manifest_name} that is none of ours; restore it, or start another with --fresh") from None
 

@@ -34,9 +34,9 @@ def redacted(value):
 
 
 def secret_values() -> list[str]:
-    """What the secret variables of this process hold, the longest first; places of files are no secret."""
-    found = {v for k, v in os.environ.items() if _secret(k) and len(v) >= SHORTEST and not v.startswith(("/", "~", ".")) and not v.isdigit()}
-    return sorted(found, key=len, reverse=True)
+    """What the secret variables of this process hold, the longest first; places of files are no secret, but a key may begin like one."""
+    found = {v for k, v in os.environ.items() if _secret(k) and len(v) >= SHORTEST and not v.isdigit()}
+    return sorted((v for v in found if not (v.startswith(("/", "~", ".")) and os.path.exists(os.path.expanduser(v)))), key=len, reverse=True)
 
 
 def looks_secret(name: str, value: str) -> bool:

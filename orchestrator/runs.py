@@ -43,7 +43,8 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return self.state.get("state") == "done"
+        """Trained to the end, with its report written and MLflow's part in the queue."""
+        return self.state.get("state") == "done" and self.state.get("concluded", True)
 
     def update(self, **values) -> None:
         self.state |= values

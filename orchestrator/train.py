@@ -7,7 +7,7 @@ import threading
 import time
 from pathlib import Path
 
-from aml.errors import NonFinite, NotSaved, UserError
+from aml.errors import NonFinite, NotSaved, RunError, UserError
 from aml.learner import vacuous_mask
 from orchestrator import cluster, delivery, interrupts, mirror, runs, sources, trial
 from orchestrator.config import Experiment, from_dict
@@ -111,7 +111,7 @@ def run(experiment: Experiment, *, resume: str | None = None, fresh: bool = Fals
     for text in remarks(experiment, [experiment.aml.arm]):
         say(f"note: {text}")
     if dry_run:
-        say(cluster.place(experiment, cluster.capacity(), sweep=False).arithmetic.replace("a trial", "the run"))
+        say(cluster.place(experiment, cluster.planned(), sweep=False).arithmetic.replace("a trial", "the run"))
         say(f"{experiment.train.epochs} epochs of {experiment.aml.arm}; nothing was started")
         return 0
     cluster.start()
@@ -132,16 +132,15 @@ def run(experiment: Experiment, *, resume: str | None = None, fresh: bool = Fals
 def _fit(this: runs.Run, experiment: Experiment, used: sources.Sources, init, say) -> int:
     from ray.train import TrainingFailedError
 
-    tracker = runs.open_tracker(this, experiment)
-    key = "train"
-    tracker.run(key, this.name, params=experiment.params(), tags=_tags(this, experiment))
-    runs.log_data(tracker, key, this, experiment)
     stop = this.folder / trial.STOP
     stop.unlink(missing_ok=True)
     for problem in delivery.deliver_everywhere(this.folder):
         say(f"note: {problem}")
     delivery.pull(this.folder, wanted=delivery.light)
     delivery.ask_to_stop(this.folder, False)
+    tracker, key = runs.open_tracker(this, experiment), "train"  # once nothing is in the way: a run that is opened is to be ended
+    tracker.run(key, this.name, params=experiment.params(), tags=_tags(this, experiment))
+    runs.log_data(tracker, key, this, experiment)
     epochs = Epochs(this, experiment, tracker, key, say)
     code = 1
     try:
@@ -211,11 +210,14 @@ def failure_of(folder: Path) -> str:
 def _finish(this, experiment, tracker, key, say) -> None:
     from orchestrator import report
 
-    delivery.pull(this.folder, wanted=delivery.weights)
+    problem = delivery.try_pull(this.folder, wanted=delivery.weights)
+    if problem and not (this.folder / "best").exists():
+        raise RunError(f"{problem}, and the checkpoint is not on this machine; the same command goes on from here when the bucket answers")
     history = read_history(this.folder)
     tau, rho = experiment.aml.coordinates
     this.update(
         state="done",
+        concluded=False,
         ended=time.time(),
         history=history,
         arm=experiment.aml.arm,
@@ -230,6 +232,7 @@ def _finish(this, experiment, tracker, key, say) -> None:
     tracker.artifact(key, page, "report")
     tracker.artifact(key, this.folder / "config.yaml")
     tracker.model(key, this.folder / "best", experiment.name)  # its metrics are on the run already
+    this.update(concluded=True)
     say(f"{this.name}: {summary(this.state)}")
     say(f"report      {page}\ncheckpoint  {this.folder / 'best'}")
 

@@ -63,6 +63,8 @@ def _run(
         if first:
             add_note(folder, text)
 
+    if first:
+        checkpoint.drop_drafts(folder)
     resumed = checkpoint.load_training(folder / "last", learner, note)
     if not resumed and init:
         checkpoint.load_weights(learner.model, checkpoint.usable(Path(init), note))
@@ -79,11 +81,10 @@ def _run(
     for result in fit(learner, train, val, experiment.evaluate, keeper):
         keeper.saved = time.monotonic()
         if first:
-            save(learner, experiment, folder, result)
             if len(shown):
-                write_atomic(
-                    folder / "pictures" / f"epoch-{result.epoch:04d}.png", png(training_rows(learner, val, shown, experiment.evaluate.threshold))
-                )
+                rows = training_rows(learner, val, shown, experiment.evaluate.threshold)
+                write_atomic(folder / "pictures" / f"epoch-{result.epoch:04d}.png", png(rows))
+            save(learner, experiment, folder, result)  # last: an epoch that a lost process had not come to the end of is done again, all of it
         report(result.metrics)
         if asked_to_stop(folder, learner) or result.epoch >= until:
             return
@@ -201,7 +202,7 @@ def about(experiment: Experiment, epoch: int, metrics: dict) -> dict:
 
 
 def save(learner: Learner, experiment: Experiment, folder: Path, result) -> None:
-    """last/ with the training state, best/ where this epoch is the best, and the epoch's line."""
+    """best/ where this epoch is the best, last/ with the training state, and the epoch's line."""
     folder.mkdir(parents=True, exist_ok=True)
     info = about(experiment, result.epoch, result.metrics)
     if result.improved:

@@ -81,7 +81,7 @@ def run(experiment: Experiment, *, resume: str | None = None, fresh: bool = Fals
     for text in plan.remarks(experiment, experiment.search.arms):
         say(f"note: {text}")
     if dry_run:
-        placement = cluster.place(experiment, cluster.capacity())
+        placement = cluster.place(experiment, cluster.planned())
         say(forecast.describe_plan(experiment, placement))
         return 0
     cluster.start()
@@ -132,11 +132,12 @@ def _search(this: runs.Run, experiment: Experiment, used: sources.Sources, place
     finally:
         if sweep:
             sweep.board.close()
-            this.update(spent=sweep.meter.spent())
             ending = {0: "FINISHED", 130: "KILLED"}.get(code, "FAILED")
             tracker.end(PARENT, ending, tags={"stopped_by": {0: this.state.get("stopped_by", ""), 130: "interrupt"}.get(code, "error")})
         if remaining := tracker.close():
             say(remaining)
+        if sweep:
+            this.update(spent=sweep.meter.spent())  # after MLflow: the disk may be full
     return code
 
 

@@ -67,3 +67,12 @@ def test_one_that_answers_is_joined(monkeypatch, listening):
     for address in (listening, "auto"):
         cluster._join(address)
     assert joined == [(listening, cluster.QUIET), ("auto", {"log_to_driver": False, "logging_level": logging.WARNING})]
+
+
+def test_a_dry_run_plans_for_the_cluster_it_would_join(monkeypatch, unused_port):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert len(cluster.planned()) >= 1
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{unused_port}")
+    with pytest.raises(UserError, match=f"no Ray answers at 127.0.0.1:{unused_port}"):
+        cluster.planned()

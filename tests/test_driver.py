@@ -1,12 +1,13 @@
 """The driver of a sweep or of `train` by itself, without Ray: silence, ends, and what the next command takes up."""
 
+import json
 from pathlib import Path
 
 import pytest
 from test_survival import TREE
 
 from aml.errors import UserError
-from orchestrator import cluster, interrupts, runs
+from orchestrator import cluster, interrupts, runs, trial
 from orchestrator.config import from_dict
 from orchestrator.driver import Sweep
 from orchestrator.tracking import MemoryTracker
@@ -103,6 +104,40 @@ def test_a_trial_that_cannot_go_on_fails_alone_and_only_want_of_room_is_tried_ag
     while config := again.next_config():
         names.append(config["trial"])
     assert (first in names) is (kind == "disk") and second not in names
+
+
+def test_epochs_that_a_stopped_trials_workers_went_on_with_are_none_of_its_result(tmp_path):
+    """Workers of Ray Train train on until they are ended; how far is chance."""
+    sweep = make_sweep(tmp_path, [])
+    sweep._rung_stops = lambda spec, metrics: metrics["epoch"] == 2
+    name = begin(sweep)
+    assert sweep.heard(name, epoch(1)) is None
+    trial.write_atomic(sweep.run.folder / "trials" / name / "epochs.jsonl", "".join(json.dumps(epoch(n)) + "\n" for n in (1, 2, 3)).encode())
+    assert sweep.heard(name, epoch(2))[0] == "stopped" and sweep.heard(name, epoch(3)) is None
+    (record,) = sweep.run.ledger()
+    assert record["epochs"] == 2 and [e["epoch"] for e in record["history"]] == [1, 2]
+
+
+def test_a_run_whose_report_was_not_written_yet_has_not_finished(tmp_path):
+    run = runs.Run(tmp_path, "sweep")
+    run.update(state="done", concluded=False)
+    assert not runs.Run(tmp_path, "sweep").finished
+    run.update(concluded=True)
+    assert runs.Run(tmp_path, "sweep").finished
+
+
+def test_mlflow_hears_of_an_end_before_the_ledger_does(tmp_path):
+    """A driver that is lost between the two trains the trial again; the other way round nobody would end its run."""
+    sweep = make_sweep(tmp_path, [])
+    name = begin(sweep)
+
+    def lost(record):
+        raise KeyboardInterrupt
+
+    sweep.run.append = lost
+    with pytest.raises(KeyboardInterrupt):
+        sweep.heard(name, epoch(4))
+    assert sweep.tracker.runs[name]["status"] == "FINISHED" and begin(make_sweep(tmp_path, [])) == name
 
 
 def test_an_interrupted_sweep_starts_nothing_more_ends_trials_at_their_epoch_and_loses_nothing(tmp_path):

@@ -295,6 +295,15 @@ def test_the_driver_leaves_to_others_what_is_theirs(there, machines):
     }
 
 
+@pytest.mark.parametrize("name", ["../../escaped", "/escaped", "pictures/../../escaped"])
+def test_a_manifest_that_names_files_outside_its_folder_is_refused(there, machines, name):
+    """Whoever may write to the bucket may not write anywhere on the machines that read it."""
+    folder = machines("a") / "little-01234567"
+    there.put("little-01234567/trial.manifest.json", json.dumps({name: {"pieces": [], "mtime_ns": 0}}).encode())
+    with pytest.raises(UserError, match=r"trial\.manifest\.json that is none of ours"):
+        delivery.pull(folder)
+
+
 def test_doctor_says_whether_the_bucket_can_be_used(there, machines, monkeypatch):
     from orchestrator.tools import doctor
 

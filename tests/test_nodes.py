@@ -88,7 +88,7 @@ def test_a_sweep_whose_node_is_lost_goes_on_where_another_comes(stage, machines,
     assert_resumed(done, histories(tmp_path))
     for record in records:
         assert numbers(record["history"]) == numbers(alone(run, record, tmp_path))
-    assert_nothing_left(stage, tmp_path, machines.groups())
+    assert_nothing_left(stage, tmp_path, machines)
 
 
 def test_a_machine_with_a_notice_saves_in_the_middle_of_an_epoch(stage, machines, tmp_path):
@@ -103,7 +103,7 @@ def test_a_machine_with_a_notice_saves_in_the_middle_of_an_epoch(stage, machines
     machines.add("next", 1)
     assert process.wait(timeout=500) == 0, log.read_text()
     assert_saved_in_the_middle(notes, cluster.LEAVING, tmp_path)
-    assert_nothing_left(stage, tmp_path, machines.groups())
+    assert_nothing_left(stage, tmp_path, machines)
 
 
 def test_a_training_on_two_workers_whose_node_is_lost_goes_on_where_another_comes(stage, machines, tmp_path):
@@ -124,7 +124,7 @@ def test_a_training_on_two_workers_whose_node_is_lost_goes_on_where_another_come
     assert process.wait(timeout=500) == 0, log.read_text()
     undisturbed = next(r for r in runs.listing(tmp_path) if r.name != run.name)
     assert numbers(run.state["history"]) == numbers(undisturbed.state["history"]) and len(run.state["history"]) == 20
-    assert_nothing_left(stage, tmp_path, machines.groups())
+    assert_nothing_left(stage, tmp_path, machines)
 
 
 SRUN = """#!/bin/bash
@@ -164,7 +164,7 @@ def test_a_slurm_job_whose_time_is_up_saves_in_the_middle_of_an_epoch(stage, mac
     assert process.wait(timeout=500) == 0, log.read_text()
     (notes,) = root.glob("tiny-*/trials/*/notes.txt")
     assert_saved_in_the_middle(notes, cluster.ENDING, root)
-    assert_nothing_left(stage, root, machines.groups())
+    assert_nothing_left(stage, root, machines)
 
 
 def test_a_job_submitted_again_after_its_head_was_lost_runs_no_finished_trial_again(stage, machines):
@@ -196,4 +196,4 @@ def test_a_job_submitted_again_after_its_head_was_lost_runs_no_finished_trial_ag
     assert "continuing quickstart-" in log.read_text() and ledger.read_bytes().startswith(had)
     assert len(records) == len({r["trial"] for r in records}) == 3 and {r["state"] for r in records} == {"done"}
     assert_resumed(done, histories(home))
-    assert_nothing_left(stage, home, machines.groups())
+    assert_nothing_left(stage, home, machines)

@@ -9,6 +9,7 @@ from test_survival import TREE
 from aml.errors import NotSaved, UserError
 from orchestrator import runs, trial
 from orchestrator.config import from_dict
+from orchestrator.redaction import redact
 
 PLANTED = "hunter2-Planted/Secret"
 
@@ -33,6 +34,12 @@ def test_a_run_folder_holds_no_secret_of_config_environment_or_error(planted, tm
     assert PLANTED not in json.dumps(experiment.for_workers()) and "127.0.0.1" not in json.dumps(experiment.for_workers())
     assert run.experiment().tracking.uri is None, "a resumed run takes the address from the present config or the environment"
     assert run.experiment(experiment.tracking) == experiment
+
+
+def test_a_key_that_begins_like_a_path_is_a_secret_and_a_file_is_none(monkeypatch, tmp_path):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "/wJalrXUtnFEMI+K7MDENG")
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN", str(tmp_path))
+    assert redact(f"/wJalrXUtnFEMI+K7MDENG of {tmp_path}") == f"*** of {tmp_path}"
 
 
 @pytest.mark.parametrize("error", [UserError, NotSaved, RuntimeError])

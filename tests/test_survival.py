@@ -1,5 +1,6 @@
 """What goes wrong around a run, and what it then loses: nothing, or the epoch under way. Without Ray; with it: test_faults."""
 
+import contextlib
 import json
 import os
 import signal
@@ -88,6 +89,39 @@ def test_a_process_that_is_lost_before_it_tells_of_its_last_epoch_tells_when_it_
     (folder / "epochs.jsonl").write_text((folder / "epochs.jsonl").read_text().splitlines(keepends=True)[0])  # lost between checkpoint and line
     trial.run(from_dict(TREE), lambda: blocks, vocabulary(rows), folder, heard.append, until=2)
     assert [[metrics[n] for n in NUMBERS] for metrics in heard] == whole[1:2] and epochs_on_disk(folder) == [1, 2]
+
+
+def test_a_process_that_is_lost_while_it_writes_leaves_no_draft_and_no_gap_where_the_run_goes_on(run_trial, whole, tmp_path, monkeypatch):
+    """Lost at each of the writes of the second epoch, in turn."""
+
+    class Lost(BaseException):
+        pass
+
+    def counted(name: str, at: int, count: list[int]):
+        real = getattr(os, name)
+
+        def call(source, target):
+            count[0] += 1
+            if count[0] == at:
+                raise Lost
+            return real(source, target)
+
+        return call
+
+    for at in range(1, 30):
+        folder, count = tmp_path / f"{at}" / "run", [0]
+        assert run_trial(epochs=1, folder=folder) == whole[:1]
+        with monkeypatch.context() as patch, contextlib.suppress(Lost):
+            for name in ("rename", "replace"):
+                patch.setattr(f"os.{name}", counted(name, at, count))
+            run_trial(epochs=2, folder=folder)
+        if count[0] < at:
+            break
+        (folder / "best.draft").mkdir(exist_ok=True)  # where the epoch done again is not the best, as on a GPU it may be
+        run_trial(epochs=3, folder=folder)
+        assert [str(p) for p in folder.rglob("*") if p.name.endswith((".tmp", ".draft"))] == []
+        assert epochs_on_disk(folder) == [1, 2, 3] and len(list((folder / "pictures").iterdir())) == 3
+    assert at > 4
 
 
 def test_notes_of_a_worker_are_said_once_by_the_driver(tmp_path):
