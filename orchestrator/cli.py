@@ -335,6 +335,8 @@ def runs_() -> None:
     found = runs.listing(storage_root())
     for run in found:
         say(runs.line(run))
+    for text in runs.end_lost(storage_root(), {run.state["name"] for run in found if runs.lost(run)}):
+        say(text)
     if not found:
         say(f"no runs under {storage_root()}")
 

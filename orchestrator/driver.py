@@ -4,12 +4,13 @@ The Plan says which trial is next, the ledger holds what has finished; both outl
 on. Without Ray, but for the schedulers' arithmetic and for having trials saved.
 """
 
+import contextlib
 import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from aml.errors import RunError
+from aml.errors import NotSaved, RunError
 from aml.learner import vacuous_mask
 from orchestrator import budget, cluster, delivery, generations, interrupts, mirror, pace, plan, runs, trial
 from orchestrator.config import Experiment
@@ -21,6 +22,9 @@ PARENT = "sweep"
 
 GOES_ON = ("budget", "disk")
 """Ends that are not a trial's own: the next command goes on with it where it was."""
+
+ACCOUNT_S = 60.0
+"""Between notes of what has been spent: a driver that is killed loses no more of it."""
 
 OURS = ("train", "val", "aml", "time", "mem", "optim")
 """Families of the loop's metrics; Tune adds keys of its own to each result."""
@@ -65,6 +69,7 @@ class Sweep:
         """Trials that did not end by themselves."""
         self.broken: RunError | None = None
         """Why a generation's moves could not be made: nobody may go on."""
+        self.accounted = time.monotonic()
         self.meter = budget.Meter(self, this.state.get("spent"))
         self.plan.gate = self.meter.gate
         self.board = Board(self.plan, self.pace, say)
@@ -182,6 +187,10 @@ class Sweep:
         if self.interrupted and not self.said:
             self.said = True
             self.say(interrupts.ASKED)
+        if time.monotonic() - self.accounted > ACCOUNT_S:
+            self.accounted = time.monotonic()
+            with contextlib.suppress(NotSaved):  # the trials say it
+                self.run.update(spent=self.meter.spent())
 
     def hangs(self, trial_id: str) -> bool:
         """Whether a running trial has been silent for too long: then it has failed, and is to be killed."""

@@ -188,10 +188,30 @@ def line(run: Run) -> str:
     values = [e["val/mIoU"] for r in records for e in r["history"] if e.get("val/mIoU") is not None] + [
         e["val/mIoU"] for e in state.get("history", [])
     ]
-    is_live = holder(run) is not None or delivery.lease_of(run.folder)
-    shown = state["state"] if is_live or state["state"] != "running" else "lost (the same command continues it)"
+    shown = "lost (the same command continues it)" if lost(run) else state["state"]
     best = f"best mIoU {max(values):.3f}" if values else "no result yet"
     return f"{run.name:32} {run.kind:6} {shown:12} {f'{len(records)} trials' if records else '':10} {best:18} {disk_mb(run.folder):8.1f} MB"
+
+
+def lost(run: Run) -> bool:
+    """Whether it ended without a word: nobody works on it any more."""
+    return run.state["state"] == "running" and holder(run) is None and not delivery.lease_of(run.folder)
+
+
+def end_lost(root: Path, names: set[str] | None = None) -> list[str]:
+    """MLflow's runs (of some experiments; None: of all) that a process which is gone left RUNNING become KILLED, which MLflow's log says.
+
+    -> why they could not be looked at
+    """
+    from orchestrator.mlflow_store import reconcile, tracking_uri
+
+    problems = []
+    for name in [None] if names is None else sorted(names):
+        try:
+            reconcile(tracking_uri(None, root), name)
+        except ConnectionError as error:
+            problems.append(str(error))
+    return problems
 
 
 def holder(run: Run) -> int | None:

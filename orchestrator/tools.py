@@ -29,8 +29,11 @@ def ui(host: str, port: int, say) -> int:
     """Serve the store in use until interrupted."""
     from orchestrator.mlflow_store import tracking_uri
     from orchestrator.redaction import redact
+    from orchestrator.runs import end_lost
 
     uri = tracking_uri(None, storage_root())
+    for text in end_lost(storage_root()):
+        say(text)
     say(f"MLflow UI of {redact(uri)} on http://{host}:{port}")
     # One process: it is for one person, and the supervisor of several kills those that a busy machine keeps waiting for 5 s.
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", host, "--port", str(port), "--workers", "1"]

@@ -326,8 +326,11 @@ class Tracker(_Calls):
         with self._cond:
             end = [self._todo.popleft() for _ in range(count)][-1]["end"]
             new = self._offset.with_suffix(".new")
-            new.write_text(str(end))
-            os.replace(new, self._offset)
+            try:
+                new.write_text(str(end))
+                os.replace(new, self._offset)
+            except OSError as error:  # a full disk: what is given to MLflow again after a restart, it knows
+                log.error("the tracking queue's offset cannot be written (%s)", error)
             self._tries, self._single = 0, max(0, self._single - count)
             self._cond.notify_all()
 

@@ -140,6 +140,17 @@ def test_mlflow_hears_of_an_end_before_the_ledger_does(tmp_path):
     assert sweep.tracker.runs[name]["status"] == "FINISHED" and begin(make_sweep(tmp_path, [])) == name
 
 
+def test_what_a_killed_driver_had_spent_is_known_to_the_next(tmp_path, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("orchestrator.driver.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("orchestrator.driver.time.time", lambda: now[0])
+    sweep = make_sweep(tmp_path, [])
+    begin(sweep)
+    now[0] += 100
+    sweep.tick()
+    assert make_sweep(tmp_path, []).meter.spent() == {"seconds": 100, "trial_seconds": 100}
+
+
 def test_an_interrupted_sweep_starts_nothing_more_ends_trials_at_their_epoch_and_loses_nothing(tmp_path):
     said = []
     sweep = make_sweep(tmp_path, said)

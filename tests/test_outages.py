@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import sqlite3
 import subprocess
@@ -234,6 +235,24 @@ def test_reconcile_makes_no_store_and_names_one_that_is_away(tmp_path, monkeypat
     with pytest.raises(ConnectionError, match="does not answer") as caught:
         reconcile("http://me:hunter2@127.0.0.1:9", "x")
     assert "hunter2" not in str(caught.value) and caught.value.__suppress_context__
+
+
+def test_runs_ends_what_a_killed_command_left_in_mlflow(root, capsys, monkeypatch):
+    from orchestrator import cli, runs
+
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    api = mlflow_client(root)
+    experiment = api.create_experiment("killed-command", (root / "artifacts").as_uri())
+    api.create_run(experiment, run_name="left", tags={"lease": f"{socket.gethostname()} {dead.pid} {time.time():.0f}"})
+    run = runs.Run(root / "killed-command-01234567", "sweep")
+    run.update(run=run.name, name="killed-command", kind="sweep", state="running", started=1.0)
+    monkeypatch.setenv("AMLRIS_HOME", str(root))
+    with pytest.raises(SystemExit):
+        cli.main(["runs"])
+    shutil.rmtree(run.folder)
+    assert "lost (the same command continues it)" in capsys.readouterr().out
+    assert statuses(root, "killed-command") == {"left": ("KILLED", "lost")}
 
 
 def test_a_new_tracker_reconciles_and_a_live_one_renews(root, tmp_path, monkeypatch):
