@@ -181,3 +181,15 @@ def assert_nothing_left(stage: Stage, root: Path, machines: Machines | None = No
         assert time.monotonic() < deadline, "a placement group is left"
     assert [p.name for p in stage.temporary.iterdir() if p.name.startswith(("amlris", "tmp"))] == []  # Ray's and torch's own stay
     assert [str(p) for p in root.rglob("*") if p.name.endswith((".tmp", ".draft", ".new"))] == []
+
+
+def histories(folder: Path) -> dict[str, list[dict]]:
+    """{run or trial folder: its finished epochs, as they lie there}"""
+    files = [p for pattern in ("*/epochs.jsonl", "*/trials/*/epochs.jsonl") for p in folder.glob(pattern)]
+    found = {str(p.parent): p.read_text().splitlines() for p in files}
+    return {name: [json.loads(line) for line in lines] for name, lines in found.items()}
+
+
+def assert_resumed(before: dict[str, list[dict]], after: dict[str, list[dict]]) -> None:
+    """Every epoch that was done is still the very same: how long it took is in it, and no two take as long."""
+    assert before and all(after[name][: len(history)] == history for name, history in before.items())

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from staging import Machines, Stage, assert_nothing_left, wait_for
+from staging import Machines, Stage, assert_nothing_left, assert_resumed, histories, wait_for
 from test_sweep import TINY
 from test_train import CONFIG, children_of, done_epochs
 
@@ -100,9 +100,11 @@ def test_an_interrupted_sweep_says_so_and_continues(sweep, tmp_path):
 def test_a_killed_trial_process_is_started_again_and_loses_at_most_its_epoch(sweep, machines, tmp_path):
     process, log = sweep("tracking.uri=none", "train.epochs=40", "search.scheduler=none", "search.arms=[off]", "search.space={}")
     wait_for(lambda: any(p.read_bytes().count(b"\n") >= 3 for p in tmp_path.glob("tiny-*/trials/*/epochs.jsonl")), log=log, process=process)
+    done = histories(tmp_path)
     os.kill(trials_of(machines)[0], signal.SIGKILL)
     assert process.wait(timeout=700) == 0, log.read_text()
     (run,) = runs.listing(tmp_path)
+    assert_resumed(done, histories(tmp_path))
     assert all(r["state"] == "done" and [e["epoch"] for e in r["history"]] == list(range(1, 41)) for r in run.ledger())
 
 

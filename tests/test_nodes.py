@@ -1,13 +1,12 @@
 """Machines of a cluster that are lost in the middle of a run: a node, then the head. What is lost: the epoch under way."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from staging import ROOT, Machines, Stage, assert_nothing_left, wait_for
+from staging import ROOT, Machines, Stage, assert_nothing_left, assert_resumed, histories, wait_for
 from test_sweep import TINY, alone
 from test_train import CONFIG
 
@@ -45,20 +44,8 @@ def machines(stage):
     return machines
 
 
-def histories(folder: Path) -> dict[str, list[dict]]:
-    """{run or trial folder: its finished epochs, as they lie there}"""
-    files = [p for pattern in ("*/epochs.jsonl", "*/trials/*/epochs.jsonl") for p in folder.glob(pattern)]
-    found = {str(p.parent): p.read_text().splitlines() for p in files}
-    return {name: [json.loads(line) for line in lines] for name, lines in found.items()}
-
-
 def numbers(history: list[dict]) -> list[list]:
     return [[epoch[name] for name in NUMBERS] for epoch in history]
-
-
-def assert_resumed(before: dict[str, list[dict]], after: dict[str, list[dict]]) -> None:
-    """Every epoch that was done is still the very same: how long it took is in it, and no two take as long."""
-    assert before and all(after[name][: len(history)] == history for name, history in before.items())
 
 
 def assert_saved_in_the_middle(notes: Path, why: str, root: Path) -> None:
