@@ -5,6 +5,12 @@ class UserError(ValueError):
     """Wrong input. Its text is one sentence: what came, what was wanted, what to do. The command line prints it and exits with 2."""
 
 
+class Unreachable(UserError):
+    """What lies elsewhere does not answer, or gives nothing to who asks. Tried again later it may."""
+
+    kind = "away"
+
+
 class RunError(RuntimeError):
     """A run cannot go on, and would not if it were started again as it is. Its text is one sentence: what happened, what to do."""
 

@@ -112,6 +112,24 @@ def free_places(names: list[str]) -> bool:
     return "CREATED" in states
 
 
+def waits(name: str) -> bool:
+    """Whether a distributed run of this driver has no workers in place: there was no room for them yet, or it was lost."""
+    from ray._raylet import PlacementGroupID
+    from ray.experimental import internal_kv
+    from ray.util.placement_group import PlacementGroup, placement_group_table
+
+    place = internal_kv._internal_kv_get(_key(f"{name}/place"))
+    return not place or placement_group_table(PlacementGroup(PlacementGroupID(place))).get("state") != "CREATED"
+
+
+def free() -> str:
+    """What nobody holds of the cluster, for a person."""
+    import ray
+
+    has, left = ray.cluster_resources(), ray.available_resources()
+    return " and ".join(f"{left.get(name, 0):g} of {has[name]:g} {name}" for name in ("CPU", "GPU") if has.get(name))
+
+
 def have_saved(names: Callable[[], set[str]], seconds: float) -> None:
     """Of the driver: give ENDING to its workers and wait, at most so long, until each of the names has answered, or the driver has left Ray."""
     import ray

@@ -5,6 +5,7 @@ that aml.data.Items takes, which is all that training sees.
 """
 
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,9 +14,13 @@ from functools import partial
 import numpy as np
 
 from aml.data import block_of, decode_row
+from aml.errors import Unreachable
 from aml.window import WINDOW_BYTES, Window
 from orchestrator import cluster
 from orchestrator.shards import READERS, Store, files_with, manifest, may_hold, opened, with_refs_of
+
+AWAY_S, PAUSE_S = 600.0, 5.0
+"""How long a window waits for shards that do not answer, besides what each try takes; between tries."""
 
 FREE_SHARE = 0.8
 """Of the object store's free memory, what decoded pictures may take; the rest is for what passes through while they are made."""
@@ -174,8 +179,17 @@ class RowGroups:
         self.nbytes.append(held.total_byte_size + held.num_rows * self.size * self.size * 3)
 
     def read(self, block: int) -> list[bytes]:
-        """The JPEGs of a row group."""
-        group = self.groups[block]
+        """The JPEGs of a row group. Unreachable where the shards have not answered for AWAY_S."""
+        deadline = time.monotonic() + AWAY_S
+        while True:
+            try:
+                return self._read(self.groups[block])
+            except Unreachable:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(PAUSE_S)
+
+    def _read(self, group: _Group) -> list[bytes]:
         with opened(self.parts[group.part].store, group.file, group.footer) as file:
             found = file.read_row_group(group.number, columns=["jpeg"], use_threads=False)["jpeg"]
         return [found[row].as_py() for row in group.rows]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
-from aml.errors import UserError
+from aml.errors import NotSaved, Unreachable, UserError
 from orchestrator import locks, mirror
 from orchestrator.mirror import DRIVER, OWN, TRIAL, Bundle, Snapshot
 from orchestrator.redaction import redact
@@ -97,7 +97,8 @@ class Outbox:
                 if problem and self.closed:
                     return
             if first:
-                self.say(f"{problem}; training goes on, and what waits here is delivered when the bucket answers")
+                with contextlib.suppress(NotSaved):  # a full disk must not end this thread
+                    self.say(f"{problem}; training goes on, and what waits here is delivered when the bucket answers")
 
     def _deliver(self, snapshot: Snapshot) -> str:
         try:
@@ -132,12 +133,12 @@ def state(manifest: dict) -> set[str]:
 
 
 def pull(folder: Path, kind: str = TRIAL, wanted=set, *, exact: bool = False, wait: bool = True) -> None:
-    """As Bundle.pull; nothing where the folder is in no bucket. UserError where the bucket does not answer."""
+    """As Bundle.pull; nothing where the folder is in no bucket. Unreachable where the bucket does not answer."""
     if mirror.root_of(folder):
         try:
             Bundle(folder, kind).pull(wanted, exact=exact, wait=wait)
         except OSError as error:
-            raise UserError(f"{redact(mirror.bucket_of(folder))} cannot be read ({' '.join(redact(error).split())[:200]})") from None
+            raise Unreachable(f"{redact(mirror.bucket_of(folder))} cannot be read ({' '.join(redact(error).split())[:200]})") from None
 
 
 def try_pull(folder: Path, kind: str = TRIAL, wanted=set, **how) -> str:
@@ -301,10 +302,14 @@ def _wait_until_free(store, name: str, say) -> None:
 
 def _renew(store, over: threading.Event) -> None:
     while not over.wait(locks.lease_seconds()):
-        with contextlib.suppress(OSError):  # the bucket is away: the next renewal, or it runs out
+        with contextlib.suppress(UserError):  # the bucket is away: the next renewal, or it runs out
             _write(store, locks.lease())
 
 
 def _write(store, text: str, name: str = LEASE) -> None:
-    with store.fs.open_output_stream(store.join(name)) as stream:
-        stream.write(text.encode())
+    """UserError where the bucket takes nothing."""
+    try:
+        with store.fs.open_output_stream(store.join(name)) as stream:
+            stream.write(text.encode())
+    except OSError as error:
+        raise store.away(mirror.join(store.uri, name), error) from None

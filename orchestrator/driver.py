@@ -20,7 +20,7 @@ from orchestrator.live import Board
 PARENT = "sweep"
 """The tracker's key of the parent run."""
 
-GOES_ON = ("budget", "disk")
+GOES_ON = ("budget", "disk", "away")
 """Ends that are not a trial's own: the next command goes on with it where it was."""
 
 ACCOUNT_S = 60.0
@@ -63,13 +63,20 @@ class Sweep:
         self.pace = pace.Pace(self.plan, experiment, placement.concurrent, this.state.get("estimate"))
         for record in ledger:
             self._replay(record)
+        for spec in started:  # those that go on have passed rungs, too
+            if spec.stage == "search" and spec.id not in self.plan.records:
+                self._judge_again(spec.id, spec.arm, trial.read_history(this.folder / "trials" / spec.id))
         self.live: dict[str, Live] = {}
         self.interrupted, self.said = False, False
         self.stopped: list[str] = []
-        """Trials that did not end by themselves."""
+        """Distributed trials that did not end by themselves and whose places nobody has been told to take yet."""
         self.broken: RunError | None = None
-        """Why a generation's moves could not be made: nobody may go on."""
+        """Why what was decided could not be written: nobody may go on."""
         self.accounted = time.monotonic()
+        self.unplaced: set[str] = set()
+        """Trials that had not started at the last account."""
+        self.waits = False
+        """For room in the cluster, which has been said."""
         self.meter = budget.Meter(self, this.state.get("spent"))
         self.plan.gate = self.meter.gate
         self.board = Board(self.plan, self.pace, say)
@@ -111,7 +118,10 @@ class Sweep:
             return None
         folder = self.run.folder / "trials" / spec.id
         if not (folder / "trial.json").exists():  # of a population it keeps what the member began with
-            trial.write_atomic(folder / "trial.json", plan.to_json(spec).encode())
+            try:
+                trial.write_atomic(folder / "trial.json", plan.to_json(spec).encode())
+            except NotSaved as error:
+                return self._break(error)
         legs = spec.legs(self.experiment)
         heard = {epoch["epoch"]: epoch for epoch in trial.read_history(folder)} if spec.until else {}
         self.live[spec.id] = Live(spec, legs[-1][0], spec.facts(legs[-1][0]), history=heard)
@@ -120,7 +130,7 @@ class Sweep:
             "turn": f"{spec.id}-to-{spec.until}" if spec.until else spec.id,
             "legs": [(experiment.for_workers(), until) for experiment, until in legs],
             "folder": mirror.portable(folder),
-            "over": [] if self.experiment.resources.light else self.stopped,
+            "over": self._hand_over(),
             "exact": bool(spec.until),  # what a node has of a population's member may be what it was before it went on from another's copy
         }
 
@@ -188,9 +198,8 @@ class Sweep:
             self.said = True
             self.say(interrupts.ASKED)
         if time.monotonic() - self.accounted > ACCOUNT_S:
-            self.accounted = time.monotonic()
-            with contextlib.suppress(NotSaved):  # the trials say it
-                self.run.update(spent=self.meter.spent())
+            self._account()
+            self._say_what_it_waits_for()
 
     def hangs(self, trial_id: str) -> bool:
         """Whether a running trial has been silent for too long: then it has failed, and is to be killed."""
@@ -211,6 +220,25 @@ class Sweep:
 
     # -- inside
 
+    def _break(self, error: RunError) -> None:
+        """Nobody goes on; fit raises it, since Tune would put a traceback in its place."""
+        self.broken = self.broken or error
+        self.interrupted = self.said = True
+
+    def _account(self) -> None:
+        self.accounted = time.monotonic()
+        with contextlib.suppress(NotSaved):  # the ledger or the trials say it
+            self.run.update(spent=self.meter.spent())
+
+    def _say_what_it_waits_for(self) -> None:
+        """Of trials that were handed out by the last account and have not started; once, until one starts."""
+        before, self.unplaced = self.unplaced, {trial_id for trial_id, live in self.live.items() if not live.since}
+        if not before & self.unplaced:
+            self.waits = False
+        elif not self.waits:
+            self.waits = True
+            self.say(f"{len(self.unplaced)} trial(s) wait for room: the cluster has {cluster.free()} free; they start when others end, or nodes come")
+
     def _pause(self, trial_id: str, epoch: dict) -> tuple[str, str]:
         """A member of a population waits for the others of its generation."""
         self.meter.ended_s += self._seconds(trial_id) - self.seconds.get(trial_id, 0.0)
@@ -229,9 +257,8 @@ class Sweep:
             try:
                 for text in self.generations.end(*ended):
                     self.say(text)
-            except RunError as error:  # Tune would put a traceback in its place
-                self.broken = error
-                self.interrupt()
+            except RunError as error:
+                self._break(error)
             for live in self.live.values():  # the driver heard nobody meanwhile, which may have been a minute
                 live.sign = max(live.sign, time.monotonic())
         return count > 0 and not self.broken
@@ -267,16 +294,25 @@ class Sweep:
         self.tracker.end(
             trial_id, "FAILED" if state == "failed" else "FINISHED", tags={"stopped_by": stopped_by, **({"error": error} if error else {})}
         )
-        self.run.append(record)
+        try:
+            self.run.append(record)
+        except NotSaved as error:  # the next command goes on with it
+            self._break(error)
+            return state, stopped_by
         self.plan.finished(record)
         self.pace.ended(record)
         self.meter.ended_s += seconds - self.seconds.pop(trial_id, 0.0)
-        self.run.update(spent=self.meter.spent())
+        self._account()
         self.board.over(record)
-        if state != "done":
+        if state != "done" and not self.experiment.resources.light:
             self.stopped.append(trial_id)
         self._end_generations()
         return state, stopped_by
+
+    def _hand_over(self) -> list[str]:
+        """Trials whose places the next one is to take; each is handed out once."""
+        over, self.stopped = self.stopped, []
+        return over
 
     def _say_notes(self, trial_id: str, live: Live) -> None:
         notes = trial.read_notes(self.run.folder / "trials" / trial_id)
@@ -295,13 +331,15 @@ class Sweep:
         for epoch in record["history"]:
             self.pace.epoch(record["arm"], epoch["time/epoch_s"])
         self.pace.ended(record)
-        scheduler = self.schedulers[record["arm"]]
-        if scheduler is None or record["stage"] != "search":
-            return
-        self.announce(record["trial"], record["arm"])
-        for epoch in record["history"]:
-            if epoch["epoch"] < self.plan.epochs[record["arm"]]:
-                scheduler.on_trial_result(None, _Stub(record["trial"]), _for_scheduler(epoch, self.experiment))
+        if record["stage"] == "search":
+            self._judge_again(record["trial"], record["arm"], record["history"])
+
+    def _judge_again(self, trial_id: str, arm: str, history: list[dict]) -> None:
+        """What an earlier attempt's scheduler has heard; what it decided is done."""
+        self.announce(trial_id, arm)
+        for epoch in history:
+            if self.schedulers[arm] is not None and epoch["epoch"] < self.plan.epochs[arm]:
+                self.schedulers[arm].on_trial_result(None, _Stub(trial_id), _for_scheduler(epoch, self.experiment))
 
     def announce(self, trial_id: str, arm: str) -> None:
         if self.schedulers[arm] is not None:

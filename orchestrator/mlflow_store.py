@@ -5,6 +5,7 @@ runs whose lease is four times as old, or whose process on this host is gone, to
 the functions that need it.
 """
 
+import errno
 import hashlib
 import importlib.util
 import io
@@ -67,6 +68,11 @@ def words_of(error: Exception) -> str:
     words = redact(str(error).strip().partition("\n")[0]) or type(error).__name__
     cause = re.search(r"Caused by \w+\(.*?: (.*?)[\"')]*$", words)  # urllib3 says three times where before it says what
     return (cause[1] if cause else words)[:300]
+
+
+def no_room(error: Exception) -> bool:
+    """Whether the disk that MLflow writes to is full, or over its quota: somebody may make room."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "disk is full" in str(error)
 
 
 def refused(error: Exception, uri: str) -> bool:

@@ -275,9 +275,11 @@ def data_set(data: dict, split: str, context: str) -> dict:
 
 
 def deliver(run: Run, experiment: Experiment, say) -> None:
-    """Give MLflow what it missed of a finished run, where anything waits."""
+    """Give MLflow and the bucket what they missed of a finished run, where anything waits."""
     from orchestrator.tracking import QUEUE
 
+    for problem in delivery.deliver_everywhere(run.folder):
+        say(problem)
     if experiment.tracking.uri == "none" or not (run.folder / QUEUE).exists():
         return
     tracker = open_tracker(run, experiment)

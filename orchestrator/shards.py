@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from aml.data import decode_image
-from aml.errors import UserError
+from aml.errors import Unreachable, UserError
 from aml.refer import split_counts
 from orchestrator import mirror
 
@@ -50,15 +50,15 @@ class Store:
             try:
                 self.fs, self.path = fs.FileSystem.from_uri(text)
             except (OSError, ValueError) as error:  # pyarrow's own error is a ValueError
-                raise self._away(text, error) from None
+                raise self.away(text, error) from None
             if impatient:
                 self.fs = _soon_given_up(self.fs)
         self.uri = text
 
     @staticmethod
-    def _away(uri: str, error: Exception) -> UserError:
+    def away(uri: str, error: Exception) -> Unreachable:
         why = " ".join(str(error).split())[:200]
-        return UserError(f"{uri} cannot be reached ({why}); check the endpoint, the bucket and what AWS_* is exported here and on the cluster")
+        return Unreachable(f"{uri} cannot be reached ({why}); check the endpoint, the bucket and what AWS_* is exported here and on the cluster")
 
     def join(self, name: str) -> str:
         return posixpath.join(self.path, name)
@@ -71,7 +71,7 @@ class Store:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise self._away(self.uri, error) if "://" in self.uri else error from None
+            raise self.away(self.uri, error) if "://" in self.uri else error from None
 
     def write(self, name: str, data: bytes) -> None:
         """Complete or absent: local files are written beside and renamed; object stores do so themselves."""
@@ -82,7 +82,7 @@ class Store:
                 stream.write(data)
             self.fs.move(draft, self.join(name))
         except OSError as error:
-            raise self._away(self.uri, error) if "://" in self.uri else error from None
+            raise self.away(self.uri, error) if "://" in self.uri else error from None
 
     def names(self) -> list[str]:
         """The files of the folder; none where it is not there."""
@@ -91,7 +91,7 @@ class Store:
         try:
             return [posixpath.basename(i.path) for i in self.fs.get_file_info(fs.FileSelector(self.path, allow_not_found=True))]
         except OSError as error:
-            raise self._away(self.uri, error) if "://" in self.uri else error from None
+            raise self.away(self.uri, error) if "://" in self.uri else error from None
 
     def clear_unfinished(self, keep: set[str]) -> None:
         """Remove what an interrupted conversion left, but `keep`. UserError where the folder holds anything else: it is somebody's."""
@@ -244,6 +244,8 @@ def _damage_named(store: Store, name: str):
     except UserError:
         raise
     except Exception as error:  # pyarrow raises several kinds on cut-off or altered files
+        if "AWS Error" in str(error):  # the bucket gave nothing; what it holds may be whole
+            raise store.away(mirror.join(store.uri, name), error) from None
         what = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         raise UserError(f"{store.uri}/{name} is damaged ({what}); write the shards again") from None
 

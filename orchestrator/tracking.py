@@ -24,7 +24,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from aml.errors import UserError
-from orchestrator.mlflow_store import AWAY, PERMANENT, Server, refused, set_environment, tracking_uri, weights_digest, words_of
+from orchestrator.mlflow_store import AWAY, PERMANENT, Server, no_room, refused, set_environment, tracking_uri, weights_digest, words_of
 from orchestrator.redaction import redact
 
 log = logging.getLogger(__name__)
@@ -408,7 +408,7 @@ class Tracker(_Calls):
             self._away(away)
             return False
         code, op = getattr(error, "error_code", ""), window[0]
-        if code in AWAY:
+        if code in AWAY or no_room(error):
             self._away(error)
             return False
         if code not in PERMANENT and not isinstance(error, (LookupError, ValueError, FileNotFoundError)):
@@ -427,6 +427,6 @@ class Tracker(_Calls):
         words = words_of(error)
         self.rejected += 1
         log.warning("MLflow refuses %s of run %s, skipped: %s", op["op"], op["key"], words)
-        with (self.folder / "tracking.rejected.jsonl").open("a") as file:
+        with contextlib.suppress(OSError), (self.folder / "tracking.rejected.jsonl").open("a") as file:  # the disk is full: it was said above
             file.write(json.dumps({**{k: v for k, v in op.items() if k not in ("end", "old")}, "error": words}) + "\n")
         self._delivered(1)

@@ -7,12 +7,15 @@ import threading
 import time
 from pathlib import Path
 
-from aml.errors import NonFinite, NotSaved, RunError, UserError
+from aml.errors import NonFinite, NotSaved, RunError, Unreachable, UserError
 from aml.learner import vacuous_mask
 from orchestrator import cluster, delivery, interrupts, mirror, runs, sources, trial
 from orchestrator.config import Experiment, from_dict
 from orchestrator.decoded import Shared, Windowed, held
 from orchestrator.trial import read_history
+
+WAITING_S = 60.0
+"""Without workers for so long, a run says what it waits for."""
 
 FAILED = "failed.json"
 """In the run folder: what is reported of a failure that a restart would only repeat."""
@@ -65,7 +68,7 @@ def worker_loop(config: dict) -> None:
         with contextlib.suppress(NotSaved):
             trial.write_atomic(folder / FAILED, json.dumps(failed).encode())
         deliver()
-        if world > 1 and not isinstance(error, (NonFinite, UserError)):
+        if world > 1 and (isinstance(error, Unreachable) or not isinstance(error, (NonFinite, UserError))):
             raise  # of this rank alone: the others wait in a collective, which only the end of the group ends
         ray.train.report(failed)
     finally:
@@ -269,6 +272,8 @@ class Epochs:
         self.noted, self.stopping = len(trial.read_notes(self.folder)), False
         self.sign = math.inf
         """time.monotonic() of the last epoch, or of when its workers were asked for; infinite: not yet."""
+        self.waits = False
+        """For room in the cluster, which has been said."""
         self.closing = threading.Event()
         self.thread = threading.Thread(target=self._listen, name="epochs", daemon=True)
         self.thread.start()
@@ -297,6 +302,18 @@ class Epochs:
                 self._tell(metrics)
             if not over:
                 self._end_silence()
+                self._say_what_it_waits_for()
+
+    def _say_what_it_waits_for(self) -> None:
+        if self.waits or time.monotonic() - self.sign < WAITING_S:
+            return
+        with contextlib.suppress(Exception):  # the head is away
+            if cluster.waits(self.folder.name):
+                self.waits, r = True, self.experiment.resources
+                self.say(
+                    f"waiting for room for {r.min_workers or r.workers} worker(s) x {r.cpus_per_worker:g} CPU and {r.gpus_per_worker:g} GPU: "
+                    f"the cluster has {cluster.free()} free; they start when others end, or nodes come"
+                )
 
     def _end_silence(self) -> None:
         """Workers that take too long for an epoch are killed: Ray Train starts others."""
@@ -312,7 +329,7 @@ class Epochs:
             )
 
     def _tell(self, metrics: dict) -> None:
-        self.heard, self.sign = metrics["epoch"], time.monotonic()
+        self.heard, self.sign, self.waits = metrics["epoch"], time.monotonic(), False
         self.tracker.metrics(self.key, metrics["epoch"], metrics)
         self.say(epoch_line(metrics, self.experiment.train.epochs))
         if text := vacuous_mask(self.experiment.aml, metrics):

@@ -16,7 +16,7 @@ import torch
 
 from aml import checkpoint
 from aml.data import Items, steps_per_epoch
-from aml.errors import NotSaved, OutOfMemory, RunError, UserError
+from aml.errors import NotSaved, OutOfMemory, RunError, Unreachable, UserError
 from aml.learner import Learner, fit, probe_indices
 from aml.masking import Masker
 from aml.models import build
@@ -94,14 +94,14 @@ def joined(folder: Path, *, exact: bool = False) -> delivery.Outbox:
     """What the bucket has of a run is here, and the way back; nothing of either where the folder is in no bucket.
 
     exact: as the bucket has it, for all ranks must begin alike, and a member of a population may be to go on from another's checkpoint.
-    UserError then where it does not answer for half a minute; any other trial goes on with what is here.
+    Unreachable then where it does not answer for half a minute; any other trial goes on with what is here.
     """
     problem, deadline = delivery.try_pull(folder, exact=exact), time.monotonic() + delivery.ANSWER_S
     while problem and exact and time.monotonic() < deadline:
         time.sleep(1.0)
         problem = delivery.try_pull(folder, exact=True)
     if problem and exact:
-        raise UserError(problem)
+        raise Unreachable(problem)
     if problem:
         add_note(folder, f"{problem}; training goes on with what is on this machine")
     return delivery.Outbox(folder, mirror.TRIAL, lambda text: add_note(folder, text))
@@ -228,10 +228,13 @@ def clean(metrics: dict) -> dict:
 
 
 def add_note(folder: Path, text: str) -> None:
-    """A line for the driver to say: what a worker prints reaches nobody."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / NOTES, "a", encoding="utf-8") as file:
-        file.write(redact(text) + "\n")
+    """A line for the driver to say: what a worker prints reaches nobody. NotSaved where the disk takes no more."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / NOTES, "a", encoding="utf-8") as file:
+            file.write(redact(text) + "\n")
+    except OSError as error:
+        raise NotSaved(checkpoint.unwritten(folder / NOTES, error, len(text))) from error
 
 
 def read_notes(folder: Path) -> list[str]:

@@ -89,7 +89,7 @@ def run(experiment: Experiment, *, resume: str | None = None, fresh: bool = Fals
     used = sources.prepare(experiment.data, experiment.root, say)
     this = runs.start(experiment, "sweep", used.manifest, fresh=fresh) if not resume else runs.find(experiment.root, resume)
     with this.locked(say):
-        if this.finished and not budget_changed(this, experiment) and not short_of_disk(this):
+        if this.finished and not budget_changed(this, experiment) and not cut_short(this):
             say(f"{this.name} has finished (--fresh starts another)")
             runs.deliver(this, experiment, say)
             say(outcome(this))
@@ -205,9 +205,9 @@ def budget_changed(this: runs.Run, experiment: Experiment) -> bool:
     return not budget.used_up(limits, use)
 
 
-def short_of_disk(this: runs.Run) -> bool:
-    """Whether a trial ended for want of room: the same command tries it again."""
-    return any(r["stopped_by"] == "disk" for r in this.ledger())
+def cut_short(this: runs.Run) -> bool:
+    """Whether a trial ended for want of room, or because its shards did not answer: the same command goes on with it."""
+    return any(r["stopped_by"] in ("disk", "away") for r in this.ledger())
 
 
 def outcome(this: runs.Run) -> str:

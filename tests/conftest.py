@@ -28,6 +28,13 @@ def pytest_runtest_setup(item):
         pytest.skip(f"no time left: AMLRIS_TEST_MINUTES is {MINUTES:g}")
 
 
+def pytest_exception_interact(node, report):
+    """A failure is said when it happens: a run that is cut off comes to no summary."""
+    terminal = node.config.pluginmanager.get_plugin("terminalreporter")
+    if terminal and getattr(report, "failed", False):
+        terminal.write_line(f"\n{report.nodeid}: {report.longreprtext[-4000:]}")
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder with mini_refer and coco128."""

@@ -128,12 +128,20 @@ class Machines:
         ports = [f"--port={self.port}", f"--dashboard-port={self.dashboard}", f"--ray-client-server-port={free_port()}"]
         self._start("head", cpus, "--head", f"--temp-dir={self.stage.folder / 'ray'}", *ports, **environment)
 
-    def add(self, name: str, cpus: int, **environment: str) -> None:
+    def add(self, name: str, cpus: int, *arguments: str, **environment: str) -> None:
         own = f"--temp-dir={self.stage.folder / f'ray-{name}'}"  # in a shared one it would lay out a job's package anew under the driver's feet
-        self._start(name, cpus, f"--address={self.address}", own, **environment)
+        self._start(name, cpus, f"--address={self.address}", own, *arguments, **environment)
 
     def lose(self, name: str) -> None:
         self.stage.kill(f"AMLRIS_MACHINE={name}")
+        self.started.pop(name, None)
+
+    def only(self, *names: str) -> None:
+        """Beside the head: each has a CPU, and those that earlier tests added are lost."""
+        for name in [name for name in self.started if name != "head"]:
+            self.lose(name)
+        for name in names:
+            self.add(name, 1)
 
     def warn(self, name: str) -> None:
         """It is to end, as Kubernetes tells a pod: Ray drains its node, which it gives a minute."""
@@ -151,8 +159,14 @@ class Machines:
         """States of all placement groups the cluster knows."""
         return self._ask("[g['state'] for g in ray.util.placement_group_table().values()]")
 
+    def ran(self, task: str) -> set[str]:
+        """The machines that tasks of this name ran on."""
+        tasks = f"ray.util.state.list_tasks(sys.argv[1], filters=[('name', '=', {task!r})], detail=True, limit=1000)"
+        nodes = "{n['NodeID']: [name for name in n['Resources'] if name in %s] for n in ray.nodes()}" % list(self.started)  # noqa: UP031
+        return set(self._ask(f"[name for nodes in [{nodes}] for task in {tasks} for name in nodes[task.node_id]]"))
+
     def _ask(self, expression: str) -> list:
-        ask = f"import json, sys, ray; ray.init(sys.argv[1], log_to_driver=False, logging_level='ERROR')\nprint(json.dumps({expression}))"
+        ask = f"import json, sys, ray, ray.util.state; ray.init(sys.argv[1], log_to_driver=False, logging_level='ERROR')\nprint(json.dumps({expression}))"
         command = [sys.executable, "-c", ask, self.address]
         done = subprocess.run(command, env=self.stage.environment, capture_output=True, text=True, timeout=180, check=True)
         return json.loads(done.stdout.splitlines()[-1])
@@ -182,6 +196,11 @@ def assert_nothing_left(stage: Stage, root: Path, machines: Machines | None = No
         assert time.monotonic() < deadline, "a placement group is left"
     assert [p.name for p in stage.temporary.iterdir() if p.name.startswith(("amlris", "tmp"))] == []  # Ray's and torch's own stay
     assert [str(p) for p in root.rglob("*") if p.name.endswith((".tmp", ".draft", ".new"))] == []
+
+
+def holding(folder: Path, text: str) -> list[str]:
+    """The files below a folder that hold a text."""
+    return [str(p) for p in folder.rglob("*") if p.is_file() and text.encode() in p.read_bytes()]
 
 
 def histories(folder: Path) -> dict[str, list[dict]]:

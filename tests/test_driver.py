@@ -6,18 +6,19 @@ from pathlib import Path
 import pytest
 from test_survival import TREE
 
-from aml.errors import UserError
+from aml.errors import NotSaved, UserError
 from orchestrator import cluster, interrupts, runs, trial
 from orchestrator.config import from_dict
 from orchestrator.driver import Sweep
 from orchestrator.tracking import MemoryTracker
 from orchestrator.train import Epochs
-from orchestrator.tune import short_of_disk
+from orchestrator.tune import cut_short, fit
 
 
-def make_sweep(folder: Path, said: list[str], **resources) -> Sweep:
+def make_sweep(folder: Path, said: list[str], scheduler: str = "none", **resources) -> Sweep:
+    asha = {"asha": {"grace": 1, "reduction": 2}} if scheduler == "asha" else {}
     tree = TREE | {
-        "search": {"arms": ["off"], "space": {"optim.lr": [1e-3, 2e-3, 3e-3]}, "seeds": {"confirm": 0}},
+        "search": {"arms": ["off"], "space": {"optim.lr": [1e-3, 2e-3, 3e-3]}, "seeds": {"confirm": 0}, "scheduler": scheduler, **asha},
         "resources": resources,
         "tracking": {"uri": "none"},
         "storage": {"root": str(folder)},
@@ -32,6 +33,7 @@ def make_sweep(folder: Path, said: list[str], **resources) -> Sweep:
 
 def begin(sweep: Sweep) -> str:
     name = sweep.next_config()["trial"]
+    sweep.announce(name, "off")
     sweep.started(name)
     return name
 
@@ -81,6 +83,38 @@ def test_workers_of_a_training_that_hang_are_killed_once_for_each_limit(tmp_path
     assert len(said) == 2
 
 
+def test_what_a_training_and_a_sweep_wait_for_is_said_once_for_each_wait(tmp_path, monkeypatch):
+    now, waits, said = [100.0], [True], []
+    monkeypatch.setattr("orchestrator.driver.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("orchestrator.cluster.waits", lambda name: waits[0])
+    monkeypatch.setattr("orchestrator.cluster.free", lambda: "0.5 of 2 CPU")
+    ear = Epochs(runs.Run(tmp_path, "train"), from_dict(TREE), MemoryTracker(tmp_path), "train", said.append)
+    ear.close()
+    ear.sign = now[0]
+    for seconds, sayings in ((59, 0), (1, 1), (100, 1)):
+        now[0] += seconds
+        ear._say_what_it_waits_for()
+        assert len(said) == sayings
+    assert said[0].startswith("waiting for room for 1 worker(s) x 1 CPU and 0 GPU: the cluster has 0.5 of 2 CPU free")
+    ear._tell(epoch(1))
+    waits[0] = False
+    now[0] += 100
+    ear._say_what_it_waits_for()
+    assert len(said) == 2, "the epoch alone: it has workers"
+    said.clear()
+    sweep = make_sweep(tmp_path / "sweep", said)
+    name = sweep.next_config()["trial"]
+    for sayings in (0, 1, 1):
+        now[0] += 61
+        sweep.tick()
+        assert sum("1 trial(s) wait for room: the cluster has 0.5 of 2 CPU free" in text for text in said) == sayings
+    sweep.announce(name, "off")
+    sweep.started(name)
+    now[0] += 61
+    sweep.tick()
+    assert not sweep.waits
+
+
 def test_without_a_limit_no_trial_hangs(tmp_path, monkeypatch):
     sweep = make_sweep(tmp_path, [])
     name = begin(sweep)
@@ -90,8 +124,8 @@ def test_without_a_limit_no_trial_hangs(tmp_path, monkeypatch):
         from_dict(TREE | {"resources": {"trial_timeout_s": 0}})
 
 
-@pytest.mark.parametrize("kind", ["memory", "disk", "non-finite"])
-def test_a_trial_that_cannot_go_on_fails_alone_and_only_want_of_room_is_tried_again(tmp_path, kind):
+@pytest.mark.parametrize("kind, goes_on", [("memory", False), ("disk", True), ("away", True), ("non-finite", False)])
+def test_a_trial_that_cannot_go_on_fails_alone_and_only_what_the_world_lacked_is_tried_again(tmp_path, kind, goes_on):
     sweep = make_sweep(tmp_path, [])
     first, second = begin(sweep), begin(sweep)
     sweep.heard(first, epoch(1))
@@ -99,11 +133,11 @@ def test_a_trial_that_cannot_go_on_fails_alone_and_only_want_of_room_is_tried_ag
     assert [sweep.heard(second, epoch(n)) for n in (1, 2, 3, 4)] == [None, None, None, ("done", "")]
     assert [(r["state"], r["stopped_by"]) for r in sweep.run.ledger()] == [("failed", kind), ("done", "")]
     again = make_sweep(tmp_path, [])
-    assert short_of_disk(again.run) is (kind == "disk")
+    assert cut_short(again.run) is goes_on
     names = [begin(again)]
     while config := again.next_config():
         names.append(config["trial"])
-    assert (first in names) is (kind == "disk") and second not in names
+    assert (first in names) is goes_on and second not in names
 
 
 def test_epochs_that_a_stopped_trials_workers_went_on_with_are_none_of_its_result(tmp_path):
@@ -116,6 +150,25 @@ def test_epochs_that_a_stopped_trials_workers_went_on_with_are_none_of_its_resul
     assert sweep.heard(name, epoch(2))[0] == "stopped" and sweep.heard(name, epoch(3)) is None
     (record,) = sweep.run.ledger()
     assert record["epochs"] == 2 and [e["epoch"] for e in record["history"]] == [1, 2]
+
+
+def test_the_rungs_a_trial_had_passed_stand_when_it_goes_on(tmp_path):
+    """Its driver was lost after an epoch; the next one judges the others against it."""
+    sweep = make_sweep(tmp_path, [], scheduler="asha")
+    good = begin(sweep)
+    sweep.heard(good, epoch(1) | {"val/mIoU": 0.9})
+    trial.write_atomic(sweep.run.folder / "trials" / good / "epochs.jsonl", (json.dumps(epoch(1) | {"val/mIoU": 0.9}) + "\n").encode())
+    again = make_sweep(tmp_path, [], scheduler="asha")
+    assert begin(again) == good
+    assert again.heard(begin(again), epoch(1)) == ("stopped", "asha")
+
+
+def test_the_places_of_stopped_distributed_trials_are_handed_to_one_that_starts_each_once(tmp_path):
+    sweep = make_sweep(tmp_path, [], workers=2, cpus_per_worker=0.5)
+    sweep._rung_stops = lambda spec, metrics: True
+    first = begin(sweep)
+    sweep.heard(first, epoch(1))
+    assert [sweep.next_config()["over"]] == [[first]] and sweep.stopped == []
 
 
 def test_a_run_whose_report_was_not_written_yet_has_not_finished(tmp_path):
@@ -138,6 +191,25 @@ def test_mlflow_hears_of_an_end_before_the_ledger_does(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         sweep.heard(name, epoch(4))
     assert sweep.tracker.runs[name]["status"] == "FINISHED" and begin(make_sweep(tmp_path, [])) == name
+
+
+@pytest.mark.parametrize("file", ["ledger.jsonl", "trial.json"])
+def test_a_disk_that_takes_nothing_of_the_driver_ends_the_sweep_and_the_next_command_goes_on(tmp_path, monkeypatch, file):
+    """Raised where Tune calls, it would come out as a traceback."""
+
+    def full(*_):
+        raise NotSaved(f"{file} could not be written")
+
+    sweep = make_sweep(tmp_path, [])
+    name = begin(sweep)
+    with monkeypatch.context() as patch:
+        patch.setattr(*((sweep.run, "append") if file == "ledger.jsonl" else ("orchestrator.trial.write_atomic",)), full)
+        if file == "ledger.jsonl":
+            assert sweep.heard(name, epoch(4)) == ("done", "")
+        assert sweep.next_config() is None and sweep.next_config() is None
+        with pytest.raises(NotSaved, match=file):
+            fit(sweep, None, [])
+    assert sweep.run.ledger() == [] and begin(make_sweep(tmp_path, [])) == name
 
 
 def test_what_a_killed_driver_had_spent_is_known_to_the_next(tmp_path, monkeypatch):

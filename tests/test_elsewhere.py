@@ -12,7 +12,7 @@ import urllib.request
 import pytest
 from botocore.exceptions import ClientError
 from s3 import KEYS, Line, objects
-from staging import ROOT, Machines, Stage, wait_for
+from staging import ROOT, Machines, Stage, assert_nothing_left, wait_for
 from test_population import PBT_OF_THREE
 
 from aml import checkpoint
@@ -78,7 +78,10 @@ def command(stage, bucket, tmp_path):
         return stage.orchestrator(what, tmp_path / "tiny.yaml", *overrides, **here | environment)
 
     yield start
-    stage.kill(machines=False)
+    try:
+        assert_nothing_left(stage, tmp_path)
+    finally:
+        stage.kill(machines=False)
 
 
 def delivered(bucket) -> tuple[list[str], dict[str, list[str]]]:
@@ -125,7 +128,9 @@ def test_a_sweep_whose_machine_is_lost_goes_on_on_another(undisturbed, stage, co
         assert [e["time/epoch_s"] for e in records[trial][: len(found)]] == [json.loads(line)["time/epoch_s"] for line in found]
 
 
-def test_a_bucket_that_is_slow_and_then_silent_holds_up_nothing_and_gets_everything(undisturbed, command, bucket, tmp_path, monkeypatch):
+def test_a_bucket_that_is_slow_and_silent_and_then_away_to_the_end_holds_up_nothing_and_gets_everything(
+    undisturbed, command, bucket, tmp_path, monkeypatch
+):
     line = Line(bucket)
     line.delay_s = 0.02
 
@@ -138,8 +143,16 @@ def test_a_bucket_that_is_slow_and_then_silent_holds_up_nothing_and_gets_everyth
     before = epochs()
     wait_for(lambda: "could not be delivered" in log.read_text(), log=log, process=process)
     wait_for(lambda: epochs() > before + EPOCHS, log=log, process=process)  # of trials that began meanwhile
+    had = set(objects(bucket))
     line.open.set()
+    wait_for(lambda: set(objects(bucket)) != had, log=log, process=process)
+    line.open.clear()  # and to the end
     assert process.wait(timeout=500) == 0, log.read_text()
+    said = log.read_text()
+    assert "index.html" in said and "Traceback" not in said, said
+    line.open.set()
+    process, log = command("a", "sweep", "tracking.uri=none", AMLRIS_HOME=line.bucket.uri)
+    assert process.wait(timeout=300) == 0 and "has finished" in log.read_text(), said + log.read_text()
     line.close()
     shutil.rmtree(tmp_path / "a")
     monkeypatch.setenv("AMLRIS_HOME", bucket.uri)
@@ -180,12 +193,14 @@ def neighbour(machines, stage):
 
 
 @pytest.fixture
-def mlflow_server(tmp_path, unused_port):
+def mlflow_server(bucket, tmp_path, unused_port):
+    """One that keeps artifacts in the bucket."""
     address = f"http://127.0.0.1:{unused_port}"
-    store = ["--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db", "--artifacts-destination", str(tmp_path / "artifacts"), "--workers", "1"]
+    store = ["--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db", "--artifacts-destination", f"s3://{bucket.name}/team/mlflow", "--workers", "1"]
     line = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(unused_port), *store]
     with open(tmp_path / "mlflow.log", "w") as log:
-        process = subprocess.Popen(line, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        where = os.environ | {"MLFLOW_S3_ENDPOINT_URL": bucket.client.meta.endpoint_url}
+        process = subprocess.Popen(line, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=where)
     deadline = time.monotonic() + 120
     while True:
         try:
@@ -208,7 +223,7 @@ def project(tmp_path):
 
 
 def test_a_submitted_sweep_that_loses_a_node_ends_with_the_table_of_an_undisturbed_one(
-    undisturbed, project, bucket, tmp_path, monkeypatch, machines, second, neighbour, mlflow_server
+    undisturbed, stage, project, bucket, tmp_path, monkeypatch, machines, second, neighbour, mlflow_server
 ):
     job = ["--follow", "--env", "MLFLOW_TRACKING_URI", "sweep", "tiny.yaml"]
     process, log = machines.submit(*job, cwd=project, AMLRIS_HOME=bucket.uri, MLFLOW_TRACKING_URI=mlflow_server)
@@ -236,6 +251,10 @@ def test_a_submitted_sweep_that_loses_a_node_ends_with_the_table_of_an_undisturb
     for found in (r for r in every if "trial_id" in r.data.tags):
         assert [m.step for m in client.get_metric_history(found.info.run_id, "val/mIoU")] == list(range(1, EPOCHS + 1))
         assert any(a.path.endswith(".png") for a in client.list_artifacts(found.info.run_id, "pictures"))
+    kept = [key for key in objects(bucket) if key.startswith("mlflow/")]
+    assert sum(key.endswith(".png") for key in kept) == 4 and any(key.endswith("index.html") for key in kept)
+    assert any(key.endswith("model.safetensors") for key in kept), "the registered champion"
+    assert_nothing_left(stage, tmp_path, machines)
 
 
 def test_a_training_on_two_nodes_is_heard_by_its_driver_and_read_elsewhere(command, bucket, tmp_path, monkeypatch, machines, second):

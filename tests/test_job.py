@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from staging import BIN, ROOT, TOKEN, Machines, Stage, wait_for
+from staging import BIN, ROOT, TOKEN, Machines, Stage, assert_nothing_left, holding, wait_for
 
 from orchestrator import cluster as cluster_of_ray
 from orchestrator import runs
@@ -25,9 +25,13 @@ SMALL = [
 ]
 
 
+PLANTED = "hunter2Planted0Secret"
+
+
 @pytest.fixture
 def stage(tmp_path):
-    stage = Stage(HOME=str(tmp_path))
+    """The cluster is started with secrets, which its jobs inherit."""
+    stage = Stage(HOME=str(tmp_path), **dict.fromkeys(("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN"), PLANTED))
     yield stage
     stage.close()
 
@@ -99,4 +103,8 @@ def test_submit_hands_over_what_a_job_needs_and_a_second_one_finds_it_finished(c
     wait_for(lambda: re.search(rf"{name} +STOPPED", call([*submit, "--list"], environment).stdout), seconds=120)
     (notes,) = (home / "amlris").glob("*/notes.txt")
     assert f"{cluster_of_ray.ENDING}: saved at step" in notes.read_text()
-    assert TOKEN not in said + again.stdout + listed and not [p for p in run.folder.rglob("*") if p.is_file() and TOKEN.encode() in p.read_bytes()]
+    # neither the results, MLflow's database among them, nor what the cluster knows and wrote of its jobs hold a secret
+    jobs = call([BIN / "ray", "job", "list", "--address", address], environment).stdout
+    assert "quickstart-1" in jobs and TOKEN not in said + again.stdout + listed + jobs and PLANTED not in said + again.stdout + listed + jobs
+    assert (home / "amlris" / "mlflow.db").exists() and holding(home, TOKEN) == [] and holding(home, PLANTED) == holding(stage.folder, PLANTED) == []
+    assert_nothing_left(stage, home / "amlris", machines)

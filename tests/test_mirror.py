@@ -215,6 +215,33 @@ def test_a_bucket_that_does_not_answer_ends_a_command_with_one_sentence(machines
         runs.listing(machines("a"))
 
 
+def test_a_bucket_that_takes_nothing_is_said_in_one_sentence(there, machines, monkeypatch):
+    run = a_run(machines("a"))
+
+    def refuse(self, name):
+        raise OSError("When initiating multiple part upload: AWS Error ACCESS_DENIED during CreateMultipartUpload operation")
+
+    class ReadOnly:
+        def __getattr__(self, name):
+            return getattr(real, name)
+
+        open_output_stream = refuse
+
+    store = shards.Store(mirror.bucket_of(run.folder))
+    real, made = store.fs, shards.Store.__init__
+
+    def make(self, *arguments, **how):
+        made(self, *arguments, **how)
+        self.fs = ReadOnly()
+
+    monkeypatch.setattr(shards.Store, "__init__", make)
+    with (
+        pytest.raises(UserError, match="tiny-01234567/lease.* cannot be reached .*ACCESS_DENIED.*check the endpoint, the bucket and what AWS_"),
+        run.locked(),
+    ):
+        pass
+
+
 def test_an_address_with_keys_in_it_is_refused_without_repeating_them(monkeypatch):
     monkeypatch.setenv("AMLRIS_HOME", "s3://AKIAPLANTED:planted@amlris/team")
     with pytest.raises(UserError, match="holds keys") as refused:

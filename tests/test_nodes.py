@@ -1,5 +1,7 @@
 """Machines of a cluster that are lost in the middle of a run: a node, then the head. What is lost: the epoch under way."""
 
+import itertools
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +46,13 @@ def machines(stage):
     return machines
 
 
+@pytest.fixture(autouse=True)
+def alone_on_them(stage):
+    """A test that failed leaves nothing running on the machines of the next."""
+    yield
+    stage.kill(machines=False)
+
+
 def numbers(history: list[dict]) -> list[list]:
     return [[epoch[name] for name in NUMBERS] for epoch in history]
 
@@ -79,10 +88,12 @@ def test_a_sweep_whose_node_is_lost_goes_on_where_another_comes(stage, machines,
 
 
 def test_a_machine_with_a_notice_saves_in_the_middle_of_an_epoch(stage, machines, tmp_path):
-    machines.lose("second")
-    machines.add("spot", 1)
+    """Another one is there to decode, and has no room for the trial."""
+    machines.only("spot")
+    machines.add(cluster.DATA, 1, "--memory=500000000")
     (tmp_path / "tiny.yaml").write_text(TINY)
-    process, log = stage.orchestrator("sweep", tmp_path / "tiny.yaml", f"storage.root={tmp_path}", *LONG, RAY_ADDRESS=machines.address)
+    wide = [*LONG, "resources.memory_gb=1"]
+    process, log = stage.orchestrator("sweep", tmp_path / "tiny.yaml", f"storage.root={tmp_path}", *wide, RAY_ADDRESS=machines.address)
     wait_for(lambda: any(histories(tmp_path).values()), log=log, process=process)
     machines.warn("spot")
     (notes,) = wait_for(lambda: list(tmp_path.glob("tiny-*/trials/*/notes.txt")), log=log, process=process)
@@ -90,11 +101,12 @@ def test_a_machine_with_a_notice_saves_in_the_middle_of_an_epoch(stage, machines
     machines.add("next", 1)
     assert process.wait(timeout=500) == 0, log.read_text()
     assert_saved_in_the_middle(notes, cluster.LEAVING, tmp_path)
+    assert machines.ran("MapBatches(_decode)") == {cluster.DATA}
     assert_nothing_left(stage, tmp_path, machines)
 
 
 def test_a_training_on_two_workers_whose_node_is_lost_goes_on_where_another_comes(stage, machines, tmp_path):
-    machines.lose("next")
+    machines.only()
     machines.add("third", 2)
     (tmp_path / "duo.yaml").write_text(CONFIG)
     command = ["train", tmp_path / "duo.yaml", f"storage.root={tmp_path}", "train.epochs=20", "tracking.uri=none"]
@@ -114,6 +126,31 @@ def test_a_training_on_two_workers_whose_node_is_lost_goes_on_where_another_come
     assert_nothing_left(stage, tmp_path, machines)
 
 
+def test_an_elastic_training_goes_on_with_what_is_left_and_takes_in_what_comes(stage, machines, tmp_path):
+    machines.only("left", "right")
+    (tmp_path / "duo.yaml").write_text(CONFIG)
+    few = ["train.epochs=2000", "tracking.uri=none", "resources={workers: 2, min_workers: 1, cpus_per_worker: 1}"]
+    process, log = stage.orchestrator("train", tmp_path / "duo.yaml", f"storage.root={tmp_path}", *few, RAY_ADDRESS=machines.address)
+
+    def of_so_many_workers() -> list[int]:
+        """Workers of the epochs so far, where they changed."""
+        counts = [int(epoch["train/workers"]) for history in histories(tmp_path).values() for epoch in history]
+        return [count for count, _ in itertools.groupby(counts)]
+
+    wait_for(lambda: of_so_many_workers() == [2], log=log, process=process)
+    machines.lose("left")
+    done = histories(tmp_path)
+    wait_for(lambda: of_so_many_workers() == [2, 1], log=log, process=process)
+    machines.add("another", 1)
+    wait_for(lambda: of_so_many_workers() == [2, 1, 2], log=log, process=process)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=120) == 130, log.read_text()
+    (history,) = histories(tmp_path).values()
+    assert [epoch["epoch"] for epoch in history] == list(range(1, len(history) + 1))
+    assert_resumed(done, histories(tmp_path))
+    assert_nothing_left(stage, tmp_path, machines)
+
+
 SRUN = """#!/bin/bash
 # a step of one task on this machine, whose Ray the test has started
 while [ "$1" != -- ]; do shift; done
@@ -123,8 +160,7 @@ exec "${@:2}"
 
 def test_a_slurm_job_whose_time_is_up_saves_in_the_middle_of_an_epoch(stage, machines, tmp_path):
     """The signal that cluster/slurm.sh asks for is sent to the batch script alone."""
-    machines.lose("fourth")
-    machines.add("batch", 1)
+    machines.only("batch")
     (tmp_path / "tiny.yaml").write_text(TINY)
     tree = load(tmp_path / "tiny.yaml", LONG).to_dict()
     del tree["storage"]

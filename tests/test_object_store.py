@@ -15,7 +15,7 @@ from PIL import Image
 from stores import hand_row, write_store
 
 from aml.data import Items, train_batches
-from aml.errors import UserError
+from aml.errors import Unreachable, UserError
 from orchestrator import decoded, shards
 
 KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
@@ -191,6 +191,33 @@ def test_an_endpoint_that_is_away_is_said_in_one_sentence(unused_port, monkeypat
     store = shards.Store(f"s3://amlris/team/scenes?scheme=http&endpoint_override=127.0.0.1:{unused_port}")
     with pytest.raises(UserError, match=f"127.0.0.1:{unused_port} cannot be reached .*; check the endpoint, the bucket"):
         shards.manifest(store)
+
+
+def test_a_bucket_that_is_away_is_no_damage(unused_port, monkeypatch):
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    store = shards.Store(f"s3://amlris/team/scenes?scheme=http&endpoint_override=127.0.0.1:{unused_port}", impatient=True)
+    with pytest.raises(Unreachable, match="scenes.*part-0.parquet cannot be reached"), shards.opened(store, "part-0.parquet"):
+        pass
+
+
+def test_a_window_waits_for_a_bucket_that_is_away_and_gives_it_up_in_the_end(large, monkeypatch):
+    monkeypatch.setattr(decoded, "PAUSE_S", 0)
+    groups, failures = decoded.RowGroups((decoded.Part(large[0], TRAIN, {}),), 64, "square"), [3]
+    read = groups._read
+
+    def away(group):
+        failures[0] -= 1
+        if failures[0] >= 0:
+            raise Unreachable("away")
+        return read(group)
+
+    groups._read = away
+    assert groups.read(0) == read(groups.groups[0]) and failures == [-1]
+    monkeypatch.setattr(decoded, "AWAY_S", -1)
+    failures[0] = 3
+    with pytest.raises(Unreachable):
+        groups.read(0)
 
 
 @pytest.mark.fault  # waits for each of its requests

@@ -1,5 +1,6 @@
 """The tracker's queue on disk and its leases: servers that are away, processes that die, and runs that others changed meanwhile."""
 
+import errno
 import json
 import os
 import shutil
@@ -167,6 +168,30 @@ def test_an_operation_that_fails_for_ever_does_not_block_the_others(root, tmp_pa
     lines = [json.loads(line) for line in (tmp_path / RUN / "tracking.rejected.jsonl").read_text().splitlines()]
     assert [line["path"] for line in lines] == ["a.txt", "a.txt"]
     assert "no bucket" in lines[0]["error"] and "hunter2" not in lines[0]["error"]
+
+
+def test_a_full_disk_refuses_nothing_and_ends_no_thread(root, tmp_path, monkeypatch):
+    """The artifacts of a SQLite store lie beside it, and so does what is noted of a refusal."""
+    monkeypatch.setattr(tracking, "MAX_DELAY", 0.02)
+    t = Tracker(tmp_path / RUN, None, "full", root)
+    t.run("a", "a")
+    assert t.flush(30) == 0
+    (tmp_path / RUN / "a.txt").write_text("a")
+    (tmp_path / RUN / "tracking.rejected.jsonl").mkdir()  # nothing can be written there
+    log_it, tries = t._server.client.log_artifact, []
+
+    def full(*args):
+        tries.append(args)
+        if len(tries) <= 2 * tracking.TRIES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return log_it(*args)
+
+    monkeypatch.setattr(t._server.client, "log_artifact", full)
+    t.artifact("a", tmp_path / RUN / "a.txt")
+    assert t.flush(30) == 0 and len(tries) == 2 * tracking.TRIES + 1 and t.rejected == 0
+    monkeypatch.setattr(t._server.client, "log_artifact", lambda *_: (_ for _ in ()).throw(FileNotFoundError("a.txt")))
+    t.artifact("a", tmp_path / RUN / "a.txt")
+    assert t.flush(30) == 0 and t._thread.is_alive() and "refused 1" in t.close()
 
 
 def test_one_bad_step_does_not_take_its_neighbours_along(root, tmp_path):

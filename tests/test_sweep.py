@@ -196,6 +196,17 @@ def test_a_trial_stops_at_its_time_limit(home, ray_session):
     assert (record["state"], record["stopped_by"], record["epochs"]) == ("stopped", "time", 1)
 
 
+@pytest.mark.fault
+def test_a_trial_that_wants_more_memory_than_there_is_fails_alone(home, ray_session):
+    """An attention of 2^19 channels takes a terabyte, which the allocator refuses."""
+    small = ["search.arms=[off]", f"search.space={{model.width: [{2**19}, 16]}}", "search.seeds={confirm: 1}", "search.scheduler=none"]
+    code, text = ray_session(["sweep", str(home / "tiny.yaml"), f"storage.root={home}", "name=vast", *small])
+    assert code == 0 and "out of memory" in text and "Traceback" not in text, text
+    found = {r["overrides"].get("model.width"): r for r in runs.find(home, "vast").ledger()}
+    assert (found[2**19]["state"], found[2**19]["stopped_by"], found[2**19]["epochs"]) == ("failed", "memory", 0)
+    assert "raise train.accumulate" in found[2**19]["error"] and found[16]["state"] == "done"
+
+
 @pytest.mark.fault  # two sweeps more; test_budget has the arithmetic
 def test_a_budget_stops_a_sweep_with_the_best_so_far_and_a_larger_one_goes_on(home, ray_session):
     command = ["sweep", str(home / "tiny.yaml"), f"storage.root={home}", "name=frugal", "search.scheduler=none", "train.epochs=2"]
