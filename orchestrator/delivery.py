@@ -23,6 +23,28 @@ AT_END_S = 30.0
 ANSWER_S = 30.0
 """How long what must not be lost (a line of the ledger, a trial's last epoch) is waited for where the bucket neither takes nor refuses it."""
 
+AWAY_S = 30.0
+"""A bucket that did not answer is not asked again for so long by who can do without it; outboxes go on trying, and hear first that it answers."""
+
+_SILENT: dict[Path, tuple[float, str]] = {}
+"""Working root -> until when (monotonic), why: of this process."""
+
+
+@contextmanager
+def _asking(folder: Path, *, insisting: bool):
+    """Around what asks the bucket of a folder. Unreachable at once where it was silent just now, unless somebody insists."""
+    root = mirror.root_of(folder)
+    until, why = _SILENT.get(root, (0.0, ""))
+    if not insisting and time.monotonic() < until:
+        raise Unreachable(why)
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, Unreachable) or "AWS Error" in str(error):
+            _SILENT[root] = time.monotonic() + AWAY_S, redact(error)
+        raise
+    _SILENT.pop(root, None)
+
 
 class Outbox:
     """A bundle's snapshots, delivered by a thread; where one waits, the next takes its place."""
@@ -102,7 +124,8 @@ class Outbox:
 
     def _deliver(self, snapshot: Snapshot) -> str:
         try:
-            self.bundle.push(snapshot)
+            with _asking(self.bundle.folder, insisting=True):
+                self.bundle.push(snapshot)
             return ""
         except Exception as error:  # whatever it is, it must end neither the training nor this thread
             return undelivered(self.bundle.folder, error)
@@ -133,10 +156,11 @@ def state(manifest: dict) -> set[str]:
 
 
 def pull(folder: Path, kind: str = TRIAL, wanted=set, *, exact: bool = False, wait: bool = True) -> None:
-    """As Bundle.pull; nothing where the folder is in no bucket. Unreachable where the bucket does not answer."""
+    """As Bundle.pull; nothing where the folder is in no bucket. Unreachable where the bucket does not answer; who asks for it exact insists."""
     if mirror.root_of(folder):
         try:
-            Bundle(folder, kind).pull(wanted, exact=exact, wait=wait)
+            with _asking(folder, insisting=exact):
+                Bundle(folder, kind).pull(wanted, exact=exact, wait=wait)
         except OSError as error:
             raise Unreachable(f"{redact(mirror.bucket_of(folder))} cannot be read ({' '.join(redact(error).split())[:200]})") from None
 
@@ -194,9 +218,10 @@ def deliver_here(portable: str) -> list[str]:
         bundle = Bundle(own.parent.parent, TRIAL)
         if bundle.undelivered():
             try:
-                snapshot = bundle.snapshot()
-                bundle.push(snapshot, ours_only=True)
-                snapshot.close()
+                with _asking(run, insisting=False):
+                    snapshot = bundle.snapshot()
+                    bundle.push(snapshot, ours_only=True)
+                    snapshot.close()
             except Exception as error:
                 problems.append(undelivered(bundle.folder, error))
     return problems

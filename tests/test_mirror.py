@@ -215,6 +215,32 @@ def test_a_bucket_that_does_not_answer_ends_a_command_with_one_sentence(machines
         runs.listing(machines("a"))
 
 
+def test_a_bucket_that_was_silent_just_now_is_asked_again_by_who_insists_alone(there, machines, monkeypatch):
+    """Each try takes seconds: who can do without does not wait for one after the other."""
+    run, asked, gone = a_run(machines("a")), [], [True]
+    real = Bundle.pull
+
+    def pull(self, *arguments, **how):
+        asked.append(self.folder.name)
+        if gone[0]:
+            raise OSError("AWS Error NETWORK_CONNECTION")
+        return real(self, *arguments, **how)
+
+    monkeypatch.setattr(Bundle, "pull", pull)
+    for name in "abc":
+        assert "NETWORK_CONNECTION" in delivery.try_pull(run.folder / "trials" / name)
+    assert asked == ["a"]
+    assert delivery.try_pull(run.folder / "trials" / "d", exact=True) and asked == ["a", "d"]
+    gone[0] = False
+    assert delivery.try_pull(run.folder / "trials" / "e", exact=True) == delivery.try_pull(run.folder / "trials" / "f") == ""
+    gone[0] = True
+    assert delivery.try_pull(run.folder / "trials" / "g")
+    monkeypatch.setattr(delivery, "AWAY_S", 0.0)
+    delivery._SILENT.clear()
+    assert delivery.try_pull(run.folder / "trials" / "h") and delivery.try_pull(run.folder / "trials" / "i")
+    assert asked == list("adefghi")
+
+
 def test_a_bucket_that_takes_nothing_is_said_in_one_sentence(there, machines, monkeypatch):
     run = a_run(machines("a"))
 
