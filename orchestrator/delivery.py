@@ -4,6 +4,7 @@ Without a bucket every one of these does nothing, so that callers need not ask.
 """
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -18,9 +19,9 @@ from orchestrator.redaction import redact
 LEASE, STOP, PROBE = "lease", "STOP", "probe"
 """Objects beside bundles."""
 LONGEST_PAUSE_S = 10.0
-AT_END_S = 30.0
+AT_END_S = float(os.environ.get("AMLRIS_PATIENCE_S", "30"))
 """How long a command that is over goes on trying."""
-ANSWER_S = 30.0
+ANSWER_S = AT_END_S
 """How long what must not be lost (a line of the ledger, a trial's last epoch) is waited for where the bucket neither takes nor refuses it."""
 
 AWAY_S = 30.0
@@ -36,12 +37,12 @@ def _asking(folder: Path, *, insisting: bool):
     root = mirror.root_of(folder)
     until, why = _SILENT.get(root, (0.0, ""))
     if not insisting and time.monotonic() < until:
-        raise Unreachable(why)
+        raise Unreachable(f"{redact(mirror.bucket_of(folder))} is not asked for: the bucket did not answer just now ({why})")
     try:
         yield
     except Exception as error:
         if isinstance(error, Unreachable) or "AWS Error" in str(error):
-            _SILENT[root] = time.monotonic() + AWAY_S, redact(error)
+            _SILENT[root] = time.monotonic() + AWAY_S, " ".join(redact(error).split())[:200]
         raise
     _SILENT.pop(root, None)
 

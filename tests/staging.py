@@ -203,6 +203,15 @@ def holding(folder: Path, text: str) -> list[str]:
     return [str(p) for p in folder.rglob("*") if p.is_file() and text.encode() in p.read_bytes()]
 
 
+def statuses(folder: Path, name: str = "tiny") -> list[str]:
+    """Of the runs of an experiment in a root's MLflow."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    (experiment,) = [e for e in client.search_experiments() if e.name == name]
+    return [r.info.status for r in client.search_runs([experiment.experiment_id])]
+
+
 def histories(folder: Path) -> dict[str, list[dict]]:
     """{run or trial folder: its finished epochs, as they lie there}"""
     files = [p for pattern in ("*/epochs.jsonl", "*/trials/*/epochs.jsonl") for p in folder.glob(pattern)]

@@ -137,7 +137,7 @@ def test_a_bucket_that_is_slow_and_silent_and_then_away_to_the_end_holds_up_noth
     def epochs() -> int:
         return sum(p.read_bytes().count(b"\n") for p in (tmp_path / "a").rglob("trials/*/epochs.jsonl"))
 
-    process, log = command("a", "sweep", "tracking.uri=none", AMLRIS_HOME=line.bucket.uri)
+    process, log = command("a", "sweep", "tracking.uri=none", AMLRIS_HOME=line.bucket.uri, AMLRIS_PATIENCE_S="3")
     wait_for(lambda: epochs() >= 3, log=log, process=process)
     line.open.clear()
     before = epochs()

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from staging import Machines, Stage, assert_nothing_left, assert_resumed, histories, holding, wait_for
+from staging import Machines, Stage, assert_nothing_left, assert_resumed, histories, holding, statuses, wait_for
 from test_sweep import TINY
 from test_train import CONFIG, children_of, done_epochs
 
@@ -72,14 +72,6 @@ def lines(folder: Path) -> int:
     return sum(p.read_bytes().count(b"\n") for p in folder.glob("tiny-*/ledger.jsonl"))
 
 
-def statuses(folder: Path, name: str = "tiny") -> list[str]:
-    from mlflow.tracking import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
-    (experiment,) = [e for e in client.search_experiments() if e.name == name]
-    return [r.info.status for r in client.search_runs([experiment.experiment_id])]
-
-
 def test_an_interrupted_sweep_says_so_and_continues(sweep, tmp_path):
     few = ["train.epochs=30", "search.arms=[off]", "search.space={optim.lr: [1e-3, 2e-3]}", "search.max_concurrent=1", "search.scheduler=none"]
     process, log = sweep(*few)
@@ -113,13 +105,14 @@ def test_a_second_interruption_ends_a_sweep_within_the_epoch(sweep, tmp_path):
 
 
 def test_a_killed_trial_process_is_started_again_and_loses_at_most_its_epoch(sweep, machines, tmp_path):
-    process, log = sweep("tracking.uri=none", "train.epochs=40", "search.scheduler=none", "search.arms=[off]", "search.space={}")
+    process, log = sweep("train.epochs=40", "search.scheduler=none", "search.arms=[off]", "search.space={}")
     wait_for(lambda: any(p.read_bytes().count(b"\n") >= 3 for p in tmp_path.glob("tiny-*/trials/*/epochs.jsonl")), log=log, process=process)
     done = histories(tmp_path)
     os.kill(trials_of(machines)[0], signal.SIGKILL)
     assert process.wait(timeout=700) == 0, log.read_text()
     (run,) = runs.listing(tmp_path)
     assert_resumed(done, histories(tmp_path))
+    assert statuses(tmp_path) == ["FINISHED"] * 3
     assert all(r["state"] == "done" and [e["epoch"] for e in r["history"]] == list(range(1, 41)) for r in run.ledger())
 
 

@@ -1,6 +1,7 @@
 """Machines of a cluster that are lost in the middle of a run: a node, then the head. What is lost: the epoch under way."""
 
 import itertools
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from staging import ROOT, Machines, Stage, assert_nothing_left, assert_resumed, histories, wait_for
+from staging import ROOT, Machines, Stage, assert_nothing_left, assert_resumed, histories, statuses, wait_for
 from test_sweep import TINY, alone
 from test_train import CONFIG
 
@@ -67,10 +68,11 @@ def assert_saved_in_the_middle(notes: Path, why: str, root: Path) -> None:
     assert record["state"] == "done" and numbers(record["history"]) == numbers(alone(run, record, root))
 
 
-def test_a_sweep_whose_node_is_lost_goes_on_where_another_comes(stage, machines, tmp_path):
+def test_a_sweep_whose_node_is_lost_goes_on_where_another_comes(stage, machines, tmp_path, root):
     machines.add("first", 2)
+    shutil.copy(root / "mlflow.db", tmp_path)
     (tmp_path / "tiny.yaml").write_text(TINY)
-    few = ["tracking.uri=none", "search.scheduler=none", "search.space={optim.lr: [1e-3, 2e-3]}", "search.arms=[off]", "train.epochs=20"]
+    few = ["search.scheduler=none", "search.space={optim.lr: [1e-3, 2e-3]}", "search.arms=[off]", "train.epochs=20"]
     process, log = stage.orchestrator("sweep", tmp_path / "tiny.yaml", f"storage.root={tmp_path}", *few, RAY_ADDRESS=machines.address)
     wait_for(lambda: any(len(h) >= 3 for h in histories(tmp_path).values()), log=log, process=process)
     machines.lose("first")
@@ -84,6 +86,7 @@ def test_a_sweep_whose_node_is_lost_goes_on_where_another_comes(stage, machines,
     assert_resumed(done, histories(tmp_path))
     for record in records:
         assert numbers(record["history"]) == numbers(alone(run, record, tmp_path))
+    assert statuses(tmp_path) == ["FINISHED"] * 4
     assert_nothing_left(stage, tmp_path, machines)
 
 
@@ -198,4 +201,5 @@ def test_a_job_submitted_again_after_its_head_was_lost_runs_no_finished_trial_ag
     assert "continuing quickstart-" in log.read_text() and ledger.read_bytes().startswith(had)
     assert len(records) == len({r["trial"] for r in records}) == 3 and {r["state"] for r in records} == {"done"}
     assert_resumed(done, histories(home))
+    assert statuses(home, "quickstart") == ["FINISHED"] * 4
     assert_nothing_left(stage, home, machines)
