@@ -212,6 +212,8 @@ def quiet_tune() -> None:
     """Tune looks for result files of its own loggers, which are off, and names its own way to resume: the ledger has and does both."""
     for name in ("ray.tune.analysis.experiment_analysis", "ray.tune.tune", "ray.tune.search.searcher"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ("ray.tune.execution.experiment_state", "ray.train._internal.syncer"):  # its snapshot, which nobody reads, on a full disk
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def keep_keys_from_tune() -> None:
