@@ -184,6 +184,7 @@ def test_a_distributed_trial_that_asha_stops_makes_room_for_the_next(command, tm
     (run,) = runs.listing(tmp_path)
     found = [(r["stage"], r["state"], r["epochs"]) for r in run.ledger()]
     assert found == [("search", "done", 6), ("search", "stopped", 1), ("confirm", "done", 6)]
+    assert all(epoch["val/n"] == 24 and epoch["train/workers"] == 2 for r in run.ledger() for epoch in r["history"])
 
 
 def test_a_killed_worker_and_then_one_that_hangs_lose_at_most_the_epoch_under_way(joined, machines, tmp_path):

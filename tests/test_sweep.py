@@ -177,16 +177,6 @@ def test_a_reused_process_gives_a_trial_the_bits_it_has_alone(finished, home):
     assert [[h[n] for n in names] for h in alone(run, record, home)] == [[e[n] for n in names] for e in record["history"]]
 
 
-@pytest.mark.fault  # slow; `make test` trains with two workers in test_train
-def test_trials_of_two_workers_run_through_ray_train(home, ray_session):
-    small = ["search.arms=[off]", "search.space={}", "search.seeds={confirm: 0}", "resources={workers: 2, cpus_per_worker: 0.5}"]
-    code, text = ray_session(["sweep", str(home / "tiny.yaml"), f"storage.root={home}", "name=wide", "train.epochs=2", *small])
-    assert code == 0, text
-    run = runs.find(home, "wide")
-    (record,) = run.ledger()
-    assert record["state"] == "done" and [e["epoch"] for e in record["history"]] == [1, 2] and record["history"][0]["val/n"] == 24
-
-
 @pytest.mark.fault
 def test_a_trial_stops_at_its_time_limit(home, ray_session):
     small = ["search.arms=[off]", "search.space={}", "search.seeds={confirm: 0}", "search.time_limit_s=1e-3"]

@@ -122,20 +122,6 @@ def test_a_finished_run_says_so(story, ray_session):
 # ---- the driver's ear, without Ray ----------------------------------------------------------------------------------
 
 
-@pytest.mark.fault  # a second run; test_distributed has the arithmetic
-def test_a_run_with_room_for_one_of_two_workers_trains_with_one(tmp_path, ray_session):
-    import ray
-
-    (tmp_path / "duo.yaml").write_text(CONFIG)
-    every = ray.cluster_resources()["CPU"]
-    resources = f"resources={{workers: 2, min_workers: 1, cpus_per_worker: {every:g}}}"
-    settings = ["train.epochs=2", "train.batch=15", "tracking.uri=none", resources]
-    code, text = ray_session(["train", str(tmp_path / "duo.yaml"), f"storage.root={tmp_path}", *settings])
-    assert code == 0, text
-    (run,) = runs.listing(tmp_path)
-    assert [e["train/workers"] for e in epochs(run)] == [1, 1]
-
-
 def line(epoch: int, **more) -> str:
     metrics = {"epoch": epoch, "train/loss": 0.5, "val/mIoU": 0.1, "val/mIoU_best": 0.1, "val/oIoU": 0.1, "time/epoch_s": 1.0, **more}
     return json.dumps(metrics) + "\n"
