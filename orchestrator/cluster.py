@@ -99,30 +99,34 @@ def free_places(names: list[str]) -> bool:
 
     Of distributed trials that are over: Ray Train leaves this to an actor that asks the dashboard, without which a trial that was stopped would
     hold its places for ever."""
-    from ray._raylet import PlacementGroupID
-    from ray.experimental import internal_kv
-    from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+    from ray.util.placement_group import remove_placement_group
 
-    noted = [place for name in names if (place := internal_kv._internal_kv_get(_key(f"{name}/place")))]
-    groups = [PlacementGroup(PlacementGroupID(place)) for place in noted]
-    states = [placement_group_table(group).get("state") for group in groups]
-    for group, state in zip(groups, states, strict=True):
+    places = [place for name in names if (place := _place(name))]
+    for group, state in places:
         if state != "REMOVED":
             remove_placement_group(group)
-    return "CREATED" in states
+    return any(state == "CREATED" for _, state in places)
 
 
 def waits(name: str) -> bool:
     """Whether a distributed run of this driver has no workers in place: there was no room for them yet, or it was lost."""
+    place = _place(name)
+    return not place or place[1] != "CREATED"
+
+
+def _place(name: str) -> tuple[object, str] | None:
+    """The placement group that a run's worker has noted, and its state."""
     from ray._raylet import PlacementGroupID
     from ray.experimental import internal_kv
     from ray.util.placement_group import PlacementGroup, placement_group_table
 
-    place = internal_kv._internal_kv_get(_key(f"{name}/place"))
-    return not place or placement_group_table(PlacementGroup(PlacementGroupID(place))).get("state") != "CREATED"
+    if noted := internal_kv._internal_kv_get(_key(f"{name}/place")):
+        group = PlacementGroup(PlacementGroupID(noted))
+        return group, placement_group_table(group).get("state")
+    return None
 
 
-def free() -> str:
+def room() -> str:
     """What nobody holds of the cluster, for a person."""
     import ray
 

@@ -4,7 +4,6 @@ Without a bucket every one of these does nothing, so that callers need not ask.
 """
 
 import contextlib
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from orchestrator.redaction import redact
 LEASE, STOP, PROBE = "lease", "STOP", "probe"
 """Objects beside bundles."""
 LONGEST_PAUSE_S = 10.0
-AT_END_S = float(os.environ.get("AMLRIS_PATIENCE_S", "30"))
+AT_END_S = locks.seconds("AMLRIS_PATIENCE_S", 30)
 """How long a command that is over goes on trying."""
 ANSWER_S = AT_END_S
 """How long what must not be lost (a line of the ledger, a trial's last epoch) is waited for where the bucket neither takes nor refuses it."""

@@ -20,8 +20,11 @@ from orchestrator.live import Board
 PARENT = "sweep"
 """The tracker's key of the parent run."""
 
-GOES_ON = ("budget", "disk", "away")
-"""Ends that are not a trial's own: the next command goes on with it where it was."""
+CUT_SHORT = ("disk", "away")
+"""Ends for want of room on the disk, or of shards that answer: the same command goes on with the trial where it was."""
+
+GOES_ON = ("budget", *CUT_SHORT)
+"""Ends that are not a trial's own."""
 
 ACCOUNT_S = 60.0
 """Between notes of what has been spent: a driver that is killed loses no more of it."""
@@ -73,8 +76,8 @@ class Sweep:
         self.broken: RunError | None = None
         """Why what was decided could not be written: nobody may go on."""
         self.accounted = time.monotonic()
-        self.unplaced: set[str] = set()
-        """Trials that had not started at the last account."""
+        self.pending: frozenset[str] = frozenset()
+        """Trials that waited for room at the last account."""
         self.waits = False
         """For room in the cluster, which has been said."""
         self.meter = budget.Meter(self, this.state.get("spent"))
@@ -192,14 +195,14 @@ class Sweep:
         if trial_id in self.live and not self.interrupted:
             self._over(trial_id, "failed", "error", error)
 
-    def tick(self) -> None:
-        """Several times a second."""
+    def tick(self, pending: frozenset[str] = frozenset()) -> None:
+        """Several times a second.   pending: trials that Tune has not found room for, or for which it was lost"""
         if self.interrupted and not self.said:
             self.said = True
             self.say(interrupts.ASKED)
         if time.monotonic() - self.accounted > ACCOUNT_S:
             self._account()
-            self._say_what_it_waits_for()
+            self._say_what_waits(pending)
 
     def hangs(self, trial_id: str) -> bool:
         """Whether a running trial has been silent for too long: then it has failed, and is to be killed."""
@@ -230,14 +233,15 @@ class Sweep:
         with contextlib.suppress(NotSaved):  # the ledger or the trials say it
             self.run.update(spent=self.meter.spent())
 
-    def _say_what_it_waits_for(self) -> None:
-        """Of trials that were handed out by the last account and have not started; once, until one starts."""
-        before, self.unplaced = self.unplaced, {trial_id for trial_id, live in self.live.items() if not live.since}
-        if not before & self.unplaced:
+    def _say_what_waits(self, pending: frozenset[str]) -> None:
+        """Of trials that waited at the last account, too; once, until none does."""
+        before, self.pending = self.pending, pending
+        if not before & pending:
             self.waits = False
         elif not self.waits:
-            self.waits = True
-            self.say(f"{len(self.unplaced)} trial(s) wait for room: the cluster has {cluster.free()} free; they start when others end, or nodes come")
+            with contextlib.suppress(Exception):  # the head is away
+                self.say(f"{len(pending)} trial(s) wait for room: the cluster has {cluster.room()} free; they start when others end, or nodes come")
+                self.waits = True
 
     def _pause(self, trial_id: str, epoch: dict) -> tuple[str, str]:
         """A member of a population waits for the others of its generation."""
@@ -337,9 +341,11 @@ class Sweep:
     def _judge_again(self, trial_id: str, arm: str, history: list[dict]) -> None:
         """What an earlier attempt's scheduler has heard; what it decided is done."""
         self.announce(trial_id, arm)
+        if (scheduler := self.schedulers[arm]) is None:
+            return
         for epoch in history:
-            if self.schedulers[arm] is not None and epoch["epoch"] < self.plan.epochs[arm]:
-                self.schedulers[arm].on_trial_result(None, _Stub(trial_id), _for_scheduler(epoch, self.experiment))
+            if epoch["epoch"] < self.plan.epochs[arm]:
+                scheduler.on_trial_result(None, _Stub(trial_id), _for_scheduler(epoch, self.experiment))
 
     def announce(self, trial_id: str, arm: str) -> None:
         if self.schedulers[arm] is not None:

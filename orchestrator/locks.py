@@ -1,11 +1,15 @@
 """One process at a time where two would spoil each other's work: on one machine by a lock, between machines by a lease."""
 
+import contextlib
 import fcntl
+import math
 import os
 import socket
 import time
 from contextlib import contextmanager
 from pathlib import Path
+
+from aml.errors import UserError
 
 # ---- on one machine -------------------------------------------------------------------------------------------------
 
@@ -37,7 +41,16 @@ def _locked(handle: int, wait: bool) -> bool:
 
 def lease_seconds() -> float:
     """Seconds between renewals of a lease; a lease four times as old is dead."""
-    return float(os.environ.get("AMLRIS_LEASE_S", "30"))
+    return seconds("AMLRIS_LEASE_S", 30)
+
+
+def seconds(name: str, usual: float) -> float:
+    """What an environment variable sets. UserError where it is no positive number."""
+    text = os.environ.get(name) or str(usual)
+    with contextlib.suppress(ValueError):
+        if 0 < (found := float(text)) < math.inf:
+            return found
+    raise UserError(f"{name} is {text}; give seconds, or unset it for {usual:g}")
 
 
 def lease(pid: int | None = None, host: str | None = None, stamp: float | None = None) -> str:

@@ -312,7 +312,7 @@ class Epochs:
                 self.waits, r = True, self.experiment.resources
                 self.say(
                     f"waiting for room for {r.min_workers or r.workers} worker(s) x {r.cpus_per_worker:g} CPU and {r.gpus_per_worker:g} GPU: "
-                    f"the cluster has {cluster.free()} free; they start when others end, or nodes come"
+                    f"the cluster has {cluster.room()} free; they start when others end, or nodes come"
                 )
 
     def _end_silence(self) -> None:

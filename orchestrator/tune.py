@@ -9,7 +9,7 @@ import time
 from orchestrator import budget, cluster, cost, delivery, forecast, interrupts, mirror, plan, runs, sources, trial
 from orchestrator.config import Experiment, from_dict
 from orchestrator.decoded import Shared, Windowed, held
-from orchestrator.driver import GOES_ON, PARENT, Sweep, unfinished
+from orchestrator.driver import CUT_SHORT, GOES_ON, PARENT, Sweep, unfinished
 
 # ---- inside a trial -------------------------------------------------------------------------------------------------
 
@@ -207,7 +207,7 @@ def budget_changed(this: runs.Run, experiment: Experiment) -> bool:
 
 def cut_short(this: runs.Run) -> bool:
     """Whether a trial ended for want of room, or because its shards did not answer: the same command goes on with it."""
-    return any(r["stopped_by"] in ("disk", "away") for r in this.ledger())
+    return any(r["stopped_by"] in CUT_SHORT for r in this.ledger())
 
 
 def outcome(this: runs.Run) -> str:

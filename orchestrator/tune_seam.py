@@ -69,7 +69,7 @@ class Ear(Callback):
         self.sweep = sweep
 
     def on_step_begin(self, iteration, trials, **info):
-        self.sweep.tick()
+        self.sweep.tick(frozenset(trial.config["trial"] for trial in trials if trial.status == trial.PENDING))
         for trial in trials:
             if trial.status == trial.RUNNING and self.sweep.hangs(trial.config["trial"]):
                 trial.max_failures = 0  # it is over: no restart

@@ -87,7 +87,7 @@ def test_what_a_training_and_a_sweep_wait_for_is_said_once_for_each_wait(tmp_pat
     now, waits, said = [100.0], [True], []
     monkeypatch.setattr("orchestrator.driver.time.monotonic", lambda: now[0])
     monkeypatch.setattr("orchestrator.cluster.waits", lambda name: waits[0])
-    monkeypatch.setattr("orchestrator.cluster.free", lambda: "0.5 of 2 CPU")
+    monkeypatch.setattr("orchestrator.cluster.room", lambda: "0.5 of 2 CPU")
     ear = Epochs(runs.Run(tmp_path, "train"), from_dict(TREE), MemoryTracker(tmp_path), "train", said.append)
     ear.close()
     ear.sign = now[0]
@@ -106,7 +106,7 @@ def test_what_a_training_and_a_sweep_wait_for_is_said_once_for_each_wait(tmp_pat
     name = sweep.next_config()["trial"]
     for sayings in (0, 1, 1):
         now[0] += 61
-        sweep.tick()
+        sweep.tick(frozenset([name]))
         assert sum("1 trial(s) wait for room: the cluster has 0.5 of 2 CPU free" in text for text in said) == sayings
     sweep.announce(name, "off")
     sweep.started(name)

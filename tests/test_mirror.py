@@ -394,3 +394,12 @@ def test_a_training_goes_on_on_another_machine_to_the_same_bits(there, machines,
     delivery.pull(folder := machines("c") / "little-01234567" / "trials" / "off-000", wanted=delivery.light)
     assert [e["epoch"] for e in trial.read_history(folder)] == [1, 2, 3, 4]
     assert [p.name for p in (folder / "pictures").iterdir()] == ["epoch-0004.png"] and not (folder / "last").exists()
+
+
+@pytest.mark.parametrize("value", ["soon", "-1", "nan", "inf"])
+def test_a_patience_that_is_no_time_is_refused(monkeypatch, value):
+    monkeypatch.setenv("AMLRIS_PATIENCE_S", value)
+    with pytest.raises(UserError, match=f"^AMLRIS_PATIENCE_S is {value}; give seconds, or unset it for 30$"):
+        locks.seconds("AMLRIS_PATIENCE_S", 30)
+    monkeypatch.setenv("AMLRIS_PATIENCE_S", "2.5")
+    assert locks.seconds("AMLRIS_PATIENCE_S", 30) == 2.5
