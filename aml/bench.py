@@ -94,7 +94,7 @@ def peak_memory_mb(learner: Learner, batch: Batch) -> float | None:
     """Most memory allocated on the device during one step, MiB; None on a CPU, whose allocator keeps no such count."""
     if learner.device.type != "cuda":
         return None
-    wait(learner.device)
+    timed(learner, batch, 0)  # what is made once stays: the optimiser's state, and the workspace of the first product of all
     torch.cuda.reset_peak_memory_stats(learner.device)
     before = torch.cuda.memory_allocated(learner.device)
     timed(learner, batch, 0)

@@ -400,7 +400,6 @@ def fit(
     world, batch, accumulate = learner.world, learner.config.batch, learner.config.accumulate
     probe = probe_indices(len(val), config.probe)
     for epoch in range(learner.progress.epoch, learner.config.epochs):
-        start = time.perf_counter()
         part = {"rank": world.rank, "world": world.size, "accumulate": accumulate, "start": learner.progress.step}
         metrics = learner.train_epoch(train_batches(train, learner.model, batch=batch, seed=learner.seed, epoch=epoch, **part), epoch, keep)
         before = time.perf_counter()
@@ -420,7 +419,7 @@ def fit(
             "train/workers": world.size,
             "val/mIoU_best": learner.progress.best,
             "time/val_s": time.perf_counter() - before,
-            "time/epoch_s": time.perf_counter() - start,
+            "time/epoch_s": metrics["time/train_s"] + time.perf_counter() - before,
             "mem/peak_mb": peak_memory_mb(learner.device),
         }
         if text := vacuous_mask(learner.masker.config, metrics):

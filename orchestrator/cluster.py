@@ -173,7 +173,8 @@ def start() -> None:
     if address := os.environ.get("RAY_ADDRESS"):
         _join(address)
     else:
-        ray.init("local", include_dashboard=False, **QUIET)
+        with _groups_of_their_own():
+            ray.init("local", include_dashboard=False, **QUIET)
     if threading.current_thread() is threading.main_thread():
         # Ray's own handler prints a C++ trace and may abort; a job that is stopped ends as one interrupted at the keyboard does.
         signal.signal(signal.SIGTERM, interrupts.at_once)
@@ -181,6 +182,20 @@ def start() -> None:
 
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     ray.data.DataContext.get_current().enable_progress_bars = False
+
+
+@contextlib.contextmanager
+def _groups_of_their_own():
+    """Processes that Ray starts are no part of this command's group. Who ends a command often signals all of its group (`timeout`, a batch system, a
+    shell that closes): Ray is still needed then, to save what is under way, and ends with the command."""
+    from ray._private import services
+
+    start = services.ConsolePopen
+    services.ConsolePopen = functools.partial(start, process_group=0)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = start
 
 
 def _join(address: str) -> None:

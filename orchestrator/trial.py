@@ -121,12 +121,18 @@ def memory_errors(experiment: Experiment):
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError; a CPU's allocator has no class of its own
         if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(error):
             raise
-        why = " ".join(str(error).split())[:160]
+        why, share = _first_of(str(error)), experiment.resources.gpus_per_worker
+        within = f" within its {share:g} of a GPU" if isinstance(error, torch.OutOfMemoryError) and 0 < share < 1 else ""
         raise OutOfMemory(
-            f"out of memory{f' ({why})' if why else ''} with train.batch {experiment.train.batch} in {experiment.train.accumulate} micro-step(s), "
+            f"out of memory{f' ({why})' if why else ''}{within} with train.batch {experiment.train.batch} in {experiment.train.accumulate} micro-step(s), "
             f"evaluate.batch {experiment.evaluate.batch} and data.size {experiment.data.size}; raise train.accumulate (the same training in less "
             "memory) or lower evaluate.batch, train.batch or data.size"
         ) from None
+
+
+def _first_of(text: str) -> str:
+    """The first sentences of an allocator's text, which goes on with the whole GPU, the process and settings of its own."""
+    return ". ".join(" ".join(text.split())[:160].split(". ")[:2])
 
 
 def failed(error: Exception) -> dict:
@@ -264,4 +270,7 @@ def failure(error: BaseException) -> str:
     """An error in one sentence, for the ledger and the user."""
     if isinstance(error, FINAL):
         return redact(error)
+    if workers := getattr(error, "worker_failures", None):  # Ray Train's: its own text is tracebacks, one a rank
+        ranks = f"{len(workers)} workers failed, the first" if len(workers) > 1 else "a worker failed"
+        return f"{ranks} with {failure(workers[min(workers)])}"
     return redact(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")

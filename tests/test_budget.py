@@ -14,8 +14,8 @@ from orchestrator.plan import Plan, check
 
 
 def test_an_hour_of_a_trial_costs_what_its_workers_hold():
-    resources = from_text(BASE, ["resources={workers: 2, cpus_per_worker: 4, gpus_per_worker: 0.5, price_per_gpu_hour: 3, price_per_cpu_hour: 0.05}"])
-    assert hourly(resources.resources) == pytest.approx(2 * (0.5 * 3 + 4 * 0.05))
+    resources = from_text(BASE, ["resources={workers: 2, cpus_per_worker: 4, gpus_per_worker: 1, price_per_gpu_hour: 3, price_per_cpu_hour: 0.05}"])
+    assert hourly(resources.resources) == pytest.approx(2 * (1 * 3 + 4 * 0.05))
     assert hourly(from_text(BASE).resources) == 0
 
 

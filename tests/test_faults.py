@@ -212,7 +212,7 @@ def test_an_interrupted_training_says_so(command, joined, tmp_path, how):
     begin = command if how == signal.SIGTERM else joined
     process, log = begin("train", CONFIG, "resources.workers=1", "train.epochs=400", "train.batch=2", "data.unit=sentence")
     wait_for(lambda: done_epochs(tmp_path) >= 2, log=log, process=process)
-    os.kill(process.pid, how)
+    os.killpg(process.pid, how)  # as the keyboard does, and `timeout`
     assert process.wait(timeout=120) == 130, log.read_text()
     (run,) = runs.listing(tmp_path)
     text = log.read_text()

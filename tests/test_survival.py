@@ -214,6 +214,25 @@ def test_memory_that_is_not_enough_is_said_with_what_to_lower_and_loses_the_epoc
     assert run_trial() == whole[2:]
 
 
+def test_memory_of_a_part_of_a_gpu_is_said_to_be_that():
+    text = (
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 139.80 GiB of which 137.81 GiB is free. Including non-PyTorch"
+    )
+    experiment = from_dict(TREE | {"resources": {"gpus_per_worker": 0.25}})
+    said = r"^out of memory \(CUDA out of memory. Tried to allocate 2.00 GiB\) within its 0.25 of a GPU with train.batch 8"
+    with pytest.raises(OutOfMemory, match=said), trial.memory_errors(experiment):
+        raise torch.OutOfMemoryError(text)
+
+
+def test_workers_that_failed_are_said_by_what_the_first_of_them_met():
+    from ray.train import WorkerGroupError
+
+    why = RuntimeError("NCCL error: duplicate GPU\n  detected")
+    said = trial.failure(WorkerGroupError("[Rank 0,1 Error Snippet]: Traceback (most recent call last): ...", {1: ValueError("closed"), 0: why}))
+    assert said == "2 workers failed, the first with RuntimeError: NCCL error: duplicate GPU detected"
+    assert trial.failure(WorkerGroupError("Traceback ...", {1: ValueError("closed")})) == "a worker failed with ValueError: closed"
+
+
 def test_an_error_that_is_not_of_memory_stays_what_it_is(run_trial, monkeypatch):
     monkeypatch.setattr(Learner, "step", lambda *_: (_ for _ in ()).throw(RuntimeError("size mismatch")))
     with pytest.raises(RuntimeError, match="^size mismatch$"):
