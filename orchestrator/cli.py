@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import traceback
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +16,7 @@ from typing import Annotated
 import typer
 
 from aml.errors import RunError, UserError
+from orchestrator import interrupts
 from orchestrator.redaction import redact
 
 app = typer.Typer(
@@ -35,6 +37,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and leave with its exit code."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, interrupts.at_once)
     try:
         sys.exit(app(arguments, standalone_mode=False) or 0)
     except (UserError, RunError) as error:

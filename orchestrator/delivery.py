@@ -228,12 +228,14 @@ def deliver_here(portable: str) -> list[str]:
 
 
 def deliver_everywhere(run: Path) -> list[str]:
-    """The same on every node of the cluster that is alive; its name in front of each sentence."""
+    """The same on every node of the cluster that is alive, its name in front of each sentence; where no Ray runs, on this machine."""
     if not mirror.root_of(run):
         return []
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    if not ray.is_initialized():
+        return deliver_here(mirror.portable(run))
     task = ray.remote(deliver_here)
     asked = {}
     for node in (n for n in ray.nodes() if n["Alive"]):

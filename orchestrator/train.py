@@ -17,6 +17,9 @@ from orchestrator.trial import read_history
 WAITING_S = 60.0
 """Without workers for so long, a run says what it waits for."""
 
+RESIZE_S = 30.0
+"""Between two looks of an elastic run at whether more workers would fit; what they start again from is no older than an epoch or a save."""
+
 FAILED = "failed.json"
 """In the run folder: what is reported of a failure that a restart would only repeat."""
 
@@ -90,6 +93,7 @@ def make_trainer(experiment: Experiment, shared: Shared | Windowed, vocabulary: 
             num_workers=(r.min_workers, r.workers) if r.elastic else r.workers,
             use_gpu=r.gpus_per_worker > 0,
             resources_per_worker=cluster.of_worker(r),
+            elastic_resize_monitor_interval_s=RESIZE_S,
         ),
         run_config=ray.train.RunConfig(
             name=f"attempt-{time.time_ns()}",
@@ -110,15 +114,16 @@ def run(experiment: Experiment, *, resume: str | None = None, fresh: bool = Fals
     if resume:
         experiment = runs.find(experiment.root, resume).experiment(experiment.tracking)
     check_run(experiment)
-    sources.check(experiment.data, experiment.root)  # refuse before Ray starts
+    found = sources.check(experiment.data, experiment.root)  # refuse before Ray starts
     for text in remarks(experiment, [experiment.aml.arm]):
         say(f"note: {text}")
     if dry_run:
         say(cluster.place(experiment, cluster.planned(), sweep=False).arithmetic.replace("a trial", "the run"))
         say(f"{experiment.train.epochs} epochs of {experiment.aml.arm}; nothing was started")
         return 0
-    cluster.start()
-    cluster.place(experiment, cluster.capacity(), sweep=False)
+    cluster.place(experiment, cluster.planned(), sweep=False)
+    if not found:
+        cluster.start()  # its tasks make the data
     used = sources.prepare(experiment.data, experiment.root, say)
     this = runs.start(experiment, "train", used.manifest, fresh=fresh) if not resume else runs.find(experiment.root, resume)
     with this.locked(say):
@@ -126,6 +131,7 @@ def run(experiment: Experiment, *, resume: str | None = None, fresh: bool = Fals
             say(f"{this.name} has finished: {summary(this.state)} (--fresh starts another)")
             runs.deliver(this, experiment, say)
             return 0
+        cluster.start()
         say(f"{'continuing' if this.state else 'starting'} {this.name} in {this.folder}")
         runs.begin(this, experiment, used.manifest, used.uri)
         this.update(init=str(init) if init else this.state.get("init"))

@@ -77,15 +77,16 @@ def run(experiment: Experiment, *, resume: str | None = None, fresh: bool = Fals
     if resume:
         experiment = runs.find(experiment.root, resume).experiment(experiment.tracking)
     plan.check(experiment)
-    sources.check(experiment.data, experiment.root)  # refuse before Ray starts
+    found = sources.check(experiment.data, experiment.root)  # refuse before Ray starts
     for text in plan.remarks(experiment, experiment.search.arms):
         say(f"note: {text}")
     if dry_run:
         placement = cluster.place(experiment, cluster.planned())
         say(forecast.describe_plan(experiment, placement))
         return 0
-    cluster.start()
-    placement = cluster.place(experiment, cluster.capacity())
+    cluster.place(experiment, cluster.planned())
+    if not found:
+        cluster.start()  # its tasks make the data
     used = sources.prepare(experiment.data, experiment.root, say)
     this = runs.start(experiment, "sweep", used.manifest, fresh=fresh) if not resume else runs.find(experiment.root, resume)
     with this.locked(say):
@@ -94,6 +95,8 @@ def run(experiment: Experiment, *, resume: str | None = None, fresh: bool = Fals
             runs.deliver(this, experiment, say)
             say(outcome(this))
             return 0
+        cluster.start()
+        placement = cluster.place(experiment, cluster.capacity())
         ledger = this.ledger()
         so_far = f": {len(ledger)} trials have finished" if ledger else ""
         say(f"{'continuing' if this.state else 'starting'} {this.name} in {this.folder}{so_far}")

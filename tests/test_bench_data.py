@@ -52,7 +52,6 @@ def test_the_shares_of_a_picture_s_time_add_up():
     assert found == {"JPEG": 0.3, "resize": 0.4, "masks": 0.3}
 
 
-@pytest.mark.fault  # starts processes, Ray and an S3 server
 def test_the_command_prints_its_ratios(ray_session):
     code, text = ray_session(["bench", "data", "--images", "16", "--size", "64", "--samples", "64"])
     assert code == 0, text

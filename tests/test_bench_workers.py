@@ -10,7 +10,6 @@ from aml.errors import UserError
 SMALL = ["--image-size", "32", "--batch", "5", "--rounds", "2", "--device", "cpu", "--threads", "1", "--option", "width=32", "--option", "stem=8"]
 
 
-@pytest.mark.fault
 def test_two_workers_share_a_batch_that_does_not_divide(capsys):
     bench.main(["workers", "--workers", "2", *SMALL])
     *text, last = capsys.readouterr().out.splitlines()

@@ -49,7 +49,7 @@ def worker(rank: int, port: int, items, model, mode: str, results) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(("mode", "where"), [("off", "memory"), ("aml", "memory"), pytest.param("off", "window", marks=pytest.mark.fault)])
+@pytest.mark.parametrize(("mode", "where"), [("off", "memory"), ("aml", "memory"), ("off", "window")])
 def test_two_workers_take_the_steps_one_takes(items, rows, tmp_path, make_model, mode, where, unused_port):
     if where == "window":
         items = windowed(write_store(tmp_path / "shards", rows))

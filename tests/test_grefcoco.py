@@ -220,7 +220,6 @@ def test_baselines_count_sentences_without_a_target(store, rows, tmp_path):
     assert 0 < got["random_object"]["mIoU"] < 24 / 32  # an object is never nothing
 
 
-@pytest.mark.fault
 def test_the_command_converts_it(folder, scenes, ray_session, tmp_path):
     from orchestrator import shards
 
