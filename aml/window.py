@@ -88,6 +88,7 @@ class Window(Sequence):
                         del held[place]
             finally:
                 self.plans.remove(held)
+                readers.shutdown(wait=False, cancel_futures=True)
                 decoders.shutdown(cancel_futures=True)
 
     def picture(self, block: int, row: int) -> dict:

@@ -1,6 +1,6 @@
 """Print a file of this folder with ${NAME} replaced by values.env: python cluster/render.py FILE [NAME=VALUE ...]
 
-`$NAME` without braces is left alone: it belongs to the shell. `!spec FILE` in YAML stands for the `spec` of another file.
+`$NAME` without braces is left alone: it belongs to the shell. `!spec FILE` in YAML stands for the `spec` of another file. A value may name others.
 """
 
 import re
@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 HERE = Path(__file__).resolve().parent
+NAME = re.compile(r"\$\{([A-Z][A-Z0-9_]*)\}")
 FILES = ("aws.yaml", *sorted(f"kubernetes/{path.name}" for path in (HERE / "kubernetes").glob("*.yaml")), "slurm.sh")
 
 
@@ -24,7 +25,18 @@ def values(overrides: list[str] = ()) -> dict[str, str]:
         if found[name] and not value:
             raise ValueError(f"{name} is given as nothing, where values.env has {found[name]!r}; give a value, or leave {override!r} away")
         found[name] = value
-    return found
+    return {name: NAME.sub(lambda match: found.get(match[1], match[0]), value) for name, value in found.items()}
+
+
+def check_read(file: str, overrides: list[str]) -> None:
+    """ValueError for a NAME=VALUE that the file does not read, nor what stands in it by `!spec`, nor a value that it reads."""
+    text, asked = (HERE / named(file)).read_text("utf-8"), dict(override.split("=", 1) for override in overrides)
+    text += "".join((HERE / named(file)).with_name(other).read_text("utf-8") for other in re.findall(r": !spec (\S+)", text))
+    lines = (HERE / "values.env").read_text("utf-8").splitlines()
+    read = set(NAME.findall(text))
+    read |= {name for line in lines if line.partition("=")[0] in read - asked.keys() for name in NAME.findall(line)}
+    if unread := [name for name in asked if name not in read]:
+        raise ValueError(f"{named(file)} does not read {unread[0]}; it reads {', '.join(sorted(read))}")
 
 
 def render(file: str, known: dict[str, str]) -> str:
@@ -37,7 +49,7 @@ def render(file: str, known: dict[str, str]) -> str:
             raise ValueError(f"{name} asks for {match[1]}, which values.env lacks; add it there")
         return known[match[1]]
 
-    text = re.sub(r"\$\{([A-Z][A-Z0-9_]*)\}", value, (HERE / name).read_text("utf-8"))
+    text = NAME.sub(value, (HERE / name).read_text("utf-8"))
     if not name.endswith(".yaml"):
         return text
     try:
@@ -70,7 +82,9 @@ def _loader(known: dict[str, str], name: str) -> type:
 
 if __name__ == "__main__":
     try:
-        print(render(sys.argv[1], values(sys.argv[2:])), end="")
+        text = render(sys.argv[1], values(sys.argv[2:]))
+        check_read(sys.argv[1], sys.argv[2:])
+        print(text, end="")
     except IndexError:
         sys.exit(__doc__)
     except ValueError as problem:

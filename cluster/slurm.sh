@@ -10,6 +10,7 @@
 #SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task=${GPU_CPUS}
 #SBATCH --gpus-per-node=${GPUS_PER_NODE}
+#SBATCH --mem=0
 #SBATCH --time=${TIME}
 #SBATCH --signal=B:TERM@120
 #SBATCH --requeue

@@ -126,12 +126,22 @@ def _place(name: str) -> tuple[object, str] | None:
     return None
 
 
-def room() -> str:
-    """What nobody holds of the cluster, for a person."""
+def wanted(resources) -> str:
+    """What a run's workers need at least, for a person."""
+    amounts = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker, "GiB": resources.memory_gb}
+    each = [f"{amount:g} {name}" for name, amount in amounts.items() if amount]
+    return f"{resources.min_workers or resources.workers} worker(s) x {' and '.join(each)}"
+
+
+def room(resources) -> str:
+    """What nobody holds of the cluster, of what is asked for, for a person."""
     import ray
 
     has, left = ray.cluster_resources(), ray.available_resources()
-    return " and ".join(f"{left.get(name, 0):g} of {has[name]:g} {name}" for name in ("CPU", "GPU") if has.get(name))
+    found = [f"{left.get(name, 0):g} of {has[name]:g} {name}" for name in ("CPU", "GPU") if has.get(name)]
+    if resources.memory_gb:
+        found.append(f"{left.get('memory', 0) / 2**30:.1f} of {has.get('memory', 0) / 2**30:.1f} GiB")
+    return " and ".join(found)
 
 
 def have_saved(names: Callable[[], set[str]], seconds: float) -> None:
@@ -170,7 +180,8 @@ def start() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     # Without RAY_ADDRESS ray.init would look for a cluster some `ray start` has noted on this machine, and wait for one that is gone.
-    if address := os.environ.get("RAY_ADDRESS"):
+    address = os.environ.get("RAY_ADDRESS", "local")
+    if address != "local":
         _join(address)
     else:
         with _groups_of_their_own():
@@ -181,13 +192,16 @@ def start() -> None:
     import ray.data
 
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    for name in ("ray.data._internal.execution.streaming_executor_state", "ray.data.exceptions"):  # tracebacks of what is raised and told anyway
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     ray.data.DataContext.get_current().enable_progress_bars = False
+    ray.data.DataContext.get_current().raise_original_map_exception = True
 
 
 @contextlib.contextmanager
 def _groups_of_their_own():
-    """Processes that Ray starts are no part of this command's group. Who ends a command often signals all of its group (`timeout`, a batch system, a
-    shell that closes): Ray is still needed then, to save what is under way, and ends with the command."""
+    """Processes that Ray starts are no part of this command's group. Who ends a command often signals all of its group (`timeout`, a batch system):
+    Ray is still needed then, to save what is under way, and ends with the command."""
     from ray._private import services
 
     start = services.ConsolePopen
@@ -206,7 +220,7 @@ def _join(address: str) -> None:
     if address.startswith("ray://"):
         raise UserError(f"RAY_ADDRESS is {address}, which Ray Train and Tune cannot be driven through; submit to http://HEAD:8265, {other}")
     host, _, port = address.rpartition(":")
-    if address not in ("auto", "local"):
+    if address != "auto":
         if not host or not port.isdigit():
             raise UserError(f"RAY_ADDRESS is {address}; give HOST:PORT of a cluster's head, auto for the cluster of this machine, {other}")
         try:
@@ -244,6 +258,7 @@ def keep_keys_from_tune() -> None:
 
 def capacity() -> list[dict[str, float]]:
     """What each node of the cluster holds, or this machine where no Ray runs yet: {"CPU", "GPU", "memory" in bytes}."""
+    settle_environment()
     import ray
 
     if ray.is_initialized():
@@ -280,6 +295,14 @@ def on_this_node() -> dict:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)}
+
+
+def idle_gpus(experiment: Experiment, nodes: list[dict[str, float]]) -> str:
+    """That a run leaves GPUs unused, or nothing."""
+    have = together(nodes)["GPU"]
+    if have < 1 or experiment.resources.gpus_per_worker:
+        return ""
+    return f"resources.gpus_per_worker is 0: training runs on CPUs, and {have:g} GPU stay idle; give 1, or 0.25 for four trials on each"
 
 
 @dataclass(frozen=True)

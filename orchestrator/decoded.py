@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 
 from aml.data import block_of, decode_row
-from aml.errors import Unreachable
+from aml.errors import Unreachable, UserError
 from aml.window import WINDOW_BYTES, Window
 from orchestrator import cluster
 from orchestrator.shards import READERS, Store, files_with, manifest, may_hold, opened, with_refs_of
@@ -104,7 +104,12 @@ def decode(part: Part, size: int, fit: str) -> Shared:
         return Shared(())
     where, how = cluster.data_tasks(), {"part": part, "footers": footers, "size": size, "fit": fit}
     listed = ray.data.from_items(groups, override_num_blocks=len(groups))
-    decoded = listed.map_batches(_decode, fn_kwargs=how, batch_size=None, **where).materialize()
+    try:
+        decoded = listed.map_batches(_decode, fn_kwargs=how, batch_size=None, **where).materialize()
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise type(error.cause)(str(error.cause).partition("\nFailed to apply")[0]) from None  # what Ray appends of its own settings
+        raise
     return Shared(tuple(entry.ref for bundle in decoded.iter_internal_ref_bundles() for entry in bundle.blocks if entry.metadata.num_rows))
 
 
@@ -123,6 +128,18 @@ def _decode(batch: dict, *, part: Part, footers: dict, size: int, fit: str) -> d
     masks = np.empty(len(rows), dtype=object)
     masks[:] = block["masks"]
     return {"image": block["image"], "masks": masks, "meta": np.array(block["meta"])}
+
+
+def _patiently(ask, *of):
+    """ask(*of), again and again while the shards do not answer; Unreachable when they have not for AWAY_S."""
+    deadline = time.monotonic() + AWAY_S
+    while True:
+        try:
+            return ask(*of)
+        except Unreachable:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(PAUSE_S)
 
 
 # ---- through a window -----------------------------------------------------------------------------------------------
@@ -167,8 +184,8 @@ class RowGroups:
     def __post_init__(self):
         with ThreadPoolExecutor(READERS) as pool:
             for k, part in enumerate(self.parts):
-                files = files_with(part.store, part.splits)
-                for name, used in zip(files, pool.map(partial(_annotations, part), files, files.values()), strict=True):
+                files = _patiently(files_with, part.store, part.splits)
+                for name, used in zip(files, pool.map(partial(_patiently, _annotations, part), files, files.values()), strict=True):
                     for number, rows in used.items():
                         self._add(_Group(k, name, files[name], number, tuple(rows)), list(rows.values()))
 
@@ -180,14 +197,7 @@ class RowGroups:
 
     def read(self, block: int) -> list[bytes]:
         """The JPEGs of a row group. Unreachable where the shards have not answered for AWAY_S."""
-        deadline = time.monotonic() + AWAY_S
-        while True:
-            try:
-                return self._read(self.groups[block])
-            except Unreachable:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(PAUSE_S)
+        return _patiently(self._read, self.groups[block])
 
     def _read(self, group: _Group) -> list[bytes]:
         with opened(self.parts[group.part].store, group.file, group.footer) as file:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
+from aml.checkpoint import unwritten
 from aml.errors import NotSaved, Unreachable, UserError
 from orchestrator import locks, mirror
 from orchestrator.mirror import DRIVER, OWN, TRIAL, Bundle, Snapshot
@@ -62,7 +63,10 @@ class Outbox:
         """What the folder holds now is to go to the bucket; returns at once. Called by the one who writes there."""
         if not self.bundle:
             return
-        snapshot = self.bundle.snapshot()
+        try:
+            snapshot = self.bundle.snapshot()
+        except OSError as error:
+            raise NotSaved(unwritten(self.bundle.own, error, 0)) from error
         with self.cond:
             if self.waiting:
                 self.waiting.close()
@@ -155,11 +159,13 @@ def state(manifest: dict) -> set[str]:
     return {name for name in manifest if name in ("sweep.json", "train.json", "config.yaml", "ledger.jsonl")}
 
 
-def pull(folder: Path, kind: str = TRIAL, wanted=set, *, exact: bool = False, wait: bool = True) -> None:
-    """As Bundle.pull; nothing where the folder is in no bucket. Unreachable where the bucket does not answer; who asks for it exact insists."""
+def pull(folder: Path, kind: str = TRIAL, wanted=set, *, exact: bool = False, wait: bool = True, insist: bool = False) -> None:
+    """As Bundle.pull; nothing where the folder is in no bucket. Unreachable where the bucket does not answer.
+
+    insist: a bucket that was silent just now is asked again; so it is by who asks for it exact."""
     if mirror.root_of(folder):
         try:
-            with _asking(folder, insisting=exact):
+            with _asking(folder, insisting=exact or insist):
                 Bundle(folder, kind).pull(wanted, exact=exact, wait=wait)
         except OSError as error:
             raise Unreachable(f"{redact(mirror.bucket_of(folder))} cannot be read ({' '.join(redact(error).split())[:200]})") from None
@@ -214,6 +220,7 @@ def drop(folder: Path, unwanted: Callable[[str], bool]) -> None:
 def deliver_here(portable: str) -> list[str]:
     """Deliver what any process of this machine left undelivered of a run's trials.   -> what could not be, in sentences"""
     run, problems = mirror.here(portable), []
+    _SILENT.pop(mirror.root_of(run), None)  # who calls this wants to know now; the second folder may do without asking
     for own in sorted(run.rglob(f"{OWN}/{TRIAL}")):
         bundle = Bundle(own.parent.parent, TRIAL)
         if bundle.undelivered():

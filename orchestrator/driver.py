@@ -66,9 +66,13 @@ class Sweep:
         self.pace = pace.Pace(self.plan, experiment, placement.concurrent, this.state.get("estimate"))
         for record in ledger:
             self._replay(record)
+        self.judged: dict[str, int] = {}
+        """Unfinished trials that their last epoch, this one, should have ended: their driver was interrupted or lost before it said so."""
         for spec in started:  # those that go on have passed rungs, too
             if spec.stage == "search" and spec.id not in self.plan.records:
-                self._judge_again(spec.id, spec.arm, trial.read_history(this.folder / "trials" / spec.id))
+                history = trial.read_history(this.folder / "trials" / spec.id)
+                if self._judge_again(spec.id, spec.arm, history):
+                    self.judged[spec.id] = history[-1]["epoch"]
         self.live: dict[str, Live] = {}
         self.interrupted, self.said = False, False
         self.stopped: list[str] = []
@@ -177,6 +181,8 @@ class Sweep:
                 self.say(f"warning: {trial_id}: {text}")
         if epoch["epoch"] >= self.plan.epochs[live.spec.arm]:
             return self._over(trial_id, "done", "", "")
+        if live.spec.stage == "search" and (judged := self._stopped_at(live.spec, epoch)):  # before what only cuts it short: a rung is asked once
+            return self._over(trial_id, "stopped", self.experiment.search.scheduler, "", judged)
         if self.interrupted:
             return "stopped", "interrupt"  # not in the ledger: it goes on
         limit = self.experiment.search.time_limit_s
@@ -186,8 +192,6 @@ class Sweep:
             return self._over(trial_id, "stopped", "budget", "", epoch["epoch"])
         if live.spec.until and epoch["epoch"] >= live.spec.until:
             return self._pause(trial_id, epoch)
-        if live.spec.stage == "search" and self._rung_stops(live.spec, epoch):
-            return self._over(trial_id, "stopped", self.experiment.search.scheduler, "", epoch["epoch"])
         return None
 
     def died(self, trial_id: str, error: str) -> None:
@@ -235,12 +239,17 @@ class Sweep:
 
     def _say_what_waits(self, pending: frozenset[str]) -> None:
         """Of trials that waited at the last account, too; once, until none does."""
-        before, self.pending = self.pending, pending
-        if not before & pending:
-            self.waits = False
-        elif not self.waits:
-            with contextlib.suppress(Exception):  # the head is away
-                self.say(f"{len(pending)} trial(s) wait for room: the cluster has {cluster.room()} free; they start when others end, or nodes come")
+        with contextlib.suppress(Exception):  # the head is away
+            if not self.experiment.resources.light:  # what Tune sees of those is there at once
+                pending = frozenset(trial_id for trial_id, live in self.live.items() if live.since and cluster.waits(trial_id))
+            before, self.pending = self.pending, pending
+            if not before & pending:
+                self.waits = False
+            elif not self.waits:
+                self.say(
+                    f"{len(pending)} trial(s) wait: each needs {cluster.wanted(self.experiment.resources)}, and the cluster has "
+                    f"{cluster.room(self.experiment.resources)} free; without room they start when others end, or nodes come"
+                )
                 self.waits = True
 
     def _pause(self, trial_id: str, epoch: dict) -> tuple[str, str]:
@@ -324,11 +333,15 @@ class Sweep:
             self.say(f"note: {trial_id}: {text}")
         live.noted = len(notes)
 
-    def _rung_stops(self, spec: plan.Trial, epoch: dict) -> bool:
-        scheduler = self.schedulers[spec.arm]
-        if scheduler is None:
-            return False
-        return scheduler.on_trial_result(None, _Stub(spec.id), _for_scheduler(epoch, self.experiment)) == "STOP"
+    def _stopped_at(self, spec: plan.Trial, epoch: dict) -> int | None:
+        """The epoch at which the arm's scheduler stops a trial, where it does."""
+        if spec.id in self.judged:
+            return self.judged.pop(spec.id)
+        return epoch["epoch"] if self._ask_scheduler(spec.id, spec.arm, epoch) == "STOP" else None
+
+    def _ask_scheduler(self, trial_id: str, arm: str, epoch: dict) -> str:
+        scheduler = self.schedulers[arm]
+        return scheduler.on_trial_result(None, _Stub(trial_id), _for_scheduler(epoch, self.experiment)) if scheduler else "CONTINUE"
 
     def _replay(self, record: dict) -> None:
         """Tell pace and the arm's scheduler of a finished trial, so that rungs stand as they stood."""
@@ -338,14 +351,11 @@ class Sweep:
         if record["stage"] == "search":
             self._judge_again(record["trial"], record["arm"], record["history"])
 
-    def _judge_again(self, trial_id: str, arm: str, history: list[dict]) -> None:
-        """What an earlier attempt's scheduler has heard; what it decided is done."""
+    def _judge_again(self, trial_id: str, arm: str, history: list[dict]) -> bool:
+        """Tell the arm's scheduler what that of an earlier attempt has heard.   -> whether the last epoch ends the trial"""
         self.announce(trial_id, arm)
-        if (scheduler := self.schedulers[arm]) is None:
-            return
-        for epoch in history:
-            if epoch["epoch"] < self.plan.epochs[arm]:
-                scheduler.on_trial_result(None, _Stub(trial_id), _for_scheduler(epoch, self.experiment))
+        verdicts = [self._ask_scheduler(trial_id, arm, epoch) for epoch in history if epoch["epoch"] < self.plan.epochs[arm]]
+        return len(verdicts) == len(history) > 0 and verdicts[-1] == "STOP"
 
     def announce(self, trial_id: str, arm: str) -> None:
         if self.schedulers[arm] is not None:

@@ -97,7 +97,11 @@ class Run:
         """One line of the ledger, on disk before this returns. NotSaved where the disk takes no more: then nothing of it is there."""
         record = redacted(record | {"history": [clean(epoch) for epoch in record["history"]]})
         line, path = json.dumps(record).encode() + b"\n", self.folder / "ledger.jsonl"
-        with open(path, "a+b", buffering=0) as file:
+        try:
+            opened = open(path, "a+b", buffering=0)  # noqa: SIM115
+        except OSError as error:
+            raise NotSaved(unwritten(path, error, len(line))) from error
+        with opened as file:
             end = file.seek(0, os.SEEK_END)
             file.seek(max(0, end - 1))
             if file.read(1) not in (b"", b"\n"):  # a line that a crash cut off must not take this one along

@@ -117,11 +117,14 @@ def run(experiment: Experiment, *, resume: str | None = None, fresh: bool = Fals
     found = sources.check(experiment.data, experiment.root)  # refuse before Ray starts
     for text in remarks(experiment, [experiment.aml.arm]):
         say(f"note: {text}")
+    nodes = cluster.planned()
+    placement = cluster.place(experiment, nodes, sweep=False)
+    if text := cluster.idle_gpus(experiment, nodes):
+        say(f"note: {text}")
     if dry_run:
-        say(cluster.place(experiment, cluster.planned(), sweep=False).arithmetic.replace("a trial", "the run"))
+        say(placement.arithmetic.replace("a trial", "the run"))
         say(f"{experiment.train.epochs} epochs of {experiment.aml.arm}; nothing was started")
         return 0
-    cluster.place(experiment, cluster.planned(), sweep=False)
     if not found:
         cluster.start()  # its tasks make the data
     used = sources.prepare(experiment.data, experiment.root, say)
@@ -132,6 +135,7 @@ def run(experiment: Experiment, *, resume: str | None = None, fresh: bool = Fals
             runs.deliver(this, experiment, say)
             return 0
         cluster.start()
+        cluster.place(experiment, cluster.capacity(), sweep=False)  # Ray may find less than this machine has
         say(f"{'continuing' if this.state else 'starting'} {this.name} in {this.folder}")
         runs.begin(this, experiment, used.manifest, used.uri)
         this.update(init=str(init) if init else this.state.get("init"))
@@ -278,8 +282,8 @@ class Epochs:
         self.noted, self.stopping = len(trial.read_notes(self.folder)), False
         self.sign = math.inf
         """time.monotonic() of the last epoch, or of when its workers were asked for; infinite: not yet."""
-        self.waits = False
-        """For room in the cluster, which has been said."""
+        self.without: float | None = None
+        """time.monotonic() of when the run was first seen without workers."""
         self.closing = threading.Event()
         self.thread = threading.Thread(target=self._listen, name="epochs", daemon=True)
         self.thread.start()
@@ -308,17 +312,19 @@ class Epochs:
                 self._tell(metrics)
             if not over:
                 self._end_silence()
-                self._say_what_it_waits_for()
+                if looks % self.BUCKET_EVERY == 0 and self.sign < math.inf:
+                    self._say_what_it_waits_for()
 
     def _say_what_it_waits_for(self) -> None:
-        if self.waits or time.monotonic() - self.sign < WAITING_S:
-            return
         with contextlib.suppress(Exception):  # the head is away
-            if cluster.waits(self.folder.name):
-                self.waits, r = True, self.experiment.resources
+            if not cluster.waits(self.folder.name):
+                self.without = None
+            elif self.without is None:
+                self.without = time.monotonic()
+            elif time.monotonic() - self.without > WAITING_S:
+                self.without, r = math.inf, self.experiment.resources
                 self.say(
-                    f"waiting for room for {r.min_workers or r.workers} worker(s) x {r.cpus_per_worker:g} CPU and {r.gpus_per_worker:g} GPU: "
-                    f"the cluster has {cluster.room()} free; they start when others end, or nodes come"
+                    f"waiting for {cluster.wanted(r)}: the cluster has {cluster.room(r)} free; without room they start when others end, or nodes come"
                 )
 
     def _end_silence(self) -> None:
@@ -335,7 +341,7 @@ class Epochs:
             )
 
     def _tell(self, metrics: dict) -> None:
-        self.heard, self.sign, self.waits = metrics["epoch"], time.monotonic(), False
+        self.heard, self.sign = metrics["epoch"], time.monotonic()
         self.tracker.metrics(self.key, metrics["epoch"], metrics)
         self.say(epoch_line(metrics, self.experiment.train.epochs))
         if text := vacuous_mask(self.experiment.aml, metrics):

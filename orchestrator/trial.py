@@ -96,7 +96,7 @@ def joined(folder: Path, *, exact: bool = False) -> delivery.Outbox:
     exact: as the bucket has it, for all ranks must begin alike, and a member of a population may be to go on from another's checkpoint.
     Unreachable then where it does not answer for half a minute; any other trial goes on with what is here.
     """
-    problem, deadline = delivery.try_pull(folder, exact=exact), time.monotonic() + delivery.ANSWER_S
+    problem, deadline = delivery.try_pull(folder, exact=exact, insist=True), time.monotonic() + delivery.ANSWER_S
     while problem and exact and time.monotonic() < deadline:
         time.sleep(1.0)
         problem = delivery.try_pull(folder, exact=True)
@@ -140,7 +140,7 @@ def failed(error: Exception) -> dict:
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-    return {"epoch": -1, "failed": failure(error), "kind": getattr(error, "kind", "error")}
+    return {"epoch": -1, "failed": failure(error), "kind": getattr(_cause(error), "kind", "error")}
 
 
 def items(experiment: Experiment, blocks: Callable[[], list[dict]]) -> tuple[Items, Items]:
@@ -268,9 +268,15 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 def failure(error: BaseException) -> str:
     """An error in one sentence, for the ledger and the user."""
+    error, workers = _cause(error), getattr(error, "worker_failures", ())
     if isinstance(error, FINAL):
         return redact(error)
-    if workers := getattr(error, "worker_failures", None):  # Ray Train's: its own text is tracebacks, one a rank
-        ranks = f"{len(workers)} workers failed, the first" if len(workers) > 1 else "a worker failed"
-        return f"{ranks} with {failure(workers[min(workers)])}"
-    return redact(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    ranks = f"{len(workers)} workers failed, the first with " if len(workers) > 1 else "a worker failed with " if workers else ""
+    return redact(f"{ranks}{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Of Ray Train's failure, whose own text is tracebacks, what a worker met: one of FINAL before what the others then met for its sake."""
+    workers = getattr(error, "worker_failures", {})
+    met = [getattr(workers[rank], "cause", None) or workers[rank] for rank in sorted(workers)]
+    return next((one for one in met if isinstance(one, FINAL)), met[0] if met else error)

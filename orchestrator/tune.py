@@ -26,8 +26,10 @@ def light_trial(config: dict, shared: Shared | Windowed, vocabulary: list[str]) 
     trial.keep_to_share(resources.gpus_per_worker, device)
 
     folder = mirror.here(config["folder"])
-    outbox = trial.joined(folder, exact=config["exact"])
-
+    try:
+        outbox = trial.joined(folder, exact=config["exact"])
+    except trial.FINAL as error:
+        return tune.report(trial.failed(error))
     notice = cluster.notice()
 
     def kept() -> None:
@@ -80,11 +82,13 @@ def run(experiment: Experiment, *, resume: str | None = None, fresh: bool = Fals
     found = sources.check(experiment.data, experiment.root)  # refuse before Ray starts
     for text in plan.remarks(experiment, experiment.search.arms):
         say(f"note: {text}")
+    nodes = cluster.planned()
+    placement = cluster.place(experiment, nodes)
+    if text := cluster.idle_gpus(experiment, nodes):
+        say(f"note: {text}")
     if dry_run:
-        placement = cluster.place(experiment, cluster.planned())
         say(forecast.describe_plan(experiment, placement))
         return 0
-    cluster.place(experiment, cluster.planned())
     if not found:
         cluster.start()  # its tasks make the data
     used = sources.prepare(experiment.data, experiment.root, say)
@@ -96,7 +100,7 @@ def run(experiment: Experiment, *, resume: str | None = None, fresh: bool = Fals
             say(outcome(this))
             return 0
         cluster.start()
-        placement = cluster.place(experiment, cluster.capacity())
+        placement = cluster.place(experiment, cluster.capacity())  # Ray may find less than this machine has
         ledger = this.ledger()
         so_far = f": {len(ledger)} trials have finished" if ledger else ""
         say(f"{'continuing' if this.state else 'starting'} {this.name} in {this.folder}{so_far}")

@@ -90,7 +90,20 @@ def test_a_value_is_replaced_by_name_and_a_wrong_one_is_refused():
     assert wrong.returncode and "GPU_NODE=7" in wrong.stderr and "GPU_NODES" in wrong.stderr and "Traceback" not in wrong.stderr
     empty = render("slurm.sh", "PARTITION=")
     assert empty.returncode == 1 and empty.stderr.startswith("error: PARTITION is given as nothing") and not empty.stdout
-    assert render("aws.yaml", "S3_ENDPOINT=").returncode == 0, "where values.env has nothing, nothing is a value"
+    assert render("kubernetes/mlflow.yaml", "S3_ENDPOINT=").returncode == 0, "where values.env has nothing, nothing is a value"
+
+
+def test_a_value_reaches_all_that_names_it_and_one_that_the_file_does_not_read_is_refused():
+    for name in ("kubernetes/rayjob.yaml", "slurm.sh"):
+        text = render(name, "BUCKET=mine").stdout
+        assert "data.train=s3://mine/refcoco" in text and "example-bucket" not in text
+    for name, override in (("aws.yaml", "COMMAND=x"), ("kubernetes/raycluster.yaml", "COMMAND=x"), ("slurm.sh", "GPU_MEMORY=1Gi")):
+        refused = render(name, override)
+        assert (
+            refused.returncode == 1
+            and refused.stderr.startswith(f"error: {name} does not read {override.split('=')[0]}; it reads")
+            and not refused.stdout
+        )
 
 
 @pytest.mark.parametrize("name", ["gcp.yaml", "compose.yaml", "spot.sh", "Dockerfile", "values.env", "../README.md"])
@@ -369,7 +382,11 @@ def test_names_in_the_readme_are_those_of_the_values(values):
         pair for image in (values["IMAGE"], values["MLFLOW_IMAGE"]) for pair in ((image, ""), ("", image))
     }
     assert set(re.findall(r"s3://([\w-]+)", README)) - {"bucket"} == {values["BUCKET"]}
-    assert f"service/{values['NAME']}-head-svc" in README and f"raycluster/{values['NAME']} " in README and f"`{values['NAME']}-secrets`" in README
+    assert (
+        f"service/{values['NAME']}-head-svc" in README
+        and f"raycluster/{values['NAME']} " in README
+        and f"generic {values['NAME']}-secrets " in README
+    )
 
 
 def test_what_the_readme_writes_into_the_projects_folder_is_no_part_of_it():

@@ -87,32 +87,43 @@ def test_what_a_training_and_a_sweep_wait_for_is_said_once_for_each_wait(tmp_pat
     now, waits, said = [100.0], [True], []
     monkeypatch.setattr("orchestrator.driver.time.monotonic", lambda: now[0])
     monkeypatch.setattr("orchestrator.cluster.waits", lambda name: waits[0])
-    monkeypatch.setattr("orchestrator.cluster.room", lambda: "0.5 of 2 CPU")
+    monkeypatch.setattr("orchestrator.cluster.room", lambda resources: "0.5 of 2 CPU")
     ear = Epochs(runs.Run(tmp_path, "train"), from_dict(TREE), MemoryTracker(tmp_path), "train", said.append)
     ear.close()
     ear.sign = now[0]
-    for seconds, sayings in ((59, 0), (1, 1), (100, 1)):
+    for seconds, sayings in ((1000, 0), (60, 0), (1, 1), (100, 1)):  # since it was first seen without, however long the epoch before had taken
         now[0] += seconds
         ear._say_what_it_waits_for()
         assert len(said) == sayings
-    assert said[0].startswith("waiting for room for 1 worker(s) x 1 CPU and 0 GPU: the cluster has 0.5 of 2 CPU free")
-    ear._tell(epoch(1))
+    assert said[0].startswith("waiting for 1 worker(s) x 1 CPU: the cluster has 0.5 of 2 CPU free")
     waits[0] = False
-    now[0] += 100
     ear._say_what_it_waits_for()
-    assert len(said) == 2, "the epoch alone: it has workers"
+    waits[0] = True
+    for seconds, sayings in ((1000, 1), (61, 2)):
+        now[0] += seconds
+        ear._say_what_it_waits_for()
+        assert len(said) == sayings, "another wait"
     said.clear()
     sweep = make_sweep(tmp_path / "sweep", said)
     name = sweep.next_config()["trial"]
     for sayings in (0, 1, 1):
         now[0] += 61
         sweep.tick(frozenset([name]))
-        assert sum("1 trial(s) wait for room: the cluster has 0.5 of 2 CPU free" in text for text in said) == sayings
+        assert sum("1 trial(s) wait: each needs 1 worker(s) x 1 CPU, and the cluster has 0.5 of 2 CPU free" in text for text in said) == sayings
     sweep.announce(name, "off")
     sweep.started(name)
     now[0] += 61
     sweep.tick()
     assert not sweep.waits
+    said.clear()
+    spread = make_sweep(
+        tmp_path / "spread", said, workers=2, cpus_per_worker=0.5, memory_gb=0.1
+    )  # its trials run in Tune's eyes before they have room
+    begin(spread)
+    for sayings in (0, 1):
+        now[0] += 61
+        spread.tick()
+        assert sum("1 trial(s) wait: each needs 2 worker(s) x 0.5 CPU and 0.1 GiB" in text for text in said) == sayings
 
 
 def test_without_a_limit_no_trial_hangs(tmp_path, monkeypatch):
@@ -143,7 +154,7 @@ def test_a_trial_that_cannot_go_on_fails_alone_and_only_what_the_world_lacked_is
 def test_epochs_that_a_stopped_trials_workers_went_on_with_are_none_of_its_result(tmp_path):
     """Workers of Ray Train train on until they are ended; how far is chance."""
     sweep = make_sweep(tmp_path, [])
-    sweep._rung_stops = lambda spec, metrics: metrics["epoch"] == 2
+    sweep._ask_scheduler = lambda trial_id, arm, metrics: "STOP" if metrics["epoch"] == 2 else "CONTINUE"
     name = begin(sweep)
     assert sweep.heard(name, epoch(1)) is None
     trial.write_atomic(sweep.run.folder / "trials" / name / "epochs.jsonl", "".join(json.dumps(epoch(n)) + "\n" for n in (1, 2, 3)).encode())
@@ -163,9 +174,31 @@ def test_the_rungs_a_trial_had_passed_stand_when_it_goes_on(tmp_path):
     assert again.heard(begin(again), epoch(1)) == ("stopped", "asha")
 
 
+def test_a_rung_judges_the_last_epoch_before_an_interruption(tmp_path):
+    sweep = make_sweep(tmp_path, [], scheduler="asha")
+    good, bad = begin(sweep), begin(sweep)
+    sweep.heard(good, epoch(1) | {"val/mIoU": 0.9})
+    sweep.interrupt()
+    assert sweep.heard(bad, epoch(1)) == ("stopped", "asha")
+    assert [(r["trial"], r["epochs"], r["stopped_by"]) for r in sweep.run.ledger()] == [(bad, 1, "asha")]
+
+
+def test_an_epoch_that_a_lost_driver_did_not_hear_is_judged_by_the_next_and_what_came_after_it_does_not_count(tmp_path):
+    sweep = make_sweep(tmp_path, [], scheduler="asha")
+    for name, score in ((begin(sweep), 0.9), (begin(sweep), 0.1)):
+        line = json.dumps(epoch(1) | {"val/mIoU": score}) + "\n"
+        trial.write_atomic(sweep.run.folder / "trials" / name / "epochs.jsonl", line.encode())
+    again = make_sweep(tmp_path, [], scheduler="asha")
+    good, bad = begin(again), begin(again)
+    assert again.heard(good, epoch(2) | {"val/mIoU": 0.9}) is None
+    assert again.heard(bad, epoch(2)) == ("stopped", "asha")
+    (record,) = again.run.ledger()
+    assert (record["trial"], record["epochs"]) == (bad, 1)
+
+
 def test_the_places_of_stopped_distributed_trials_are_handed_to_one_that_starts_each_once(tmp_path):
     sweep = make_sweep(tmp_path, [], workers=2, cpus_per_worker=0.5)
-    sweep._rung_stops = lambda spec, metrics: True
+    sweep._ask_scheduler = lambda *_: "STOP"
     first = begin(sweep)
     sweep.heard(first, epoch(1))
     assert [sweep.next_config()["over"]] == [[first]] and sweep.stopped == []

@@ -185,6 +185,17 @@ def test_a_cluster_reads_each_picture_once_for_all_trials(large, asked, ray_sess
     assert asked == []
 
 
+def test_what_a_node_that_decodes_cannot_reach_is_said_in_one_sentence(rows, ray_session, tmp_path, capfd):
+    class Away(decoded.Part):
+        def kept(self, of, text):
+            raise Unreachable("s3://b does not answer from there")
+
+    part = Away(write_store(tmp_path / "shards", rows[:4]), frozenset({"train", "val", "testA", "testB"}), {})
+    with pytest.raises(Unreachable, match="^s3://b does not answer from there$"):
+        decoded.decode(part, 32, "square")
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
 def test_an_endpoint_that_is_away_is_said_in_one_sentence(unused_port, monkeypatch):
     for name, value in KEYS.items():
         monkeypatch.setenv(name, value)

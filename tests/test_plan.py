@@ -4,7 +4,7 @@ import pytest
 
 from aml.errors import UserError
 from orchestrator import cost
-from orchestrator.cluster import place
+from orchestrator.cluster import idle_gpus, place
 from orchestrator.config import from_text
 from orchestrator.plan import Plan, check, from_json, remarks, to_json
 
@@ -132,6 +132,9 @@ def test_an_impossible_placement_is_refused_with_its_sum():
     with pytest.raises(UserError, match=r"2 worker\(s\) x 2 CPU \+ 0.01 for the driver = 4.01 CPU, but the cluster has 4 CPU"):
         place(from_text(BASE, ["resources.workers=2", "resources.cpus_per_worker=2"]), [{"CPU": 4, "GPU": 0, "memory": 0}])
     fits = place(from_text(BASE, ["resources.gpus_per_worker=0.25"]), [{"CPU": 16, "GPU": 2, "memory": 0}])
+    assert idle_gpus(from_text(BASE, ["resources.gpus_per_worker=0.25"]), [{"CPU": 16, "GPU": 2, "memory": 0}]) == ""
+    assert "training runs on CPUs, and 2 GPU stay idle" in idle_gpus(from_text(BASE), [{"CPU": 16, "GPU": 2, "memory": 0}])
+    assert idle_gpus(from_text(BASE), [{"CPU": 16, "GPU": 0, "memory": 0}]) == ""
     assert fits.concurrent == 8
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from test_checkpoint import alter, damage, file_size_limit
 
-from aml.errors import NotSaved, OutOfMemory, UserError
+from aml.errors import NotSaved, OutOfMemory, Unreachable, UserError
 from aml.learner import Learner
 from orchestrator import convert, interrupts, runs, shards, trial
 from orchestrator.config import from_dict
@@ -231,6 +231,8 @@ def test_workers_that_failed_are_said_by_what_the_first_of_them_met():
     said = trial.failure(WorkerGroupError("[Rank 0,1 Error Snippet]: Traceback (most recent call last): ...", {1: ValueError("closed"), 0: why}))
     assert said == "2 workers failed, the first with RuntimeError: NCCL error: duplicate GPU detected"
     assert trial.failure(WorkerGroupError("Traceback ...", {1: ValueError("closed")})) == "a worker failed with ValueError: closed"
+    away = WorkerGroupError("Traceback ...", {0: RuntimeError("connection closed by peer"), 1: Unreachable("s3://b does not answer")})
+    assert trial.failed(away) == {"epoch": -1, "failed": "s3://b does not answer", "kind": "away"}, "the one that was not met for the other's sake"
 
 
 def test_an_error_that_is_not_of_memory_stays_what_it_is(run_trial, monkeypatch):
