@@ -1,6 +1,7 @@
 """Machines of a cluster that are lost in the middle of a run: a node, then the head. What is lost: the epoch under way."""
 
 import itertools
+import os
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from staging import ROOT, Machines, Stage, assert_nothing_left, assert_resumed, 
 from test_sweep import TINY, alone
 from test_train import CONFIG
 
-from orchestrator import cluster, runs
+from orchestrator import cluster, interrupts, runs, trial
 from orchestrator.config import load
 
 pytestmark = pytest.mark.fault
@@ -125,11 +126,15 @@ def test_an_elastic_training_goes_on_with_what_is_left_and_takes_in_what_comes(s
     wait_for(lambda: of_so_many_workers() == [2, 1], log=log, process=process)
     machines.add("another", 1)
     wait_for(lambda: of_so_many_workers() == [2, 1, 2], log=log, process=process)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as the keyboard does
     assert process.wait(timeout=120) == 130, log.read_text()
     (history,) = histories(tmp_path).values()
     assert [epoch["epoch"] for epoch in history] == list(range(1, len(history) + 1))
     assert_resumed(done, histories(tmp_path))
+    (run,) = runs.listing(tmp_path)
+    last, text = len(history), log.read_text()  # the epoch under way was finished, saved, said, and was the last
+    assert interrupts.ASKED in text and f"epoch {last}/2000 " in text and f"interrupted after epoch {last}; the same command continues it" in text
+    assert run.state["state"] == "interrupted" and not (run.folder / trial.STOP).exists()
     assert_nothing_left(stage, tmp_path, machines)
 
 

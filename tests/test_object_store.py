@@ -81,7 +81,6 @@ def test_rows_read_back_are_the_rows_written(written, rows):
         assert back["jpeg"] == Path(row["path"]).read_bytes() and back["refs"] == row["refs"]
 
 
-@pytest.mark.fault  # slow
 def test_a_cluster_decodes_from_the_bucket(written, rows):
     blocks = decoded.decode(decoded.Part(shards.Store(written[0]), frozenset({"val"}), {}), 32, "square").open()
     wanted = sum(any(r["split"] == "val" for r in row["refs"]) for row in rows)
@@ -174,7 +173,6 @@ def test_each_picture_is_read_once_an_epoch_through_a_window_and_files_of_other_
             assert 0.5 * size < sum(n for _, n in asked) < 1.02 * size and len(asked) <= groups  # a row group, one request
 
 
-@pytest.mark.fault  # starts Ray
 def test_a_cluster_reads_each_picture_once_for_all_trials(large, asked, ray_session):
     store, size = large
     shared = decoded.decode(decoded.Part(store, TRAIN, {}), 64, "square")

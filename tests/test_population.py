@@ -347,7 +347,6 @@ PBT_OF_THREE = [
 ]  # fmt: skip
 
 
-@pytest.mark.fault
 def test_a_sweep_by_generations_ends_confirmed_and_its_confirmation_reproduces(tmp_path, ray_session, monkeypatch):
     from mlflow.tracking import MlflowClient
 

@@ -208,7 +208,6 @@ def test_settings_of_a_mixture():
 # ---- a run ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.fault
 def test_a_run_trains_on_a_mixture(root, ray_session, tmp_path):
     tree = {
         "name": "mix",

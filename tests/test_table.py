@@ -243,7 +243,6 @@ def test_real_coco_pictures_as_a_table(coco_table):
     assert {ref["ref_id"]: refer.referent(row, ref) for row in rows for ref in row["refs"]} == masks
 
 
-@pytest.mark.fault
 def test_real_coco_pictures_go_through_the_command(coco_table, ray_session, tmp_path):
     from orchestrator import shards
 

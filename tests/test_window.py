@@ -233,7 +233,6 @@ def test_a_resumed_run_repeats_the_bits_of_one_that_was_not_interrupted(store, t
     assert len(whole) == 2 and second == whole[1]
 
 
-@pytest.mark.fault  # two trainings
 def test_a_run_whose_pictures_do_not_fit_trains_through_a_window_and_reproduces(store, ray_session, tmp_path, monkeypatch):
     tree = {
         "name": "large",
@@ -253,7 +252,6 @@ def test_a_run_whose_pictures_do_not_fit_trains_through_a_window_and_reproduces(
     assert code == 0 and "agree bit for bit" in text, text
 
 
-@pytest.mark.fault  # starts Ray
 def test_the_free_memory_of_the_object_store_is_what_is_not_used(ray_session):
     import ray
 
