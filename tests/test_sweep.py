@@ -197,7 +197,6 @@ def test_a_trial_that_wants_more_memory_than_there_is_fails_alone(home, ray_sess
     assert "raise train.accumulate" in found[2**19]["error"] and found[16]["state"] == "done"
 
 
-@pytest.mark.fault  # two sweeps more; test_budget has the arithmetic
 def test_a_budget_stops_a_sweep_with_the_best_so_far_and_a_larger_one_goes_on(home, ray_session):
     command = ["sweep", str(home / "tiny.yaml"), f"storage.root={home}", "name=frugal", "search.scheduler=none", "train.epochs=2"]
     code, text = ray_session([*command, "search.budget={trials: 4}"])
