@@ -231,14 +231,17 @@ def test_a_bucket_that_was_silent_just_now_is_asked_again_by_who_insists_alone(t
         assert "NETWORK_CONNECTION" in delivery.try_pull(run.folder / "trials" / name)
     assert asked == ["a"]
     assert delivery.try_pull(run.folder / "trials" / "d", exact=True) and asked == ["a", "d"]
+    assert trial.joined(run.folder / "trials" / "e") and asked == ["a", "d", "e"], (
+        "who starts a trial: from an older state it would take the newer one's place"
+    )
     gone[0] = False
-    assert delivery.try_pull(run.folder / "trials" / "e", exact=True) == delivery.try_pull(run.folder / "trials" / "f") == ""
+    assert delivery.try_pull(run.folder / "trials" / "e2", exact=True) == delivery.try_pull(run.folder / "trials" / "f") == ""
     gone[0] = True
     assert delivery.try_pull(run.folder / "trials" / "g")
     monkeypatch.setattr(delivery, "AWAY_S", 0.0)
     delivery._SILENT.clear()
     assert delivery.try_pull(run.folder / "trials" / "h") and delivery.try_pull(run.folder / "trials" / "i")
-    assert asked == list("adefghi")
+    assert asked == ["a", "d", "e", "e2", "f", "g", "h", "i"]
 
 
 def test_a_bucket_that_takes_nothing_is_said_in_one_sentence(there, machines, monkeypatch):
