@@ -163,6 +163,7 @@ class Sweep:
         live = self.live.get(trial_id)
         if live is None:  # it was on its way when the trial was judged
             return None
+        self._say_interrupted()  # nobody ticks any more where this trial was the last under way
         live.sign = time.monotonic()
         self._say_notes(trial_id, live)
         if metrics.get("failed"):
@@ -201,9 +202,7 @@ class Sweep:
 
     def tick(self, pending: frozenset[str] = frozenset()) -> None:
         """Several times a second.   pending: trials that Tune has not found room for, or for which it was lost"""
-        if self.interrupted and not self.said:
-            self.said = True
-            self.say(interrupts.ASKED)
+        self._say_interrupted()
         if time.monotonic() - self.accounted > ACCOUNT_S:
             self._account()
             self._say_what_waits(pending)
@@ -226,6 +225,11 @@ class Sweep:
         return conclude.sweep(self, shared)
 
     # -- inside
+
+    def _say_interrupted(self) -> None:
+        if self.interrupted and not self.said:
+            self.said = True
+            self.say(interrupts.ASKED)
 
     def _break(self, error: RunError) -> None:
         """Nobody goes on; fit raises it, since Tune would put a traceback in its place."""

@@ -256,16 +256,18 @@ def test_what_a_killed_driver_had_spent_is_known_to_the_next(tmp_path, monkeypat
     assert make_sweep(tmp_path, []).meter.spent() == {"seconds": 100, "trial_seconds": 100}
 
 
-def test_an_interrupted_sweep_starts_nothing_more_ends_trials_at_their_epoch_and_loses_nothing(tmp_path):
+@pytest.mark.parametrize("ticks", [0, 2], ids=["just before an epoch is heard", "in the middle of one"])
+def test_an_interrupted_sweep_says_so_starts_nothing_more_ends_trials_at_their_epoch_and_loses_nothing(tmp_path, ticks):
     said = []
     sweep = make_sweep(tmp_path, said)
     first, second = begin(sweep), begin(sweep)
     assert sweep.heard(first, epoch(1)) is None
     sweep.interrupt()
-    sweep.tick()
-    sweep.tick()
-    assert said[-1] == interrupts.ASKED and said.count(interrupts.ASKED) == 1
+    for _ in range(ticks):
+        sweep.tick()
+    assert said.count(interrupts.ASKED) == min(ticks, 1)
     assert sweep.heard(first, epoch(2)) == ("stopped", "interrupt") and sweep.heard(second, epoch(4)) == ("done", "")
+    assert said.count(interrupts.ASKED) == 1
     sweep.died(first, "stopped before its last epoch")  # as Tune tells of it
     assert sweep.next_config() is None and not sweep.plan.done
     assert [(r["trial"], r["state"]) for r in sweep.run.ledger()] == [(second, "done")]

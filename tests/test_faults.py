@@ -93,9 +93,9 @@ def test_an_interrupted_sweep_says_so_and_continues(sweep, tmp_path):
 
 def test_a_second_interruption_ends_a_sweep_within_the_epoch(sweep, tmp_path):
     """What is lost: that epoch."""
-    long = ["train={epochs: 9, batch: 1}", "data.unit=sentence", "search.space={}", "search.arms=[off]", "search.scheduler=none"]
-    process, log = sweep(*long, "search.seeds={confirm: 0}")
-    wait_for(lambda: histories(tmp_path), log=log, process=process)
+    long = ["train={epochs: 9, batch: 1}", "data.unit=sentence", "data.size=96"]
+    process, log = sweep(*long, "search.space={}", "search.arms=[off]", "search.scheduler=none", "search.seeds={confirm: 0}")
+    wait_for(lambda: "epoch   1/9" in log.read_text(), log=log, process=process)  # the second is under way, for some seconds
     os.kill(process.pid, signal.SIGINT)
     wait_for(lambda: interrupts.ASKED in log.read_text(), log=log, process=process)
     done = histories(tmp_path)
