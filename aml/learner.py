@@ -32,6 +32,8 @@ from aml.optim import EagerAdamW, OptimConfig, lr_factor, parameter_groups, pass
 
 OWN = ("base_lr", "weight_decay")
 """Settings of an optimiser's group that a resumed run takes from its configuration: they may have changed on purpose."""
+ENDED = "time/ended"
+"""Of an epoch's metrics: when it ended, in Unix seconds."""
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -420,6 +422,7 @@ def fit(
             "val/mIoU_best": learner.progress.best,
             "time/val_s": time.perf_counter() - before,
             "time/epoch_s": metrics["time/train_s"] + time.perf_counter() - before,
+            ENDED: time.time(),
             "mem/peak_mb": peak_memory_mb(learner.device),
         }
         if text := vacuous_mask(learner.masker.config, metrics):

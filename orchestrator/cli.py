@@ -14,13 +14,33 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
 
 from aml.errors import RunError, UserError
 from orchestrator import interrupts
 from orchestrator.redaction import redact
 
+
+class Interrupted(Exception):
+    """A command was, that does not say so itself."""
+
+
+class Commands(TyperGroup):
+    """Typer would end an interrupted one without a word."""
+
+    def invoke(self, ctx):
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise Interrupted from error
+
+
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Alignment-aware masked learning, measured honestly."
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Alignment-aware masked learning, measured honestly.",
 )
 data_app = typer.Typer(no_args_is_help=True, help="Look at shards.")
 bench_app = typer.Typer(no_args_is_help=True, help="Measure; JSON on the last line.")
@@ -44,8 +64,8 @@ def main(arguments: list[str] | None = None) -> None:
     except (UserError, RunError) as error:
         print(f"error: {redact(error)}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
-    except KeyboardInterrupt:
-        print("interrupted; what was finished is saved, the same command continues", file=sys.stderr)
+    except Interrupted:
+        print("interrupted; give the same command again", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         # typer vendors its own click; its usage errors are known by what they can do

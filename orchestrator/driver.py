@@ -5,13 +5,14 @@ on. Without Ray, but for the schedulers' arithmetic and for having trials saved.
 """
 
 import contextlib
+import itertools
 import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from aml.errors import NotSaved, RunError
-from aml.learner import vacuous_mask
+from aml.learner import ENDED, vacuous_mask
 from orchestrator import budget, cluster, delivery, generations, interrupts, mirror, pace, plan, runs, trial
 from orchestrator.config import Experiment
 from orchestrator.decoded import Shared, Windowed
@@ -65,14 +66,13 @@ class Sweep:
         self.schedulers = {arm: make_scheduler(experiment, epochs) for arm, epochs in self.plan.epochs.items()}
         self.pace = pace.Pace(self.plan, experiment, placement.concurrent, this.state.get("estimate"))
         for record in ledger:
-            self._replay(record)
-        self.judged: dict[str, int] = {}
+            self.pace.replay(record)
+        over = {r["trial"]: (r["arm"], r["history"]) for r in ledger if r["stage"] == "search"}
+        goes_on = [t for t in started if t.stage == "search" and t.id not in self.plan.records]  # those have passed rungs, too
+        heard = over | {t.id: (t.arm, trial.read_history(this.folder / "trials" / t.id)) for t in goes_on}
+        stops = self._judge_again(heard)
+        self.judged = {t.id: heard[t.id][1][-1]["epoch"] for t in goes_on if t.id in stops}
         """Unfinished trials that their last epoch, this one, should have ended: their driver was interrupted or lost before it said so."""
-        for spec in started:  # those that go on have passed rungs, too
-            if spec.stage == "search" and spec.id not in self.plan.records:
-                history = trial.read_history(this.folder / "trials" / spec.id)
-                if self._judge_again(spec.id, spec.arm, history):
-                    self.judged[spec.id] = history[-1]["epoch"]
         self.live: dict[str, Live] = {}
         self.interrupted, self.said = False, False
         self.stopped: list[str] = []
@@ -173,7 +173,7 @@ class Sweep:
             live.history[epoch["epoch"]] = epoch
             first = {self.experiment.search.metric: epoch.get(self.experiment.search.metric)}  # what MLflow's comparison opens with
             set_to = {f"setting/{k}": v for k, v in live.spec.overrides.items() if live.spec.until and isinstance(v, (int, float))}
-            self.tracker.metrics(trial_id, epoch["epoch"], first | epoch | set_to)
+            self.tracker.epoch(trial_id, first | epoch | set_to)
             self.pace.epoch(live.spec.arm, epoch["time/epoch_s"])
             self.board.heard(live.facts, epoch)
             if text := self.pace.correction(self.board.under_way(), self.meter.spent()):
@@ -347,19 +347,18 @@ class Sweep:
         scheduler = self.schedulers[arm]
         return scheduler.on_trial_result(None, _Stub(trial_id), _for_scheduler(epoch, self.experiment)) if scheduler else "CONTINUE"
 
-    def _replay(self, record: dict) -> None:
-        """Tell pace and the arm's scheduler of a finished trial, so that rungs stand as they stood."""
-        for epoch in record["history"]:
-            self.pace.epoch(record["arm"], epoch["time/epoch_s"])
-        self.pace.ended(record)
-        if record["stage"] == "search":
-            self._judge_again(record["trial"], record["arm"], record["history"])
+    def _judge_again(self, heard: dict[str, tuple[str, list[dict]]]) -> set[str]:
+        """Tell the arms' schedulers what those of an earlier attempt heard, in the order in which epochs ended, so that rungs stand as they stood.
 
-    def _judge_again(self, trial_id: str, arm: str, history: list[dict]) -> bool:
-        """Tell the arm's scheduler what that of an earlier attempt has heard.   -> whether the last epoch ends the trial"""
-        self.announce(trial_id, arm)
-        verdicts = [self._ask_scheduler(trial_id, arm, epoch) for epoch in history if epoch["epoch"] < self.plan.epochs[arm]]
-        return len(verdicts) == len(history) > 0 and verdicts[-1] == "STOP"
+        heard: {trial: (arm, history)}   -> those that their last epoch ends
+        """
+        for trial_id, (arm, _) in heard.items():
+            self.announce(trial_id, arm)
+        verdicts = {}
+        for trial_id, epoch in in_order({trial_id: history for trial_id, (_, history) in heard.items()}):
+            arm = heard[trial_id][0]
+            verdicts[trial_id] = epoch["epoch"] < self.plan.epochs[arm] and self._ask_scheduler(trial_id, arm, epoch) == "STOP"
+        return {trial_id for trial_id, stops in verdicts.items() if stops}
 
     def announce(self, trial_id: str, arm: str) -> None:
         if self.schedulers[arm] is not None:
@@ -375,6 +374,15 @@ class _Stub:
 
     def __init__(self, trial_id: str):
         self.trial_id = trial_id
+
+
+def in_order(histories: dict[str, list[dict]]) -> list[tuple[str, dict]]:
+    """(trial, epoch) as the epochs ended; a trial's own in its order, whatever the clocks of the machines that it was on."""
+    told = []
+    for trial_id, history in histories.items():
+        ended = itertools.accumulate((epoch.get(ENDED) or 0.0 for epoch in history), max)
+        told += [(when, trial_id, epoch) for when, epoch in zip(ended, history, strict=True)]
+    return [(trial_id, epoch) for _, trial_id, epoch in sorted(told, key=lambda one: one[0])]
 
 
 def make_scheduler(experiment: Experiment, epochs: int):

@@ -33,6 +33,12 @@ class Pace:
         self.trained_s += sum(epoch["time/epoch_s"] for epoch in record["history"])
         self.held_s += record["seconds"]
 
+    def replay(self, record: dict) -> None:
+        """A trial that an earlier attempt heard of, from its first epoch to its end."""
+        for epoch in record["history"]:
+            self.epoch(record["arm"], epoch["time/epoch_s"])
+        self.ended(record)
+
     @property
     def epoch_s(self) -> float:
         """Median of the last epochs of all arms; 0 before the first."""

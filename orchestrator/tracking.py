@@ -24,6 +24,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from aml.errors import UserError
+from aml.learner import ENDED
 from orchestrator.mlflow_store import AWAY, PERMANENT, Server, no_room, refused, set_environment, tracking_uri, weights_digest, words_of
 from orchestrator.redaction import redact
 
@@ -90,6 +91,11 @@ class _Calls:
         is not logged again."""
         if values := _numbers(values):
             self._put("metrics", key, step=int(step), values=values, **({"t": int(time_ms)} if time_ms else {}))
+
+    def epoch(self, key: str, metrics: dict) -> None:
+        """An epoch of the loop's, as of when it ended, which is no metric of its own."""
+        ended = metrics.get(ENDED)
+        self.metrics(key, metrics["epoch"], {k: v for k, v in metrics.items() if k != ENDED}, time_ms=ended and int(ended * 1000))
 
     def params(self, key: str, values: dict) -> None:
         """Params never change: another value for one that exists is refused by MLflow and ends among the rejected

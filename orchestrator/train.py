@@ -277,7 +277,7 @@ class Epochs:
         self.folder, self.experiment, self.tracker, self.key, self.say = this.folder, experiment, tracker, key, say
         self.heard = 0
         for metrics in read_history(self.folder):  # an earlier attempt said these, but may have died before MLflow had them
-            self.tracker.metrics(key, metrics["epoch"], metrics)
+            self.tracker.epoch(key, metrics)
             self.heard = metrics["epoch"]
         self.noted, self.stopping = len(trial.read_notes(self.folder)), False
         self.sign = math.inf
@@ -342,7 +342,7 @@ class Epochs:
 
     def _tell(self, metrics: dict) -> None:
         self.heard, self.sign = metrics["epoch"], time.monotonic()
-        self.tracker.metrics(self.key, metrics["epoch"], metrics)
+        self.tracker.epoch(self.key, metrics)
         self.say(epoch_line(metrics, self.experiment.train.epochs))
         if text := vacuous_mask(self.experiment.aml, metrics):
             self.say(f"warning: {text}")

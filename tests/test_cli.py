@@ -230,6 +230,15 @@ def test_synth_prints_its_counts(tmp_path, capsys):
     refused(["synth", tmp_path / "other", "--images", "2"], capsys, "images")
 
 
+def test_an_interrupted_command_says_so(tmp_path, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("aml.synthetic.generate", interrupted)
+    code, text = run(["synth", tmp_path / "refer"], capsys)
+    assert code == 130 and text == "interrupted; give the same command again\n"
+
+
 def test_doctor_and_runs_answer(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("AMLRIS_HOME", str(tmp_path))
     code, text = run(["doctor"], capsys)

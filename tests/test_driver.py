@@ -7,9 +7,10 @@ import pytest
 from test_survival import TREE
 
 from aml.errors import NotSaved, UserError
+from aml.learner import ENDED
 from orchestrator import cluster, interrupts, runs, trial
 from orchestrator.config import from_dict
-from orchestrator.driver import Sweep
+from orchestrator.driver import Sweep, in_order
 from orchestrator.tracking import MemoryTracker
 from orchestrator.train import Epochs
 from orchestrator.tune import cut_short, fit
@@ -194,6 +195,26 @@ def test_an_epoch_that_a_lost_driver_did_not_hear_is_judged_by_the_next_and_what
     assert again.heard(bad, epoch(2)) == ("stopped", "asha")
     (record,) = again.run.ledger()
     assert (record["trial"], record["epochs"]) == (bad, 1)
+
+
+def test_rungs_are_told_again_in_the_order_in_which_epochs_ended(tmp_path):
+    """The first at a rung is let go on, whoever comes after it; its driver was interrupted then, and the next stops it no more than that one did."""
+    sweep = make_sweep(tmp_path, [], scheduler="asha")
+    first, good = begin(sweep), begin(sweep)
+    lines = {name: epoch(1) | {"val/mIoU": score, ENDED: ended} for name, score, ended in ((first, 0.2, 100.5), (good, 0.9, 101.0))}
+    for name, line in lines.items():
+        trial.write_atomic(sweep.run.folder / "trials" / name / "epochs.jsonl", (json.dumps(line) + "\n").encode())
+        assert sweep.heard(name, line) is None
+    assert all(sweep.heard(good, epoch(n) | {"val/mIoU": 0.9}) is None for n in (2, 3)) and sweep.heard(good, epoch(4))[0] == "done"
+    again = make_sweep(tmp_path, [], scheduler="asha")
+    assert begin(again) == first and again.judged == {}
+    assert again.heard(begin(again), epoch(1) | {"val/mIoU": 0.5}) == ("stopped", "asha")
+
+
+def test_the_epochs_of_a_trial_stay_in_their_order_though_clocks_differ():
+    """It went on, on a machine whose clock is behind."""
+    histories = {"a": [epoch(1) | {ENDED: 50.0}, epoch(2) | {ENDED: 20.0}], "b": [epoch(1) | {ENDED: 30.0}], "from before": [epoch(1)]}
+    assert [(name, one["epoch"]) for name, one in in_order(histories)] == [("from before", 1), ("b", 1), ("a", 1), ("a", 2)]
 
 
 def test_the_places_of_stopped_distributed_trials_are_handed_to_one_that_starts_each_once(tmp_path):

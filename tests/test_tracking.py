@@ -11,6 +11,7 @@ import pytest
 from stores import mlflow_client
 
 from aml.errors import UserError
+from aml.learner import ENDED
 from orchestrator.mlflow_store import tracking_uri
 from orchestrator.redaction import redact
 from orchestrator.tracking import MemoryTracker, Tracker
@@ -131,6 +132,18 @@ def test_metrics_that_are_no_numbers_are_left_out_and_names_are_made_fit(store):
         "np": [(1, 0.5)],
         "later_ of the same step": [(1, 3.0)],
     }
+    assert t.close() == ""
+
+
+def test_an_epoch_is_as_of_when_it_ended_which_is_no_metric(store):
+    """One that is told late, since its driver was lost, lies where it belongs on a chart over time."""
+    t = store.start()
+    t.run("a", "a")
+    t.epoch("a", {"epoch": 3, "val/mIoU": 0.25, ENDED: 1234.5})
+    assert store.look("a")["metrics"] == {"epoch": [(3, 3.0)], "val/mIoU": [(3, 0.25)]}
+    if isinstance(store, Real):
+        (metric,) = mlflow_client(store.root).get_metric_history(t.record("a")["run_id"], "val/mIoU")
+        assert metric.timestamp == 1234500
     assert t.close() == ""
 
 
