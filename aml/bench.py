@@ -6,13 +6,14 @@ What is compared is timed in turn in one process, so that a ratio compares like 
 """
 
 import argparse
+import inspect
 import json
 import platform
 import statistics
 import time
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils import flop_counter
 
 from aml.data import Batch
 from aml.errors import UserError
@@ -71,7 +72,9 @@ def make(masking: MaskingConfig, spec: dict, *, batch: int, size: int, precision
 def step_flops(learner: Learner, batch: Batch) -> int:
     """FLOPs of one training step, stage 1 included (torch's counter: matrix products, convolutions, attention)."""
     learner.model.train()
-    with FlopCounterMode(display=False) as counter:
+    dispatch = inspect.unwrap(flop_counter._FlopCounterMode.__torch_dispatch__)
+    dispatch.__dynamo_disable = dispatch  # or torch's compiler is imported to be kept out of it, 4 s of the process
+    with flop_counter.FlopCounterMode(display=False) as counter:
         learner.step(batch, learner.masker.config.warmup_epochs, 0, TrainSums(learner.device))
     return counter.get_total_flops()
 

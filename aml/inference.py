@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from aml.checkpoint import load_model
-from aml.data import fit_image, place
+from aml.decode import fit_image, place
 from aml.errors import UserError
 from aml.learner import PRECISIONS
 

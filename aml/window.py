@@ -11,7 +11,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
-import torch
 
 WINDOW_BYTES = 512 * 2**20
 """Encoded and decoded pictures of a window together; the same everywhere, since the order hangs on it."""
@@ -36,7 +35,7 @@ class Pictures(Protocol):
         """What `decode` needs of a block's rows."""
 
     def decode(self, encoded, block: int, row: int) -> dict:
-        """A picture at network size as aml.data.decode_row makes it: image, masks."""
+        """A picture at network size as aml.decode.decode_row makes it: image, masks."""
 
 
 class Window(Sequence):
@@ -68,6 +67,8 @@ class Window(Sequence):
 
     def ahead(self, batches: list[list[Place]]) -> Iterator[None]:
         """Yields once a batch, when its pictures are at hand; they are dropped when nothing further of the plan shows them."""
+        import torch  # here, since tasks that only decode import this module, too
+
         batches = [[(b, row) for b, row in batch if b >= self.first] for batch in batches]
         last = {place: k for k, batch in enumerate(batches) for place in batch}
         waiting, reached, held = deque(last), 0, {}

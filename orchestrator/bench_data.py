@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from aml.data import Items, fit_image, fit_mask, open_image, rasterise, train_batches
+from aml.data import Items, train_batches
+from aml.decode import fit_image, fit_mask, open_image, rasterise
 from aml.models import build
 from aml.refer import load_refs, read_refer, referent
 from aml.synthetic import generate

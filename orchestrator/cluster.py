@@ -11,10 +11,13 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from aml.errors import UserError
 from orchestrator import interrupts
-from orchestrator.config import Experiment
+
+if TYPE_CHECKING:  # it imports torch, for which tasks that only decode need not wait
+    from orchestrator.config import Experiment
 
 DRIVER_CPUS = 0.01
 """What the driver process of a distributed trial asks for: it only waits."""
@@ -297,7 +300,7 @@ def on_this_node() -> dict:
     return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)}
 
 
-def idle_gpus(experiment: Experiment, nodes: list[dict[str, float]]) -> str:
+def idle_gpus(experiment: "Experiment", nodes: list[dict[str, float]]) -> str:
     """That a run leaves GPUs unused, or nothing."""
     have = together(nodes)["GPU"]
     if have < 1 or experiment.resources.gpus_per_worker:
@@ -332,7 +335,7 @@ def slots(node: dict[str, float], wanted: dict[str, float]) -> int:
     return min(fits + ([int(node["GPU"]) * whole(1, share)] if share < 1 else []))
 
 
-def place(experiment: Experiment, nodes: list[dict[str, float]], *, sweep: bool = True) -> Placement:
+def place(experiment: "Experiment", nodes: list[dict[str, float]], *, sweep: bool = True) -> Placement:
     """Trials of a sweep, or the one run of `train`, that fit side by side. UserError, with the sum, where not even one does."""
     r = experiment.resources
     driver = DRIVER_CPUS if sweep and not r.light else 0.0

@@ -10,13 +10,16 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from aml.data import UnreadableImage, decode_image
+from aml.decode import UnreadableImage, decode_image
 from aml.errors import UserError
 from aml.refer import read_refer, split_counts, vocabulary
 from orchestrator import cluster, mirror
-from orchestrator.config import SynthConfig
 from orchestrator.shards import FORMAT, MARKER, SAID_EVERY_S, Progress, Store, describe
+
+if TYPE_CHECKING:  # it imports torch, for which tasks that only decode need not wait
+    from orchestrator.config import SynthConfig
 
 ROWS_PER_GROUP = 64
 """Images a row group: about 10 MB of COCO JPEGs, the unit of random access."""
@@ -93,7 +96,7 @@ def write(packed: Packed, out: Store, *, skip_unreadable: bool = False, synth: d
     return manifest
 
 
-def make_synthetic(synth: SynthConfig, store: Store, root: Path, say=print) -> None:
+def make_synthetic(synth: "SynthConfig", store: Store, root: Path, say=print) -> None:
     from aml.synthetic import generate
 
     source = root / "generated" / f"{synth.dataset}-{synth.images}-{synth.size}-{synth.seed}"

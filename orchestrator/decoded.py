@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 
-from aml.data import block_of, decode_row
+from aml.decode import block_of, decode_row
 from aml.errors import Unreachable, UserError
 from aml.window import WINDOW_BYTES, Window
 from orchestrator import cluster

@@ -31,7 +31,8 @@ import torch
 
 from aml import refer
 from aml.checkpoint import load_model, read_config
-from aml.data import Batch, Item, Items, eval_batches, fit_mask, rasterise
+from aml.data import Batch, Item, Items, eval_batches
+from aml.decode import fit_mask, rasterise
 from aml.draws import uniform
 from aml.errors import UserError
 from aml.inference import Segmenter, usual_precision

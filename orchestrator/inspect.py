@@ -16,7 +16,8 @@ from PIL import Image
 
 from aml import refer
 from aml.checkpoint import load_model, read_config
-from aml.data import Batch, Items, block_of, decode_image, decode_row, rasterise
+from aml.data import Batch, Items
+from aml.decode import block_of, decode_image, decode_row, rasterise
 from aml.diagnostics import NAMES, MaskSums, measure
 from aml.errors import UserError
 from aml.masking import CALIBRATION_BATCHES, Mask, Masker, MaskingConfig

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from aml import data
+from aml import data, decode
 from aml.checkpoint import load_model
 from aml.diagnostics import MaskSums
 from aml.learner import scored
@@ -24,8 +24,8 @@ from orchestrator import shards
 def rank(checkpoint: Path, store: shards.Store, *, split: str, limit: int | None, scales: list[float], tau: float, rho: float, batch: int = 64):
     """One row for each source, score and stage1_scale, the best AUROC first: auroc, lift, others, mask_auroc, hidden, uninformative, leak, n."""
     model, config = load_model(checkpoint)
-    rows = [data.decode_row(row, config["image_size"], config["fit"]) for row in shards.read(store, shards.index(store, [split]))]
-    items = data.Items([data.block_of(rows)], split, size=config["image_size"], fit=config["fit"], unit="sentence", limit=limit)
+    rows = [decode.decode_row(row, config["image_size"], config["fit"]) for row in shards.read(store, shards.index(store, [split]))]
+    items = data.Items([decode.block_of(rows)], split, size=config["image_size"], fit=config["fit"], unit="sentence", limit=limit)
 
     def batches():
         return data.eval_batches(items, model, batch=batch)

@@ -22,7 +22,7 @@ import torch
 
 from aml import refer
 from aml.corruptions import corrupt
-from aml.data import decode_image, fit_image, fit_mask, rasterise
+from aml.decode import decode_image, fit_image, fit_mask, rasterise
 from aml.errors import UserError
 from aml.inference import Segmenter, to_original
 from aml.learner import segment

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from aml.data import decode_image
+from aml.decode import decode_image
 from aml.errors import Unreachable, UserError
 from aml.refer import split_counts
 from orchestrator import mirror

@@ -8,7 +8,7 @@ import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from aml.data import block_of, decode_row
+from aml.decode import block_of, decode_row
 from aml.errors import UserError
 from aml.refer import PUBLISHED
 from orchestrator import convert, locks, shards

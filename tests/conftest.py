@@ -9,7 +9,7 @@ import pytest
 import torch
 from stores import save_model, write_store
 
-from aml import data, refer, synthetic
+from aml import data, decode, refer, synthetic
 from aml.models import build
 
 torch.set_num_threads(1)
@@ -60,8 +60,8 @@ def rows(scenes) -> list[dict]:
 @pytest.fixture(scope="session")
 def blocks(rows) -> list[dict]:
     """The rows decoded at network size, in two blocks."""
-    decoded = [data.decode_row(row | {"jpeg": Path(row["path"]).read_bytes()}, SIZE) for row in rows]
-    return [data.block_of(decoded[:17]), data.block_of(decoded[17:])]
+    decoded = [decode.decode_row(row | {"jpeg": Path(row["path"]).read_bytes()}, SIZE) for row in rows]
+    return [decode.block_of(decoded[:17]), decode.block_of(decoded[17:])]
 
 
 @pytest.fixture(scope="session")

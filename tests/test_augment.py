@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import SIZE
 
-from aml import augment, data
+from aml import augment, data, decode
 from aml.augment import mirrored
 from aml.errors import UserError
 from orchestrator.config import from_dict
@@ -85,9 +85,9 @@ def test_a_window_holds_the_whole_referent_inside_the_picture(real, box):
 def test_a_crop_moves_picture_and_mask_alike_and_leaves_the_letterbox():
     image, mask = scene()
     real = (4, 0, 28, 32)
-    image[:4], image[28:] = data.LETTERBOX, data.LETTERBOX
+    image[:4], image[28:] = decode.LETTERBOX, decode.LETTERBOX
     cropped, target = augment.crop(image, mask, real, [0.0, 0.5, 0.5])
-    assert (cropped[:4] == data.LETTERBOX).all() and (cropped[28:] == data.LETTERBOX).all() and not target[:4].any()
+    assert (cropped[:4] == decode.LETTERBOX).all() and (cropped[28:] == decode.LETTERBOX).all() and not target[:4].any()
     assert target.sum() > 1.8 * mask.sum()  # 0.6 of each side: 2.8 times the area, but for the referent's place on the grid
     blue = cropped[4:28, :, 2] > 127
     assert (blue != target[4:28]).mean() < 0.06

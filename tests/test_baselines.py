@@ -7,7 +7,8 @@ import pytest
 import torch
 from stores import hand_row
 
-from aml.data import Items, block_of, decode_row
+from aml.data import Items
+from aml.decode import block_of, decode_row
 from aml.errors import UserError
 from orchestrator import evaluate, shards
 

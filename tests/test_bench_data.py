@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from conftest import SIZE
 
-from aml.data import Items, decode_image, rasterise
+from aml.data import Items
+from aml.decode import decode_image, rasterise
 from aml.refer import read_refer, referent
 from orchestrator import bench_data
 

@@ -11,7 +11,7 @@ import torch
 from conftest import SIZE
 
 from aml.checkpoint import load_model, load_training, load_weights, read_config, save
-from aml.data import fit_image, place
+from aml.decode import fit_image, place
 from aml.errors import NotSaved, UserError
 from aml.inference import Segmenter, to_original
 from aml.learner import Learner, TrainConfig

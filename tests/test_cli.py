@@ -69,6 +69,12 @@ def test_help_imports_nothing_heavy():
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT)
 
 
+def test_tasks_that_decode_wait_for_no_torch():
+    """Each process of Ray Data imports the module of its task."""
+    code = "import sys, orchestrator.convert, orchestrator.decoded; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 @pytest.mark.parametrize("command", ["train", "sweep"])
 def test_wrong_settings(command, experiment, capsys):
     refused([command, experiment, "optm.lr=1"], capsys, "unknown key optm", "did you mean optim")
@@ -151,7 +157,7 @@ def test_shards_hold_each_image_once_and_say_what_they_hold(scenes, rows, ray_se
 def test_the_real_mini_refcoco_goes_through(real_data, ray_session, tmp_path):
     import hashlib
 
-    from aml.data import rasterise
+    from aml.decode import rasterise
     from orchestrator import shards
 
     folder = real_data / "mini_refer"

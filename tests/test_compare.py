@@ -12,7 +12,7 @@ import torch
 from scipy import stats
 from stores import write_store
 
-from aml.data import block_of, decode_row
+from aml.decode import block_of, decode_row
 from aml.refer import read_refer
 from aml.synthetic import generate
 from orchestrator import plan, runs, shards, trial

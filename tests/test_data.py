@@ -10,8 +10,9 @@ import torch
 from conftest import SIZE
 from PIL import Image
 
-from aml import data
-from aml.data import Items, eval_batches, fit_image, fit_mask, item_key, place, rank_part, rank_rows, train_batches
+from aml import decode
+from aml.data import Items, eval_batches, item_key, rank_part, rank_rows, train_batches
+from aml.decode import fit_image, fit_mask, place
 from aml.errors import UserError
 
 
@@ -36,8 +37,8 @@ def noise(height, width, seed=0):
 def test_an_unreadable_jpeg_is_named():
     good = jpeg(noise(40, 60))
     for bad, why in ((b"", "it is empty"), (b"not a picture", "it is no picture"), (good[: len(good) // 2], "truncated")):
-        with pytest.raises(data.UnreadableImage, match=rf"COCO_7\.jpg cannot be decoded \(.*{why}.*\); get the image again") as caught:
-            data.decode_image(bad, "COCO_7.jpg")
+        with pytest.raises(decode.UnreadableImage, match=rf"COCO_7\.jpg cannot be decoded \(.*{why}.*\); get the image again") as caught:
+            decode.decode_image(bad, "COCO_7.jpg")
         assert isinstance(caught.value, UserError)
 
 
@@ -52,23 +53,23 @@ def test_pictures_of_other_modes():
     colour[:, 24:] = (250, 10, 120)
     out = io.BytesIO()
     Image.fromarray(colour).convert("CMYK").save(out, "JPEG", quality=95)
-    assert abs(data.decode_image(out.getvalue(), "cmyk.jpg").astype(int) - colour).mean() < 4
+    assert abs(decode.decode_image(out.getvalue(), "cmyk.jpg").astype(int) - colour).mean() < 4
     palette = Image.fromarray(colour).convert("P", palette=Image.Palette.ADAPTIVE)
     for picture in (palette, Image.fromarray(colour).convert("RGBA")):
-        assert np.array_equal(data.decode_image(png(picture), "p.png"), colour)
-    with pytest.raises(data.UnreadableImage, match="deep.png cannot be decoded .it has more than 8 bits a channel."):
-        data.decode_image(png(Image.fromarray(np.full((4, 4), 40000, np.uint16))), "deep.png")
+        assert np.array_equal(decode.decode_image(png(picture), "p.png"), colour)
+    with pytest.raises(decode.UnreadableImage, match="deep.png cannot be decoded .it has more than 8 bits a channel."):
+        decode.decode_image(png(Image.fromarray(np.full((4, 4), 40000, np.uint16))), "deep.png")
 
 
 def test_a_picture_that_is_to_be_turned_is_read_as_it_lies():
     exif = Image.Exif()
     exif[0x0112] = 6
-    assert data.decode_image(jpeg(noise(40, 60), exif=exif), "turned.jpg").shape == (40, 60, 3)
+    assert decode.decode_image(jpeg(noise(40, 60), exif=exif), "turned.jpg").shape == (40, 60, 3)
 
 
 def test_a_grey_jpeg_becomes_three_equal_channels():
     grey = np.tile(np.arange(48, dtype=np.uint8) * 5, (32, 1))
-    image = data.decode_image(jpeg(grey, quality=95), "grey.jpg")
+    image = decode.decode_image(jpeg(grey, quality=95), "grey.jpg")
     assert image.shape == (32, 48, 3) and image.dtype == np.uint8
     assert (image == image[..., :1]).all() and abs(image[..., 0].astype(int) - grey).mean() < 3
 
@@ -76,7 +77,7 @@ def test_a_grey_jpeg_becomes_three_equal_channels():
 def test_a_real_grey_jpeg(real_data):
     grey = [p for p in sorted((real_data / "coco128" / "images").glob("*.jpg")) if Image.open(p).mode == "L"]
     assert grey
-    image = data.decode_image(grey[0].read_bytes(), grey[0].name)
+    image = decode.decode_image(grey[0].read_bytes(), grey[0].name)
     assert image.shape[2] == 3 and (image == image[..., :1]).all() and image.std() > 0
 
 
@@ -94,7 +95,7 @@ def test_fit_image():
     square = fit_image(image, 64, "square")
     assert np.array_equal(square, np.asarray(Image.fromarray(image).resize((64, 64), Image.Resampling.BILINEAR)))
     boxed = fit_image(image, 64, "letterbox")
-    assert (boxed[:16] == data.LETTERBOX).all() and (boxed[48:] == data.LETTERBOX).all()
+    assert (boxed[:16] == decode.LETTERBOX).all() and (boxed[48:] == decode.LETTERBOX).all()
     assert np.array_equal(boxed[16:48], np.asarray(Image.fromarray(image).resize((64, 32), Image.Resampling.BILINEAR)))
 
 
@@ -113,15 +114,15 @@ def test_fit_mask_is_nearest_as_pillow_does_it():
 def test_a_decoded_row_gives_back_picture_masks_and_meta(rows, scenes, fit):
     row = rows[0]
     encoded = (scenes / "images" / "train2014" / row["file_name"]).read_bytes()
-    block = data.block_of([data.decode_row(row | {"jpeg": encoded}, 30, fit)])  # 900 bits: no whole number of bytes
+    block = decode.block_of([decode.decode_row(row | {"jpeg": encoded}, 30, fit)])  # 900 bits: no whole number of bytes
     items = Items([block], row["refs"][0]["split"], size=30, fit=fit, unit="sentence")
     assert items.row(items.pick(0, 0, 0)) == {k: v for k, v in row.items() if k != "path"}
     rles = {o["ann_id"]: o["rle"] for o in row["objects"]}
     for index in range(len(items)):
         item = items.pick(index, 0, 0)
-        full = data.rasterise(rles[items.ref(item)["ann_id"]], row["height"], row["width"])
+        full = decode.rasterise(rles[items.ref(item)["ann_id"]], row["height"], row["width"])
         assert np.array_equal(items.mask(item), fit_mask(full, 30, fit))
-        assert np.array_equal(items.image(item), fit_image(data.decode_image(encoded, ""), 30, fit))
+        assert np.array_equal(items.image(item), fit_image(decode.decode_image(encoded, ""), 30, fit))
 
 
 # ---- items ----------------------------------------------------------------------------------------------------------
@@ -150,7 +151,7 @@ def test_a_pinned_key_and_that_every_part_matters():
 def test_the_order_does_not_depend_on_how_rows_lie_in_blocks(blocks, items):
     rows = [{k: b[k][i] for k in b} for b in blocks for i in range(len(b["meta"]))]
     shuffled = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
-    other = Items([data.block_of(shuffled[:5]), data.block_of(shuffled[5:6]), data.block_of(shuffled[6:])], "train", size=SIZE)
+    other = Items([decode.block_of(shuffled[:5]), decode.block_of(shuffled[5:6]), decode.block_of(shuffled[6:])], "train", size=SIZE)
     for index in range(len(other)):
         a, b = items["train"].pick(index, 3, 1), other.pick(index, 3, 1)
         assert a.key == b.key and np.array_equal(items["train"].image(a), other.image(b)) and np.array_equal(items["train"].mask(a), other.mask(b))
@@ -259,13 +260,13 @@ def test_every_sentence_is_evaluated_exactly_once(items, model, world, batch):
 
 def test_letterboxed_batches_say_where_the_picture_is(rows, scenes, model):
     decoded = [
-        data.decode_row(row | {"jpeg": (scenes / "images" / "train2014" / row["file_name"]).read_bytes()}, SIZE, "letterbox") for row in rows[:4]
+        decode.decode_row(row | {"jpeg": (scenes / "images" / "train2014" / row["file_name"]).read_bytes()}, SIZE, "letterbox") for row in rows[:4]
     ]
-    items = Items([data.block_of(decoded)], "train", size=SIZE, fit="letterbox")
+    items = Items([decode.block_of(decoded)], "train", size=SIZE, fit="letterbox")
     b = items.batch(np.arange(len(items)), model)
     for real, size, image, mask in zip(b.real.tolist(), b.size.tolist(), b.image, b.mask, strict=True):
         assert tuple(real) == place(*size, SIZE, "letterbox")
         outside = torch.ones(SIZE, SIZE, dtype=torch.bool)
         outside[real[0] : real[2], real[1] : real[3]] = False
-        assert (torch.tensor(data.LETTERBOX) == image[:, outside].T).all() and not (mask & outside).any()
+        assert (torch.tensor(decode.LETTERBOX) == image[:, outside].T).all() and not (mask & outside).any()
     assert (b.real[:, 2] - b.real[:, 0] < SIZE).any() or (b.real[:, 3] - b.real[:, 1] < SIZE).any()

@@ -13,7 +13,7 @@ from pycocotools import mask as coco
 from stores import hand_row, save_model, write_store
 
 from aml import inference
-from aml.data import fit_mask, rasterise
+from aml.decode import fit_mask, rasterise
 from aml.errors import UserError
 from aml.language import POSITION_WORDS
 from aml.metrics import THRESHOLDS

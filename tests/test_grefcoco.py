@@ -11,7 +11,7 @@ from conftest import SIZE
 from stores import save_model, write_store
 from test_evaluate import read_rows
 
-from aml import data, inference, refer
+from aml import data, decode, inference, refer
 from aml.errors import UserError
 from aml.learner import scored
 from aml.metrics import THRESHOLDS, Sums, called_empty, score_masks
@@ -73,8 +73,8 @@ def test_refs_name_several_objects_or_none(folder, scenes, rows):
 def test_the_mask_is_the_union_of_what_is_named(folder, scenes):
     row = read(folder, scenes)[0]
     size = row["height"], row["width"]
-    masks = [data.rasterise(refer.referent(row, ref), *size).astype(bool) for ref in row["refs"]]
-    objects = [data.rasterise(o["rle"], *size).astype(bool) for o in row["objects"]]
+    masks = [decode.rasterise(refer.referent(row, ref), *size).astype(bool) for ref in row["refs"]]
+    objects = [decode.rasterise(o["rle"], *size).astype(bool) for o in row["objects"]]
     assert np.array_equal(masks[0], objects[0]) and np.array_equal(masks[1], objects[0] | objects[1])
     assert masks[2].shape == size and not masks[2].any()
 
@@ -173,8 +173,8 @@ def store(folder, scenes, tmp_path):
 
 
 def test_batches_say_which_expressions_name_nothing(folder, scenes, make_model):
-    decoded = [data.decode_row(row | {"jpeg": Path(row["path"]).read_bytes()}, SIZE) for row in read(folder, scenes)]
-    items, model = data.Items([data.block_of(decoded)], "val", size=SIZE, unit="sentence"), make_model()
+    decoded = [decode.decode_row(row | {"jpeg": Path(row["path"]).read_bytes()}, SIZE) for row in read(folder, scenes)]
+    items, model = data.Items([decode.block_of(decoded)], "val", size=SIZE, unit="sentence"), make_model()
     batch = items.batch(np.arange(len(items)), model)
     assert batch.generalised and batch.no_target.sum() == 8
     assert torch.equal(batch.no_target, ~batch.mask.flatten(1).any(1))
@@ -212,8 +212,8 @@ def test_scores_follow_from_the_rows(store, rows, tmp_path, protocol, monkeypatc
 def test_baselines_count_sentences_without_a_target(store, rows, tmp_path):
     from orchestrator import shards
 
-    decoded = [data.decode_row(row, 32) for row in shards.read(store, shards.index(store, ["val"]))]
-    items = data.Items([data.block_of(decoded)], "val", size=32, unit="sentence")
+    decoded = [decode.decode_row(row, 32) for row in shards.read(store, shards.index(store, ["val"]))]
+    items = data.Items([decode.block_of(decoded)], "val", size=32, unit="sentence")
     got = evaluate.baselines(save_model(tmp_path / "model", refer.vocabulary(rows)), items)
     assert got["n"] == got["random_object"]["n"] == 32
     assert got["wrong_sentence"]["n"] == 24  # another referent's sentence exists for those that name one

@@ -48,7 +48,7 @@ def test_a_perfect_alignment_spares_the_referent_and_gives_it_away(rows, store, 
 
         from PIL import Image
 
-        from aml.data import rasterise
+        from aml.decode import rasterise
 
         for row in shards_read(store, places):
             (ref, *_) = [r for r in row["refs"] if r["split"] == "val"]
@@ -65,10 +65,10 @@ def test_a_perfect_alignment_spares_the_referent_and_gives_it_away(rows, store, 
 
 
 def test_what_else_a_sentence_could_mean(rows, store):
-    from aml import data
+    from aml import data, decode
     from orchestrator import shards
 
-    blocks = [data.block_of([data.decode_row(row, 64, "square") for row in shards.read(store, shards.index(store, ["val"]))])]
+    blocks = [decode.block_of([decode.decode_row(row, 64, "square") for row in shards.read(store, shards.index(store, ["val"]))])]
     items = data.Items(blocks, "val", size=64, unit="sentence")
     batch = next(data.eval_batches(items, Oracle(), batch=8))
     beside = rank.others(items, batch)

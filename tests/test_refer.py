@@ -11,7 +11,7 @@ import pytest
 from pycocotools import mask as coco
 
 from aml import refer
-from aml.data import rasterise
+from aml.decode import rasterise
 from aml.errors import UserError
 
 

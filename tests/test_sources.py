@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from stores import write_store
 
-from aml import data, refer
+from aml import data, decode, refer
 from aml.errors import UserError
 from orchestrator import decoded, inspect, shards, sources
 from orchestrator.config import DataConfig, from_dict
@@ -111,8 +111,8 @@ def test_training_holds_no_evaluation_image_and_one_data_set_validates(root, row
     assert {ref["split"] for row in every for ref in row["refs"]} == {"train", "val"}
     for item in train.picks(np.arange(6), 0, 0):
         row = train.row(item)
-        full = data.rasterise(refer.referent(row, train.ref(item)), row["height"], row["width"])
-        assert np.array_equal(train.mask(item), data.fit_mask(full, 32, "square"))
+        full = decode.rasterise(refer.referent(row, train.ref(item)), row["height"], row["width"])
+        assert np.array_equal(train.mask(item), decode.fit_mask(full, 32, "square"))
 
 
 def test_the_preview_of_a_mixture_shows_no_evaluation_image(root, tmp_path, monkeypatch):

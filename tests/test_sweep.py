@@ -155,7 +155,7 @@ def test_dry_run_starts_nothing(home, ray_session):
 
 def alone(run: runs.Run, record: dict, root: Path) -> list[dict]:
     """The epochs of a sweep's trial, trained once more by itself in this process, without Ray."""
-    from aml.data import block_of, decode_row
+    from aml.decode import block_of, decode_row
     from orchestrator import plan, shards, trial
 
     experiment = run.experiment()

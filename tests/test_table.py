@@ -9,7 +9,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from aml import refer
-from aml.data import rasterise
+from aml.decode import rasterise
 from aml.errors import UserError
 from aml.table import read_table
 

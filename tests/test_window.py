@@ -11,7 +11,8 @@ from conftest import SIZE
 from stores import write_store
 from torch import equal
 
-from aml.data import Items, UnreadableImage, eval_batches, train_batches
+from aml.data import Items, eval_batches, train_batches
+from aml.decode import UnreadableImage
 from aml.window import AHEAD, Window
 from orchestrator import decoded, shards, sources, trial
 from orchestrator.config import DataConfig, from_dict
