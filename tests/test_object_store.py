@@ -229,6 +229,25 @@ def test_a_window_waits_for_a_bucket_that_is_away_and_gives_it_up_in_the_end(lar
         groups.read(0)
 
 
+def test_a_window_waits_for_its_annotations_too(large, monkeypatch):
+    monkeypatch.setattr(decoded, "PAUSE_S", 0)
+    parts, read, failures = (decoded.Part(large[0], TRAIN, {}),), decoded._annotations, [3]
+    there = decoded.RowGroups(parts, 64, "square")
+
+    def away(*of):
+        failures[0] -= 1
+        if failures[0] >= 0:
+            raise Unreachable("away")
+        return read(*of)
+
+    monkeypatch.setattr(decoded, "_annotations", away)
+    assert decoded.RowGroups(parts, 64, "square").meta == there.meta and failures[0] < 0
+    monkeypatch.setattr(decoded, "AWAY_S", -1)
+    failures[0] = 1
+    with pytest.raises(Unreachable):
+        decoded.RowGroups(parts, 64, "square")
+
+
 @pytest.mark.fault  # waits for each of its requests
 def test_a_bucket_that_is_silent_is_soon_given_up_by_who_tries_again_anyway(monkeypatch):
     for name, value in KEYS.items():
