@@ -45,7 +45,7 @@ class Segmenter:
 
         images (N, S, S, 3) uint8 -> a list of (N, ...)
         """
-        x = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2)
+        x = torch.tensor(images, device=self.device).permute(0, 3, 1, 2)  # a copy: a lone picture may be read-only
         with self.autocast():
             x = self.model.normalise(x)
             return [x] if self.model.fuses else self.model.encode(x)

@@ -73,24 +73,24 @@ class Window(Sequence):
         last = {place: k for k, batch in enumerate(batches) for place in batch}
         waiting, reached, held = deque(last), 0, {}
         seen: set[Place] = set()
-        with ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(max(1, torch.get_num_threads())) as decoders:
-            blocks = _Blocks(self, readers, Counter(block for block, _ in last))
-            self.plans.append(held)
-            try:
-                for k, batch in enumerate(batches):
-                    seen.update(batch)
-                    while waiting and reached < len(seen) + AHEAD:
-                        place, reached = waiting.popleft(), reached + 1
-                        held[place] = decoders.submit(blocks.decode, *place, blocks.start(place[0]))
-                    for place in batch:
-                        held[place].result()
-                    yield
-                    for place in {place for place in batch if last[place] == k}:
-                        del held[place]
-            finally:
-                self.plans.remove(held)
-                readers.shutdown(wait=False, cancel_futures=True)
-                decoders.shutdown(cancel_futures=True)
+        readers, decoders = ThreadPoolExecutor(READERS), ThreadPoolExecutor(max(1, torch.get_num_threads()))
+        blocks = _Blocks(self, readers, Counter(block for block, _ in last))
+        self.plans.append(held)
+        try:
+            for k, batch in enumerate(batches):
+                seen.update(batch)
+                while waiting and reached < len(seen) + AHEAD:
+                    place, reached = waiting.popleft(), reached + 1
+                    held[place] = decoders.submit(blocks.decode, *place, blocks.start(place[0]))
+                for place in batch:
+                    held[place].result()
+                yield
+                for place in {place for place in batch if last[place] == k}:
+                    del held[place]
+        finally:  # without waiting: a reader may be patient with shards that do not answer
+            self.plans.remove(held)
+            readers.shutdown(wait=False, cancel_futures=True)
+            decoders.shutdown(wait=False, cancel_futures=True)
 
     def picture(self, block: int, row: int) -> dict:
         """image, masks: what a plan holds ready, else decoded now."""

@@ -183,7 +183,7 @@ def start() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     # Without RAY_ADDRESS ray.init would look for a cluster some `ray start` has noted on this machine, and wait for one that is gone.
-    address = os.environ.get("RAY_ADDRESS", "local")
+    address = os.environ.get("RAY_ADDRESS") or "local"
     if address != "local":
         _join(address)
     else:
@@ -259,6 +259,10 @@ def keep_keys_from_tune() -> None:
     class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
 
 
+STORE_MOST = 200e9
+"""Bytes that Ray's object store takes at most; it takes 30 % of a smaller machine's memory."""
+
+
 def capacity() -> list[dict[str, float]]:
     """What each node of the cluster holds, or this machine where no Ray runs yet: {"CPU", "GPU", "memory" in bytes}."""
     settle_environment()
@@ -270,7 +274,7 @@ def capacity() -> list[dict[str, float]]:
     import torch
 
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return [{"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count(), "memory": 0.7 * physical}]  # Ray keeps the rest for its object store
+    return [{"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count(), "memory": physical - min(0.3 * physical, STORE_MOST)}]
 
 
 def planned() -> list[dict[str, float]]:
@@ -300,12 +304,13 @@ def on_this_node() -> dict:
     return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)}
 
 
-def idle_gpus(experiment: "Experiment", nodes: list[dict[str, float]]) -> str:
+def idle_gpus(experiment: "Experiment", nodes: list[dict[str, float]], *, sweep: bool = True) -> str:
     """That a run leaves GPUs unused, or nothing."""
     have = together(nodes)["GPU"]
     if have < 1 or experiment.resources.gpus_per_worker:
         return ""
-    return f"resources.gpus_per_worker is 0: training runs on CPUs, and {have:g} GPU stay idle; give 1, or 0.25 for four trials on each"
+    share = ", or 0.25 for four trials on each" if sweep and experiment.resources.workers == 1 else ""
+    return f"resources.gpus_per_worker is 0: training runs on CPUs, and {have:g} GPU stay idle; give 1{share}"
 
 
 @dataclass(frozen=True)

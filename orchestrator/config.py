@@ -238,11 +238,6 @@ class ResourcesConfig:
             raise UserError(f"resources.gpus_per_worker is {self.gpus_per_worker}; give a part of one GPU or a whole number of them")
         if self.driver == "light" and self.workers > 1:
             raise UserError(f"resources.driver light runs one worker, but resources.workers is {self.workers}; use driver train or workers 1")
-        if self.workers > 1 and 0 < self.gpus_per_worker <= 0.5:
-            raise UserError(
-                f"resources.workers is {self.workers} and gpus_per_worker {self.gpus_per_worker:g}, so that two workers of a run might lie on one GPU, "
-                "over which NCCL joins none; give gpus_per_worker=1, or workers=1, of which several trials share a GPU"
-            )
 
     @property
     def elastic(self) -> bool:

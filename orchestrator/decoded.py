@@ -5,6 +5,7 @@ that aml.data.Items takes, which is all that training sees.
 """
 
 import json
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -131,13 +132,13 @@ def _decode(batch: dict, *, part: Part, footers: dict, size: int, fit: str) -> d
 
 
 def _patiently(ask, *of):
-    """ask(*of), again and again while the shards do not answer; Unreachable when they have not for AWAY_S."""
+    """ask(*of), again and again while the shards do not answer; Unreachable when they have not for AWAY_S, or the process ends meanwhile."""
     deadline = time.monotonic() + AWAY_S
     while True:
         try:
             return ask(*of)
         except Unreachable:
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or not threading.main_thread().is_alive():
                 raise
             time.sleep(PAUSE_S)
 
@@ -182,12 +183,10 @@ class RowGroups:
     nbytes: list[int] = field(default_factory=list)
 
     def __post_init__(self):
-        with ThreadPoolExecutor(READERS) as pool:
-            for k, part in enumerate(self.parts):
-                files = _patiently(files_with, part.store, part.splits)
-                for name, used in zip(files, pool.map(partial(_patiently, _annotations, part), files, files.values()), strict=True):
-                    for number, rows in used.items():
-                        self._add(_Group(k, name, files[name], number, tuple(rows)), list(rows.values()))
+        for k, part in enumerate(self.parts):
+            for name, (footer, used) in _patiently(_annotations, part).items():
+                for number, rows in used.items():
+                    self._add(_Group(k, name, footer, number, tuple(rows)), list(rows.values()))
 
     def _add(self, group: _Group, meta: list[str]) -> None:
         held = group.footer.row_group(group.number)
@@ -208,7 +207,14 @@ class RowGroups:
         return decode_row(json.loads(self.meta[block][row]) | {"jpeg": encoded[row]}, self.size, self.fit)
 
 
-def _annotations(part: Part, name: str, footer) -> dict[int, dict[int, str]]:
+def _annotations(part: Part) -> dict[str, tuple[object, dict[int, dict[int, str]]]]:
+    """Of each file its footer and what is used of it."""
+    files = files_with(part.store, part.splits)
+    with ThreadPoolExecutor(READERS) as pool:
+        return dict(zip(files, zip(files.values(), pool.map(partial(_used, part), files, files.values()), strict=True), strict=True))
+
+
+def _used(part: Part, name: str, footer) -> dict[int, dict[int, str]]:
     """Of each row group of a file that is used, {row: its JSON with the refs that are read}."""
     found = {}
     with opened(part.store, name, footer) as file:

@@ -71,8 +71,8 @@ class Sweep:
         goes_on = [t for t in started if t.stage == "search" and t.id not in self.plan.records]  # those have passed rungs, too
         heard = over | {t.id: (t.arm, trial.read_history(this.folder / "trials" / t.id)) for t in goes_on}
         stops = self._judge_again(heard)
-        self.judged = {t.id: heard[t.id][1][-1]["epoch"] for t in goes_on if t.id in stops}
-        """Unfinished trials that their last epoch, this one, should have ended: their driver was interrupted or lost before it said so."""
+        self.judged = {t.id: heard[t.id][1] for t in goes_on if t.id in stops}
+        """History of unfinished trials whose last epoch should have ended them: their driver was interrupted or lost before it said so."""
         self.live: dict[str, Live] = {}
         self.interrupted, self.said = False, False
         self.stopped: list[str] = []
@@ -132,6 +132,9 @@ class Sweep:
         legs = spec.legs(self.experiment)
         heard = {epoch["epoch"]: epoch for epoch in trial.read_history(folder)} if spec.until else {}
         self.live[spec.id] = Live(spec, legs[-1][0], spec.facts(legs[-1][0]), history=heard)
+        if spec.id in self.judged:
+            self._end_judged(spec.id)
+            return self.next_config()
         return {
             "trial": spec.id,
             "turn": f"{spec.id}-to-{spec.until}" if spec.until else spec.id,
@@ -170,10 +173,7 @@ class Sweep:
             return self._over(trial_id, "failed", metrics["kind"], metrics["failed"])
         epoch = {k: v for k, v in metrics.items() if k == "epoch" or k.split("/")[0] in OURS}
         if epoch["epoch"] not in live.history:
-            live.history[epoch["epoch"]] = epoch
-            first = {self.experiment.search.metric: epoch.get(self.experiment.search.metric)}  # what MLflow's comparison opens with
-            set_to = {f"setting/{k}": v for k, v in live.spec.overrides.items() if live.spec.until and isinstance(v, (int, float))}
-            self.tracker.epoch(trial_id, first | epoch | set_to)
+            self._note(trial_id, epoch)
             self.pace.epoch(live.spec.arm, epoch["time/epoch_s"])
             self.board.heard(live.facts, epoch)
             if text := self.pace.correction(self.board.under_way(), self.meter.spent()):
@@ -182,8 +182,8 @@ class Sweep:
                 self.say(f"warning: {trial_id}: {text}")
         if epoch["epoch"] >= self.plan.epochs[live.spec.arm]:
             return self._over(trial_id, "done", "", "")
-        if live.spec.stage == "search" and (judged := self._stopped_at(live.spec, epoch)):  # before what only cuts it short: a rung is asked once
-            return self._over(trial_id, "stopped", self.experiment.search.scheduler, "", judged)
+        if live.spec.stage == "search" and self._ask_scheduler(trial_id, live.spec.arm, epoch) == "STOP":  # before what only cuts it short
+            return self._over(trial_id, "stopped", self.experiment.search.scheduler, "", epoch["epoch"])
         if self.interrupted:
             return "stopped", "interrupt"  # not in the ledger: it goes on
         limit = self.experiment.search.time_limit_s
@@ -199,6 +199,10 @@ class Sweep:
         """Tune gave the trial up, after its restarts."""
         if trial_id in self.live and not self.interrupted:
             self._over(trial_id, "failed", "error", error)
+
+    def clear(self, trial_id: str) -> None:
+        """Of a trial whose process was lost for good: what it was writing."""
+        trial.drop_drafts(self.run.folder / "trials" / trial_id)
 
     def tick(self, pending: frozenset[str] = frozenset()) -> None:
         """Several times a second.   pending: trials that Tune has not found room for, or for which it was lost"""
@@ -225,6 +229,14 @@ class Sweep:
         return conclude.sweep(self, shared)
 
     # -- inside
+
+    def _note(self, trial_id: str, epoch: dict) -> None:
+        """An epoch that was not known yet, for the ledger and MLflow."""
+        live = self.live[trial_id]
+        live.history[epoch["epoch"]] = epoch
+        first = {self.experiment.search.metric: epoch.get(self.experiment.search.metric)}  # what MLflow's comparison opens with
+        set_to = {f"setting/{k}": v for k, v in live.spec.overrides.items() if live.spec.until and isinstance(v, (int, float))}
+        self.tracker.epoch(trial_id, first | epoch | set_to)
 
     def _say_interrupted(self) -> None:
         if self.interrupted and not self.said:
@@ -337,11 +349,12 @@ class Sweep:
             self.say(f"note: {trial_id}: {text}")
         live.noted = len(notes)
 
-    def _stopped_at(self, spec: plan.Trial, epoch: dict) -> int | None:
-        """The epoch at which the arm's scheduler stops a trial, where it does."""
-        if spec.id in self.judged:
-            return self.judged.pop(spec.id)
-        return epoch["epoch"] if self._ask_scheduler(spec.id, spec.arm, epoch) == "STOP" else None
+    def _end_judged(self, trial_id: str) -> None:
+        """What its last driver would have said and done."""
+        self.started(trial_id)
+        for epoch in self.judged[trial_id]:
+            self._note(trial_id, epoch)
+        self._over(trial_id, "stopped", self.experiment.search.scheduler, "", self.judged.pop(trial_id)[-1]["epoch"])
 
     def _ask_scheduler(self, trial_id: str, arm: str, epoch: dict) -> str:
         scheduler = self.schedulers[arm]

@@ -4,11 +4,16 @@ from orchestrator import budget, cluster, cost, pace, plan, sources
 from orchestrator.config import Experiment
 
 
-def at_launch(experiment: Experiment, epochs: dict[str, int], placement: cluster.Placement, say) -> dict | None:
-    """Time and money said before the start; None where this machine lacks the GPUs that trials have, so that nothing is known before an epoch."""
+def unlike_here(experiment: Experiment) -> bool:
+    """Whether trials have GPUs that this machine lacks, so that nothing is known of their time before an epoch."""
     import torch
 
-    if experiment.resources.gpus_per_worker and not torch.cuda.is_available():
+    return experiment.resources.gpus_per_worker > 0 and not torch.cuda.is_available()
+
+
+def at_launch(experiment: Experiment, epochs: dict[str, int], placement: cluster.Placement, say) -> dict | None:
+    """Time and money said before the start; None where they cannot be measured here."""
+    if unlike_here(experiment):
         say("plan: trials have GPUs that this machine lacks; time and money follow with the first epoch")
         return None
     made = plan.Plan(experiment, epochs=epochs)
@@ -30,19 +35,25 @@ def describe_plan(experiment: Experiment, placement: cluster.Placement) -> str:
     if search.scheduler == "asha":
         lines.append(f"  ASHA inside each arm of the search: rungs from epoch {search.asha.grace}, one in {search.asha.reduction} goes on")
     lines.append(f"placement: {placement.arithmetic}")
-    price = budget.hourly(experiment.resources)
-    seconds, hours, money = pace.planned(made, experiment, estimate_epoch_s(experiment), placement.concurrent).values()
     if limits := search.budget.limits:
         lines.append("budget: " + ", ".join(f"{value:g} {name}" for name, value in limits.items()) + "; confirmation is kept room for")
-    lines.append(
-        f"time: about {seconds:.1f} s an epoch (measured on this machine just now), so at most {hours * 60:.0f} min ({hours:.2f} h) in all"
-        + (" before ASHA stops trials" if search.scheduler == "asha" else "")
-    )
-    prices = f"{experiment.resources.price_per_gpu_hour:g} a GPU hour and {experiment.resources.price_per_cpu_hour:g} a CPU hour"
-    none = "no prices given (resources.price_per_gpu_hour, resources.price_per_cpu_hour)"
-    lines.append(f"cost: {f'at most {budget.money(money)} at {prices}' if price else none}")
+    if unlike_here(experiment):
+        lines.append("time and cost: trials have GPUs that this machine lacks; a dry run on one of theirs says them, a sweep after its first epoch")
+    else:
+        lines += _time_and_cost(experiment, made, placement)
     lines.append("nothing was started")
     return "\n".join(lines)
+
+
+def _time_and_cost(experiment: Experiment, made: plan.Plan, placement: cluster.Placement) -> list[str]:
+    seconds, hours, money = pace.planned(made, experiment, estimate_epoch_s(experiment), placement.concurrent).values()
+    asha = " before ASHA stops trials" if experiment.search.scheduler == "asha" else ""
+    prices = f"{experiment.resources.price_per_gpu_hour:g} a GPU hour and {experiment.resources.price_per_cpu_hour:g} a CPU hour"
+    none = "no prices given (resources.price_per_gpu_hour, resources.price_per_cpu_hour)"
+    return [
+        f"time: about {seconds:.1f} s an epoch (measured on this machine just now), so at most {hours * 60:.0f} min ({hours:.2f} h) in all{asha}",
+        f"cost: {f'at most {budget.money(money)} at {prices}' if budget.hourly(experiment.resources) else none}",
+    ]
 
 
 def estimate_epoch_s(experiment: Experiment) -> float:

@@ -369,11 +369,17 @@ def _check_populations(experiment: Experiment) -> None:
 
 
 def check_run(experiment: Experiment) -> None:
-    """Refuse settings the model cannot train with."""
+    """Refuse settings that cannot be trained with."""
     model = model_class(experiment.model["name"])
     if experiment.data.size % model.image_multiple:
         raise UserError(f"data.size is {experiment.data.size}, but model {model.name} needs a multiple of {model.image_multiple}; choose one")
     experiment.aml.check(model, experiment.data.size)
+    r = experiment.resources
+    if r.workers > 1 and 0 < r.gpus_per_worker <= 0.5:
+        raise UserError(
+            f"resources.workers is {r.workers} and gpus_per_worker {r.gpus_per_worker:g}, so that two workers of a run might lie on one GPU, "
+            "over which NCCL joins none; give gpus_per_worker=1, or workers=1, of which several trials share a GPU"
+        )
 
 
 def remarks(experiment: Experiment, arms: list[str]) -> list[str]:

@@ -40,7 +40,10 @@ def ui(host: str, port: int, say) -> int:
     if uri.startswith("http"):
         say("that is a server already: open it in a browser")
         return 0
-    return subprocess.run(command, check=False).returncode
+    try:
+        return subprocess.run(command, check=False).returncode
+    except KeyboardInterrupt:  # its ordinary end
+        return 0
 
 
 def doctor(say) -> int:
@@ -67,7 +70,7 @@ def doctor(say) -> int:
         problem = delivery.bucket_problem(root)
         missing += bool(problem)
         say(f"bucket        {problem or f'{bucket} reachable'}")
-    say(f"Ray           {os.environ.get('RAY_ADDRESS', 'no RAY_ADDRESS: a local one is started when needed')}")
+    say(f"Ray           {os.environ.get('RAY_ADDRESS') or 'no RAY_ADDRESS: a local one is started when needed'}")
     problem = store_problem(root)
     missing += bool(problem)
     say(f"tracking      {problem or 'reachable'}")

@@ -70,7 +70,8 @@ def worker_loop(config: dict) -> None:
         failed = trial.failed(error)
         with contextlib.suppress(NotSaved):
             trial.write_atomic(folder / FAILED, json.dumps(failed).encode())
-        deliver()
+        with contextlib.suppress(NotSaved):  # what failed is what is told
+            deliver()
         if world > 1 and (isinstance(error, Unreachable) or not isinstance(error, (NonFinite, UserError))):
             raise  # of this rank alone: the others wait in a collective, which only the end of the group ends
         ray.train.report(failed)
@@ -119,7 +120,7 @@ def run(experiment: Experiment, *, resume: str | None = None, fresh: bool = Fals
         say(f"note: {text}")
     nodes = cluster.planned()
     placement = cluster.place(experiment, nodes, sweep=False)
-    if text := cluster.idle_gpus(experiment, nodes):
+    if text := cluster.idle_gpus(experiment, nodes, sweep=False):
         say(f"note: {text}")
     if dry_run:
         say(placement.arithmetic.replace("a trial", "the run"))

@@ -64,7 +64,7 @@ def _run(
             add_note(folder, text)
 
     if first:
-        checkpoint.drop_drafts(folder)
+        drop_drafts(folder)
     resumed = checkpoint.load_training(folder / "last", learner, note)
     if not resumed and init:
         checkpoint.load_weights(learner.model, checkpoint.usable(Path(init), note))
@@ -264,6 +264,13 @@ def write_atomic(path: Path, data: bytes) -> None:
     except OSError as error:
         draft.unlink(missing_ok=True)
         raise NotSaved(checkpoint.unwritten(path, error, len(data))) from error
+
+
+def drop_drafts(folder: Path) -> None:
+    """Take away what a process that was lost was writing in a run's or trial's folder; nobody may be writing there."""
+    checkpoint.drop_drafts(folder)
+    for draft in (*folder.glob("*.tmp"), *folder.glob("pictures/*.tmp")):
+        draft.unlink(missing_ok=True)
 
 
 def failure(error: BaseException) -> str:

@@ -4,8 +4,10 @@ One Tuner runs both stages: an arm's confirmation starts as soon as that arm's s
 is the driver's (orchestrator.driver), which Tune reaches through orchestrator.tune_seam.
 """
 
+import contextlib
 import time
 
+from aml.errors import NotSaved
 from orchestrator import budget, cluster, cost, delivery, forecast, interrupts, mirror, plan, runs, sources, trial
 from orchestrator.config import Experiment, from_dict
 from orchestrator.decoded import Shared, Windowed, held
@@ -49,7 +51,8 @@ def light_trial(config: dict, shared: Shared | Windowed, vocabulary: list[str]) 
             how = {"device": device, "until": until, "notice": notice, "kept": kept}
             trial.run(experiment, shared.open, vocabulary, folder, report, **how)
     except trial.FINAL as error:  # would happen again: the trial fails alone, no restart
-        outbox.offer()
+        with contextlib.suppress(NotSaved):  # what failed is what is told
+            outbox.offer()
         tune.report(trial.failed(error))
     finally:
         outbox.leave()

@@ -80,6 +80,7 @@ class Ear(Callback):
 
     def on_trial_error(self, iteration, trials, trial, **info):
         self.sweep.died(trial.config["trial"], last_line(trial))
+        self.sweep.clear(trial.config["trial"])
 
     def on_trial_complete(self, iteration, trials, trial, **info):
         # A function that returned without its last epoch has failed without an exception: never so far, but never in silence either.

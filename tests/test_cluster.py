@@ -7,7 +7,7 @@ import pytest
 import ray
 
 from aml.errors import UserError
-from orchestrator import cluster
+from orchestrator import cluster, interrupts
 
 
 @pytest.mark.parametrize(
@@ -67,6 +67,17 @@ def test_one_that_answers_is_joined(monkeypatch, listening):
     for address in (listening, "auto"):
         cluster._join(address)
     assert joined == [(listening, cluster.QUIET), ("auto", {"log_to_driver": False, "logging_level": logging.WARNING})]
+
+
+def test_an_empty_address_is_none(monkeypatch):
+    """As compose and manifests leave one that was not given."""
+    started = []
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda *where, **how: started.append(where))
+    with interrupts.as_before():
+        cluster.start()
+    assert started == [("local",)]
 
 
 def test_a_dry_run_plans_for_the_cluster_it_would_join(monkeypatch, unused_port):

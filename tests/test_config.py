@@ -39,8 +39,6 @@ def test_overrides_are_yaml_and_reach_any_leaf():
         ("resources.workers=500", "is less than an item for each of 500 workers x 1 micro-steps"),
         ("resources.min_workers=2", "resources.min_workers is 2; give 1 to 1"),
         ("resources.gpus_per_worker=1.5", "a part of one GPU or a whole number"),
-        ("resources={workers: 2, gpus_per_worker: 0.5}", "two workers of a run might lie on one GPU"),
-        ("resources={workers: 2, gpus_per_worker: 0.6}", None),
         ("resources.memory_gb=0", "resources.memory_gb is 0"),
         ("search.method=grd", "did you mean grid"),
         ("search.arms=[offf]", "did you mean off"),

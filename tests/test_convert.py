@@ -190,7 +190,7 @@ def test_a_conversion_goes_on_with_the_files_that_are_there(scenes, rows, tmp_pa
 @pytest.mark.fault
 def test_a_killed_conversion_is_gone_on_with(tmp_path):
     synthetic.generate(tmp_path, "refcoco", images=200, size=320, seed=0)
-    start = "import sys; from orchestrator import cli, convert; convert.ROWS_PER_FILE = 8; cli.main(sys.argv[1:])"
+    start = "import os, sys; os.cpu_count = lambda: 2; from orchestrator import cli, convert; convert.ROWS_PER_FILE = 8; cli.main(sys.argv[1:])"
     out = tmp_path / "out"
     command = [sys.executable, "-c", start, "shard", "--refer-root", str(tmp_path), "--images", str(tmp_path / "images"), "--out", str(out)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}

@@ -184,17 +184,19 @@ def test_a_rung_judges_the_last_epoch_before_an_interruption(tmp_path):
     assert [(r["trial"], r["epochs"], r["stopped_by"]) for r in sweep.run.ledger()] == [(bad, 1, "asha")]
 
 
-def test_an_epoch_that_a_lost_driver_did_not_hear_is_judged_by_the_next_and_what_came_after_it_does_not_count(tmp_path):
+def test_an_epoch_that_a_lost_driver_did_not_hear_is_judged_by_the_next(tmp_path):
     sweep = make_sweep(tmp_path, [], scheduler="asha")
-    for name, score in ((begin(sweep), 0.9), (begin(sweep), 0.1)):
+    good, bad = begin(sweep), begin(sweep)
+    for name, score in ((good, 0.9), (bad, 0.1)):
         line = json.dumps(epoch(1) | {"val/mIoU": score}) + "\n"
         trial.write_atomic(sweep.run.folder / "trials" / name / "epochs.jsonl", line.encode())
     again = make_sweep(tmp_path, [], scheduler="asha")
-    good, bad = begin(again), begin(again)
-    assert again.heard(good, epoch(2) | {"val/mIoU": 0.9}) is None
-    assert again.heard(bad, epoch(2)) == ("stopped", "asha")
+    assert begin(again) == good and begin(again) not in (good, bad), "nothing of the other is left to train"
     (record,) = again.run.ledger()
-    assert (record["trial"], record["epochs"]) == (bad, 1)
+    assert (record["trial"], record["state"], record["stopped_by"]) == (bad, "stopped", "asha")
+    assert [e["epoch"] for e in record["history"]] == [1] and again.plan.epochs_trained == 1
+    mine = again.tracker.runs[bad]
+    assert (mine["status"], mine["metrics"]["val/mIoU"]) == ("FINISHED", [(1, 0.1)])
 
 
 def test_rungs_are_told_again_in_the_order_in_which_epochs_ended(tmp_path):
@@ -223,6 +225,19 @@ def test_the_places_of_stopped_distributed_trials_are_handed_to_one_that_starts_
     first = begin(sweep)
     sweep.heard(first, epoch(1))
     assert [sweep.next_config()["over"]] == [[first]] and sweep.stopped == []
+
+
+def test_what_a_trial_lost_for_good_was_writing_is_taken_away(tmp_path):
+    sweep = make_sweep(tmp_path, [])
+    folder = sweep.run.folder / "trials" / begin(sweep)
+    for kept in ("last/model.safetensors", "pictures/epoch-0001.png", "epochs.jsonl"):
+        trial.write_atomic(folder / kept, b"x")
+    before = sorted(folder.rglob("*"))
+    for half in ("best.draft/model.safetensors", "pictures/epoch-0002.png.tmp", "epochs.jsonl.tmp"):
+        (folder / half).parent.mkdir(exist_ok=True)
+        (folder / half).write_bytes(b"x")
+    sweep.clear(folder.name)
+    assert sorted(folder.rglob("*")) == before
 
 
 def test_a_run_whose_report_was_not_written_yet_has_not_finished(tmp_path):

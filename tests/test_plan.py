@@ -6,6 +6,7 @@ from aml.errors import UserError
 from orchestrator import cost
 from orchestrator.cluster import idle_gpus, place
 from orchestrator.config import from_text
+from orchestrator.forecast import describe_plan
 from orchestrator.plan import Plan, check, from_json, remarks, to_json
 
 BASE = "name: x\ndata: {train: shards}\n"
@@ -120,6 +121,7 @@ def test_an_arm_that_only_failed_is_not_confirmed():
         (["data.size=100"], "multiple of 16"),
         (["search.space={aml.tau: [0.5, 1.5]}"], "in [0, 1]"),
         (["search.space={model.wdth: [64]}"], "did you mean width"),
+        (["resources={workers: 2, gpus_per_worker: 0.5}"], "two workers of a run might lie on one GPU"),
     ],
 )
 def test_a_sweep_with_an_impossible_corner_is_refused_before_anything_starts(overrides, said):
@@ -128,12 +130,21 @@ def test_a_sweep_with_an_impossible_corner_is_refused_before_anything_starts(ove
     assert said in str(caught.value)
 
 
+def test_a_plan_says_no_time_of_gpus_that_this_machine_lacks(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    experiment = from_text(BASE, ["resources={gpus_per_worker: 1, price_per_gpu_hour: 2}"])
+    text = describe_plan(experiment, place(experiment, [{"CPU": 16, "GPU": 2, "memory": 0}]))
+    assert "time and cost: trials have GPUs that this machine lacks" in text and " s an epoch" not in text and text.endswith("nothing was started")
+
+
 def test_an_impossible_placement_is_refused_with_its_sum():
     with pytest.raises(UserError, match=r"2 worker\(s\) x 2 CPU \+ 0.01 for the driver = 4.01 CPU, but the cluster has 4 CPU"):
         place(from_text(BASE, ["resources.workers=2", "resources.cpus_per_worker=2"]), [{"CPU": 4, "GPU": 0, "memory": 0}])
     fits = place(from_text(BASE, ["resources.gpus_per_worker=0.25"]), [{"CPU": 16, "GPU": 2, "memory": 0}])
     assert idle_gpus(from_text(BASE, ["resources.gpus_per_worker=0.25"]), [{"CPU": 16, "GPU": 2, "memory": 0}]) == ""
-    assert "training runs on CPUs, and 2 GPU stay idle" in idle_gpus(from_text(BASE), [{"CPU": 16, "GPU": 2, "memory": 0}])
+    check(from_text(BASE, ["resources={workers: 2, gpus_per_worker: 0.6}"]))
+    assert "and 2 GPU stay idle; give 1, or 0.25 for four" in idle_gpus(from_text(BASE), [{"CPU": 16, "GPU": 2, "memory": 0}])
+    assert idle_gpus(from_text(BASE, ["resources.workers=2"]), [{"CPU": 16, "GPU": 2, "memory": 0}]).endswith("give 1")
     assert idle_gpus(from_text(BASE), [{"CPU": 16, "GPU": 0, "memory": 0}]) == ""
     assert fits.concurrent == 8
 

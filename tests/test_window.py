@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SIZE
+from staging import wait_for
 from stores import write_store
 from torch import equal
 
@@ -133,7 +134,8 @@ def test_one_who_stops_in_the_middle_leaves_no_thread_and_the_next_finds_everyth
     next(batches)
     assert threading.active_count() > before
     batches.close()
-    assert threading.active_count() == before and not windowed.blocks.plans
+    wait_for(lambda: threading.active_count() == before)
+    assert not windowed.blocks.plans
     assert len(epoch_of(windowed, model)) == len(windowed) // 8
 
 
