@@ -304,6 +304,22 @@ def on_this_node() -> dict:
     return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)}
 
 
+def on_a_worker(function: Callable, *arguments, wanted: dict[str, float], seconds: float):
+    """function(*arguments) in a task that has what a worker has; None where no Ray has been joined, the nodes that are up have no room for it, or
+    it fails or takes longer than `seconds`. No node is started for it."""
+    import ray
+
+    if not ray.is_initialized() or any(ray.available_resources().get(name, 0) < amount for name, amount in wanted.items()):
+        return None
+    how = {"num_cpus": wanted.get("CPU", 0), "num_gpus": wanted.get("GPU", 0), "memory": wanted.get("memory"), "max_retries": 0}
+    task = ray.remote(**how)(function).remote(*arguments)
+    try:
+        return ray.get(task, timeout=seconds)
+    except ray.exceptions.RayError:
+        ray.cancel(task, force=True)
+        return None
+
+
 def idle_gpus(experiment: "Experiment", nodes: list[dict[str, float]], *, sweep: bool = True) -> str:
     """That a run leaves GPUs unused, or nothing."""
     have = together(nodes)["GPU"]

@@ -1,23 +1,21 @@
-"""What a sweep would take, said before it starts: trials, placement, time and money, from a few steps on this machine."""
+"""What a sweep would take, said before it starts: trials, placement, time and money, from a few steps on a machine like its trials'."""
 
 from orchestrator import budget, cluster, cost, pace, plan, sources
-from orchestrator.config import Experiment
+from orchestrator.config import Experiment, from_dict
 
-
-def unlike_here(experiment: Experiment) -> bool:
-    """Whether trials have GPUs that this machine lacks, so that nothing is known of their time before an epoch."""
-    import torch
-
-    return experiment.resources.gpus_per_worker > 0 and not torch.cuda.is_available()
+ELSEWHERE_S = 180.0
+"""For a few steps on a node of the cluster: its process starts, imports torch and makes the model."""
+UNKNOWN = "trials have GPUs that this machine lacks, and none of the cluster is free to measure a few steps on"
 
 
 def at_launch(experiment: Experiment, epochs: dict[str, int], placement: cluster.Placement, say) -> dict | None:
-    """Time and money said before the start; None where they cannot be measured here."""
-    if unlike_here(experiment):
-        say("plan: trials have GPUs that this machine lacks; time and money follow with the first epoch")
+    """Time and money said before the start; None where they cannot be measured before the first epoch."""
+    seconds = estimate_epoch_s(experiment)
+    if seconds is None:
+        say(f"plan: {UNKNOWN}; time and money follow with the first epoch")
         return None
     made = plan.Plan(experiment, epochs=epochs)
-    found = pace.planned(made, experiment, estimate_epoch_s(experiment), placement.concurrent)
+    found = pace.planned(made, experiment, seconds, placement.concurrent)
     say(f"plan: {made.total} trials, at most {pace.described(found['hours'], found['cost'], found['epoch_s'])} (a few steps measured just now)")
     return found
 
@@ -37,29 +35,31 @@ def describe_plan(experiment: Experiment, placement: cluster.Placement) -> str:
     lines.append(f"placement: {placement.arithmetic}")
     if limits := search.budget.limits:
         lines.append("budget: " + ", ".join(f"{value:g} {name}" for name, value in limits.items()) + "; confirmation is kept room for")
-    if unlike_here(experiment):
-        lines.append("time and cost: trials have GPUs that this machine lacks; a dry run on one of theirs says them, a sweep after its first epoch")
-    else:
-        lines += _time_and_cost(experiment, made, placement)
+    lines += _time_and_cost(experiment, made, placement)
     lines.append("nothing was started")
     return "\n".join(lines)
 
 
 def _time_and_cost(experiment: Experiment, made: plan.Plan, placement: cluster.Placement) -> list[str]:
-    seconds, hours, money = pace.planned(made, experiment, estimate_epoch_s(experiment), placement.concurrent).values()
+    seconds = estimate_epoch_s(experiment)
+    if seconds is None:
+        return [f"time and cost: {UNKNOWN}; a sweep says them after its first epoch"]
+    _, hours, money = pace.planned(made, experiment, seconds, placement.concurrent).values()
     asha = " before ASHA stops trials" if experiment.search.scheduler == "asha" else ""
     prices = f"{experiment.resources.price_per_gpu_hour:g} a GPU hour and {experiment.resources.price_per_cpu_hour:g} a CPU hour"
     none = "no prices given (resources.price_per_gpu_hour, resources.price_per_cpu_hour)"
     return [
-        f"time: about {seconds:.1f} s an epoch (measured on this machine just now), so at most {hours * 60:.0f} min ({hours:.2f} h) in all{asha}",
+        f"time: about {seconds:.1f} s an epoch (a few steps measured just now), so at most {hours * 60:.0f} min ({hours:.2f} h) in all{asha}",
         f"cost: {f'at most {budget.money(money)} at {prices}' if budget.hourly(experiment.resources) else none}",
     ]
 
 
-def estimate_epoch_s(experiment: Experiment) -> float:
-    """Seconds of an epoch of one worker, from a few steps on noise at this experiment's sizes."""
-    from aml.bench import step_seconds
-
+def estimate_epoch_s(experiment: Experiment) -> float | None:
+    """Seconds of an epoch of one worker, from a few steps on noise at this experiment's sizes: on this machine, or where trials have a GPU that it
+    lacks on a node of the cluster that is up. None where none has one free."""
+    steps = _steps(experiment)
+    if steps is None:
+        return None
     used = sources.check(experiment.data, experiment.root)
     if used is not None:
         counts = used.manifest["splits"][experiment.data.train_split]
@@ -67,5 +67,23 @@ def estimate_epoch_s(experiment: Experiment) -> float:
     else:
         n = int(experiment.data.synth.images * 0.75 * 2.42)  # train share and refs an image of generated data
     n = min(n, experiment.data.train_limit or n)
-    samples, seconds = step_seconds(experiment)
+    samples, seconds = steps
     return n * seconds / samples / experiment.resources.workers
+
+
+def _steps(experiment: Experiment) -> tuple[int, float] | None:
+    """Samples and seconds of a step of one worker."""
+    import torch
+
+    from aml.bench import step_seconds
+
+    if not experiment.resources.gpus_per_worker or torch.cuda.is_available():
+        return step_seconds(experiment)
+    return cluster.on_a_worker(_steps_there, experiment.for_workers(), wanted=cluster.of_worker(experiment.resources), seconds=ELSEWHERE_S)
+
+
+def _steps_there(tree: dict) -> tuple[int, float]:
+    """Runs in a task."""
+    from aml.bench import step_seconds
+
+    return step_seconds(from_dict(tree))

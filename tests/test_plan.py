@@ -6,7 +6,7 @@ from aml.errors import UserError
 from orchestrator import cost
 from orchestrator.cluster import idle_gpus, place
 from orchestrator.config import from_text
-from orchestrator.forecast import describe_plan
+from orchestrator.forecast import at_launch, describe_plan
 from orchestrator.plan import Plan, check, from_json, remarks, to_json
 
 BASE = "name: x\ndata: {train: shards}\n"
@@ -130,11 +130,21 @@ def test_a_sweep_with_an_impossible_corner_is_refused_before_anything_starts(ove
     assert said in str(caught.value)
 
 
-def test_a_plan_says_no_time_of_gpus_that_this_machine_lacks(monkeypatch):
+def test_a_plan_measures_gpus_that_this_machine_lacks_where_they_are_or_says_no_time(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    experiment = from_text(BASE, ["resources={gpus_per_worker: 1, price_per_gpu_hour: 2}"])
-    text = describe_plan(experiment, place(experiment, [{"CPU": 16, "GPU": 2, "memory": 0}]))
+    experiment = from_text(BASE, ["resources={gpus_per_worker: 1, price_per_gpu_hour: 2}", "data.synth={images: 100}"])
+    placement = place(experiment, [{"CPU": 16, "GPU": 2, "memory": 0}])
+    asked = []
+    monkeypatch.setattr("orchestrator.cluster.on_a_worker", lambda *of, **how: asked.append(how["wanted"]))
+    monkeypatch.setattr("orchestrator.sources.check", lambda *_: None)
+    text = describe_plan(experiment, placement)
     assert "time and cost: trials have GPUs that this machine lacks" in text and " s an epoch" not in text and text.endswith("nothing was started")
+    said = []
+    assert at_launch(experiment, {}, placement, said.append) is None and "time and money follow with the first epoch" in said[0]
+    assert asked == [{"CPU": 1.0, "GPU": 1}] * 2
+    monkeypatch.setattr("orchestrator.cluster.on_a_worker", lambda *of, **how: (experiment.train.batch, 2.0))
+    text = describe_plan(experiment, placement)  # 100 pictures have about 181 refs to train on
+    assert f"time: about {181 * 2 / experiment.train.batch:.1f} s an epoch" in text and "at 2 a GPU hour" in text
 
 
 def test_an_impossible_placement_is_refused_with_its_sum():

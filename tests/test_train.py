@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+from staging import wait_for
 
 from aml.masking import preset
-from orchestrator import runs
+from orchestrator import cluster, runs
 from orchestrator.config import from_dict
 from orchestrator.tracking import MemoryTracker
 from orchestrator.train import Epochs
@@ -125,6 +126,16 @@ def test_a_finished_run_says_so(story, ray_session):
 def line(epoch: int, **more) -> str:
     metrics = {"epoch": epoch, "train/loss": 0.5, "val/mIoU": 0.1, "val/mIoU_best": 0.1, "val/oIoU": 0.1, "time/epoch_s": 1.0, **more}
     return json.dumps(metrics) + "\n"
+
+
+def test_what_is_asked_of_a_worker_is_answered_in_a_task_or_not_at_all(ray_session):
+    def ask(function, seconds=60.0, **wanted):
+        return cluster.on_a_worker(function, wanted={"CPU": 1.0, **wanted}, seconds=seconds)
+
+    assert wait_for(lambda: ask(lambda: os.getpid())) != os.getpid()  # once what ran before has let its CPUs go
+    assert ask(lambda: 1, GPU=1) is None, "no node has one"
+    assert ask(lambda: 1 / 0) is None
+    assert ask(lambda: time.sleep(60), seconds=0.5) is None
 
 
 def test_epochs_on_disk_are_said_once_and_logged_all(tmp_path):
