@@ -5,7 +5,7 @@ from orchestrator.config import Experiment, from_dict
 
 ELSEWHERE_S = 180.0
 """For a few steps on a node of the cluster: its process starts, imports torch and makes the model."""
-UNKNOWN = "trials have GPUs that this machine lacks, and none of the cluster is free to measure a few steps on"
+UNKNOWN = "trials have GPUs that this machine lacks, and on none of the cluster could a few steps be measured"
 
 
 def at_launch(experiment: Experiment, epochs: dict[str, int], placement: cluster.Placement, say) -> dict | None:
