@@ -138,7 +138,8 @@ def _patiently(ask, *of):
         try:
             return ask(*of)
         except Unreachable:
-            if time.monotonic() > deadline or not threading.main_thread().is_alive():
+            # The interpreter joins the threads of pools before it calls its main thread ended, so nothing public tells of it.
+            if time.monotonic() > deadline or getattr(threading, "_SHUTTING_DOWN", False):
                 raise
             time.sleep(PAUSE_S)
 

@@ -6,6 +6,8 @@ import logging
 import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -227,6 +229,26 @@ def test_a_window_waits_for_a_bucket_that_is_away_and_gives_it_up_in_the_end(lar
     failures[0] = 3
     with pytest.raises(Unreachable):
         groups.read(0)
+
+
+def test_patience_with_a_bucket_does_not_hold_up_the_end_of_a_process():
+    code = """
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+from aml.errors import Unreachable
+from orchestrator import decoded
+
+asked = Event()
+
+def away():
+    asked.set()
+    raise Unreachable("away")
+
+decoded.PAUSE_S = 0.1
+ThreadPoolExecutor(1).submit(decoded._patiently, away)
+asked.wait()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, cwd=Path(__file__).parents[1])  # it would wait for ten minutes
 
 
 def test_a_window_waits_for_its_annotations_too(large, monkeypatch):
