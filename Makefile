@@ -26,7 +26,7 @@ lint: env
 	$(PY) -m ruff format --check .
 
 audit: env
-	$(PY) -m orchestrator.audit
+	.venv/bin/uv tool run pip-audit -r requirements.txt
 
 clean:
 	rm -rf .venv runs

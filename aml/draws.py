@@ -9,7 +9,9 @@ import zlib
 import torch
 
 GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
+
 MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+
 MIX_2 = 0x94D049BB133111EB - (1 << 64)
 
 

@@ -16,9 +16,13 @@ import torch
 import torch.nn.functional as F
 
 THRESHOLDS = (50, 60, 70, 80, 90)
+
 """The X of P@X, in per cent."""
+
 IOU_UNIT = 1 << 32
+
 EMPTY_BELOW, EMPTY_SIDE = 50, 480
+
 """Fewer pixels than this in a square picture of this side are called empty; other pictures in proportion to their area."""
 
 
@@ -41,16 +45,26 @@ class Sums:
     """Sentences with a target and I/U >= X for each X of THRESHOLDS."""
 
     def __add__(self, other: "Sums") -> "Sums":
-        plain = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.name != "hits"}
+        plain = {
+            f.name: getattr(self, f.name) + getattr(other, f.name)
+            for f in fields(self)
+            if f.name != "hits"
+        }
         return Sums(**plain, hits=tuple(a + b for a, b in zip(self.hits, other.hits, strict=True)))
 
     def to_tensor(self) -> torch.Tensor:
         """(7 + len(THRESHOLDS),) int64, for an all-reduce."""
-        return torch.tensor([*(getattr(self, f.name) for f in fields(self) if f.name != "hits"), *self.hits], dtype=torch.int64)
+        return torch.tensor(
+            [*(getattr(self, f.name) for f in fields(self) if f.name != "hits"), *self.hits],
+            dtype=torch.int64,
+        )
 
     @classmethod
     def from_tensor(cls, values: torch.Tensor) -> "Sums":
-        *plain, hits = *values[: -len(THRESHOLDS)].tolist(), tuple(values[-len(THRESHOLDS) :].tolist())
+        *plain, hits = (
+            *values[: -len(THRESHOLDS)].tolist(),
+            tuple(values[-len(THRESHOLDS) :].tolist()),
+        )
         return cls(*plain, hits)
 
     def scores(self) -> dict[str, float]:
@@ -59,11 +73,22 @@ class Sums:
         With sentences without a target among them also gIoU and cIoU (the same numbers under the names used there), N-acc and T-acc.
         """
         n, targeted = max(self.n, 1), self.n - self.no_target
-        shares = {f"P@0.{x // 10}": hit / max(targeted, 1) for x, hit in zip(THRESHOLDS, self.hits, strict=True)}
-        found = {"mIoU": self.iou / IOU_UNIT / n, "oIoU": self.intersection / max(self.union, 1), **shares, "n": self.n}
+        shares = {
+            f"P@0.{x // 10}": hit / max(targeted, 1)
+            for x, hit in zip(THRESHOLDS, self.hits, strict=True)
+        }
+        found = {
+            "mIoU": self.iou / IOU_UNIT / n,
+            "oIoU": self.intersection / max(self.union, 1),
+            **shares,
+            "n": self.n,
+        }
         if not self.no_target:
             return found
-        accuracies = {"N-acc": self.rejected / self.no_target, "T-acc": (targeted - self.missed) / max(targeted, 1)}
+        accuracies = {
+            "N-acc": self.rejected / self.no_target,
+            "T-acc": (targeted - self.missed) / max(targeted, 1),
+        }
         return found | {"gIoU": found["mIoU"], "cIoU": found["oIoU"], **accuracies}
 
 
@@ -77,14 +102,23 @@ def called_empty(pixels, area):
     return pixels * EMPTY_SIDE**2 < EMPTY_BELOW * area
 
 
-def settle(intersection: torch.Tensor, union: torch.Tensor, no_target: torch.Tensor, empty: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def intersection_over_union(
+    intersection: torch.Tensor, union: torch.Tensor, no_target: torch.Tensor, empty: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
     """I, U and I/U in units of 2^-32 under the rule for expressions without a target, all (B,) int64.
 
     no_target, empty (B,) bool: the expression names nothing, the prediction is called empty; both False leave I and U as they are.
     """
-    intersection, union = intersection.masked_fill(empty, 0), union.masked_fill(no_target & empty, 0)
+    intersection, union = (
+        intersection.masked_fill(empty, 0),
+        union.masked_fill(no_target & empty, 0),
+    )
     # An empty union has I = 0; dividing by 1 makes it count 0.
-    return intersection, union, (intersection * IOU_UNIT // union.clamp(min=1)).masked_fill(no_target & empty, IOU_UNIT)
+    return (
+        intersection,
+        union,
+        (intersection * IOU_UNIT // union.clamp(min=1)).masked_fill(no_target & empty, IOU_UNIT),
+    )
 
 
 def score(
@@ -100,15 +134,28 @@ def score(
     no_target, empty (B,) bool: given where expressions without a target are among the split's, with what `called_empty` says.
     """
     keep = slice(None) if valid is None else valid
-    intersection, union = intersection[keep].cpu().to(torch.int64), union[keep].cpu().to(torch.int64)
-    absent, empty = (torch.zeros_like(union, dtype=torch.bool) if x is None else x[keep].cpu() for x in (no_target, empty))
-    intersection, union, iou = settle(intersection, union, absent, empty)
-    hits = tuple(int(((100 * intersection >= x * union) & (union > 0) & ~absent).sum()) for x in THRESHOLDS)
+    intersection, union = (
+        intersection[keep].cpu().to(torch.int64),
+        union[keep].cpu().to(torch.int64),
+    )
+    absent, empty = (
+        torch.zeros_like(union, dtype=torch.bool) if x is None else x[keep].cpu()
+        for x in (no_target, empty)
+    )
+    intersection, union, iou = intersection_over_union(intersection, union, absent, empty)
+    hits = tuple(
+        int(((100 * intersection >= x * union) & (union > 0) & ~absent).sum()) for x in THRESHOLDS
+    )
     named = int(absent.sum()), int((absent & empty).sum()), int((~absent & empty).sum())
     return Sums(len(union), int(intersection.sum()), int(union.sum()), int(iou.sum()), *named, hits)
 
 
-def score_masks(prediction: torch.Tensor, truth: torch.Tensor, valid: torch.Tensor | None = None, no_target: torch.Tensor | None = None) -> Sums:
+def score_masks(
+    prediction: torch.Tensor,
+    truth: torch.Tensor,
+    valid: torch.Tensor | None = None,
+    no_target: torch.Tensor | None = None,
+) -> Sums:
     """Sums of a batch of masks.   prediction, truth (B, H, W) bool; valid, no_target (B,) bool as in `score`"""
     pixels = prediction.flatten(1).sum(1)
     empty = None if no_target is None else called_empty(pixels, prediction[0].numel())
@@ -123,11 +170,15 @@ def weighted_auroc(score: torch.Tensor, weight: torch.Tensor, valid: torch.Tenso
     """
     positive, negative = weight * valid, (1 - weight) * valid
     ascending, order = score.sort(1)
-    below = F.pad(negative.gather(1, order).cumsum(1), (1, 0))  # negatives among the k lowest scores
+    below = F.pad(
+        negative.gather(1, order).cumsum(1), (1, 0)
+    )  # negatives among the k lowest scores
     first = torch.searchsorted(ascending, score.contiguous())
     last = torch.searchsorted(ascending, score.contiguous(), right=True)
     wins = (positive * (below.gather(1, first) + below.gather(1, last)) / 2).sum(1)
-    return wins / (positive.sum(1) * negative.sum(1))  # 0 / 0 is NaN: undefined, and left out of means
+    return wins / (
+        positive.sum(1) * negative.sum(1)
+    )  # 0 / 0 is NaN: undefined, and left out of means
 
 
 def mask_auroc(hidden: torch.Tensor, weight: torch.Tensor, size: torch.Tensor) -> torch.Tensor:

@@ -11,32 +11,60 @@ import yaml
 
 HERE = Path(__file__).resolve().parent
 NAME = re.compile(r"\$\{([A-Z][A-Z0-9_]*)\}")
-FILES = ("aws.yaml", *sorted(f"kubernetes/{path.name}" for path in (HERE / "kubernetes").glob("*.yaml")), "slurm.sh")
+FILES = (
+    "aws.yaml",
+    *sorted(f"kubernetes/{path.name}" for path in (HERE / "kubernetes").glob("*.yaml")),
+    "slurm.sh",
+)
 
 
 def values(overrides: list[str] = ()) -> dict[str, str]:
     """values.env with NAME=VALUE on top. ValueError for a name that is not in it, and for an empty value where it has one."""
-    lines = [line for line in (HERE / "values.env").read_text("utf-8").splitlines() if line.strip() and not line.startswith("#")]
+    lines = [
+        line
+        for line in (HERE / "values.env").read_text("utf-8").splitlines()
+        if line.strip() and not line.startswith("#")
+    ]
     found = dict(line.split("=", 1) for line in lines)
     for override in overrides:
         name, equals, value = override.partition("=")
         if not equals or name not in found:
-            raise ValueError(f"{override!r} is not NAME=VALUE with a NAME of values.env; there: {', '.join(found)}")
+            raise ValueError(
+                f"{override!r} is not NAME=VALUE with a NAME of values.env; there: {', '.join(found)}"
+            )
         if found[name] and not value:
-            raise ValueError(f"{name} is given as nothing, where values.env has {found[name]!r}; give a value, or leave {override!r} away")
+            raise ValueError(
+                f"{name} is given as nothing, where values.env has {found[name]!r}; give a value, or leave {override!r} away"
+            )
         found[name] = value
-    return {name: NAME.sub(lambda match: found.get(match[1], match[0]), value) for name, value in found.items()}
+    return {
+        name: NAME.sub(lambda match: found.get(match[1], match[0]), value)
+        for name, value in found.items()
+    }
 
 
 def check_read(file: str, overrides: list[str]) -> None:
     """ValueError for a NAME=VALUE that the file does not read, nor what stands in it by `!spec`, nor a value that it reads."""
-    text, asked = (HERE / named(file)).read_text("utf-8"), dict(override.split("=", 1) for override in overrides)
-    text += "".join((HERE / named(file)).with_name(other).read_text("utf-8") for other in re.findall(r": !spec (\S+)", text))
+    text, asked = (
+        (HERE / named(file)).read_text("utf-8"),
+        dict(override.split("=", 1) for override in overrides),
+    )
+    text += "".join(
+        (HERE / named(file)).with_name(other).read_text("utf-8")
+        for other in re.findall(r": !spec (\S+)", text)
+    )
     lines = (HERE / "values.env").read_text("utf-8").splitlines()
     read = set(NAME.findall(text))
-    read |= {name for line in lines if line.partition("=")[0] in read - asked.keys() for name in NAME.findall(line)}
+    read |= {
+        name
+        for line in lines
+        if line.partition("=")[0] in read - asked.keys()
+        for name in NAME.findall(line)
+    }
     if unread := [name for name in asked if name not in read]:
-        raise ValueError(f"{named(file)} does not read {unread[0]}; it reads {', '.join(sorted(read))}")
+        raise ValueError(
+            f"{named(file)} does not read {unread[0]}; it reads {', '.join(sorted(read))}"
+        )
 
 
 def render(file: str, known: dict[str, str]) -> str:
@@ -55,8 +83,12 @@ def render(file: str, known: dict[str, str]) -> str:
     try:
         documents = list(yaml.load_all(text, _loader(known, name)))  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError as problem:
-        raise ValueError(f"{name} is no YAML with these values: {' '.join(str(problem).split())}") from None
-    return yaml.safe_dump_all(documents, sort_keys=False) if re.search(r": !spec \S", text) else text
+        raise ValueError(
+            f"{name} is no YAML with these values: {' '.join(str(problem).split())}"
+        ) from None
+    return (
+        yaml.safe_dump_all(documents, sort_keys=False) if re.search(r": !spec \S", text) else text
+    )
 
 
 def named(file: str) -> str:
@@ -64,7 +96,9 @@ def named(file: str) -> str:
     for path in (HERE / file, Path(file).resolve()):
         if path.is_relative_to(HERE) and (name := path.relative_to(HERE).as_posix()) in FILES:
             return name
-    raise ValueError(f"{file} is not filled in here; there are {', '.join(FILES)}, and docker compose fills in compose.yaml")
+    raise ValueError(
+        f"{file} is not filled in here; there are {', '.join(FILES)}, and docker compose fills in compose.yaml"
+    )
 
 
 def _loader(known: dict[str, str], name: str) -> type:
@@ -74,7 +108,9 @@ def _loader(known: dict[str, str], name: str) -> type:
         pass
 
     def spec(loader, node):
-        return yaml.safe_load(render(str((HERE / name).with_name(loader.construct_scalar(node))), known))["spec"]
+        return yaml.safe_load(
+            render(str((HERE / name).with_name(loader.construct_scalar(node))), known)
+        )["spec"]
 
     Loader.add_constructor("!spec", spec)
     return Loader

@@ -9,11 +9,16 @@ import pytest
 import torch
 from stores import save_model, write_store
 
-from aml import data, decode, refer, synthetic
-from aml.models import build
+from aml.data import dataset, decode, refer, refer_counts
+from aml.models.registry import build_model
+from aml.synthetic import refer_files
 
 torch.set_num_threads(1)
-for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "AMLRIS_HOME"):  # nothing of who runs the tests is written to
+for name in (
+    "MLFLOW_TRACKING_URI",
+    "RAY_ADDRESS",
+    "AMLRIS_HOME",
+):  # nothing of who runs the tests is written to
     os.environ.pop(name, None)
 SIZE = 64
 """Side of the network image, pixels."""
@@ -38,9 +43,13 @@ def pytest_exception_interact(node, report):
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder with mini_refer and coco128."""
-    folder = Path(os.environ.get("AMLRIS_REAL_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))
+    folder = Path(
+        os.environ.get("AMLRIS_REAL_DATA", Path(__file__).parents[1] / ".." / "shared" / "data")
+    )
     if not (folder / "mini_refer").is_dir():
-        pytest.skip(f"no real data at {folder}: set AMLRIS_REAL_DATA to a folder with mini_refer and coco128")
+        pytest.skip(
+            f"no real data at {folder}: set AMLRIS_REAL_DATA to a folder with mini_refer and coco128"
+        )
     return folder
 
 
@@ -48,7 +57,7 @@ def real_data() -> Path:
 def scenes(tmp_path_factory) -> Path:
     """40 generated pictures of 64 px as RefCOCO: 76 train refs, 30 val sentences."""
     out = tmp_path_factory.mktemp("scenes")
-    synthetic.generate(out, "refcoco", images=40, size=SIZE, seed=0, workers=1)
+    refer_files.generate_dataset(out, "refcoco", images=40, size=SIZE, seed=0, workers=1)
     return out
 
 
@@ -60,34 +69,46 @@ def rows(scenes) -> list[dict]:
 @pytest.fixture(scope="session")
 def blocks(rows) -> list[dict]:
     """The rows decoded at network size, in two blocks."""
-    decoded = [decode.decode_row(row | {"jpeg": Path(row["path"]).read_bytes()}, SIZE) for row in rows]
-    return [decode.block_of(decoded[:17]), decode.block_of(decoded[17:])]
+    decoded = [
+        decode.decode_row(row | {"jpeg": Path(row["path"]).read_bytes()}, SIZE) for row in rows
+    ]
+    return [decode.rows_of_block(decoded[:17]), decode.rows_of_block(decoded[17:])]
 
 
 @pytest.fixture(scope="session")
-def items(blocks) -> dict[str, data.Items]:
+def items(blocks) -> dict[str, dataset.Items]:
     """train: one item a ref. val: one item a sentence."""
-    return {"train": data.Items(blocks, "train", size=SIZE), "val": data.Items(blocks, "val", size=SIZE, unit="sentence")}
+    return {
+        "train": dataset.Items(blocks, "train", size=SIZE),
+        "val": dataset.Items(blocks, "val", size=SIZE, unit="sentence"),
+    }
 
 
 @pytest.fixture(scope="session", name="data")
 def stored(tmp_path_factory):
     """24 generated pictures: their rows, a store of them, a checkpoint."""
     root = tmp_path_factory.mktemp("data")
-    synthetic.generate(root, "refcoco", images=24, size=64, seed=3, workers=1)
+    refer_files.generate_dataset(root, "refcoco", images=24, size=64, seed=3, workers=1)
     rows = refer.read_refer(root, root / "images", "refcoco", "unc")
     store = write_store(root / "shards", rows)
-    return SimpleNamespace(root=root, rows=rows, store=store, checkpoint=save_model(root / "checkpoint", refer.vocabulary(rows)))
+    return SimpleNamespace(
+        root=root,
+        rows=rows,
+        store=store,
+        checkpoint=save_model(root / "checkpoint", refer_counts.vocabulary(rows)),
+    )
 
 
 @pytest.fixture(scope="session")
 def make_model(rows):
     """make_model(seed=0, **options): a small model narrow enough for training steps in milliseconds."""
-    vocabulary = refer.vocabulary(rows)
+    vocabulary = refer_counts.vocabulary(rows)
 
     def make(seed: int = 0, **options):
         torch.manual_seed(seed)
-        return build("small", vocabulary=vocabulary, **{"width": 32, "stem": 16, "heads": 2, **options})
+        return build_model(
+            "small", vocabulary=vocabulary, **{"width": 32, "stem": 16, "heads": 2, **options}
+        )
 
     return make
 
@@ -95,7 +116,7 @@ def make_model(rows):
 @pytest.fixture(scope="session")
 def root(tmp_path_factory):
     """A storage root whose SQLite store is made once for all tests; each test has experiments of its own."""
-    from orchestrator.tracking import Tracker
+    from orchestrator.tracking.queue import Tracker
 
     path = tmp_path_factory.mktemp("root")
     tracker = Tracker(path / "first", None, "first", path)
@@ -112,16 +133,23 @@ def ray_session():
 
     import ray
 
-    from orchestrator import cluster
-    from orchestrator.cli import main
+    from orchestrator.cli.app import main
+    from orchestrator.cluster import session
 
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):  # Ray's workers inherit them: the local S3 server of the tests takes any
+    for name in (
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+    ):  # Ray's workers inherit them: the local S3 server of the tests takes any
         os.environ.setdefault(name, "testing")
-    cluster.start()
+    session.init_ray()
 
     def command(arguments: list[str]) -> tuple[int, str]:
         out = io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out), pytest.raises(SystemExit) as left:
+        with (
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(out),
+            pytest.raises(SystemExit) as left,
+        ):
             main(arguments)
         return left.value.code, out.getvalue()
 

@@ -9,9 +9,13 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from orchestrator.config import storage_root
+from orchestrator.storage.paths import storage_root
 
-KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
+KEYS = {
+    "AWS_ACCESS_KEY_ID": "testing",
+    "AWS_SECRET_ACCESS_KEY": "testing",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
 
 
 def serve():
@@ -51,8 +55,15 @@ class Bucket:
 
 def objects(bucket: Bucket) -> dict[str, object]:
     """{key: when it was written} of every object but the markers of folders."""
-    pages = bucket.client.get_paginator("list_objects_v2").paginate(Bucket=bucket.name, Prefix="team/")
-    return {o["Key"].removeprefix("team/"): o["LastModified"] for page in pages for o in page.get("Contents", []) if not o["Key"].endswith("/")}
+    pages = bucket.client.get_paginator("list_objects_v2").paginate(
+        Bucket=bucket.name, Prefix="team/"
+    )
+    return {
+        o["Key"].removeprefix("team/"): o["LastModified"]
+        for page in pages
+        for o in page.get("Contents", [])
+        if not o["Key"].endswith("/")
+    }
 
 
 class Line:

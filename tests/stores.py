@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco
 
-from aml import checkpoint
-from aml.models import build
-from aml.pictures import png
-from aml.refer import split_counts, vocabulary
-from orchestrator import shards
+from aml.data.refer_counts import split_counts, vocabulary
+from aml.inference.visualize import png
+from aml.models.registry import build_model
+from aml.training import checkpoint
+from orchestrator.data import shards
+from orchestrator.storage import filesystem
 
 
 def write_store(folder, rows, files=2):
@@ -26,7 +27,10 @@ def write_store(folder, rows, files=2):
             "image_id": [r["image_id"] for r in some],
             "splits": [",".join(sorted({ref["split"] for ref in r["refs"]})) for r in some],
             "jpeg": [r["jpeg"] if "jpeg" in r else Path(r["path"]).read_bytes() for r in some],
-            "meta": [json.dumps({key: value for key, value in r.items() if key not in ("jpeg", "path")}) for r in some],
+            "meta": [
+                json.dumps({key: value for key, value in r.items() if key not in ("jpeg", "path")})
+                for r in some
+            ],
         }
         pq.write_table(pa.table(table), folder / f"part-{k}.parquet", row_group_size=4)
     (folder / "vocabulary.json").write_text(json.dumps(vocabulary(rows)))
@@ -39,16 +43,20 @@ def write_store(folder, rows, files=2):
         "files": [f"part-{k}.parquet" for k in range(files)],
     }
     (folder / "_COMPLETE.json").write_text(json.dumps(manifest))
-    return shards.Store(folder)
+    return filesystem.Filesystem(folder)
 
 
 def save_model(folder, words, *, size=32, fit="square", threshold=0.5):
     """A small untrained checkpoint whose predictions are neither empty nor full."""
     torch.manual_seed(1)
-    model = build("small", vocabulary=words, width=32, stem=16)
+    model = build_model("small", vocabulary=words, width=32, stem=16)
     with torch.no_grad():
         model.bias.zero_()
-    checkpoint.save(folder, model, {"image_size": size, "fit": fit, "threshold": threshold, "epoch": 0, "metrics": {}})
+    checkpoint.save_checkpoint(
+        folder,
+        model,
+        {"image_size": size, "fit": fit, "threshold": threshold, "epoch": 0, "metrics": {}},
+    )
     return folder
 
 
@@ -61,16 +69,28 @@ def hand_row(masks, refs, image_id=7, split="val"):
     height, width = masks[0].shape
     entries = []
     for k, sents in refs:
-        sentences = [{"sent_id": 1000 * image_id + 10 * k + j, "sent": s, "raw": s} for j, s in enumerate(sents)]
-        entries.append({"ref_id": 10 * image_id + k, "ann_id": k, "split": split, "sentences": sentences})
+        sentences = [
+            {"sent_id": 1000 * image_id + 10 * k + j, "sent": s, "raw": s}
+            for j, s in enumerate(sents)
+        ]
+        entries.append(
+            {"ref_id": 10 * image_id + k, "ann_id": k, "split": split, "sentences": sentences}
+        )
     objects = [{"ann_id": k, "category": "thing", "rle": rle(m)} for k, m in enumerate(masks, 1)]
     jpeg = png(Image.fromarray(np.zeros((height, width, 3), np.uint8)))
-    about = {"dataset": "refcoco", "split_by": "unc", "image_id": image_id, "file_name": f"{image_id}.jpg", "height": height, "width": width}
+    about = {
+        "dataset": "refcoco",
+        "split_by": "unc",
+        "image_id": image_id,
+        "file_name": f"{image_id}.jpg",
+        "height": height,
+        "width": width,
+    }
     return about | {"objects": objects, "refs": entries, "jpeg": jpeg}
 
 
 def mlflow_client(root):
     """Of the SQLite store of a storage root."""
-    from orchestrator import mlflow_store
+    from orchestrator.tracking import mlflow_server
 
-    return mlflow_store.connect(mlflow_store.tracking_uri(None, root))
+    return mlflow_server.connect(mlflow_server.tracking_uri(None, root))

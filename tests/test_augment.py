@@ -5,10 +5,10 @@ import pytest
 import torch
 from conftest import SIZE
 
-from aml import augment, data, decode
-from aml.augment import mirrored
+from aml.data import augment, dataset, decode
+from aml.data.augment import mirrored
 from aml.errors import UserError
-from orchestrator.config import from_dict
+from orchestrator.config.schema import from_dict
 
 WHOLE = (0, 0, 32, 32)
 
@@ -60,13 +60,23 @@ def test_a_flip_by_hand():
     image, mask = scene()
     flipped, target, real = augment.flip(image, mask, (2, 3, 30, 28))
     assert real == (2, 32 - 28, 30, 32 - 3)
-    assert (flipped[..., 1] == 4 * (31 - np.arange(32))).all() and target[4:10, 12:26].all() and target.sum() == mask.sum()
+    assert (
+        (flipped[..., 1] == 4 * (31 - np.arange(32))).all()
+        and target[4:10, 12:26].all()
+        and target.sum() == mask.sum()
+    )
     back = augment.flip(flipped, target, real)
-    assert np.array_equal(back[0], image) and np.array_equal(back[1], mask) and back[2] == (2, 3, 30, 28)
+    assert (
+        np.array_equal(back[0], image)
+        and np.array_equal(back[1], mask)
+        and back[2] == (2, 3, 30, 28)
+    )
 
 
 @pytest.mark.parametrize("real", [WHOLE, (4, 0, 28, 32)])
-@pytest.mark.parametrize("box", [(4, 6, 10, 20), (5, 1, 27, 31), (4, 0, 28, 32), (15, 15, 16, 16), (27, 0, 28, 1), None])
+@pytest.mark.parametrize(
+    "box", [(4, 6, 10, 20), (5, 1, 27, 31), (4, 0, 28, 32), (15, 15, 16, 16), (27, 0, 28, 1), None]
+)
 def test_a_window_holds_the_whole_referent_inside_the_picture(real, box):
     mask = np.zeros((32, 32), bool)
     if box:
@@ -87,8 +97,14 @@ def test_a_crop_moves_picture_and_mask_alike_and_leaves_the_letterbox():
     real = (4, 0, 28, 32)
     image[:4], image[28:] = decode.LETTERBOX, decode.LETTERBOX
     cropped, target = augment.crop(image, mask, real, [0.0, 0.5, 0.5])
-    assert (cropped[:4] == decode.LETTERBOX).all() and (cropped[28:] == decode.LETTERBOX).all() and not target[:4].any()
-    assert target.sum() > 1.8 * mask.sum()  # 0.6 of each side: 2.8 times the area, but for the referent's place on the grid
+    assert (
+        (cropped[:4] == decode.LETTERBOX).all()
+        and (cropped[28:] == decode.LETTERBOX).all()
+        and not target[:4].any()
+    )
+    assert (
+        target.sum() > 1.8 * mask.sum()
+    )  # 0.6 of each side: 2.8 times the area, but for the referent's place on the grid
     blue = cropped[4:28, :, 2] > 127
     assert (blue != target[4:28]).mean() < 0.06
     same, still = augment.crop(image, mask, real, [1 - 2**-24, 0, 0])
@@ -104,27 +120,40 @@ def model(make_model):
 
 
 def train(blocks, *names):
-    return data.Items(blocks, "train", size=SIZE, augment=names)
+    return dataset.Items(blocks, "train", size=SIZE, augment=names)
 
 
 def test_off_by_default_and_validation_is_never_augmented(blocks, items, model):
-    assert from_dict({"name": "x", "data": {"train": "a"}}).data.augment == [] and items["train"].augment == ()
-    plain, none = items["train"].batch(np.arange(9), model, seed=1, epoch=2), train(blocks).batch(np.arange(9), model, seed=1, epoch=2)
+    assert (
+        from_dict({"name": "x", "data": {"train": "a"}}).data.augment == []
+        and items["train"].augment == ()
+    )
+    plain, none = (
+        items["train"].batch(np.arange(9), model, seed=1, epoch=2),
+        train(blocks).batch(np.arange(9), model, seed=1, epoch=2),
+    )
     assert torch.equal(plain.image, none.image) and torch.equal(plain.tokens, none.tokens)
-    from orchestrator import trial
+    from orchestrator.training import loop
 
-    made = from_dict({"name": "x", "data": {"train": "a", "size": SIZE, "augment": ["flip", "crop"]}})
-    of_train, of_val = trial.items(made, lambda: blocks)
+    made = from_dict(
+        {"name": "x", "data": {"train": "a", "size": SIZE, "augment": ["flip", "crop"]}}
+    )
+    of_train, of_val = loop.load_items(made, lambda: blocks)
     assert of_train.augment == ("flip", "crop") and of_val.augment == ()
 
 
 def test_flipped_items_say_so_in_their_sentence(blocks, items, model):
     chosen, plain = np.arange(len(items["train"])), items["train"]
-    a, b = plain.batch(chosen, model, seed=0, epoch=0), train(blocks, "flip").batch(chosen, model, seed=0, epoch=0)
+    a, b = (
+        plain.batch(chosen, model, seed=0, epoch=0),
+        train(blocks, "flip").batch(chosen, model, seed=0, epoch=0),
+    )
     drawn = augment.flips(a.item, 0, 0)
     sentences = [item.sentence["sent"] for item in plain.picks(chosen, 0, 0)]
     swapped = [mirrored(s) if d else None for s, d in zip(sentences, drawn, strict=True)]
-    assert 0.3 < np.mean(drawn) < 0.7 and any(s not in (None, t) for s, t in zip(swapped, sentences, strict=True))
+    assert 0.3 < np.mean(drawn) < 0.7 and any(
+        s not in (None, t) for s, t in zip(swapped, sentences, strict=True)
+    )
     for k, new in enumerate(swapped):
         done = new is not None
         assert torch.equal(b.image[k], a.image[k].flip(2) if done else a.image[k]) and torch.equal(
@@ -138,7 +167,14 @@ def test_flipped_items_say_so_in_their_sentence(blocks, items, model):
 def test_augmented_batches_are_the_same_on_any_number_of_workers(blocks, model, world):
     def epoch(world, epoch=1):
         items = train(blocks, "flip", "crop")
-        return [list(data.train_batches(items, model, batch=12, seed=5, epoch=epoch, rank=r, world=world)) for r in range(world)]
+        return [
+            list(
+                dataset.train_batches(
+                    items, model, batch=12, seed=5, epoch=epoch, rank=r, world=world
+                )
+            )
+            for r in range(world)
+        ]
 
     (whole,), ranks = epoch(1), epoch(world)
     for one, *parts in zip(whole, *ranks, strict=True):
@@ -154,9 +190,15 @@ def test_a_cropped_referent_is_all_there(blocks, items, model):
     chosen = np.arange(len(items["train"]))
     a, b = items["train"].batch(chosen, model), train(blocks, "crop").batch(chosen, model)
     small, large = a.mask.flatten(1).sum(1), b.mask.flatten(1).sum(1)
-    assert (large >= 0.9 * small).all() and (large > small).float().mean() > 0.7 and torch.equal(a.tokens, b.tokens)
+    assert (
+        (large >= 0.9 * small).all()
+        and (large > small).float().mean() > 0.7
+        and torch.equal(a.tokens, b.tokens)
+    )
 
 
 def test_an_unknown_augmentation_is_refused():
-    with pytest.raises(UserError, match=r"data.augment is 'flipp' \(did you mean flip\?\); known: flip, crop"):
+    with pytest.raises(
+        UserError, match=r"data.augment is 'flipp' \(did you mean flip\?\); known: flip, crop"
+    ):
         from_dict({"name": "x", "data": {"train": "a", "augment": ["flipp"]}})

@@ -7,10 +7,13 @@ import pytest
 import torch
 from stores import hand_row
 
-from aml.data import Items
-from aml.decode import block_of, decode_row
+from aml.data.dataset import Items
+from aml.data.decode import decode_row, rows_of_block
 from aml.errors import UserError
-from orchestrator import evaluate, shards
+from aml.models import registry
+from aml.training import checkpoint
+from orchestrator.data import shards
+from orchestrator.evaluation import baselines, command
 
 SIZE = 32
 
@@ -21,7 +24,9 @@ class Deaf(torch.nn.Module):
     vocabulary, fuses = (), True
 
     def tokenise(self, sentences):
-        return torch.ones(len(sentences), 1, dtype=torch.int64), torch.ones(len(sentences), 1, dtype=torch.bool)
+        return torch.ones(len(sentences), 1, dtype=torch.int64), torch.ones(
+            len(sentences), 1, dtype=torch.bool
+        )
 
     def normalise(self, image):
         return image.float()
@@ -34,7 +39,9 @@ class Obedient(Deaf):
     """Predicts the half that the sentence names: token 1 left, 2 right."""
 
     def tokenise(self, sentences):
-        return torch.tensor([[2 if "right" in s else 1] for s in sentences]), torch.ones(len(sentences), 1, dtype=torch.bool)
+        return torch.tensor([[2 if "right" in s else 1] for s in sentences]), torch.ones(
+            len(sentences), 1, dtype=torch.bool
+        )
 
     def forward(self, x, tokens, token_mask):
         return super().forward(x, tokens, token_mask) * torch.where(tokens == 1, 1, -1)[:, :, None]
@@ -45,16 +52,27 @@ def three_objects():
     """8 x 8 pictures at network size. Object 1: left half (32 px). 2: right half (32). 3: the top three rows (24). Picture 8 has one ref."""
     left, right, top = np.zeros((3, 8, 8), bool)
     left[:, :4] = right[:, 4:] = top[:3] = True
-    rows = [hand_row([left, right, top], [(1, ["left a", "left b"]), (2, ["right"])], 7), hand_row([top, left], [(1, ["left"])], 8)]
-    return Items([block_of([decode_row(row, 8) for row in rows])], "val", size=8, unit="sentence")
+    rows = [
+        hand_row([left, right, top], [(1, ["left a", "left b"]), (2, ["right"])], 7),
+        hand_row([top, left], [(1, ["left"])], 8),
+    ]
+    return Items(
+        [rows_of_block([decode_row(row, 8) for row in rows])], "val", size=8, unit="sentence"
+    )
 
 
 def run_baselines(monkeypatch, items, model):
     """baselines() with `model` in place of the checkpoint's, and as the untrained one."""
-    config = {"image_size": 8, "fit": "square", "threshold": 0.5, "model": {"name": "small"}, "vocabulary": []}
-    monkeypatch.setattr(evaluate, "load_model", lambda folder, device: (model, config))
-    monkeypatch.setattr(evaluate, "build", lambda name, **given: model)
-    return evaluate.baselines(Path("any"), items, batch=2)
+    config = {
+        "image_size": 8,
+        "fit": "square",
+        "threshold": 0.5,
+        "model": {"name": "small"},
+        "vocabulary": [],
+    }
+    monkeypatch.setattr(checkpoint, "load_model", lambda folder, device: (model, config))
+    monkeypatch.setattr(registry, "build_model", lambda name, **given: model)
+    return baselines.score_baselines(Path("any"), items, batch=2)
 
 
 def test_object_baselines_by_hand(monkeypatch, three_objects):
@@ -62,7 +80,13 @@ def test_object_baselines_by_hand(monkeypatch, three_objects):
     got = run_baselines(monkeypatch, three_objects, Deaf())
     half, top = (1 + 0 + 12 / 44) / 3, (1 + 12 / 44) / 2
     i, u = 3 * (32 + 0 + 12) / 3 + (24 + 12) / 2, 3 * (32 + 64 + 44) / 3 + (24 + 44) / 2
-    assert got["n"] == got["random_object"]["n"] == got["largest_object"]["n"] == got["champion"]["n"] == 4
+    assert (
+        got["n"]
+        == got["random_object"]["n"]
+        == got["largest_object"]["n"]
+        == got["champion"]["n"]
+        == 4
+    )
     assert got["random_object"]["mIoU"] == pytest.approx((3 * half + top) / 4)
     assert got["random_object"]["oIoU"] == pytest.approx(i / u)
     # largest: left (the first of two of 32 px) in picture 7, left in picture 8
@@ -70,12 +94,21 @@ def test_object_baselines_by_hand(monkeypatch, three_objects):
     assert got["largest_object"]["oIoU"] == pytest.approx((32 + 32 + 0 + 12) / (32 + 32 + 64 + 44))
 
 
-def test_a_model_that_does_not_read_scores_the_same_with_the_wrong_sentence(monkeypatch, three_objects):
+def test_a_model_that_does_not_read_scores_the_same_with_the_wrong_sentence(
+    monkeypatch, three_objects
+):
     got = run_baselines(monkeypatch, three_objects, Deaf())
     wrong = got["wrong_sentence"]
     assert wrong["n"] == 3  # picture 8 has one referent
-    assert (wrong["mIoU"], wrong["oIoU"]) == (wrong["champion_mIoU"], wrong["champion_oIoU"]) == (pytest.approx(2 / 3), pytest.approx(64 / 128))
-    assert got["champion"]["mIoU"] == pytest.approx((1 + 1 + 0 + 12 / 44) / 4) and got["untrained"] == got["champion"]
+    assert (
+        (wrong["mIoU"], wrong["oIoU"])
+        == (wrong["champion_mIoU"], wrong["champion_oIoU"])
+        == (pytest.approx(2 / 3), pytest.approx(64 / 128))
+    )
+    assert (
+        got["champion"]["mIoU"] == pytest.approx((1 + 1 + 0 + 12 / 44) / 4)
+        and got["untrained"] == got["champion"]
+    )
 
 
 def test_a_model_that_reads_fails_with_the_wrong_sentence(monkeypatch, three_objects):
@@ -86,20 +119,27 @@ def test_a_model_that_reads_fails_with_the_wrong_sentence(monkeypatch, three_obj
 def test_without_a_second_referent_of_the_split_the_wrong_sentence_has_no_sentences(monkeypatch):
     row = hand_row([np.eye(8, dtype=bool), np.ones((8, 8), bool)], [(1, ["it"]), (2, ["all"])])
     row["refs"][1]["split"] = "train"
-    items = Items([block_of([decode_row(row, 8)])], "val", size=8, unit="sentence")
+    items = Items([rows_of_block([decode_row(row, 8)])], "val", size=8, unit="sentence")
     assert run_baselines(monkeypatch, items, Deaf())["wrong_sentence"]["n"] == 0
 
 
 def val_items(data, size):
-    decoded = [decode_row(row, size) for row in shards.read(data.store, shards.index(data.store, ["val"]))]
-    return Items([block_of(decoded)], "val", size=size, unit="sentence")
+    decoded = [
+        decode_row(row, size)
+        for row in shards.read_rows(data.store, shards.picture_places(data.store, ["val"]))
+    ]
+    return Items([rows_of_block(decoded)], "val", size=size, unit="sentence")
 
 
 def test_baselines_of_a_checkpoint_agree_with_its_evaluation(data, tmp_path):
     items = val_items(data, SIZE)
-    got = evaluate.baselines(data.checkpoint, items, seed=0)
-    whole = evaluate.evaluate(data.checkpoint, data.store, ["val"], out=tmp_path, say=lambda _: None)["val"]
+    got = baselines.score_baselines(data.checkpoint, items, seed=0)
+    whole = command.evaluate_checkpoint(
+        data.checkpoint, data.store, ["val"], out=tmp_path, say=lambda _: None
+    )["val"]
     assert got["champion"] == {key: whole[key] for key in ("mIoU", "oIoU", "n")}
-    assert got["untrained"] != got["champion"] and got == evaluate.baselines(data.checkpoint, items, seed=0)
+    assert got["untrained"] != got["champion"] and got == baselines.score_baselines(
+        data.checkpoint, items, seed=0
+    )
     with pytest.raises(UserError, match="was trained at 32 px"):
-        evaluate.baselines(data.checkpoint, val_items(data, 16))
+        baselines.score_baselines(data.checkpoint, val_items(data, 16))

@@ -7,19 +7,23 @@ import numpy as np
 import pytest
 from conftest import SIZE
 
-from aml.data import Items
-from aml.decode import decode_image, rasterise
-from aml.refer import read_refer, referent
-from orchestrator import bench_data
+from aml.data.dataset import Items
+from aml.data.decode import decode_image, rasterise
+from aml.data.refer import read_refer
+from aml.data.rle import referent
+from orchestrator.benchmarks import data_reading
 
 
 def test_the_published_way_gives_the_same_samples(scenes, blocks, make_model):
     """Otherwise the two would not be compared at the same work. Generated masks have no holes or overlaps, so polygons and RLE agree."""
     model = make_model()
-    peer = bench_data.Published(scenes, model, SIZE)
+    peer = data_reading.Published(scenes, model, SIZE)
     ours = Items(blocks, "train", size=SIZE, unit="sentence")
     assert len(peer) == len(ours)
-    by_sentence = {(ref["ref_id"], s["sent_id"]): k for k, (ref, s) in enumerate((r, s) for r in sentences(peer) for s in r["sentences"])}
+    by_sentence = {
+        (ref["ref_id"], s["sent_id"]): k
+        for k, (ref, s) in enumerate((r, s) for r in sentences(peer) for s in r["sentences"])
+    }
     batch = ours.batch(np.arange(0, len(ours), 11), model)
     for k, key in enumerate(zip(batch.ref_id.tolist(), batch.sent_id.tolist(), strict=True)):
         image, mask, tokens, token_mask = peer[by_sentence[key]]
@@ -34,22 +38,36 @@ def sentences(peer):
 
 def test_rates_leave_out_the_start(monkeypatch):
     clock = iter([5.0, 9.0])  # the first batch, the end
-    monkeypatch.setattr(bench_data.time, "perf_counter", lambda: next(clock))
-    assert bench_data.timed(iter([8, 8, 8, 8]), 2.0, samples=16) == (3.0, 16, 4.0)
+    monkeypatch.setattr(data_reading.time, "perf_counter", lambda: next(clock))
+    assert data_reading.timed(iter([8, 8, 8, 8]), 2.0, samples=16) == (3.0, 16, 4.0)
 
 
 def test_enlarged_pictures_have_the_size_of_their_annotations(tmp_path):
-    bench_data.make_pictures(tmp_path, 12, 1)
+    data_reading.make_pictures(tmp_path, 12, 1)
     rows = read_refer(tmp_path, tmp_path / "images", "refcoco", "unc")
     for row in rows:
         jpeg = Path(row["path"]).read_bytes()
-        assert decode_image(jpeg, "").shape[:2] == (row["height"], row["width"]) and max(row["height"], row["width"]) == bench_data.SIDE
-        assert all(rasterise(referent(row, ref), row["height"], row["width"]).any() for ref in row["refs"])
+        assert (
+            decode_image(jpeg, "").shape[:2] == (row["height"], row["width"])
+            and max(row["height"], row["width"]) == data_reading.SIDE
+        )
+        assert all(
+            rasterise(referent(row, ref), row["height"], row["width"]).any() for ref in row["refs"]
+        )
     assert 60e3 < sum(Path(row["path"]).stat().st_size for row in rows) / len(rows) < 300e3
 
 
 def test_the_shares_of_a_picture_s_time_add_up():
-    found = bench_data.shares({"decode JPEG": 3.0, "resize picture": 4.0, "mask from RLE": 0.5, "resize mask": 1.0, "another": 9.0}, refs=2.0)
+    found = data_reading.shares(
+        {
+            "decode JPEG": 3.0,
+            "resize picture": 4.0,
+            "mask from RLE": 0.5,
+            "resize mask": 1.0,
+            "another": 9.0,
+        },
+        refs=2.0,
+    )
     assert found == {"JPEG": 0.3, "resize": 0.4, "masks": 0.3}
 
 
@@ -59,6 +77,13 @@ def test_the_command_prints_its_ratios(ray_session):
     found = json.loads(text.splitlines()[-1])
     for name in ("first_epoch", "later_epochs", "window"):
         per_core = found["peer_samples_s"] / found["cores"]
-        assert found[f"{name}_ratio"] == pytest.approx(found[f"{name}_samples_s_core"] / per_core, rel=0.01, abs=1e-3)
-    assert found["items"] > 32 and found["window_held_mb"] > 0 and found["s3_read_mb_s"] > 0 and "decode JPEG" in found["profile_ms"]
+        assert found[f"{name}_ratio"] == pytest.approx(
+            found[f"{name}_samples_s_core"] / per_core, rel=0.01, abs=1e-3
+        )
+    assert (
+        found["items"] > 32
+        and found["window_held_mb"] > 0
+        and found["s3_read_mb_s"] > 0
+        and "decode JPEG" in found["profile_ms"]
+    )
     assert found["conversion_mb"] > 100 and found["ray_start_s"] > 0 and "Ray starts in" in text

@@ -6,39 +6,56 @@ import pytest
 from test_plan import BASE, GRID
 
 from aml.errors import UserError
-from orchestrator import budget
-from orchestrator.budget import BudgetConfig, Meter, Use, estimate, hourly, refuses, used_up
-from orchestrator.config import from_text
-from orchestrator.pace import Pace
-from orchestrator.plan import Plan, check
+from orchestrator.config.schema import BudgetConfig, from_text
+from orchestrator.search import budget
+from orchestrator.search.budget import (
+    BudgetTracker,
+    Usage,
+    estimate,
+    hourly_price,
+    is_used_up,
+    refuses,
+)
+from orchestrator.search.pace import ThroughputEstimator
+from orchestrator.search.plan import Plan, check_plan
 
 
 def test_an_hour_of_a_trial_costs_what_its_workers_hold():
-    resources = from_text(BASE, ["resources={workers: 2, cpus_per_worker: 4, gpus_per_worker: 1, price_per_gpu_hour: 3, price_per_cpu_hour: 0.05}"])
-    assert hourly(resources.resources) == pytest.approx(2 * (1 * 3 + 4 * 0.05))
-    assert hourly(from_text(BASE).resources) == 0
+    resources = from_text(
+        BASE,
+        [
+            "resources={workers: 2, cpus_per_worker: 4, gpus_per_worker: 1, price_per_gpu_hour: 3, price_per_cpu_hour: 0.05}"
+        ],
+    )
+    assert hourly_price(resources.resources) == pytest.approx(2 * (1 * 3 + 4 * 0.05))
+    assert hourly_price(from_text(BASE).resources) == 0
 
 
 @pytest.mark.parametrize(
     ("limits", "use", "keep", "reason"),
     [
-        ({}, Use(trials=99, epochs=999, hours=9), (0, 0), ""),
-        ({"trials": 5}, Use(trials=4), (0, 0), ""),
-        ({"trials": 5}, Use(trials=5), (0, 0), "trials"),
-        ({"trials": 5}, Use(trials=3), (2, 20), "trials"),
-        ({"epochs": 30}, Use(epochs=12, pending=8), (0, 0), ""),
-        ({"epochs": 30}, Use(epochs=13, pending=8), (0, 0), "epochs"),
-        ({"epochs": 30}, Use(epochs=10), (1, 11), "epochs"),
+        ({}, Usage(trials=99, epochs=999, hours=9), (0, 0), ""),
+        ({"trials": 5}, Usage(trials=4), (0, 0), ""),
+        ({"trials": 5}, Usage(trials=5), (0, 0), "trials"),
+        ({"trials": 5}, Usage(trials=3), (2, 20), "trials"),
+        ({"epochs": 30}, Usage(epochs=12, pending=8), (0, 0), ""),
+        ({"epochs": 30}, Usage(epochs=13, pending=8), (0, 0), "epochs"),
+        ({"epochs": 30}, Usage(epochs=10), (1, 11), "epochs"),
         # 10 epochs of 360 s are an hour of one trial; two at a time halve what is under way, not the trial itself
-        ({"hours": 2}, Use(hours=1, epoch_s=360), (0, 0), ""),
-        ({"hours": 2}, Use(hours=1.1, epoch_s=360), (0, 0), "hours"),
-        ({"hours": 2}, Use(hours=1, pending=10, epoch_s=360), (0, 0), "hours"),
-        ({"hours": 2}, Use(hours=1, pending=10, epoch_s=360, concurrent=2), (0, 0), ""),
-        ({"hours": 2}, Use(hours=1.5, concurrent=2), (0, 0), ""),  # no epoch yet: nothing is foreseen
-        ({"hours": 2}, Use(hours=2), (0, 0), "hours"),
-        ({"cost": 10}, Use(trial_hours=2, price=4, epoch_s=180), (0, 0), ""),
-        ({"cost": 10}, Use(trial_hours=2, price=4, epoch_s=181), (0, 0), "cost"),
-        ({"cost": 10}, Use(trial_hours=2.5, price=4), (0, 0), "cost"),
+        ({"hours": 2}, Usage(hours=1, epoch_s=360), (0, 0), ""),
+        ({"hours": 2}, Usage(hours=1.1, epoch_s=360), (0, 0), "hours"),
+        ({"hours": 2}, Usage(hours=1, pending=10, epoch_s=360), (0, 0), "hours"),
+        ({"hours": 2}, Usage(hours=1, pending=10, epoch_s=360, concurrent=2), (0, 0), ""),
+        (
+            {"hours": 2},
+            Usage(hours=1.5, concurrent=2),
+            (0, 0),
+            "",
+        ),  # no epoch yet: nothing is foreseen
+        ({"hours": 2}, Usage(hours=2), (0, 0), "hours"),
+        ({"cost": 10}, Usage(trial_hours=2, price=4, epoch_s=180), (0, 0), ""),
+        ({"cost": 10}, Usage(trial_hours=2, price=4, epoch_s=181), (0, 0), "cost"),
+        ({"cost": 10}, Usage(trial_hours=2.5, price=4), (0, 0), "cost"),
     ],
 )
 def test_a_trial_of_ten_epochs_is_started_only_where_it_fits(limits, use, keep, reason):
@@ -46,9 +63,15 @@ def test_a_trial_of_ten_epochs_is_started_only_where_it_fits(limits, use, keep, 
 
 
 def test_running_trials_stop_for_hours_and_cost_alone():
-    assert used_up(BudgetConfig(trials=1, epochs=1), Use(trials=9, epochs=9, hours=9)) == ""
-    assert used_up(BudgetConfig(hours=1), Use(hours=1)) == "hours" and used_up(BudgetConfig(hours=1), Use(hours=0.99)) == ""
-    assert used_up(BudgetConfig(cost=6), Use(trial_hours=3, price=2)) == "cost" and used_up(BudgetConfig(cost=6.1), Use(trial_hours=3, price=2)) == ""
+    assert is_used_up(BudgetConfig(trials=1, epochs=1), Usage(trials=9, epochs=9, hours=9)) == ""
+    assert (
+        is_used_up(BudgetConfig(hours=1), Usage(hours=1)) == "hours"
+        and is_used_up(BudgetConfig(hours=1), Usage(hours=0.99)) == ""
+    )
+    assert (
+        is_used_up(BudgetConfig(cost=6), Usage(trial_hours=3, price=2)) == "cost"
+        and is_used_up(BudgetConfig(cost=6.1), Usage(trial_hours=3, price=2)) == ""
+    )
 
 
 def test_hours_and_money_of_a_plan():
@@ -58,14 +81,24 @@ def test_hours_and_money_of_a_plan():
     assert estimate(BudgetConfig(epochs=72), 20, 180, 9, 100, 2, 3.0) == pytest.approx((1.0, 6.0))
     assert estimate(BudgetConfig(hours=1), 20, 180, 9, 100, 2, 3.0) == pytest.approx((1.0, 6.0))
     assert estimate(BudgetConfig(cost=4), 20, 180, 9, 100, 2, 3.0)[1] == 4
-    assert [budget.money(x) for x in (0, 0.00421, 1.5, 1234.567)] == ["0.00", "0.0042", "1.50", "1234.57"]
+    assert [budget.money(x) for x in (0, 0.00421, 1.5, 1234.567)] == [
+        "0.00",
+        "0.0042",
+        "1.50",
+        "1234.57",
+    ]
 
 
 def simulate(experiment, *, epoch_s=0.0, concurrent=1, before=None):
     """A sweep's plan behind its meter, trial after trial on a clock of its own.   -> plan, meter"""
-    sweep = SimpleNamespace(experiment=experiment, plan=Plan(experiment), live={}, placement=SimpleNamespace(concurrent=concurrent))
-    sweep.pace = Pace(sweep.plan, experiment, concurrent)
-    meter = Meter(sweep, before)
+    sweep = SimpleNamespace(
+        experiment=experiment,
+        plan=Plan(experiment),
+        live={},
+        placement=SimpleNamespace(concurrent=concurrent),
+    )
+    sweep.pace = ThroughputEstimator(sweep.plan, experiment, concurrent)
+    meter = BudgetTracker(sweep, before)
     sweep.plan.gate = meter.gate
     clock = dict(meter.before)
     meter.spent = lambda: clock
@@ -75,8 +108,19 @@ def simulate(experiment, *, epoch_s=0.0, concurrent=1, before=None):
         trial = sorted(sweep.live)[0]
         del sweep.live[trial]
         arm, stage, _ = sweep.plan.parse(trial)
-        facts = {"trial": trial, "arm": arm, "stage": stage, "overrides": {}, "state": "done", "stopped_by": "", "epochs": 10}
-        clock = {"seconds": clock["seconds"] + 10 * epoch_s / concurrent, "trial_seconds": clock["trial_seconds"] + 10 * epoch_s}
+        facts = {
+            "trial": trial,
+            "arm": arm,
+            "stage": stage,
+            "overrides": {},
+            "state": "done",
+            "stopped_by": "",
+            "epochs": 10,
+        }
+        clock = {
+            "seconds": clock["seconds"] + 10 * epoch_s / concurrent,
+            "trial_seconds": clock["trial_seconds"] + 10 * epoch_s,
+        }
         sweep.pace.epoch(arm, epoch_s)
         sweep.plan.finished(facts | {"history": [{"epoch": 10, "val/mIoU": 0.5}]})
     return sweep.plan, meter
@@ -95,9 +139,17 @@ WHOLE = {"off": (4, 2), "random": (4, 2), "aml/calibrated": (4, 2)}
         ("trials: 18", WHOLE, {}),
         ("trials: 12", {"off": (2, 2), "random": (2, 2), "aml/calibrated": (2, 2)}, {}),
         ("trials: 10", {"off": (2, 2), "random": (1, 2), "aml/calibrated": (1, 2)}, {}),
-        ("trials: 5", {"off": (1, 1), "random": (1, 1), "aml/calibrated": (1, 0)}, {"off": 1, "random": 1, "aml/calibrated": 2}),
+        (
+            "trials: 5",
+            {"off": (1, 1), "random": (1, 1), "aml/calibrated": (1, 0)},
+            {"off": 1, "random": 1, "aml/calibrated": 2},
+        ),
         ("epochs: 95", {"off": (1, 2), "random": (1, 2), "aml/calibrated": (1, 2)}, {}),
-        ("epochs: 39", {"off": (1, 0), "random": (1, 0), "aml/calibrated": (1, 0)}, {"off": 2, "random": 2, "aml/calibrated": 2}),
+        (
+            "epochs: 39",
+            {"off": (1, 0), "random": (1, 0), "aml/calibrated": (1, 0)},
+            {"off": 2, "random": 2, "aml/calibrated": 2},
+        ),
     ],
 )
 @pytest.mark.parametrize("concurrent", [1, 4])
@@ -113,10 +165,20 @@ def test_the_search_leaves_room_for_the_confirmation(limit, handed, missing, con
 def test_hours_and_cost_are_kept_at_the_pace_of_the_epochs():
     experiment = from_text(BASE, [*GRID, "train.epochs=10", "search.budget={hours: 12.5}"])
     plan, meter = simulate(experiment, epoch_s=360)  # a trial takes an hour
-    assert stages(plan) == {"off": (2, 2), "random": (2, 2), "aml/calibrated": (2, 2)} and meter.use().hours == 12
-    priced = from_text(BASE, [*GRID, "train.epochs=10", "search.budget={cost: 25}", "resources.price_per_cpu_hour=2"])
+    assert (
+        stages(plan) == {"off": (2, 2), "random": (2, 2), "aml/calibrated": (2, 2)}
+        and meter.use().hours == 12
+    )
+    priced = from_text(
+        BASE,
+        [*GRID, "train.epochs=10", "search.budget={cost: 25}", "resources.price_per_cpu_hour=2"],
+    )
     plan, meter = simulate(priced, epoch_s=360, concurrent=2)
-    assert plan.cut == "cost" and sum(sum(n) for n in stages(plan).values()) == 12 and meter.use().cost == 24
+    assert (
+        plan.cut == "cost"
+        and sum(sum(n) for n in stages(plan).values()) == 12
+        and meter.use().cost == 24
+    )
 
 
 def test_what_earlier_attempts_used_counts_and_nothing_starts_once_it_is_gone():
@@ -127,11 +189,11 @@ def test_what_earlier_attempts_used_counts_and_nothing_starts_once_it_is_gone():
 
 def test_what_is_said_of_a_budget_that_is_spent():
     plan, meter = simulate(from_text(BASE, [*GRID, "search.budget={trials: 5}"]))
-    text = budget.sentence(meter.stop())
+    text = budget.budget_message(meter.stop())
     assert "stopped by its budget of 5 trials" in text and "5 of 18 trials were started" in text
     assert "off lacks 1 of 2 seeds" in text and "aml/calibrated lacks 2 of 2 seeds" in text
     _, meter = simulate(from_text(BASE, [*GRID, "search.budget={trials: 12}"]))
-    assert "confirmation is whole" in budget.sentence(meter.stop())
+    assert "confirmation is whole" in budget.budget_message(meter.stop())
 
 
 @pytest.mark.parametrize(
@@ -147,13 +209,17 @@ def test_what_is_said_of_a_budget_that_is_spent():
 )
 def test_budgets_that_cannot_mean_anything_are_refused(overrides, sentence):
     with pytest.raises(UserError, match=sentence):
-        check(from_text(BASE, [*GRID, *overrides]))
+        check_plan(from_text(BASE, [*GRID, *overrides]))
 
 
 def test_a_run_keeps_its_name_whatever_its_budget_and_prices():
     names = {
         from_text(BASE, more).run_name("f")
-        for more in ([], ["search.budget={trials: 9}"], ["resources.price_per_gpu_hour=2", "search.budget={cost: 1}"])
+        for more in (
+            [],
+            ["search.budget={trials: 9}"],
+            ["resources.price_per_gpu_hour=2", "search.budget={cost: 1}"],
+        )
     }
     assert len(names) == 1
     assert not [k for k in from_text(BASE).params() if "budget" in k or "price" in k]

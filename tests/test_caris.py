@@ -10,16 +10,35 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoTokenizer, BertConfig, BertModel, BertTokenizer, RobertaConfig
 
 from aml.errors import UserError
-from aml.masking import Masker, preset
-from aml.models import build, caris, encoders, options
+from aml.masking.config import preset
+from aml.masking.masker import Masker
+from aml.models import caris_decoder
+from aml.models.encoders import bert
+from aml.models.encoders import swin as swin_module
+from aml.models.registry import build_model, model_options
 from tests.test_models import SENTENCES, TINY, VOCABULARY, inputs
 
-PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "left", "red", "cir", "##cle", "blue", "right", "square", "the", "of"]
+PIECES = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "left",
+    "red",
+    "cir",
+    "##cle",
+    "blue",
+    "right",
+    "square",
+    "the",
+    "of",
+]
 
 
 def tiny(**changes):
     torch.manual_seed(0)
-    return build("caris", vocabulary=VOCABULARY, **TINY["caris"] | changes).eval()
+    return build_model("caris", vocabulary=VOCABULARY, **TINY["caris"] | changes).eval()
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +52,12 @@ def bert_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bert")
     torch.manual_seed(1)
     config = BertConfig(
-        vocab_size=len(PIECES), hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64, max_position_embeddings=16
+        vocab_size=len(PIECES),
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=16,
     )
     BertModel(config).save_pretrained(folder)
     (folder / "vocab.txt").write_text("\n".join(PIECES))
@@ -43,7 +67,7 @@ def bert_folder(tmp_path_factory):
 
 def big_bert():
     """Assets of bert-base-uncased's size with a tokenizer of eight words."""
-    return {"bert": BertConfig().to_dict(), "tokenizer": encoders.word_tokenizer(VOCABULARY).to_str()}
+    return {"bert": BertConfig().to_dict(), "tokenizer": bert.word_tokenizer(VOCABULARY).to_str()}
 
 
 # ---- published sizes ------------------------------------------------------------------------------------------------
@@ -51,52 +75,81 @@ def big_bert():
 
 @pytest.mark.parametrize(
     "size, window, count, channels",
-    [("swin_tiny", 7, 27_517_818, 96), ("swin_base", 7, 86_741_176, 128), ("swin_base", 12, 86_876_536, 128)],
+    [
+        ("swin_tiny", 7, 27_517_818, 96),
+        ("swin_base", 7, 86_741_176, 128),
+        ("swin_base", 12, 86_876_536, 128),
+    ],
 )
 def test_parameters_of_swin(size, window, count, channels):
     with torch.device("meta"):
-        swin = encoders.Swin(size, window, 0.3, False)
+        swin = swin_module.Swin(size, window, 0.3, False)
     assert sum(p.numel() for p in swin.body.parameters()) == count
     assert swin.channels == [channels * 2**i for i in range(4)]
 
 
 def test_parameters_shapes_and_operations_of_the_published_size():
     with torch.device("meta"):
-        model = build("caris", vocabulary=VOCABULARY, assets=big_bert()).eval()
-        x, tokens, mask = torch.empty(1, 3, 448, 448), torch.zeros(1, 20, dtype=torch.int64), torch.ones(1, 20, dtype=torch.bool)
+        model = build_model("caris", vocabulary=VOCABULARY, assets=big_bert()).eval()
+        x, tokens, mask = (
+            torch.empty(1, 3, 448, 448),
+            torch.zeros(1, 20, dtype=torch.int64),
+            torch.ones(1, 20, dtype=torch.bool),
+        )
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             logits = model(x, tokens, mask)
         with FlopCounterMode(display=False) as early, torch.no_grad():
             features = model.features(x, tokens, mask, "encoder")
             joint = model.features(x, tokens, mask, "joint")
-    count = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    count = {
+        name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()
+    }
     # Swin-B with its four stage norms, BERT-base without pooler
-    assert count == {"normalise": 0, "text": 108_891_648, "visual": 86_741_176 + 3_840, "prompts": 2_760_960, "decoder": 28_175_040}
+    assert count == {
+        "normalise": 0,
+        "text": 108_891_648,
+        "visual": 86_741_176 + 3_840,
+        "prompts": 2_760_960,
+        "decoder": 28_175_040,
+    }
     assert logits.shape == (1, 448, 448)
     assert features.visual.shape == (1, 1024, 14, 14) and features.text.shape == (1, 20, 768)
     assert joint.visual.shape == (1, 1024, 28, 28) and joint.text.shape == (1, 20, 1024)
-    giga = {name.removeprefix("Caris."): sum(flops.values()) / 2e9 for name, flops in counter.get_flop_counts().items()}
+    giga = {
+        name.removeprefix("Caris."): sum(flops.values()) / 2e9
+        for name, flops in counter.get_flop_counts().items()
+    }
     text = giga["Global"] - giga["visual"] - giga["decoder"] - giga["prompts"]
     assert (giga["visual"], giga["decoder"], text) == pytest.approx((61.7, 57.5, 2.1), abs=0.05)
-    assert early.get_total_flops() / 2e9 < 2 * (61.8 + 2.2) + 1, "alignment runs none of the decoder's six layers"
+    assert early.get_total_flops() / 2e9 < 2 * (61.8 + 2.2) + 1, (
+        "alignment runs none of the decoder's six layers"
+    )
 
 
 def test_what_stage_1_adds_to_a_step_of_the_published_size():
     """A step is a forward and a backward of twice its FLOPs; stage 1 is one forward, at the preset's scale and depth."""
     with torch.device("meta"):
-        model = build("caris", vocabulary=VOCABULARY, assets=big_bert()).eval()
-        x, tokens, mask = torch.empty(1, 3, 448, 448), torch.zeros(1, 20, dtype=torch.int64), torch.ones(1, 20, dtype=torch.bool)
+        model = build_model("caris", vocabulary=VOCABULARY, assets=big_bert()).eval()
+        x, tokens, mask = (
+            torch.empty(1, 3, 448, 448),
+            torch.zeros(1, 20, dtype=torch.int64),
+            torch.ones(1, 20, dtype=torch.bool),
+        )
 
     def flops(source: str, size: int):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             seen = torch.empty(1, 3, size, size, device="meta")
-            model(seen, tokens, mask) if source == "prediction" else model.features(seen, tokens, mask, source)
+            model(seen, tokens, mask) if source == "prediction" else model.features(
+                seen, tokens, mask, source
+            )
         return counter.get_total_flops()
 
     step = 3 * flops("prediction", 448)
     for name, most in (("calibrated", 1.06), ("paper", 1.19)):
         masker = Masker(preset(name), model=model, image_size=448)
-        assert 1 + flops(masker.config.source, masker._shrink(model, x).shape[2]) / step <= most, name
+        assert 1 + flops(masker.config.source, masker._shrink(model, x).shape[2]) / step <= most, (
+            name
+        )
 
 
 # ---- Swin -----------------------------------------------------------------------------------------------------------
@@ -110,7 +163,7 @@ def test_swin_is_timms_where_whole_windows_fit(model):
         strict_img_size=False,
         always_partition=True,
         window_size=2,
-        **encoders.SWINS["swin_test"][1],
+        **swin_module.SWINS["swin_test"][1],
     ).eval()
     swin = tiny(window=2).visual
     body.load_state_dict(swin.body.state_dict())
@@ -132,7 +185,9 @@ def test_maps_are_padded_before_windows_are_shifted(model):
     moved = y.clone()
     moved[:, 4, 4] = -moved[:, 4, 4]
     with torch.no_grad():
-        changed = (encoders.swin_block(block, moved) - encoders.swin_block(block, y)).abs().amax(3)[0] > 1e-6
+        changed = (
+            swin_module.swin_block(block, moved) - swin_module.swin_block(block, y)
+        ).abs().amax(3)[0] > 1e-6
         timms = (block(moved) - block(y)).abs().amax(3)[0] > 1e-6
     assert changed.tolist() == [[row > 1 and column > 1 for column in range(5)] for row in range(5)]
     assert timms[0, 0]
@@ -148,38 +203,66 @@ def original(body, **extra) -> dict:
             number -= 1
         state[name if number is None else f"layers.{number}.{rest}"] = value
     state["layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(4, 4, dtype=torch.int64)
-    return {"model": state | {"norm.weight": torch.ones(128), "head.weight": torch.ones(5, 128), "head.bias": torch.ones(5)} | extra}
+    return {
+        "model": state
+        | {
+            "norm.weight": torch.ones(128),
+            "head.weight": torch.ones(5, 128),
+            "head.bias": torch.ones(5),
+        }
+        | extra
+    }
 
 
 def test_weights_of_swin_from_the_original_file(model, tmp_path):
     torch.save(original(model.visual.body), tmp_path / "swin.pth")
     torch.manual_seed(5)
-    again = build("caris", vocabulary=VOCABULARY, **TINY["caris"] | {"pretrained": str(tmp_path / "swin.pth")})
+    again = build_model(
+        "caris", vocabulary=VOCABULARY, **TINY["caris"] | {"pretrained": str(tmp_path / "swin.pth")}
+    )
     assert not torch.equal(again.decoder.background, model.decoder.background)
     for name, value in model.visual.body.state_dict().items():
         assert torch.equal(again.visual.body.state_dict()[name], value), name
     timms = timm.create_model(
         "swin_tiny_patch4_window7_224", pretrained=True, pretrained_cfg_overlay={"file": str(tmp_path / "swin.pth"), "num_classes": 5},
-        features_only=True, window_size=4, always_partition=True, **encoders.SWINS["swin_test"][1],
+        features_only=True, window_size=4, always_partition=True, **swin_module.SWINS["swin_test"][1],
     )  # fmt: skip
-    assert all(torch.equal(timms.state_dict()[name], value) for name, value in again.visual.body.state_dict().items())
-    torch.save({n.replace("layers_", "layers."): v for n, v in model.visual.body.state_dict().items()}, tmp_path / "timm.pth")
+    assert all(
+        torch.equal(timms.state_dict()[name], value)
+        for name, value in again.visual.body.state_dict().items()
+    )
+    torch.save(
+        {n.replace("layers_", "layers."): v for n, v in model.visual.body.state_dict().items()},
+        tmp_path / "timm.pth",
+    )
     third = tiny(pretrained=str(tmp_path / "timm.pth"))
-    assert torch.equal(third.visual.body["layers_2"].downsample.reduction.weight, model.visual.body["layers_2"].downsample.reduction.weight)
+    assert torch.equal(
+        third.visual.body["layers_2"].downsample.reduction.weight,
+        model.visual.body["layers_2"].downsample.reduction.weight,
+    )
 
 
 def test_tables_of_another_window_are_interpolated(model, tmp_path):
     torch.save(original(model.visual.body), tmp_path / "swin.pth")
-    wider = tiny(window=6, pretrained=str(tmp_path / "swin.pth")).visual.body["layers_0"].blocks[0].attn
+    wider = (
+        tiny(window=6, pretrained=str(tmp_path / "swin.pth")).visual.body["layers_0"].blocks[0].attn
+    )
     table = model.visual.body["layers_0"].blocks[0].attn.relative_position_bias_table
     assert wider.relative_position_bias_table.shape == (11 * 11, 1)
-    assert torch.allclose(wider.relative_position_bias_table.view(11, 11)[5, 5], table.view(7, 7)[3, 3])
-    assert table.min() <= wider.relative_position_bias_table.min() and wider.relative_position_bias_table.max() <= table.max()
+    assert torch.allclose(
+        wider.relative_position_bias_table.view(11, 11)[5, 5], table.view(7, 7)[3, 3]
+    )
+    assert (
+        table.min() <= wider.relative_position_bias_table.min()
+        and wider.relative_position_bias_table.max() <= table.max()
+    )
 
 
 def test_refused_weights_of_swin(model, tmp_path):
     path = tmp_path / "swin.pth"
-    with pytest.raises(UserError, match=r"swin\.pth cannot be read \(FileNotFoundError\); give the \.pth"):
+    with pytest.raises(
+        UserError, match=r"swin\.pth cannot be read \(FileNotFoundError\); give the \.pth"
+    ):
         tiny(pretrained=str(path))
     path.write_bytes(b"no weights")
     with pytest.raises(UserError, match=r"swin\.pth cannot be read"):
@@ -187,21 +270,36 @@ def test_refused_weights_of_swin(model, tmp_path):
     lacking = original(model.visual.body)
     del lacking["model"]["layers.1.downsample.norm.weight"]
     torch.save(lacking, path)
-    with pytest.raises(UserError, match=r"hold no layers\.1\.downsample\.norm\.weight; set model\.backbone"):
+    with pytest.raises(
+        UserError, match=r"hold no layers\.1\.downsample\.norm\.weight; set model\.backbone"
+    ):
         tiny(pretrained=str(path))
     torch.save(original(model.visual.body, **{"patch_embed.norm.weight": torch.ones(96)}), path)
-    with pytest.raises(UserError, match=r"patch_embed\.norm\.weight of shape \(96,\), but the model's is \(16,\)"):
+    with pytest.raises(
+        UserError, match=r"patch_embed\.norm\.weight of shape \(96,\), but the model's is \(16,\)"
+    ):
         tiny(pretrained=str(path))
-    with pytest.raises(UserError, match=r"swin_test has no published weights; set model\.pretrained to false"):
+    with pytest.raises(
+        UserError, match=r"swin_test has no published weights; set model\.pretrained to false"
+    ):
         tiny(pretrained=True)
 
 
 def test_hub_weights_without_network(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with torch.device("meta"), pytest.raises(UserError, match=r"swin_tiny_patch4_window7_224\.ms_in22k cannot be fetched .* set model\.pretrained"):
+    with (
+        torch.device("meta"),
+        pytest.raises(
+            UserError,
+            match=r"swin_tiny_patch4_window7_224\.ms_in22k cannot be fetched .* set model\.pretrained",
+        ),
+    ):
         tiny(backbone="swin_tiny", pretrained=True)
-    with pytest.raises(UserError, match=r"model\.text 'nobody/no-bert' cannot be loaded .*; give a local folder .* or words"):
+    with pytest.raises(
+        UserError,
+        match=r"model\.text 'nobody/no-bert' cannot be loaded .*; give a local folder .* or words",
+    ):
         tiny(text="nobody/no-bert")
 
 
@@ -217,10 +315,17 @@ def test_a_bert_from_a_folder(bert_folder):
     assert model.mask_token == 4 and model.special_tokens == (0, 2, 3, 4)
     tokens, mask = model.tokenise(["Left red circle!", " ".join(["red"] * 30)])
     assert tokens[0].tolist() == [2, 5, 6, 7, 8, 1, 3] + [0] * 5 and mask.sum(1).tolist() == [7, 12]
-    assert tokens[0, :7].tolist() == AutoTokenizer.from_pretrained(bert_folder)("Left red circle!")["input_ids"]
-    assert tokens[1].tolist() == [2] + [6] * 11, "cut like the published code does it, [SEP] and all"
+    assert (
+        tokens[0, :7].tolist()
+        == AutoTokenizer.from_pretrained(bert_folder)("Left red circle!")["input_ids"]
+    )
+    assert tokens[1].tolist() == [2] + [6] * 11, (
+        "cut like the published code does it, [SEP] and all"
+    )
     with torch.no_grad():
-        f = model.features(model.normalise(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)), tokens, mask, "encoder")
+        f = model.features(
+            model.normalise(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)), tokens, mask, "encoder"
+        )
     assert f.words.sum(1).tolist() == [5, 11] and f.pooled[:, 0].all()
 
 
@@ -234,14 +339,17 @@ def test_a_model_with_a_bert_is_rebuilt_without_its_folder(bert_folder, tmp_path
     weights.unlink()
     spec, assets = dict(model.spec), json.loads(json.dumps(model.assets))
     assert str(tmp_path) not in json.dumps(assets)
-    again = build(spec.pop("name"), vocabulary=model.vocabulary, assets=assets, **spec).eval()
+    again = build_model(spec.pop("name"), vocabulary=model.vocabulary, assets=assets, **spec).eval()
     again.load_state_dict(model.state_dict())
     with torch.no_grad():
         assert torch.equal(again(*inputs(again)), model(*x))
 
 
 def test_refused_texts(bert_folder, tmp_path):
-    with pytest.raises(UserError, match=r"model\.text 'no/such/folder' cannot be loaded .*; give a local folder .* or words"):
+    with pytest.raises(
+        UserError,
+        match=r"model\.text 'no/such/folder' cannot be loaded .*; give a local folder .* or words",
+    ):
         tiny(text="no/such/folder")
     RobertaConfig().save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"is a roberta, not a BERT"):
@@ -267,7 +375,9 @@ def test_the_dropout_option_is_berts(bert_folder):
 def test_the_text_reads_the_picture_through_the_prompts(model):
     x, tokens, mask = inputs(model)
     with torch.no_grad():
-        one, other = (model.features(image, tokens, mask, "encoder").text for image in (x, x.flip(0)))
+        one, other = (
+            model.features(image, tokens, mask, "encoder").text for image in (x, x.flip(0))
+        )
         assert not torch.allclose(one, other, atol=1e-5) and one.shape == (3, 12, 32)
         assert model.prompts(model.encode(x)[3]).shape == (3, 5, 32)
 
@@ -276,14 +386,20 @@ def test_joint_is_what_the_first_attention_multiplies(model):
     x = inputs(model, 64, 96)
     seen = {}
     attend = model.decoder.layers[0].words_read
-    hooks = [getattr(attend, n).register_forward_hook(lambda m, i, out, n=n: seen.__setitem__(n, out)) for n in ("query", "key")]
+    hooks = [
+        getattr(attend, n).register_forward_hook(lambda m, i, out, n=n: seen.__setitem__(n, out))
+        for n in ("query", "key")
+    ]
     with torch.no_grad():
         model(*x)
         queries, keys = seen["query"], seen["key"]
         f = model.features(*x, "joint")
     for hook in hooks:
         hook.remove()
-    assert keys.shape[1] == 2 * 3 + 4 * 6 + 8 * 12 and queries.shape[1] == 12 + caris.BACKGROUND_PROMPTS
+    assert (
+        keys.shape[1] == 2 * 3 + 4 * 6 + 8 * 12
+        and queries.shape[1] == 12 + caris_decoder.BACKGROUND_PROMPTS
+    )
     assert torch.allclose(f.visual.flatten(2).mT, keys[:, 6:30], atol=1e-5)
     assert torch.allclose(f.text, queries[:, :12], atol=1e-5)
 
@@ -291,24 +407,46 @@ def test_joint_is_what_the_first_attention_multiplies(model):
 @pytest.mark.parametrize("name", ["caris", "lavt"])
 @pytest.mark.parametrize(
     "settings",
-    [{"source": "encoder", "score": "cosine", "projection": "gaussian"}, {"source": "joint", "score": "cosine"}, {}],
+    [
+        {"source": "encoder", "score": "cosine", "projection": "gaussian"},
+        {"source": "joint", "score": "cosine"},
+        {},
+    ],
     ids=["encoder", "joint", "prediction"],
 )
 def test_masks_are_drawn_from_every_source(name, settings):
     torch.manual_seed(0)
-    model = build(name, vocabulary=VOCABULARY, **TINY[name])
-    masker = Masker(preset("calibrated", tau=0.5, rho=1.0, scale=1.0, **settings), model=model, image_size=128, seed=0)
+    model = build_model(name, vocabulary=VOCABULARY, **TINY[name])
+    masker = Masker(
+        preset("calibrated", tau=0.5, rho=1.0, scale=1.0, **settings),
+        model=model,
+        image_size=128,
+        seed=0,
+    )
     mask = masker(model, *inputs(model, 128, 128), epoch=0, item=torch.arange(3))
-    assert mask.alignment.informative.all() and mask.hidden.float().mean().item() == pytest.approx(0.5, abs=0.02)
+    assert mask.alignment.informative.all() and mask.hidden.float().mean().item() == pytest.approx(
+        0.5, abs=0.02
+    )
 
 
 def test_places_and_first_sampling_points():
-    places = caris.sine_places(2, 4, 8, "cpu")[0].view(2, 4, 8)
-    assert places[0, 0].tolist() == pytest.approx([0, -1, 0.0314, 0.9995, 1, 0, 0.0157, 0.9999], abs=1e-3)  # y: half of 2 pi, x: a quarter
-    grid = caris.Grid([(1, 2), (2, 2)], "cpu")
-    assert grid.centres[0, :, 0].tolist() == [[0.25, 0.5], [0.75, 0.5], [0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.75, 0.75]]
-    offsets = caris.deformable(32, 4).sampling_offsets.bias.view(4, 3, 4, 2)
-    assert torch.allclose(offsets[1, 0], torch.tensor([[0.0, 1], [0, 2], [0, 3], [0, 4]]), atol=1e-5)
+    places = caris_decoder.sine_places(2, 4, 8, "cpu")[0].view(2, 4, 8)
+    assert places[0, 0].tolist() == pytest.approx(
+        [0, -1, 0.0314, 0.9995, 1, 0, 0.0157, 0.9999], abs=1e-3
+    )  # y: half of 2 pi, x: a quarter
+    grid = caris_decoder.Grid([(1, 2), (2, 2)], "cpu")
+    assert grid.centres[0, :, 0].tolist() == [
+        [0.25, 0.5],
+        [0.75, 0.5],
+        [0.25, 0.25],
+        [0.75, 0.25],
+        [0.25, 0.75],
+        [0.75, 0.75],
+    ]
+    offsets = caris_decoder.deformable(32, 4).sampling_offsets.bias.view(4, 3, 4, 2)
+    assert torch.allclose(
+        offsets[1, 0], torch.tensor([[0.0, 1], [0, 2], [0, 3], [0, 4]]), atol=1e-5
+    )
 
 
 def test_half_precision_is_close_to_full(model):
@@ -329,8 +467,15 @@ def test_one_graph_without_branches_on_data(model):
 
 def test_what_is_not_decayed():
     model = tiny()
-    assert {"decoder.background", "prompts.learned", "text.embeddings.word_embeddings.weight"} <= set(model.no_decay)
-    assert "decoder.level" not in model.no_decay and sum(n.endswith(encoders.TABLE) for n in model.no_decay) == 5
+    assert {
+        "decoder.background",
+        "prompts.learned",
+        "text.embeddings.word_embeddings.weight",
+    } <= set(model.no_decay)
+    assert (
+        "decoder.level" not in model.no_decay
+        and sum(n.endswith(swin_module.TABLE) for n in model.no_decay) == 5
+    )
 
 
 @pytest.mark.parametrize(
@@ -345,7 +490,7 @@ def test_what_is_not_decayed():
 )  # fmt: skip
 def test_refused_options(given, words):
     with pytest.raises(UserError, match=words):
-        options("caris", **given)
+        model_options("caris", **given)
 
 
 def test_sentences_of_the_suite_fit_the_words_tokenizer(model):

@@ -14,9 +14,9 @@ from PIL import Image
 from stores import mlflow_client
 from test_tracking import RUN
 
-from orchestrator import mlflow_store
-from orchestrator.mlflow_store import tracking_uri
-from orchestrator.tracking import Tracker
+from orchestrator.tracking import mlflow_model
+from orchestrator.tracking.mlflow_server import tracking_uri
+from orchestrator.tracking.queue import Tracker
 
 
 @pytest.fixture(autouse=True)
@@ -52,12 +52,16 @@ def checkpoint(tmp_path):
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(b"weights")
     (folder / "state.pt").write_bytes(b"optimiser")
-    (folder / "config.json").write_text(json.dumps({"model": {"name": "small"}, "threshold": 0.5, "trial": "t0", "epoch": 8}))
+    (folder / "config.json").write_text(
+        json.dumps({"model": {"name": "small"}, "threshold": 0.5, "trial": "t0", "epoch": 8})
+    )
     return folder
 
 
 def test_the_champion_is_loaded_by_its_alias_and_predicts(root, tmp_path, checkpoint, monkeypatch):
-    monkeypatch.setitem(sys.modules, "aml.inference", types.SimpleNamespace(Segmenter=BrightSegmenter))
+    monkeypatch.setitem(
+        sys.modules, "aml.inference.segmenter", types.SimpleNamespace(Segmenter=BrightSegmenter)
+    )
     monkeypatch.chdir(tmp_path)
     before = os.environ.get("MLFLOW_TRACKING_URI"), list(sys.path)
     t = Tracker(tmp_path / RUN, None, "champion", root)
@@ -70,7 +74,10 @@ def test_the_champion_is_loaded_by_its_alias_and_predicts(root, tmp_path, checkp
 
     api = mlflow_client(root)
     assert (os.environ.get("MLFLOW_TRACKING_URI"), list(sys.path)) == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", RUN]  # no store of MLflow's own choosing
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "best",
+        RUN,
+    ]  # no store of MLflow's own choosing
     version = api.get_model_version_by_alias("quick", "champion")
     assert (int(version.version), version.run_id) == (1, t.record("parent")["run_id"])
     assert len(api.search_model_versions("name = 'quick'")) == 1
@@ -83,21 +90,38 @@ def test_the_champion_is_loaded_by_its_alias_and_predicts(root, tmp_path, checkp
         os.environ.pop("MLFLOW_TRACKING_URI", None)
     image = np.zeros((20, 30, 3), np.uint8)
     image[5:10, 6:12] = 255
-    table = pd.DataFrame({"image": [encoded(image), encoded(image, "JPEG"), encoded(image)], "expression": ["box", "box", ""]})
+    table = pd.DataFrame(
+        {
+            "image": [encoded(image), encoded(image, "JPEG"), encoded(image)],
+            "expression": ["box", "box", ""],
+        }
+    )
     masks = [np.array(Image.open(io.BytesIO(mask))) for mask in model.predict(table)["mask"]]
     expected = image[:, :, 0]
-    assert np.array_equal(masks[0], expected) and (masks[1] != expected).mean() < 0.1 and not masks[2].any()
+    assert (
+        np.array_equal(masks[0], expected)
+        and (masks[1] != expected).mean() < 0.1
+        and not masks[2].any()
+    )
     with pytest.raises(Exception, match="row 1: the image cannot be read"):
-        model.predict(pd.DataFrame({"image": [encoded(image), b"no image"], "expression": ["a", "b"]}))
+        model.predict(
+            pd.DataFrame({"image": [encoded(image), b"no image"], "expression": ["a", "b"]})
+        )
 
     assert [c.name for c in model.metadata.get_input_schema()] == ["image", "expression"]
     logged = api.get_logged_model(model.metadata.model_id)
-    assert {m.key: m.value for m in logged.metrics} == {"val/mIoU": 0.25} and logged.params["trial"] == "t0"
+    assert {m.key: m.value for m in logged.metrics} == {"val/mIoU": 0.25} and logged.params[
+        "trial"
+    ] == "t0"
     assert t.close() == ""
 
 
-def test_a_second_champion_takes_the_alias_over_and_a_missing_one_is_refused(root, tmp_path, checkpoint, monkeypatch):
-    monkeypatch.setitem(sys.modules, "aml.inference", types.SimpleNamespace(Segmenter=BrightSegmenter))
+def test_a_second_champion_takes_the_alias_over_and_a_missing_one_is_refused(
+    root, tmp_path, checkpoint, monkeypatch
+):
+    monkeypatch.setitem(
+        sys.modules, "aml.inference.segmenter", types.SimpleNamespace(Segmenter=BrightSegmenter)
+    )
     t = Tracker(tmp_path / RUN, None, "champions", root)
     t.run("parent", "quick")
     t.model("parent", checkpoint, "second")
@@ -111,30 +135,36 @@ def test_a_second_champion_takes_the_alias_over_and_a_missing_one_is_refused(roo
 
 
 def test_requirements_are_pinned_ones():
-    small, big = mlflow_store._requirements(big=False), mlflow_store._requirements(big=True)
-    assert {"torch", "safetensors", "numpy", "pillow", "mlflow"} <= {line.split("=")[0].split(">")[0] for line in small}
-    assert any(line.startswith("transformers") for line in big) and all("=" in line and "#" not in line for line in big)
+    small, big = mlflow_model._requirements(big=False), mlflow_model._requirements(big=True)
+    assert {"torch", "safetensors", "numpy", "pillow", "mlflow"} <= {
+        line.split("=")[0].split(">")[0] for line in small
+    }
+    assert any(line.startswith("transformers") for line in big) and all(
+        "=" in line and "#" not in line for line in big
+    )
 
 
 def test_a_trained_champion_is_loaded_where_the_project_is_not(root, tmp_path):
     """A fresh process, in another folder: what the store holds is enough, and the mask is the same."""
     import torch
 
-    from aml.checkpoint import save
-    from aml.inference import Segmenter
-    from aml.models import build
+    from aml.inference.segmenter import Segmenter
+    from aml.models.registry import build_model
+    from aml.training.checkpoint import save_checkpoint
 
     torch.manual_seed(0)
-    save(
+    save_checkpoint(
         tmp_path / "last",
-        build("small", vocabulary=["left", "box"]),
+        build_model("small", vocabulary=["left", "box"]),
         {"image_size": 64, "fit": "square", "threshold": 0.5},
     )
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     segmenter = Segmenter.load(tmp_path / "last")
     probability = segmenter.segment(pixels, "left box")
     config = tmp_path / "last" / "config.json"
-    middle = float(np.median(probability))  # an untrained model is unsure: a threshold in its midst makes a mask of both kinds
+    middle = float(
+        np.median(probability)
+    )  # an untrained model is unsure: a threshold in its midst makes a mask of both kinds
     config.write_text(json.dumps({**json.loads(config.read_text()), "threshold": middle}))
     t = Tracker(tmp_path / RUN, None, "trained", root)
     t.run("parent", "quick")
@@ -150,9 +180,13 @@ def test_a_trained_champion_is_loaded_where_the_project_is_not(root, tmp_path):
         "pathlib.Path('mask.png').write_bytes(model.predict(row)['mask'][0])\n"
         "import aml, orchestrator_is_absent\n"
     )
-    (elsewhere / "orchestrator_is_absent.py").write_text("import importlib.util\nassert importlib.util.find_spec('orchestrator') is None\n")
+    (elsewhere / "orchestrator_is_absent.py").write_text(
+        "import importlib.util\nassert importlib.util.find_spec('orchestrator') is None\n"
+    )
     environment = {**os.environ, "MLFLOW_TRACKING_URI": tracking_uri(None, root)}
     environment.pop("PYTHONPATH", None)
-    done = subprocess.run([sys.executable, "-c", code], cwd=elsewhere, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=elsewhere, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert np.array_equal(np.array(Image.open(elsewhere / "mask.png")) > 0, probability >= middle)

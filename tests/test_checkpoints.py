@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 from stores import save_model
 
+from aml.data.refer_counts import vocabulary
 from aml.errors import UserError
-from aml.refer import vocabulary
-from orchestrator import checkpoints, evaluate
+from orchestrator.tracking import resolve
 
 
 @pytest.fixture
@@ -23,7 +23,9 @@ def root(tmp_path, data):
         "plain-33333333/best",
     ):
         save_model(tmp_path / name, words)
-    (tmp_path / "quick-11111111/sweep.json").write_text(json.dumps({"state": "done", "champion": {"checkpoint": "trials/aml-03/last"}}))
+    (tmp_path / "quick-11111111/sweep.json").write_text(
+        json.dumps({"state": "done", "champion": {"checkpoint": "trials/aml-03/last"}})
+    )
     (tmp_path / "young-22222222").mkdir()
     (tmp_path / "young-22222222/sweep.json").write_text(json.dumps({"state": "running"}))
     (tmp_path / "plain-33333333/train.json").write_text(json.dumps({"state": "interrupted"}))
@@ -32,20 +34,31 @@ def root(tmp_path, data):
 
 def test_a_checkpoint_is_found_by_folder_and_by_run(root):
     champion = root / "quick-11111111/trials/aml-03/last"
-    for text in (champion, root / "quick-11111111", "quick-11111111", "quick", "quick-11111111/aml-03"):
-        assert checkpoints.find_checkpoint(text, root) == champion
-    assert checkpoints.find_checkpoint("quick/off-00", root).relative_to(root).parts[-2:] == ("off-00", "last")
-    assert checkpoints.find_checkpoint("quick/trials/off-00/best", root).name == "best"
-    assert evaluate.find_checkpoint("plain", root) == root / "plain-33333333/best"
+    for text in (
+        champion,
+        root / "quick-11111111",
+        "quick-11111111",
+        "quick",
+        "quick-11111111/aml-03",
+    ):
+        assert resolve.find_checkpoint(text, root) == champion
+    assert resolve.find_checkpoint("quick/off-00", root).relative_to(root).parts[-2:] == (
+        "off-00",
+        "last",
+    )
+    assert resolve.find_checkpoint("quick/trials/off-00/best", root).name == "best"
+    assert resolve.find_checkpoint("plain", root) == root / "plain-33333333/best"
 
 
-def test_a_folder_that_only_has_the_name_of_a_run_is_in_nobodys_way(root, monkeypatch, tmp_path_factory):
+def test_a_folder_that_only_has_the_name_of_a_run_is_in_nobodys_way(
+    root, monkeypatch, tmp_path_factory
+):
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
     for name in ("quick", "nothing"):
         Path(name).mkdir()  # as generated data may be called like the run on them
-    assert checkpoints.find_checkpoint("quick", root) == root / "quick-11111111/trials/aml-03/last"
+    assert resolve.find_checkpoint("quick", root) == root / "quick-11111111/trials/aml-03/last"
     with pytest.raises(UserError, match="nothing holds no checkpoint"):
-        checkpoints.find_checkpoint("nothing", root)
+        resolve.find_checkpoint("nothing", root)
 
 
 @pytest.mark.parametrize(
@@ -62,21 +75,30 @@ def test_a_folder_that_only_has_the_name_of_a_run_is_in_nobodys_way(root, monkey
 def test_what_names_no_checkpoint_is_refused(root, text, says, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(UserError, match=says):
-        checkpoints.find_checkpoint(text, root)
+        resolve.find_checkpoint(text, root)
 
 
 def test_an_mlflow_run_and_a_registered_model_lead_to_their_checkpoint(root, monkeypatch):
-    from orchestrator import mlflow_store
+    from orchestrator.tracking import mlflow_client, mlflow_server
 
     logged = root / "artifacts" / "m-1"
     save_model(logged / "artifacts" / "checkpoint", ["red"])
-    keys = {"a" * 32: "quick-11111111/sweep", "b" * 32: "quick-11111111/off-00", "c" * 32: "plain-33333333/train", "d" * 32: "gone-44444444/train"}
+    keys = {
+        "a" * 32: "quick-11111111/sweep",
+        "b" * 32: "quick-11111111/off-00",
+        "c" * 32: "plain-33333333/train",
+        "d" * 32: "gone-44444444/train",
+    }
 
     class Client:
         def get_run(self, run_id):
-            outputs = SimpleNamespace(model_outputs=[SimpleNamespace(model_id="m-1")] if run_id[0] == "d" else [])
+            outputs = SimpleNamespace(
+                model_outputs=[SimpleNamespace(model_id="m-1")] if run_id[0] == "d" else []
+            )
             return SimpleNamespace(
-                data=SimpleNamespace(tags={mlflow_store.KEY_TAG: keys[run_id]}), info=SimpleNamespace(run_name="r"), outputs=outputs
+                data=SimpleNamespace(tags={mlflow_server.KEY_TAG: keys[run_id]}),
+                info=SimpleNamespace(run_name="r"),
+                outputs=outputs,
             )
 
         def get_logged_model(self, model_id):
@@ -89,13 +111,17 @@ def test_an_mlflow_run_and_a_registered_model_lead_to_their_checkpoint(root, mon
 
     (root / "mlflow.db").touch()
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(mlflow_store, "connect", lambda uri: Client())
-    found = {letter: checkpoints.find_checkpoint(letter * 32, root) for letter in "abcd"}
+    monkeypatch.setattr(mlflow_client, "connect", lambda uri: Client())
+    found = {letter: resolve.find_checkpoint(letter * 32, root) for letter in "abcd"}
     assert [found[x].relative_to(root).as_posix() for x in "abc"] == [
         "quick-11111111/trials/aml-03/last",
         "quick-11111111/trials/off-00/last",
         "plain-33333333/best",
     ]
-    assert found["d"] == checkpoints.find_checkpoint("models:/quick@champion", root) == logged / "artifacts" / "checkpoint"
+    assert (
+        found["d"]
+        == resolve.find_checkpoint("models:/quick@champion", root)
+        == logged / "artifacts" / "checkpoint"
+    )
     with pytest.raises(UserError, match="models:/slow@champion cannot be had"):
-        checkpoints.find_checkpoint("models:/slow@champion", root)
+        resolve.find_checkpoint("models:/slow@champion", root)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cli import main
+from orchestrator.cli.app import main
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,7 +35,9 @@ def refused(arguments, capsys, *said) -> str:
 @pytest.fixture
 def experiment(tmp_path):
     path = tmp_path / "e.yaml"
-    path.write_text(f"name: e\ndata: {{train: {tmp_path}/none, size: 64}}\nstorage: {{root: {tmp_path}}}\n")
+    path.write_text(
+        f"name: e\ndata: {{train: {tmp_path}/none, size: 64}}\nstorage: {{root: {tmp_path}}}\n"
+    )
     return path
 
 
@@ -71,7 +73,7 @@ def test_help_imports_nothing_heavy():
 
 def test_tasks_that_decode_wait_for_no_torch():
     """Each process of Ray Data imports the module of its task."""
-    code = "import sys, orchestrator.convert, orchestrator.decoded; assert 'torch' not in sys.modules"
+    code = "import sys, orchestrator.data.convert, orchestrator.data.decoded; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
@@ -85,13 +87,27 @@ def test_wrong_settings(command, experiment, capsys):
     refused([command, experiment], capsys, "_COMPLETE.json", "no complete shards")
     refused([command, experiment, "--resume", "nothing"], capsys, "no run under")
     refused(
-        [command, experiment, "data.synth={images: 100}", "resources.workers=2", "resources.cpus_per_worker=500", "--dry-run"], capsys, "500", "CPU"
+        [
+            command,
+            experiment,
+            "data.synth={images: 100}",
+            "resources.workers=2",
+            "resources.cpus_per_worker=500",
+            "--dry-run",
+        ],
+        capsys,
+        "500",
+        "CPU",
     )
 
 
 def test_a_mask_that_would_hide_nothing(experiment, capsys):
-    refused(["train", experiment, "aml.tau=0.01", "aml.rho=0.1"], capsys, "tau*rho*n", "less than one")
-    refused(["sweep", experiment, "search.space={aml.tau: [0.01], aml.rho: [0.1]}"], capsys, "tau*rho*n")
+    refused(
+        ["train", experiment, "aml.tau=0.01", "aml.rho=0.1"], capsys, "tau*rho*n", "less than one"
+    )
+    refused(
+        ["sweep", experiment, "search.space={aml.tau: [0.01], aml.rho: [0.1]}"], capsys, "tau*rho*n"
+    )
 
 
 def test_missing_annotations_and_images(refer, capsys):
@@ -102,7 +118,21 @@ def test_missing_annotations_and_images(refer, capsys):
     picture.unlink()
     refused(shard(refer), capsys, "1 of", picture.name)
     refused(shard(refer)[:-2], capsys, "needs --refer-root")
-    refused(["shard", "--refer-root", refer, "--images", refer, "--dataset", "refcocoo", "--out", refer], capsys, "refcocoo")
+    refused(
+        [
+            "shard",
+            "--refer-root",
+            refer,
+            "--images",
+            refer,
+            "--dataset",
+            "refcocoo",
+            "--out",
+            refer,
+        ],
+        capsys,
+        "refcocoo",
+    )
 
 
 def test_a_malicious_pickle_is_refused_and_not_run(refer, capsys, tmp_path):
@@ -119,7 +149,12 @@ def test_an_unreadable_jpeg_is_named_and_skipped_only_when_asked(refer, ray_sess
     pictures = sorted((refer / "images" / "train2014").iterdir())
     pictures[3].write_bytes(pictures[3].read_bytes()[:200])
     code, text = ray_session([str(a) for a in shard(refer)])
-    assert code == 2 and "1 of 40 images cannot be used" in text and pictures[3].name in text and "--skip-unreadable" in text
+    assert (
+        code == 2
+        and "1 of 40 images cannot be used" in text
+        and pictures[3].name in text
+        and "--skip-unreadable" in text
+    )
     assert not (tmp_path / "out" / "_COMPLETE.json").exists()
     code, text = ray_session([str(a) for a in shard(refer, "--skip-unreadable")])
     assert code == 0 and "left out" in text and pictures[3].name in text
@@ -128,15 +163,32 @@ def test_an_unreadable_jpeg_is_named_and_skipped_only_when_asked(refer, ray_sess
 def test_shards_hold_each_image_once_and_say_what_they_hold(scenes, rows, ray_session, tmp_path):
     import pyarrow.parquet as pq
 
-    from aml.refer import split_counts
+    from aml.data.refer_counts import split_counts
 
     out = tmp_path / "out"
-    arguments = ["shard", "--refer-root", scenes, "--images", scenes / "images", "--dataset", "refcoco", "--split-by", "unc", "--out", out, "--json"]
+    arguments = [
+        "shard",
+        "--refer-root",
+        scenes,
+        "--images",
+        scenes / "images",
+        "--dataset",
+        "refcoco",
+        "--split-by",
+        "unc",
+        "--out",
+        out,
+        "--json",
+    ]
     code, text = ray_session([str(a) for a in arguments])
     assert code == 0, text
     said = json.loads(text.splitlines()[-1])
     assert said["splits"] == split_counts(rows) and len(said["fingerprint"]) == 16
-    ids = [i for f in out.glob("*.parquet") for i in pq.read_table(f, columns=["image_id"])["image_id"].to_pylist()]
+    ids = [
+        i
+        for f in out.glob("*.parquet")
+        for i in pq.read_table(f, columns=["image_id"])["image_id"].to_pylist()
+    ]
     assert sorted(ids) == [r["image_id"] for r in rows]
     again = json.loads(ray_session([str(a) for a in arguments])[1].splitlines()[-1])
     assert again == said
@@ -157,8 +209,9 @@ def test_shards_hold_each_image_once_and_say_what_they_hold(scenes, rows, ray_se
 def test_the_real_mini_refcoco_goes_through(real_data, ray_session, tmp_path):
     import hashlib
 
-    from aml.decode import rasterise
-    from orchestrator import shards
+    from aml.data.decode import rasterise
+    from orchestrator.data import shards as shards_module
+    from orchestrator.storage import filesystem
 
     folder = real_data / "mini_refer"
     out = tmp_path / "mini"
@@ -183,16 +236,23 @@ def test_the_real_mini_refcoco_goes_through(real_data, ray_session, tmp_path):
     assert {split: c["refs"] for split, c in splits.items()} == {"testA": 4, "testB": 6, "val": 6}
     assert sum(c["sentences"] for c in splits.values()) == 49
     (line,) = [line for line in text.splitlines() if "published" in line]
-    assert line.startswith("counts differ from the published refcoco (unc): train 0 refs, not 42404;") and "val 6 refs, not 3811" in line
+    assert (
+        line.startswith("counts differ from the published refcoco (unc): train 0 refs, not 42404;")
+        and "val 6 refs, not 3811" in line
+    )
     expected = {e["ref_id"]: e for e in json.loads((folder / "expected.json").read_text())}
     seen = 0
-    store = shards.Store(out)
-    for row in shards.read(store, shards.index(store, ["val", "testA", "testB"]), jpeg=False):
+    store = filesystem.Filesystem(out)
+    for row in shards_module.read_rows(
+        store, shards_module.picture_places(store, ["val", "testA", "testB"]), jpeg=False
+    ):
         rles = {o["ann_id"]: o["rle"] for o in row["objects"]}
         for ref in row["refs"]:
             mask = rasterise(rles[ref["ann_id"]], row["height"], row["width"])
             assert int(mask.sum()) == expected[ref["ref_id"]]["mask_pixels"]
-            assert hashlib.sha256(mask.tobytes()).hexdigest() == expected[ref["ref_id"]]["mask_sha256"]
+            assert (
+                hashlib.sha256(mask.tobytes()).hexdigest() == expected[ref["ref_id"]]["mask_sha256"]
+            )
             seen += 1
     assert seen == 16
 
@@ -200,17 +260,40 @@ def test_the_real_mini_refcoco_goes_through(real_data, ray_session, tmp_path):
 def test_a_folder_with_other_files_is_left_alone(scenes, ray_session, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("years of work")
-    code, text = ray_session([str(a) for a in ["shard", "--refer-root", scenes, "--images", scenes / "images", "--out", tmp_path / "out"]])
+    code, text = ray_session(
+        [
+            str(a)
+            for a in [
+                "shard",
+                "--refer-root",
+                scenes,
+                "--images",
+                scenes / "images",
+                "--out",
+                tmp_path / "out",
+            ]
+        ]
+    )
     assert code == 2 and "thesis.tex" in text and "folder of its own" in text
     assert (tmp_path / "out" / "thesis.tex").read_text() == "years of work"
 
 
-def test_generated_data_of_other_settings_are_not_used_in_silence(tmp_path, ray_session, experiment):
-    from orchestrator import convert, shards
-    from orchestrator.config import SynthConfig
+def test_generated_data_of_other_settings_are_not_used_in_silence(
+    tmp_path, ray_session, experiment
+):
+    from orchestrator.config.schema import SynthConfig
+    from orchestrator.data import convert as convert_module
+    from orchestrator.storage import filesystem
 
-    convert.make_synthetic(SynthConfig(images=16, size=48), shards.Store(tmp_path / "none"), tmp_path, lambda text: None)
-    code, text = ray_session(["train", str(experiment), "data.synth={images: 32, size: 48}", "--dry-run"])
+    convert_module.make_synthetic(
+        SynthConfig(images=16, size=48),
+        filesystem.Filesystem(tmp_path / "none"),
+        tmp_path,
+        lambda text: None,
+    )
+    code, text = ray_session(
+        ["train", str(experiment), "data.synth={images: 32, size: 48}", "--dry-run"]
+    )
     assert code == 2 and "was generated with" in text and "'images': 16" in text
 
 
@@ -224,7 +307,20 @@ def test_an_image_of_another_size_than_its_annotations_is_named(refer, ray_sessi
 
 
 def test_an_empty_split_is_named(scenes, ray_session, tmp_path, experiment):
-    code, text = ray_session([str(a) for a in ["shard", "--refer-root", scenes, "--images", scenes / "images", "--out", tmp_path / "none"]])
+    code, text = ray_session(
+        [
+            str(a)
+            for a in [
+                "shard",
+                "--refer-root",
+                scenes,
+                "--images",
+                scenes / "images",
+                "--out",
+                tmp_path / "none",
+            ]
+        ]
+    )
     assert code == 0, text
     code, text = ray_session(["train", str(experiment), "data.val_split=nowhere"])
     assert code == 2 and "val_split 'nowhere' is empty" in text
@@ -240,7 +336,7 @@ def test_an_interrupted_command_says_so(tmp_path, capsys, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("aml.synthetic.generate", interrupted)
+    monkeypatch.setattr("aml.synthetic.refer_files.generate_dataset", interrupted)
     code, text = run(["synth", tmp_path / "refer"], capsys)
     assert code == 130 and text == "interrupted; give the same command again\n"
 
@@ -260,5 +356,11 @@ def test_the_imports_point_one_way():
 
     for path in (ROOT / "aml").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names = (
+                [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
             assert not {n.split(".")[0] for n in names} & {"orchestrator", "ray", "mlflow"}, path

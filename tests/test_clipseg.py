@@ -10,13 +10,15 @@ from test_models import SENTENCES, TINY, VOCABULARY, inputs
 from torch.utils.flop_counter import FlopCounterMode
 
 from aml.errors import UserError
-from aml.models import build, options
+from aml.models.registry import build_model, model_options
 
 
 @pytest.fixture(scope="module")
 def tiny():
     torch.manual_seed(0)
-    return clip_folder.shake(build("clipseg", vocabulary=VOCABULARY, **TINY["clipseg"])).eval()
+    return clip_folder.shake(
+        build_model("clipseg", vocabulary=VOCABULARY, **TINY["clipseg"])
+    ).eval()
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["eos id", "legacy eos id"])
@@ -42,7 +44,9 @@ def folder(request, tmp_path_factory):
 
 def test_published_sizes():
     with torch.device("meta"):
-        model = build("clipseg", vocabulary=[f"word{i}" for i in range(49403)], weights="words").eval()
+        model = build_model(
+            "clipseg", vocabulary=[f"word{i}" for i in range(49403)], weights="words"
+        ).eval()
         x = torch.empty(2, 3, 352, 352)
         tokens, mask = (t.to("meta") for t in model.tokenise(SENTENCES[:2]))
         with FlopCounterMode(display=False) as flops:
@@ -52,31 +56,49 @@ def test_published_sizes():
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 1_127_009
     assert logits.shape == (2, 352, 352) and tokens.shape == (2, 77)
     macs = flops.get_total_flops() / 2 / 2
-    assert macs == pytest.approx(41.8e9, rel=0.01), "a sample: ten of ViT-B/16's twelve layers at 485 places, text at 77 tokens"
+    assert macs == pytest.approx(41.8e9, rel=0.01), (
+        "a sample: ten of ViT-B/16's twelve layers at 485 places, text at 77 tokens"
+    )
 
 
 def test_the_published_count_is_that_of_transformers_default_sizes():
     """1,122,305: 32-pixel patches and one transposed convolution."""
     from transformers import CLIPSegConfig
 
-    assets = {"config": json.loads(CLIPSegConfig().to_json_string(use_diff=False)), "tokenizer": clip_folder.pieces()}
+    assets = {
+        "config": json.loads(CLIPSegConfig().to_json_string(use_diff=False)),
+        "tokenizer": clip_folder.pieces(),
+    }
     with torch.device("meta"):
-        model = build("clipseg", vocabulary=VOCABULARY, assets=assets)
-    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 1_122_305 and model.image_multiple == 32
+        model = build_model("clipseg", vocabulary=VOCABULARY, assets=assets)
+    assert (
+        sum(p.numel() for p in model.parameters() if p.requires_grad) == 1_122_305
+        and model.image_multiple == 32
+    )
 
 
 def test_the_outputs_of_transformers(folder):
     from transformers import AutoTokenizer, CLIPSegForImageSegmentation
 
-    model = build("clipseg", vocabulary=VOCABULARY, weights=str(folder), max_tokens=24).eval()
-    theirs, tokenizer = CLIPSegForImageSegmentation.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    model = build_model("clipseg", vocabulary=VOCABULARY, weights=str(folder), max_tokens=24).eval()
+    theirs, tokenizer = (
+        CLIPSegForImageSegmentation.from_pretrained(folder).eval(),
+        AutoTokenizer.from_pretrained(folder),
+    )
     for side in (64, 96):
         x, tokens, mask = inputs(model, side, side)
-        given = tokenizer(SENTENCES, padding="max_length", max_length=24, truncation=True, return_tensors="pt")
-        assert torch.equal(given.input_ids[mask], tokens[mask]) and torch.equal(given.attention_mask.bool(), mask)
+        given = tokenizer(
+            SENTENCES, padding="max_length", max_length=24, truncation=True, return_tensors="pt"
+        )
+        assert torch.equal(given.input_ids[mask], tokens[mask]) and torch.equal(
+            given.attention_mask.bool(), mask
+        )
         with torch.no_grad():
             expected = theirs(**given, pixel_values=x).logits
-            assert torch.allclose(model(x, tokens, mask), expected, atol=1e-4) and expected.std() > 1e-2
+            assert (
+                torch.allclose(model(x, tokens, mask), expected, atol=1e-4)
+                and expected.std() > 1e-2
+            )
             # CLIP's own comparison is that of the joint pair at the class token's and the end token's place
             f = model.features(x, tokens, mask, "joint")
             pooled = theirs.clip.get_text_features(**given).pooler_output
@@ -84,11 +106,13 @@ def test_the_outputs_of_transformers(folder):
 
 
 def test_pieces_are_words_and_the_end_is_pooled(folder):
-    model = build("clipseg", vocabulary=VOCABULARY, weights=str(folder), max_tokens=8)
+    model = build_model("clipseg", vocabulary=VOCABULARY, weights=str(folder), max_tokens=8)
     tokens, mask = model.tokenise(["red", "Blue red", "cab", "red " * 20, ""])
     f = model.features(inputs(model)[0][:1].expand(5, -1, -1, -1), tokens, mask, "encoder")
     assert mask.sum(1).tolist() == [3, 4, 5, 8, 2] and f.words.sum(1).tolist() == [1, 2, 3, 6, 0]
-    assert (tokens[f.pooled] == model.special_tokens[1]).all() and (tokens[:, 0] == model.special_tokens[0]).all()
+    assert (tokens[f.pooled] == model.special_tokens[1]).all() and (
+        tokens[:, 0] == model.special_tokens[0]
+    ).all()
     assert model.mask_token is None
 
 
@@ -100,11 +124,13 @@ def test_an_image_of_any_shape_is_read_as_it_is(tiny):
         assert tiny(x, tokens, mask).shape == (3, 48, 80)
         first, other = (tiny.encode(image)[0] for image in (x, changed))
     moved = (first - other).square().sum(1).flatten(1)
-    assert moved.shape == (3, 3 * 5) and moved.argmax(1).tolist() == [1 * 5 + 4] * 3, "row 1, column 4"
+    assert moved.shape == (3, 3 * 5) and moved.argmax(1).tolist() == [1 * 5 + 4] * 3, (
+        "row 1, column 4"
+    )
 
 
 def test_only_the_decoder_trains(tiny):
-    model = build("clipseg", vocabulary=VOCABULARY, **TINY["clipseg"])
+    model = build_model("clipseg", vocabulary=VOCABULARY, **TINY["clipseg"])
     assert {n.split(".")[0] for n, p in model.named_parameters() if p.requires_grad} == {"decoder"}
     assert not any(p.requires_grad for p in model.clip.parameters())
     before = {n: p.clone() for n, p in model.named_parameters()}
@@ -122,7 +148,11 @@ def test_a_picture_is_encoded_once_for_all_its_sentences(tiny):
     x, tokens, mask = inputs(tiny)
     with torch.no_grad():
         maps = [m[:1].expand(3, -1, -1, -1) for m in tiny.encode(x[:1])]
-        assert torch.allclose(tiny.decode(maps, tokens, mask), tiny(x[:1].expand(3, -1, -1, -1), tokens, mask), atol=1e-5)
+        assert torch.allclose(
+            tiny.decode(maps, tokens, mask),
+            tiny(x[:1].expand(3, -1, -1, -1), tokens, mask),
+            atol=1e-5,
+        )
 
 
 def test_hiding_patches_leaves_the_class_token_whole(tiny):
@@ -146,20 +176,31 @@ def test_features(tiny):
 def test_a_folder_is_read_once_and_not_needed_after(folder, tmp_path):
     place = tmp_path / "copy"
     shutil.copytree(folder, place)
-    model = build("clipseg", vocabulary=VOCABULARY, weights=str(place), max_tokens=24).eval()
+    model = build_model("clipseg", vocabulary=VOCABULARY, weights=str(place), max_tokens=24).eval()
     shutil.rmtree(place)
-    again = build("clipseg", vocabulary=VOCABULARY, assets=json.loads(json.dumps(model.assets)), weights=str(place), max_tokens=24).eval()
+    again = build_model(
+        "clipseg",
+        vocabulary=VOCABULARY,
+        assets=json.loads(json.dumps(model.assets)),
+        weights=str(place),
+        max_tokens=24,
+    ).eval()
     again.load_state_dict(model.state_dict())
     x = inputs(model)
-    assert torch.equal(again(*inputs(again)), model(*x)) and all(torch.equal(a, b) for a, b in zip(inputs(again), x, strict=True))
+    assert torch.equal(again(*inputs(again)), model(*x)) and all(
+        torch.equal(a, b) for a, b in zip(inputs(again), x, strict=True)
+    )
     with pytest.raises(UserError, match=r"model\.weights .* cannot be had"):
-        build("clipseg", vocabulary=VOCABULARY, weights=str(place))
+        build_model("clipseg", vocabulary=VOCABULARY, weights=str(place))
 
 
 def test_a_name_out_of_reach_is_one_sentence(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match=r"model\.weights 'nobody/no-such-model': .* give a local folder in Hugging Face format, .* words") as e:
-        build("clipseg", vocabulary=VOCABULARY, weights="nobody/no-such-model")
+    with pytest.raises(
+        UserError,
+        match=r"model\.weights 'nobody/no-such-model': .* give a local folder in Hugging Face format, .* words",
+    ) as e:
+        build_model("clipseg", vocabulary=VOCABULARY, weights="nobody/no-such-model")
     assert "\n" not in str(e.value)
 
 
@@ -169,7 +210,7 @@ def test_another_kind_of_model_is_refused(tmp_path):
     BertConfig().save_pretrained(tmp_path)
     clip_folder.tokenizer().save_pretrained(tmp_path)
     with pytest.raises(UserError, match="holds a model of type 'bert', but clipseg is wanted"):
-        build("clipseg", vocabulary=VOCABULARY, weights=str(tmp_path))
+        build_model("clipseg", vocabulary=VOCABULARY, weights=str(tmp_path))
 
 
 def test_mixed_precision_and_one_graph(tiny):
@@ -179,7 +220,9 @@ def test_mixed_precision_and_one_graph(tiny):
             rough = tiny(x, tokens, mask).float()
         logits = tiny(x, tokens, mask)
         assert (rough - logits).abs().mean() < 0.1 * logits.std()
-        assert torch.allclose(torch.compile(tiny, backend="eager", fullgraph=True)(x, tokens, mask), logits, atol=1e-5)
+        assert torch.allclose(
+            torch.compile(tiny, backend="eager", fullgraph=True)(x, tokens, mask), logits, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize(
@@ -190,11 +233,11 @@ def test_mixed_precision_and_one_graph(tiny):
 )  # fmt: skip
 def test_refused_options(given, words):
     with pytest.raises(UserError, match=words):
-        build("clipseg", vocabulary=VOCABULARY, **TINY["clipseg"] | given)
+        build_model("clipseg", vocabulary=VOCABULARY, **TINY["clipseg"] | given)
 
 
 def test_sizes_are_read_for_random_weights_only():
-    assert options("clipseg", heads=5).heads == 5
+    assert model_options("clipseg", heads=5).heads == 5
 
 
 def test_an_image_of_another_size_is_refused(tiny):

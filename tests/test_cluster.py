@@ -7,41 +7,65 @@ import pytest
 import ray
 
 from aml.errors import UserError
-from orchestrator import cluster, interrupts
+from orchestrator.cluster import placement, session
+from orchestrator.utils import signals
 
 
 @pytest.mark.parametrize(
     ("address", "said"),
     [
-        ("127.0.0.1:9", "no Ray answers at 127.0.0.1:9, which RAY_ADDRESS names .Connection refused.; start it, or unset RAY_ADDRESS"),
-        ("ray://127.0.0.1:10001", "RAY_ADDRESS is ray://127.0.0.1:10001, .*; submit to http://HEAD:8265, or unset"),
-        ("head", "RAY_ADDRESS is head; give HOST:PORT of a cluster's head, auto for the cluster of this machine, or unset"),
+        (
+            "127.0.0.1:9",
+            "no Ray answers at 127.0.0.1:9, which RAY_ADDRESS names .Connection refused.; start it, or unset RAY_ADDRESS",
+        ),
+        (
+            "ray://127.0.0.1:10001",
+            "RAY_ADDRESS is ray://127.0.0.1:10001, .*; submit to http://HEAD:8265, or unset",
+        ),
+        (
+            "head",
+            "RAY_ADDRESS is head; give HOST:PORT of a cluster's head, auto for the cluster of this machine, or unset",
+        ),
         ("head:port", "RAY_ADDRESS is head:port; give HOST:PORT"),
     ],
 )
 def test_an_address_where_no_ray_is(address, said, monkeypatch):
-    monkeypatch.setattr(ray, "init", lambda *a, **k: pytest.fail("a Ray that is away is waited for more than a minute"))
+    monkeypatch.setattr(
+        ray,
+        "init",
+        lambda *a, **k: pytest.fail("a Ray that is away is waited for more than a minute"),
+    )
     with pytest.raises(UserError, match=said):
-        cluster._join(address)
+        session._join(address)
 
 
 def refused() -> ConnectionError:
     """As Ray 2.60 chains it where a cluster wants a token."""
     error = ConnectionError("Failed to connect to Ray cluster at 127.0.0.1:20000")
-    error.__cause__ = RuntimeError("Failed to connect to GCS. ... AuthenticationError: RPC error: InvalidAuthToken: Authentication token is missing")
+    error.__cause__ = RuntimeError(
+        "Failed to connect to GCS. ... AuthenticationError: RPC error: InvalidAuthToken: Authentication token is missing"
+    )
     return error
 
 
 @pytest.mark.parametrize(
     ("address", "error", "said"),
     [
-        (None, refused(), "refuses the token it was given, or was given none; export RAY_AUTH_MODE=token"),
+        (
+            None,
+            refused(),
+            "refuses the token it was given, or was given none; export RAY_AUTH_MODE=token",
+        ),
         (
             None,
             RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.59.0"),
             "cannot be joined .Version mismatch: .* Ray: 2.59.0",
         ),
-        ("auto", ConnectionError("Could not find any running Ray instance."), "RAY_ADDRESS is auto, but no Ray runs on this machine; start it with"),
+        (
+            "auto",
+            ConnectionError("Could not find any running Ray instance."),
+            "RAY_ADDRESS is auto, but no Ray runs on this machine; start it with",
+        ),
     ],
 )
 def test_a_ray_that_does_not_let_join(address, error, said, monkeypatch, listening):
@@ -50,7 +74,7 @@ def test_a_ray_that_does_not_let_join(address, error, said, monkeypatch, listeni
 
     monkeypatch.setattr(ray, "init", init)
     with pytest.raises(UserError, match=said) as caught:
-        cluster._join(address or listening)
+        session._join(address or listening)
     assert "\n" not in str(caught.value)
 
 
@@ -65,8 +89,11 @@ def test_one_that_answers_is_joined(monkeypatch, listening):
     joined = []
     monkeypatch.setattr(ray, "init", lambda *where, **how: joined.append((*where, how)))
     for address in (listening, "auto"):
-        cluster._join(address)
-    assert joined == [(listening, cluster.QUIET), ("auto", {"log_to_driver": False, "logging_level": logging.WARNING})]
+        session._join(address)
+    assert joined == [
+        (listening, session.QUIET),
+        ("auto", {"log_to_driver": False, "logging_level": logging.WARNING}),
+    ]
 
 
 def test_an_empty_address_is_none(monkeypatch):
@@ -75,15 +102,15 @@ def test_an_empty_address_is_none(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "")
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", lambda *where, **how: started.append(where))
-    with interrupts.as_before():
-        cluster.start()
+    with signals.restored_handlers():
+        session.init_ray()
     assert started == [("local",)]
 
 
 def test_a_dry_run_plans_for_the_cluster_it_would_join(monkeypatch, unused_port):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert len(cluster.planned()) >= 1
+    assert len(placement.planned_nodes()) >= 1
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{unused_port}")
     with pytest.raises(UserError, match=f"no Ray answers at 127.0.0.1:{unused_port}"):
-        cluster.planned()
+        placement.planned_nodes()

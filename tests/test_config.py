@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from aml.errors import UserError
-from orchestrator.config import from_text, load, storage_root
+from orchestrator.config.schema import from_text, load
+from orchestrator.storage.paths import storage_root
 
 ROOT = Path(__file__).parents[1]
 MINIMAL = "name: x\ndata: {train: shards}\n"
@@ -13,12 +14,25 @@ MINIMAL = "name: x\ndata: {train: shards}\n"
 
 def test_defaults_fill_what_is_not_said():
     experiment = from_text(MINIMAL)
-    assert (experiment.data.size, experiment.aml.arm, experiment.model["name"]) == (112, "aml/calibrated", "small")
+    assert (experiment.data.size, experiment.aml.arm, experiment.model["name"]) == (
+        112,
+        "aml/calibrated",
+        "small",
+    )
     assert experiment.search.arms == ["off", "random", "aml/calibrated"]
 
 
 def test_overrides_are_yaml_and_reach_any_leaf():
-    experiment = from_text(MINIMAL, ["aml.tau=0.3", "optim.lr=1e-4", "model.width=96", "search.arms=[off, random]", "data.val_limit=null"])
+    experiment = from_text(
+        MINIMAL,
+        [
+            "aml.tau=0.3",
+            "optim.lr=1e-4",
+            "model.width=96",
+            "search.arms=[off, random]",
+            "data.val_limit=null",
+        ],
+    )
     assert (experiment.aml.tau, experiment.optim.lr, experiment.model["width"]) == (0.3, 1e-4, 96)
     assert experiment.search.arms == ["off", "random"]  # YAML 1.1 would read `off` as false
 
@@ -73,35 +87,54 @@ def test_a_missing_file_is_named():
         load("nowhere.yaml")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "experiments").rglob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "experiments").rglob("*.yaml")), ids=lambda p: p.stem
+)
 def test_every_shipped_experiment_loads_and_names_itself(path):
-    from orchestrator.plan import check
+    from orchestrator.search.plan import check_plan
 
     experiment = load(path)
     assert experiment.name == path.stem
-    check(experiment)
+    check_plan(experiment)
     head = path.read_text()
     assert "# Run:" in head and "# Cost:" in head and "# Expect:" in head
 
 
 def test_the_run_name_follows_settings_and_data_but_not_the_machines():
     a = from_text(MINIMAL)
-    assert a.run_name("f") == from_text(MINIMAL, ["resources.workers=2", "search.max_concurrent=1", "tracking.uri=none"]).run_name("f")
+    assert a.run_name("f") == from_text(
+        MINIMAL, ["resources.workers=2", "search.max_concurrent=1", "tracking.uri=none"]
+    ).run_name("f")
     assert (
-        len({a.run_name("f"), a.run_name("g"), from_text(MINIMAL, ["aml.tau=0.4"]).run_name("f"), from_text(MINIMAL, ["seed=1"]).run_name("f")}) == 4
+        len(
+            {
+                a.run_name("f"),
+                a.run_name("g"),
+                from_text(MINIMAL, ["aml.tau=0.4"]).run_name("f"),
+                from_text(MINIMAL, ["seed=1"]).run_name("f"),
+            }
+        )
+        == 4
     )
     assert a.run_name("f").startswith("x-") and len(a.run_name("f")) == 10
 
 
 def test_a_resolved_experiment_reads_back_as_itself():
-    a = from_text(MINIMAL, ["aml.preset=paper", "aml.tau=0.3", "search.space={optim.lr: [1e-3, 1e-4]}"])
+    a = from_text(
+        MINIMAL, ["aml.preset=paper", "aml.tau=0.3", "search.space={optim.lr: [1e-3, 1e-4]}"]
+    )
     assert from_text(a.to_yaml()) == a
 
 
 def test_an_arm_keeps_explicit_settings_and_takes_its_preset():
     base = from_text(MINIMAL, ["aml.block=16"])
     paper = base.for_arm("aml/paper", {"aml.tau": 0.1})
-    assert (paper.aml.arm, paper.aml.score, paper.aml.block, paper.aml.tau) == ("aml/paper", "token_softmax", 16, 0.1)
+    assert (paper.aml.arm, paper.aml.score, paper.aml.block, paper.aml.tau) == (
+        "aml/paper",
+        "token_softmax",
+        16,
+        0.1,
+    )
     random = base.for_arm("random", {"aml.tau": 0.5, "aml.rho": 0.4})
     assert random.aml.coordinates == (1.0, 0.2)
     off = base.for_arm("off", {"aml.tau": 0.5, "optim.lr": 1.0})
@@ -123,15 +156,30 @@ def test_a_base_is_changed_key_by_key(tmp_path):
         "name: base\ndata: {train: shards, size: 64}\nmodel: {name: small, width: 64}\naml: {tau: 0.3}\nsearch: {space: {aml.tau: [0.1]}}\n"
     )
     top = tmp_path / "top.yaml"
-    top.write_text("base: base.yaml\nname: top\naml: {rho: 0.7}\nsearch: {space: {aml.rho: [0.2, 0.4]}, seeds: {confirm: 5}}\n")
+    top.write_text(
+        "base: base.yaml\nname: top\naml: {rho: 0.7}\nsearch: {space: {aml.rho: [0.2, 0.4]}, seeds: {confirm: 5}}\n"
+    )
     experiment = load(top, ["train.epochs=3"])
-    assert (experiment.name, experiment.data.size, experiment.model["width"], experiment.train.epochs) == ("top", 64, 64, 3)
+    assert (
+        experiment.name,
+        experiment.data.size,
+        experiment.model["width"],
+        experiment.train.epochs,
+    ) == ("top", 64, 64, 3)
     assert (experiment.aml.tau, experiment.aml.rho) == (0.3, 0.7)
-    assert experiment.search.space == {"aml.rho": [0.2, 0.4]} and experiment.search.seeds.confirm == 5
+    assert (
+        experiment.search.space == {"aml.rho": [0.2, 0.4]} and experiment.search.seeds.confirm == 5
+    )
     other = tmp_path / "other.yaml"
-    other.write_text("base: base.yaml\nname: other\ndata: {size: 96}\nmodel: {name: clipseg, weights: words}\n")
+    other.write_text(
+        "base: base.yaml\nname: other\ndata: {size: 96}\nmodel: {name: clipseg, weights: words}\n"
+    )
     experiment = load(top, [f"base={other}"])
-    assert (experiment.name, experiment.data.size, experiment.model["name"]) == ("top", 96, "clipseg")
+    assert (experiment.name, experiment.data.size, experiment.model["name"]) == (
+        "top",
+        96,
+        "clipseg",
+    )
 
 
 def test_bases_in_a_circle_are_refused(tmp_path):
@@ -142,10 +190,22 @@ def test_bases_in_a_circle_are_refused(tmp_path):
 
 
 def test_settings_that_go_together_are_one_dimension():
-    experiment = from_text(MINIMAL, ["search.space={aml: [{source: joint, score: cosine}, {warmup_epochs: 1}], optim.lr: [1e-3]}"])
-    assert experiment.search.dimensions == {"aml.source", "aml.score", "aml.warmup_epochs", "optim.lr"}
+    experiment = from_text(
+        MINIMAL,
+        [
+            "search.space={aml: [{source: joint, score: cosine}, {warmup_epochs: 1}], optim.lr: [1e-3]}"
+        ],
+    )
+    assert experiment.search.dimensions == {
+        "aml.source",
+        "aml.score",
+        "aml.warmup_epochs",
+        "optim.lr",
+    }
     with pytest.raises(UserError, match="belong to a whole section"):
-        from_text(MINIMAL, ["search.space={aml: [{tau: 0.5}]}", "search.method=random", "search.trials=2"])
+        from_text(
+            MINIMAL, ["search.space={aml: [{tau: 0.5}]}", "search.method=random", "search.trials=2"]
+        )
 
 
 @pytest.mark.parametrize("arm, mode, preset", [("two_pass", "two_pass", "calibrated"), ("maskris", "maskris", "calibrated"),

@@ -15,9 +15,11 @@ import pytest
 from PIL import Image
 from stores import write_store
 
-from aml import refer, synthetic
+from aml.data import refer, refer_counts
 from aml.errors import UserError
-from orchestrator import convert, shards
+from aml.synthetic import refer_files
+from orchestrator.data import convert, shards
+from orchestrator.storage import filesystem
 
 
 @pytest.fixture
@@ -28,40 +30,56 @@ def small_files(monkeypatch):
 
 def here(packed, out, skip=False):
     """All files, written in this process."""
-    return {name: convert._write_file(out, name, lines, skip) for name, lines in packed.files.items()}
+    return {
+        name: convert._write_file(out, name, lines, skip) for name, lines in packed.files.items()
+    }
 
 
 def test_rows_of_a_split_lie_together_and_packing_loses_nothing(rows, tmp_path, small_files):
-    packed, out = convert.pack(rows), shards.Store(tmp_path)
+    packed, out = convert.pack_rows(rows), filesystem.Filesystem(tmp_path)
     notes = here(packed, out)
     digests = {i: d for note in notes.values() for i, d in note["digests"].items()}
     assert len(notes) == 5 and sorted(out.names()) == sorted(notes) == list(notes)
     held = [pq.read_table(tmp_path / name) for name in notes]
     splits = [s for table in held for s in table["splits"].to_pylist()]
     ids = [i for table in held for i in table["image_id"].to_pylist()]
-    assert splits == sorted(splits) and len(set(splits)) == 4 and sorted(ids) == [r["image_id"] for r in rows] == sorted(digests)
+    assert (
+        splits == sorted(splits)
+        and len(set(splits)) == 4
+        and sorted(ids) == [r["image_id"] for r in rows] == sorted(digests)
+    )
     assert ids[: splits.count("testA")] == sorted(ids[: splits.count("testA")])
     meta = [{k: v for k, v in r.items() if k != "path"} for r in rows]
     assert sorted(packed.rows(digests), key=lambda r: r["image_id"]) == meta
-    jpegs = {i: j for table in held for i, j in zip(table["image_id"].to_pylist(), table["jpeg"].to_pylist(), strict=True)}
+    jpegs = {
+        i: j
+        for table in held
+        for i, j in zip(table["image_id"].to_pylist(), table["jpeg"].to_pylist(), strict=True)
+    }
     assert all(jpegs[r["image_id"]] == Path(r["path"]).read_bytes() for r in rows)
     assert pq.ParquetFile(tmp_path / next(iter(notes))).metadata.row_group(0).num_rows == 4
 
 
 def test_the_source_of_shards_is_the_hash_of_all_rows(rows):
-    text = json.dumps([shards.FORMAT, [{k: v for k, v in r.items() if k != "path"} for r in rows]], sort_keys=True)
-    assert convert.pack(rows).source == hashlib.sha256(text.encode()).hexdigest()
+    text = json.dumps(
+        [shards.FORMAT, [{k: v for k, v in r.items() if k != "path"} for r in rows]], sort_keys=True
+    )
+    assert convert.pack_rows(rows).source == hashlib.sha256(text.encode()).hexdigest()
 
 
-def test_a_file_with_an_image_that_cannot_be_used_is_written_without_it_or_not_at_all(rows, tmp_path, small_files):
+def test_a_file_with_an_image_that_cannot_be_used_is_written_without_it_or_not_at_all(
+    rows, tmp_path, small_files
+):
     broken = [dict(r) for r in rows[:8]]
     (tmp_path / "cut.jpg").write_bytes(Path(broken[2]["path"]).read_bytes()[:50])
     Image.fromarray(np.zeros((9, 7, 3), np.uint8)).save(tmp_path / "other.jpg")
     broken[2]["path"], broken[5]["path"] = str(tmp_path / "cut.jpg"), str(tmp_path / "other.jpg")
-    packed, out = convert.pack(broken), shards.Store(tmp_path / "out")
+    packed, out = convert.pack_rows(broken), filesystem.Filesystem(tmp_path / "out")
     (note,) = here(packed, out).values()
     assert out.names() == [] and len(note["errors"]) == 2
-    assert any("cannot be decoded" in e for e in note["errors"]) and any("is 7 x 9, but its annotations are for" in e for e in note["errors"])
+    assert any("cannot be decoded" in e for e in note["errors"]) and any(
+        "is 7 x 9, but its annotations are for" in e for e in note["errors"]
+    )
     (note,) = here(packed, out, skip=True).values()
     (name,) = out.names()
     assert pq.read_metadata(tmp_path / "out" / name).num_rows == 6 == len(note["digests"])
@@ -69,7 +87,7 @@ def test_a_file_with_an_image_that_cannot_be_used_is_written_without_it_or_not_a
 
 def test_annotations_without_any_image_are_refused():
     with pytest.raises(UserError, match="annotations name no image"):
-        convert.pack([])
+        convert.pack_rows([])
 
 
 @pytest.fixture
@@ -79,39 +97,81 @@ def stored_anew(rows, tmp_path):
     return tmp_path / "own", store
 
 
-def test_verifying_says_how_far_it_is_and_reads_a_row_group_at_a_time(rows, tmp_path, small_files, monkeypatch):
-    out = shards.Store(tmp_path)
-    packed = convert.pack(rows)
+def test_verifying_says_how_far_it_is_and_reads_a_row_group_at_a_time(
+    rows, tmp_path, small_files, monkeypatch
+):
+    out = filesystem.Filesystem(tmp_path)
+    packed = convert.pack_rows(rows)
     notes = here(packed, out)
     digests = {int(i): d for note in notes.values() for i, d in note["digests"].items()}
-    content = hashlib.sha256((packed.source + "".join(digests[i] for i in sorted(digests))).encode()).hexdigest()[:16]
-    marker = {"format": shards.FORMAT, "images": len(rows), "files": list(notes), "splits": refer.split_counts(rows)}
-    out.write(shards.MARKER, json.dumps(marker | {"source": packed.source, "fingerprint": content}).encode())
+    content = hashlib.sha256(
+        (packed.source + "".join(digests[i] for i in sorted(digests))).encode()
+    ).hexdigest()[:16]
+    marker = {
+        "format": shards.FORMAT,
+        "images": len(rows),
+        "files": list(notes),
+        "splits": refer_counts.split_counts(rows),
+    }
+    out.write(
+        shards.COMPLETE_MARKER,
+        json.dumps(marker | {"source": packed.source, "fingerprint": content}).encode(),
+    )
     monkeypatch.setattr(shards, "SAID_EVERY_S", 0.0)
     read, said = [], []
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", spy(pq.ParquetFile.read_row_group, read))
-    assert shards.verify(out, lambda text: said.append((text, len(read))))["fingerprint"] == content
-    assert len(said) == 9 and said[0][0].startswith(f"4 of {len(rows)} images, ") and said[0][0].endswith(" s left")
+    assert (
+        shards.verify_shards(out, lambda text: said.append((text, len(read))))["fingerprint"]
+        == content
+    )
+    assert (
+        len(said) == 9
+        and said[0][0].startswith(f"4 of {len(rows)} images, ")
+        and said[0][0].endswith(" s left")
+    )
     assert [groups for _, groups in said] == list(range(1, 10))
-    out.write(shards.MARKER, json.dumps(marker | {"source": packed.source, "fingerprint": "0" * 16}).encode())
-    with pytest.raises(UserError, match=f"does not hold what its marker says .content {content}, noted 0000000000000000."):
-        shards.verify(out)
+    out.write(
+        shards.COMPLETE_MARKER,
+        json.dumps(marker | {"source": packed.source, "fingerprint": "0" * 16}).encode(),
+    )
+    with pytest.raises(
+        UserError,
+        match=f"does not hold what its marker says .content {content}, noted 0000000000000000.",
+    ):
+        shards.verify_shards(out)
 
 
-def test_rows_in_the_order_of_their_images_are_read_a_row_group_at_a_time_however_many_splits_share_images(rows, tmp_path, small_files, monkeypatch):
+def test_rows_in_the_order_of_their_images_are_read_a_row_group_at_a_time_however_many_splits_share_images(
+    rows, tmp_path, small_files, monkeypatch
+):
     """Splits by object, as Google's of RefCOCO, give one run of row groups for each combination of splits."""
-    combinations = [["test"], ["train"], ["val"], ["test", "train"], ["test", "val"], ["train", "val"], ["test", "train", "val"]]
+    combinations = [
+        ["test"],
+        ["train"],
+        ["val"],
+        ["test", "train"],
+        ["test", "val"],
+        ["train", "val"],
+        ["test", "train", "val"],
+    ]
     mixed = []
     for k, row in enumerate(rows):
-        refs = [row["refs"][0] | {"split": split, "ref_id": 10 * k + j} for j, split in enumerate(combinations[k % 7])]
+        refs = [
+            row["refs"][0] | {"split": split, "ref_id": 10 * k + j}
+            for j, split in enumerate(combinations[k % 7])
+        ]
         mixed.append(row | {"refs": refs})
-    out, packed = shards.Store(tmp_path), convert.pack(mixed)
+    out, packed = filesystem.Filesystem(tmp_path), convert.pack_rows(mixed)
     notes = here(packed, out)
-    out.write(shards.MARKER, json.dumps({"format": shards.FORMAT, "files": list(notes)}).encode())
-    places, asked = shards.index(out, ["val", "test"]), []
+    out.write(
+        shards.COMPLETE_MARKER, json.dumps({"format": shards.FORMAT, "files": list(notes)}).encode()
+    )
+    places, asked = shards.picture_places(out, ["val", "test"]), []
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", spy(pq.ParquetFile.read_row_group, asked))
-    found = list(shards.read(out, places))
-    assert [row["image_id"] for row in found] == [row["image_id"] for k, row in enumerate(mixed) if k % 7 != 1]
+    found = list(shards.read_rows(out, places))
+    assert [row["image_id"] for row in found] == [
+        row["image_id"] for k, row in enumerate(mixed) if k % 7 != 1
+    ]
     assert len(asked) == len({(name, group) for _, name, group, _ in places}) > 6
 
 
@@ -126,10 +186,20 @@ def spy(method, calls):
 def test_a_file_without_a_column_or_with_another_type_is_named(stored_anew):
     folder, store = stored_anew
     table = pq.read_table(folder / "part-1.parquet")
-    for other, lacks in ((table.drop_columns(["jpeg"]), "jpeg .binary."), (table.set_column(0, "image_id", table["meta"]), "image_id .int64.")):
+    for other, lacks in (
+        (table.drop_columns(["jpeg"]), "jpeg .binary."),
+        (table.set_column(0, "image_id", table["meta"]), "image_id .int64."),
+    ):
         pq.write_table(other, folder / "part-1.parquet")
-        for look in (shards.verify, shards.splits_of, lambda s: shards.files_with(s, {"val"}), lambda s: shards.index(s, ["val"])):
-            with pytest.raises(UserError, match=f"part-1.parquet lacks {lacks}, so it is no file of these shards"):
+        for look in (
+            shards.verify_shards,
+            shards.splits_of,
+            lambda s: shards.files_with(s, {"val"}),
+            lambda s: shards.picture_places(s, ["val"]),
+        ):
+            with pytest.raises(
+                UserError, match=f"part-1.parquet lacks {lacks}, so it is no file of these shards"
+            ):
                 look(store)
 
 
@@ -141,9 +211,9 @@ def test_a_file_without_a_column_or_with_another_type_is_named(stored_anew):
 )  # fmt: skip
 def test_a_marker_that_is_damaged_or_of_another_format_is_said(stored_anew, content, says):
     folder, store = stored_anew
-    (folder / shards.MARKER).write_bytes(content)
+    (folder / shards.COMPLETE_MARKER).write_bytes(content)
     with pytest.raises(UserError, match=says) as error:
-        shards.manifest(store)
+        shards.read_manifest(store)
     assert "write the shards again" in str(error.value)
 
 
@@ -152,7 +222,7 @@ def test_rows_that_are_no_json_are_named(stored_anew):
     table = pq.read_table(folder / "part-1.parquet")
     pq.write_table(table.set_column(3, "meta", [["{"] * len(table)]), folder / "part-1.parquet")
     with pytest.raises(UserError, match="part-1.parquet is damaged .JSONDecodeError"):
-        shards.verify(store)
+        shards.verify_shards(store)
 
 
 def test_progress_says_rate_and_time_left(monkeypatch):
@@ -166,35 +236,64 @@ def test_progress_says_rate_and_time_left(monkeypatch):
     assert said == ["400 of 1000 images, 20 images/s, 30 s left"]
 
 
-def test_a_conversion_goes_on_with_the_files_that_are_there(scenes, rows, tmp_path, small_files, ray_session):
-    command = ["shard", "--refer-root", str(scenes), "--images", str(scenes / "images"), "--out", str(tmp_path / "out")]
+def test_a_conversion_goes_on_with_the_files_that_are_there(
+    scenes, rows, tmp_path, small_files, ray_session
+):
+    command = [
+        "shard",
+        "--refer-root",
+        str(scenes),
+        "--images",
+        str(scenes / "images"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     code, text = ray_session(command)
     assert code == 0, text
-    store = shards.Store(tmp_path / "out")
-    before, files = shards.manifest(store), sorted((tmp_path / "out").glob("*.parquet"))
+    store = filesystem.Filesystem(tmp_path / "out")
+    before, files = shards.read_manifest(store), sorted((tmp_path / "out").glob("*.parquet"))
     assert len(files) == 5
-    (tmp_path / "out" / shards.MARKER).unlink()
+    (tmp_path / "out" / shards.COMPLETE_MARKER).unlink()
     files[1].unlink()
-    files[2].write_bytes(files[2].read_bytes()[:500])  # no writer of ours leaves this; a copy that was cut off may
+    files[2].write_bytes(
+        files[2].read_bytes()[:500]
+    )  # no writer of ours leaves this; a copy that was cut off may
     (tmp_path / "out" / "part-00001-of-before.parquet.tmp").write_bytes(b"half")
     (tmp_path / "out" / "part-00000-of-other-rows.parquet").write_bytes(files[0].read_bytes())
     times = {f: f.stat().st_mtime_ns for f in files if f not in files[1:3]}
-    code, text = ray_session(["data", "show", str(tmp_path / "out"), "--out", str(tmp_path / "page.html")])
+    code, text = ray_session(
+        ["data", "show", str(tmp_path / "out"), "--out", str(tmp_path / "page.html")]
+    )
     assert code == 2 and "no complete shards" in text
     code, text = ray_session(command)
     assert code == 0 and "3 of 5 files are there already" in text, text
-    assert shards.manifest(store) == before == shards.verify(store)
-    assert {f: f.stat().st_mtime_ns for f in times} == times and len(list((tmp_path / "out").iterdir())) == 5 + 2
+    assert shards.read_manifest(store) == before == shards.verify_shards(store)
+    assert {f: f.stat().st_mtime_ns for f in times} == times and len(
+        list((tmp_path / "out").iterdir())
+    ) == 5 + 2
 
 
 @pytest.mark.fault
 def test_a_killed_conversion_is_gone_on_with(tmp_path):
-    synthetic.generate(tmp_path, "refcoco", images=200, size=320, seed=0)
-    start = "import os, sys; os.cpu_count = lambda: 2; from orchestrator import cli, convert; convert.ROWS_PER_FILE = 8; cli.main(sys.argv[1:])"
+    refer_files.generate_dataset(tmp_path, "refcoco", images=200, size=320, seed=0)
+    start = "import os, sys; os.cpu_count = lambda: 2; from orchestrator.cli import main; from orchestrator.data import convert; convert.ROWS_PER_FILE = 8; main(sys.argv[1:])"
     out = tmp_path / "out"
-    command = [sys.executable, "-c", start, "shard", "--refer-root", str(tmp_path), "--images", str(tmp_path / "images"), "--out", str(out)]
+    command = [
+        sys.executable,
+        "-c",
+        start,
+        "shard",
+        "--refer-root",
+        str(tmp_path),
+        "--images",
+        str(tmp_path / "images"),
+        "--out",
+        str(out),
+    ]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    killed = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+    killed = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True
+    )
     try:
         while killed.poll() is None and len(list(out.glob("*.parquet"))) < 5:
             time.sleep(0.02)
@@ -202,11 +301,11 @@ def test_a_killed_conversion_is_gone_on_with(tmp_path):
         os.killpg(killed.pid, signal.SIGKILL)
         killed.wait()
     there = {f: f.stat().st_mtime_ns for f in out.glob("*.parquet")}
-    assert 5 <= len(there) < 25 and not (out / shards.MARKER).exists()
+    assert 5 <= len(there) < 25 and not (out / shards.COMPLETE_MARKER).exists()
     with pytest.raises(UserError, match="no complete shards"):
-        shards.manifest(shards.Store(out))
+        shards.read_manifest(filesystem.Filesystem(out))
     again = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert "of 25 files are there already" in again.stdout
     assert {f: f.stat().st_mtime_ns for f in there} == there
     rows = refer.read_refer(tmp_path, tmp_path / "images", "refcoco", "unc")
-    assert shards.verify(shards.Store(out))["images"] == len(rows)
+    assert shards.verify_shards(filesystem.Filesystem(out))["images"] == len(rows)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aml import corruptions
-from aml.corruptions import CORRUPTIONS, SEVERITIES, corrupt, occlusion_mask, parse
+from aml.data import corruptions
+from aml.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt, occlusion_mask, parse_corruptions
 from aml.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,10 +22,14 @@ def scene(seed: int, height: int = 120, width: int = 160) -> np.ndarray:
     """A picture with smooth light, hard edges and texture: (height, width, 3) uint8."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width]
-    picture = np.stack([60 + 120 * y / height, 40 + 150 * x / width, 90 + 60 * (x + y) / (height + width)], axis=-1)
+    picture = np.stack(
+        [60 + 120 * y / height, 40 + 150 * x / width, 90 + 60 * (x + y) / (height + width)], axis=-1
+    )
     for _ in range(12):
         top, left = rng.integers(height), rng.integers(width)
-        picture[top : top + rng.integers(5, 60), left : left + rng.integers(5, 60)] = rng.integers(0, 256, 3)
+        picture[top : top + rng.integers(5, 60), left : left + rng.integers(5, 60)] = rng.integers(
+            0, 256, 3
+        )
     return np.clip(picture + rng.normal(0, 6, picture.shape), 0, 255).astype(np.uint8)
 
 
@@ -41,7 +45,9 @@ def load_photos() -> dict[int, np.ndarray]:
     folder = Path(os.environ.get("AMLRIS_REAL_DATA", ROOT / "../shared/data")) / "coco128/images"
     files = sorted(folder.glob("*.jpg"))[:32]
     if len(files) < 32:
-        pytest.skip(f"needs 32 JPEG files in {folder}; set AMLRIS_REAL_DATA to the folder that holds coco128")
+        pytest.skip(
+            f"needs 32 JPEG files in {folder}; set AMLRIS_REAL_DATA to the folder that holds coco128"
+        )
     return {int(file.stem): np.array(Image.open(file).convert("RGB")) for file in files}
 
 
@@ -53,7 +59,10 @@ def photo_psnr(name: str) -> list[float]:
 
 def mean_psnr(images: dict[int, np.ndarray], name: str) -> list[float]:
     """Mean PSNR at each severity 1 to 5."""
-    return [float(np.mean([psnr(im, corrupt(im, name, s, key)) for key, im in images.items()])) for s in SEVERITIES]
+    return [
+        float(np.mean([psnr(im, corrupt(im, name, s, key)) for key, im in images.items()]))
+        for s in SEVERITIES
+    ]
 
 
 def test_the_seven_names():
@@ -125,7 +134,9 @@ def test_name_and_severity_are_part_of_the_seed():
     grey = np.full((64, 64, 3), 128, np.uint8)
     weak, strong = (corrupt(grey, "noise", s, 1)[..., 0].astype(float) - 128 for s in (1, 2))
     assert abs(np.corrcoef(weak.ravel(), strong.ravel())[0, 1]) < 0.1
-    streams = [corruptions._generator(name, 1, 1).bit_generator.random_raw() for name in CORRUPTIONS]
+    streams = [
+        corruptions._generator(name, 1, 1).bit_generator.random_raw() for name in CORRUPTIONS
+    ]
     assert len(set(streams)) == len(CORRUPTIONS)
 
 
@@ -142,7 +153,10 @@ def test_psnr_falls_with_severity_on_photographs(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "published"),  # the reference implementations on other COCO photographs, so within 2 dB and not equal
+    (
+        "name",
+        "published",
+    ),  # the reference implementations on other COCO photographs, so within 2 dB and not equal
     [
         ("noise", (22.3, 19.0, 15.8, 13.1, 10.7)),
         ("blur", (23.3, 22.4, 21.1, 20.4, 19.8)),
@@ -160,7 +174,9 @@ def test_noise_has_the_stated_deviation(severity):
     grey = np.full((200, 200, 3), 128, np.uint8)
     sigma = corruptions.NOISE[severity - 1]
     result = corrupt(grey, "noise", severity, 3).astype(float) / 255
-    inside = np.abs(np.random.default_rng(0).normal(128 / 255, sigma, 200_000).clip(0, 1) - 128 / 255).mean()
+    inside = np.abs(
+        np.random.default_rng(0).normal(128 / 255, sigma, 200_000).clip(0, 1) - 128 / 255
+    ).mean()
     assert np.abs(result - 128 / 255).mean() == pytest.approx(inside, rel=0.02)
 
 
@@ -173,7 +189,9 @@ def test_occlusion_covers_its_share_in_the_mean_colour(severity, size):
         result = corrupt(image, "occlusion", severity, key)
         assert covered.mean() == pytest.approx(corruptions.OCCLUSION[severity - 1], abs=0.003)
         assert np.array_equal(result[~covered], image[~covered])
-        assert np.array_equal(np.unique(result[covered], axis=0), [np.rint(image.mean(axis=(0, 1)))])
+        assert np.array_equal(
+            np.unique(result[covered], axis=0), [np.rint(image.mean(axis=(0, 1)))]
+        )
 
 
 def test_occlusion_mask_is_empty_at_severity_zero_and_needs_an_area():
@@ -290,7 +308,7 @@ def test_an_unknown_name_is_refused_with_the_nearest():
     ],
 )
 def test_parse(text, pairs):
-    assert parse(text) == pairs
+    assert parse_corruptions(text) == pairs
 
 
 @pytest.mark.parametrize(
@@ -314,4 +332,4 @@ def test_parse(text, pairs):
 )
 def test_parse_refuses(text, part):
     with pytest.raises(UserError, match=part):
-        parse(text)
+        parse_corruptions(text)

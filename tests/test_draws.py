@@ -29,24 +29,36 @@ def reference(seed, epoch, item, what, index):
 
 
 def test_the_reference_mixer_is_splitmix64():
-    assert [mix((1234567 + k * GOLDEN) & MASK) for k in (1, 2)] == [6457827717110365317, 3203168211198807973]  # published vector
+    assert [mix((1234567 + k * GOLDEN) & MASK) for k in (1, 2)] == [
+        6457827717110365317,
+        3203168211198807973,
+    ]  # published vector
 
 
-@pytest.mark.parametrize("seed, epoch, what", [(0, 0, "select"), (7, 3, "tie"), (2**40, 199, "sentence")])
+@pytest.mark.parametrize(
+    "seed, epoch, what", [(0, 0, "select"), (7, 3, "tie"), (2**40, 199, "sentence")]
+)
 def test_equals_a_plain_integer_reference(seed, epoch, what):
-    expected = [[reference(seed, epoch, item, what, k) for k in range(5)] for item in ITEMS.tolist()]
+    expected = [
+        [reference(seed, epoch, item, what, k) for k in range(5)] for item in ITEMS.tolist()
+    ]
     assert uniform(seed, epoch, ITEMS, what, 5).tolist() == expected
 
 
 def test_a_pinned_value():
-    assert uniform(0, 0, torch.tensor([42]), "select", 3).tolist() == [[0.6262809038162231, 0.6101240515708923, 0.08468747138977051]]
+    assert uniform(0, 0, torch.tensor([42]), "select", 3).tolist() == [
+        [0.6262809038162231, 0.6101240515708923, 0.08468747138977051]
+    ]
 
 
 def test_same_for_any_batch_order_size_and_count():
     everyone = uniform(3, 5, ITEMS, "select", 9)
     order = torch.tensor([4, 0, 6, 2, 1, 5, 3])
     assert torch.equal(uniform(3, 5, ITEMS[order], "select", 9), everyone[order])
-    assert torch.equal(torch.cat([uniform(3, 5, ITEMS[i : i + 1], "select", 9) for i in range(len(ITEMS))]), everyone)
+    assert torch.equal(
+        torch.cat([uniform(3, 5, ITEMS[i : i + 1], "select", 9) for i in range(len(ITEMS))]),
+        everyone,
+    )
     assert torch.equal(uniform(3, 5, ITEMS, "select", 4), everyone[:, :4])
 
 
@@ -62,7 +74,9 @@ def test_shape_type_and_range():
     assert u.min() >= 0 and u.max() < 1
 
 
-@pytest.mark.parametrize("other", [{"seed": 1}, {"epoch": 1}, {"what": "tie"}, {"item": torch.arange(5000, 10000)}])
+@pytest.mark.parametrize(
+    "other", [{"seed": 1}, {"epoch": 1}, {"what": "tie"}, {"item": torch.arange(5000, 10000)}]
+)
 def test_every_argument_gives_independent_draws(other):
     base = {"seed": 0, "epoch": 0, "item": torch.arange(5000), "what": "select"}
     a, b = uniform(**base)[:, 0], uniform(**{**base, **other})[:, 0]

@@ -7,29 +7,43 @@ import pytest
 from test_survival import TREE
 
 from aml.errors import NotSaved, UserError
-from aml.learner import ENDED
-from orchestrator import cluster, interrupts, runs, trial
-from orchestrator.config import from_dict
-from orchestrator.driver import Sweep, in_order
-from orchestrator.tracking import MemoryTracker
-from orchestrator.train import Epochs
-from orchestrator.tune import cut_short, fit
+from aml.training.learner import ENDED
+from orchestrator.cluster import placement
+from orchestrator.config.schema import from_dict
+from orchestrator.storage import run as run_module
+from orchestrator.sweep.command import cut_short, fit
+from orchestrator.sweep.driver import Sweep, in_order
+from orchestrator.tracking.tracker import MemoryTracker
+from orchestrator.training.epochs import EpochListener
+from orchestrator.utils import files, signals
 
 
 def make_sweep(folder: Path, said: list[str], scheduler: str = "none", **resources) -> Sweep:
     asha = {"asha": {"grace": 1, "reduction": 2}} if scheduler == "asha" else {}
     tree = TREE | {
-        "search": {"arms": ["off"], "space": {"optim.lr": [1e-3, 2e-3, 3e-3]}, "seeds": {"confirm": 0}, "scheduler": scheduler, **asha},
+        "search": {
+            "arms": ["off"],
+            "space": {"optim.lr": [1e-3, 2e-3, 3e-3]},
+            "seeds": {"confirm": 0},
+            "scheduler": scheduler,
+            **asha,
+        },
         "resources": resources,
         "tracking": {"uri": "none"},
         "storage": {"root": str(folder)},
     }
     experiment = from_dict(tree)
     manifest = {"fingerprint": "f", "dataset": "d", "split_by": "s", "splits": {}}
-    run = runs.start(experiment, "sweep", manifest, fresh=False)
-    runs.begin(run, experiment, manifest, "x")
+    run = run_module.start_run(experiment, "sweep", manifest, fresh=False)
+    run_module.begin_run(run, experiment, manifest, "x")
     run.update(epochs_by_arm={"off": 4}, metric="val/mIoU", mode="max")
-    return Sweep(run, experiment, MemoryTracker(run.folder), cluster.place(experiment, [{"CPU": 2, "GPU": 0, "memory": 1e9}]), said.append)
+    return Sweep(
+        run,
+        experiment,
+        MemoryTracker(run.folder),
+        placement.plan_placement(experiment, [{"CPU": 2, "GPU": 0, "memory": 1e9}]),
+        said.append,
+    )
 
 
 def begin(sweep: Sweep) -> str:
@@ -40,12 +54,19 @@ def begin(sweep: Sweep) -> str:
 
 
 def epoch(number: int) -> dict:
-    return {"epoch": number, "train/loss": 0.5, "val/mIoU": 0.1, "val/mIoU_best": 0.1, "val/oIoU": 0.1, "time/epoch_s": 1.0}
+    return {
+        "epoch": number,
+        "train/loss": 0.5,
+        "val/mIoU": 0.1,
+        "val/mIoU_best": 0.1,
+        "val/oIoU": 0.1,
+        "time/epoch_s": 1.0,
+    }
 
 
 def test_a_trial_that_hangs_fails_alone_and_the_sweep_goes_on(tmp_path, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("orchestrator.driver.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("orchestrator.sweep.driver.time.monotonic", lambda: now[0])
     sweep = make_sweep(tmp_path, [], trial_timeout_s=60)
     hanging, lively = begin(sweep), begin(sweep)
     now[0] += 50
@@ -54,19 +75,38 @@ def test_a_trial_that_hangs_fails_alone_and_the_sweep_goes_on(tmp_path, monkeypa
     assert sweep.hangs(hanging) and not sweep.hangs(lively)
     sweep.died(hanging, "the actor was killed")  # as Tune tells of it after the kill
     (record,) = sweep.run.ledger()
-    assert (record["trial"], record["state"], record["stopped_by"]) == (hanging, "failed", "timeout")
-    assert record["error"].startswith("no epoch was finished in 60 s (resources.trial_timeout_s), so it was killed")
+    assert (record["trial"], record["state"], record["stopped_by"]) == (
+        hanging,
+        "failed",
+        "timeout",
+    )
+    assert record["error"].startswith(
+        "no epoch was finished in 60 s (resources.trial_timeout_s), so it was killed"
+    )
     mine = sweep.tracker.runs[hanging]
-    assert mine["status"] == "FAILED" and mine["tags"]["stopped_by"] == "timeout" and "60 s" in mine["tags"]["error"]
+    assert (
+        mine["status"] == "FAILED"
+        and mine["tags"]["stopped_by"] == "timeout"
+        and "60 s" in mine["tags"]["error"]
+    )
     assert not sweep.hangs(hanging) and begin(sweep) not in (hanging, lively)
 
 
 def test_workers_of_a_training_that_hang_are_killed_once_for_each_limit(tmp_path, monkeypatch):
     """Ray Train starts others; while it waits for a node there are none to kill, and nothing is said."""
     now, there, said, killed = [100.0], [True], [], []
-    monkeypatch.setattr("orchestrator.train.time.monotonic", lambda: now[0])
-    monkeypatch.setattr("orchestrator.cluster.free_places", lambda names: killed.append(names) or there[0])
-    ear = Epochs(runs.Run(tmp_path, "train"), from_dict(TREE | {"resources": {"trial_timeout_s": 60}}), MemoryTracker(tmp_path), "train", said.append)
+    monkeypatch.setattr("orchestrator.training.command.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(
+        "orchestrator.cluster.placement_groups.remove_placement_groups",
+        lambda names: killed.append(names) or there[0],
+    )
+    ear = EpochListener(
+        run_module.Run(tmp_path, "train"),
+        from_dict(TREE | {"resources": {"trial_timeout_s": 60}}),
+        MemoryTracker(tmp_path),
+        "train",
+        said.append,
+    )
     ear.close()
     now[0] += 1000
     ear._end_silence()
@@ -77,7 +117,9 @@ def test_workers_of_a_training_that_hang_are_killed_once_for_each_limit(tmp_path
         ear._end_silence()
         assert len(said) == deaths
     assert set(map(tuple, killed)) == {(tmp_path.name,)}
-    assert said[0].startswith("no epoch was finished in 60 s (resources.trial_timeout_s), so the workers were killed, to start again after epoch 0")
+    assert said[0].startswith(
+        "no epoch was finished in 60 s (resources.trial_timeout_s), so the workers were killed, to start again after epoch 0"
+    )
     there[0] = False
     now[0] += 100
     ear._end_silence()
@@ -86,13 +128,27 @@ def test_workers_of_a_training_that_hang_are_killed_once_for_each_limit(tmp_path
 
 def test_what_a_training_and_a_sweep_wait_for_is_said_once_for_each_wait(tmp_path, monkeypatch):
     now, waits, said = [100.0], [True], []
-    monkeypatch.setattr("orchestrator.driver.time.monotonic", lambda: now[0])
-    monkeypatch.setattr("orchestrator.cluster.waits", lambda name: waits[0])
-    monkeypatch.setattr("orchestrator.cluster.room", lambda resources: "0.5 of 2 CPU")
-    ear = Epochs(runs.Run(tmp_path, "train"), from_dict(TREE), MemoryTracker(tmp_path), "train", said.append)
+    monkeypatch.setattr("orchestrator.sweep.driver.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("orchestrator.cluster.placement_groups.is_pending", lambda name: waits[0])
+    monkeypatch.setattr(
+        "orchestrator.cluster.placement_groups.available_resources",
+        lambda resources: "0.5 of 2 CPU",
+    )
+    ear = EpochListener(
+        run_module.Run(tmp_path, "train"),
+        from_dict(TREE),
+        MemoryTracker(tmp_path),
+        "train",
+        said.append,
+    )
     ear.close()
     ear.sign = now[0]
-    for seconds, sayings in ((1000, 0), (60, 0), (1, 1), (100, 1)):  # since it was first seen without, however long the epoch before had taken
+    for seconds, sayings in (
+        (1000, 0),
+        (60, 0),
+        (1, 1),
+        (100, 1),
+    ):  # since it was first seen without, however long the epoch before had taken
         now[0] += seconds
         ear._say_what_it_waits_for()
         assert len(said) == sayings
@@ -110,7 +166,14 @@ def test_what_a_training_and_a_sweep_wait_for_is_said_once_for_each_wait(tmp_pat
     for sayings in (0, 1, 1):
         now[0] += 61
         sweep.tick(frozenset([name]))
-        assert sum("1 trial(s) wait: each needs 1 worker(s) x 1 CPU, and the cluster has 0.5 of 2 CPU free" in text for text in said) == sayings
+        assert (
+            sum(
+                "1 trial(s) wait: each needs 1 worker(s) x 1 CPU, and the cluster has 0.5 of 2 CPU free"
+                in text
+                for text in said
+            )
+            == sayings
+        )
     sweep.announce(name, "off")
     sweep.started(name)
     now[0] += 61
@@ -124,26 +187,39 @@ def test_what_a_training_and_a_sweep_wait_for_is_said_once_for_each_wait(tmp_pat
     for sayings in (0, 1):
         now[0] += 61
         spread.tick()
-        assert sum("1 trial(s) wait: each needs 2 worker(s) x 0.5 CPU and 0.1 GiB" in text for text in said) == sayings
+        assert (
+            sum(
+                "1 trial(s) wait: each needs 2 worker(s) x 0.5 CPU and 0.1 GiB" in text
+                for text in said
+            )
+            == sayings
+        )
 
 
 def test_without_a_limit_no_trial_hangs(tmp_path, monkeypatch):
     sweep = make_sweep(tmp_path, [])
     name = begin(sweep)
-    monkeypatch.setattr("orchestrator.driver.time.monotonic", lambda: 1e12)
+    monkeypatch.setattr("orchestrator.sweep.driver.time.monotonic", lambda: 1e12)
     assert not sweep.hangs(name)
     with pytest.raises(UserError, match="resources.trial_timeout_s is 0"):
         from_dict(TREE | {"resources": {"trial_timeout_s": 0}})
 
 
-@pytest.mark.parametrize("kind, goes_on", [("memory", False), ("disk", True), ("away", True), ("non-finite", False)])
-def test_a_trial_that_cannot_go_on_fails_alone_and_only_what_the_world_lacked_is_tried_again(tmp_path, kind, goes_on):
+@pytest.mark.parametrize(
+    "kind, goes_on", [("memory", False), ("disk", True), ("away", True), ("non-finite", False)]
+)
+def test_a_trial_that_cannot_go_on_fails_alone_and_only_what_the_world_lacked_is_tried_again(
+    tmp_path, kind, goes_on
+):
     sweep = make_sweep(tmp_path, [])
     first, second = begin(sweep), begin(sweep)
     sweep.heard(first, epoch(1))
     assert sweep.heard(first, {"epoch": -1, "failed": "because", "kind": kind})[0] == "failed"
     assert [sweep.heard(second, epoch(n)) for n in (1, 2, 3, 4)] == [None, None, None, ("done", "")]
-    assert [(r["state"], r["stopped_by"]) for r in sweep.run.ledger()] == [("failed", kind), ("done", "")]
+    assert [(r["state"], r["stopped_by"]) for r in sweep.run.ledger()] == [
+        ("failed", kind),
+        ("done", ""),
+    ]
     again = make_sweep(tmp_path, [])
     assert cut_short(again.run) is goes_on
     names = [begin(again)]
@@ -155,10 +231,15 @@ def test_a_trial_that_cannot_go_on_fails_alone_and_only_what_the_world_lacked_is
 def test_epochs_that_a_stopped_trials_workers_went_on_with_are_none_of_its_result(tmp_path):
     """Workers of Ray Train train on until they are ended; how far is chance."""
     sweep = make_sweep(tmp_path, [])
-    sweep._ask_scheduler = lambda trial_id, arm, metrics: "STOP" if metrics["epoch"] == 2 else "CONTINUE"
+    sweep._ask_scheduler = lambda trial_id, arm, metrics: (
+        "STOP" if metrics["epoch"] == 2 else "CONTINUE"
+    )
     name = begin(sweep)
     assert sweep.heard(name, epoch(1)) is None
-    trial.write_atomic(sweep.run.folder / "trials" / name / "epochs.jsonl", "".join(json.dumps(epoch(n)) + "\n" for n in (1, 2, 3)).encode())
+    files.atomic_write(
+        sweep.run.folder / "trials" / name / "epochs.jsonl",
+        "".join(json.dumps(epoch(n)) + "\n" for n in (1, 2, 3)).encode(),
+    )
     assert sweep.heard(name, epoch(2))[0] == "stopped" and sweep.heard(name, epoch(3)) is None
     (record,) = sweep.run.ledger()
     assert record["epochs"] == 2 and [e["epoch"] for e in record["history"]] == [1, 2]
@@ -169,7 +250,10 @@ def test_the_rungs_a_trial_had_passed_stand_when_it_goes_on(tmp_path):
     sweep = make_sweep(tmp_path, [], scheduler="asha")
     good = begin(sweep)
     sweep.heard(good, epoch(1) | {"val/mIoU": 0.9})
-    trial.write_atomic(sweep.run.folder / "trials" / good / "epochs.jsonl", (json.dumps(epoch(1) | {"val/mIoU": 0.9}) + "\n").encode())
+    files.atomic_write(
+        sweep.run.folder / "trials" / good / "epochs.jsonl",
+        (json.dumps(epoch(1) | {"val/mIoU": 0.9}) + "\n").encode(),
+    )
     again = make_sweep(tmp_path, [], scheduler="asha")
     assert begin(again) == good
     assert again.heard(begin(again), epoch(1)) == ("stopped", "asha")
@@ -181,7 +265,9 @@ def test_a_rung_judges_the_last_epoch_before_an_interruption(tmp_path):
     sweep.heard(good, epoch(1) | {"val/mIoU": 0.9})
     sweep.interrupt()
     assert sweep.heard(bad, epoch(1)) == ("stopped", "asha")
-    assert [(r["trial"], r["epochs"], r["stopped_by"]) for r in sweep.run.ledger()] == [(bad, 1, "asha")]
+    assert [(r["trial"], r["epochs"], r["stopped_by"]) for r in sweep.run.ledger()] == [
+        (bad, 1, "asha")
+    ]
 
 
 def test_an_epoch_that_a_lost_driver_did_not_hear_is_judged_by_the_next(tmp_path):
@@ -189,9 +275,11 @@ def test_an_epoch_that_a_lost_driver_did_not_hear_is_judged_by_the_next(tmp_path
     good, bad = begin(sweep), begin(sweep)
     for name, score in ((good, 0.9), (bad, 0.1)):
         line = json.dumps(epoch(1) | {"val/mIoU": score}) + "\n"
-        trial.write_atomic(sweep.run.folder / "trials" / name / "epochs.jsonl", line.encode())
+        files.atomic_write(sweep.run.folder / "trials" / name / "epochs.jsonl", line.encode())
     again = make_sweep(tmp_path, [], scheduler="asha")
-    assert begin(again) == good and begin(again) not in (good, bad), "nothing of the other is left to train"
+    assert begin(again) == good and begin(again) not in (good, bad), (
+        "nothing of the other is left to train"
+    )
     (record,) = again.run.ledger()
     assert (record["trial"], record["state"], record["stopped_by"]) == (bad, "stopped", "asha")
     assert [e["epoch"] for e in record["history"]] == [1] and again.plan.epochs_trained == 1
@@ -203,11 +291,19 @@ def test_rungs_are_told_again_in_the_order_in_which_epochs_ended(tmp_path):
     """The first at a rung is let go on, whoever comes after it; its driver was interrupted then, and the next stops it no more than that one did."""
     sweep = make_sweep(tmp_path, [], scheduler="asha")
     first, good = begin(sweep), begin(sweep)
-    lines = {name: epoch(1) | {"val/mIoU": score, ENDED: ended} for name, score, ended in ((first, 0.2, 100.5), (good, 0.9, 101.0))}
+    lines = {
+        name: epoch(1) | {"val/mIoU": score, ENDED: ended}
+        for name, score, ended in ((first, 0.2, 100.5), (good, 0.9, 101.0))
+    }
     for name, line in lines.items():
-        trial.write_atomic(sweep.run.folder / "trials" / name / "epochs.jsonl", (json.dumps(line) + "\n").encode())
+        files.atomic_write(
+            sweep.run.folder / "trials" / name / "epochs.jsonl", (json.dumps(line) + "\n").encode()
+        )
         assert sweep.heard(name, line) is None
-    assert all(sweep.heard(good, epoch(n) | {"val/mIoU": 0.9}) is None for n in (2, 3)) and sweep.heard(good, epoch(4))[0] == "done"
+    assert (
+        all(sweep.heard(good, epoch(n) | {"val/mIoU": 0.9}) is None for n in (2, 3))
+        and sweep.heard(good, epoch(4))[0] == "done"
+    )
     again = make_sweep(tmp_path, [], scheduler="asha")
     assert begin(again) == first and again.judged == {}
     assert again.heard(begin(again), epoch(1) | {"val/mIoU": 0.5}) == ("stopped", "asha")
@@ -215,8 +311,17 @@ def test_rungs_are_told_again_in_the_order_in_which_epochs_ended(tmp_path):
 
 def test_the_epochs_of_a_trial_stay_in_their_order_though_clocks_differ():
     """It went on, on a machine whose clock is behind."""
-    histories = {"a": [epoch(1) | {ENDED: 50.0}, epoch(2) | {ENDED: 20.0}], "b": [epoch(1) | {ENDED: 30.0}], "from before": [epoch(1)]}
-    assert [(name, one["epoch"]) for name, one in in_order(histories)] == [("from before", 1), ("b", 1), ("a", 1), ("a", 2)]
+    histories = {
+        "a": [epoch(1) | {ENDED: 50.0}, epoch(2) | {ENDED: 20.0}],
+        "b": [epoch(1) | {ENDED: 30.0}],
+        "from before": [epoch(1)],
+    }
+    assert [(name, one["epoch"]) for name, one in in_order(histories)] == [
+        ("from before", 1),
+        ("b", 1),
+        ("a", 1),
+        ("a", 2),
+    ]
 
 
 def test_the_places_of_stopped_distributed_trials_are_handed_to_one_that_starts_each_once(tmp_path):
@@ -231,7 +336,7 @@ def test_what_a_trial_lost_for_good_was_writing_is_taken_away(tmp_path):
     sweep = make_sweep(tmp_path, [])
     folder = sweep.run.folder / "trials" / begin(sweep)
     for kept in ("last/model.safetensors", "pictures/epoch-0001.png", "epochs.jsonl"):
-        trial.write_atomic(folder / kept, b"x")
+        files.atomic_write(folder / kept, b"x")
     before = sorted(folder.rglob("*"))
     for half in ("best.draft/model.safetensors", "pictures/epoch-0002.png.tmp", "epochs.jsonl.tmp"):
         (folder / half).parent.mkdir(exist_ok=True)
@@ -241,11 +346,11 @@ def test_what_a_trial_lost_for_good_was_writing_is_taken_away(tmp_path):
 
 
 def test_a_run_whose_report_was_not_written_yet_has_not_finished(tmp_path):
-    run = runs.Run(tmp_path, "sweep")
+    run = run_module.Run(tmp_path, "sweep")
     run.update(state="done", concluded=False)
-    assert not runs.Run(tmp_path, "sweep").finished
+    assert not run_module.Run(tmp_path, "sweep").finished
     run.update(concluded=True)
-    assert runs.Run(tmp_path, "sweep").finished
+    assert run_module.Run(tmp_path, "sweep").finished
 
 
 def test_mlflow_hears_of_an_end_before_the_ledger_does(tmp_path):
@@ -259,11 +364,15 @@ def test_mlflow_hears_of_an_end_before_the_ledger_does(tmp_path):
     sweep.run.append = lost
     with pytest.raises(KeyboardInterrupt):
         sweep.heard(name, epoch(4))
-    assert sweep.tracker.runs[name]["status"] == "FINISHED" and begin(make_sweep(tmp_path, [])) == name
+    assert (
+        sweep.tracker.runs[name]["status"] == "FINISHED" and begin(make_sweep(tmp_path, [])) == name
+    )
 
 
 @pytest.mark.parametrize("file", ["ledger.jsonl", "trial.json"])
-def test_a_disk_that_takes_nothing_of_the_driver_ends_the_sweep_and_the_next_command_goes_on(tmp_path, monkeypatch, file):
+def test_a_disk_that_takes_nothing_of_the_driver_ends_the_sweep_and_the_next_command_goes_on(
+    tmp_path, monkeypatch, file
+):
     """Raised where Tune calls, it would come out as a traceback."""
 
     def full(*_):
@@ -272,7 +381,14 @@ def test_a_disk_that_takes_nothing_of_the_driver_ends_the_sweep_and_the_next_com
     sweep = make_sweep(tmp_path, [])
     name = begin(sweep)
     with monkeypatch.context() as patch:
-        patch.setattr(*((sweep.run, "append") if file == "ledger.jsonl" else ("orchestrator.trial.write_atomic",)), full)
+        patch.setattr(
+            *(
+                (sweep.run, "append")
+                if file == "ledger.jsonl"
+                else ("orchestrator.utils.files.atomic_write",)
+            ),
+            full,
+        )
         if file == "ledger.jsonl":
             assert sweep.heard(name, epoch(4)) == ("done", "")
         assert sweep.next_config() is None and sweep.next_config() is None
@@ -283,8 +399,8 @@ def test_a_disk_that_takes_nothing_of_the_driver_ends_the_sweep_and_the_next_com
 
 def test_what_a_killed_driver_had_spent_is_known_to_the_next(tmp_path, monkeypatch):
     now = [1000.0]
-    monkeypatch.setattr("orchestrator.driver.time.monotonic", lambda: now[0])
-    monkeypatch.setattr("orchestrator.driver.time.time", lambda: now[0])
+    monkeypatch.setattr("orchestrator.sweep.driver.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("orchestrator.sweep.driver.time.time", lambda: now[0])
     sweep = make_sweep(tmp_path, [])
     begin(sweep)
     now[0] += 100
@@ -292,8 +408,12 @@ def test_what_a_killed_driver_had_spent_is_known_to_the_next(tmp_path, monkeypat
     assert make_sweep(tmp_path, []).meter.spent() == {"seconds": 100, "trial_seconds": 100}
 
 
-@pytest.mark.parametrize("ticks", [0, 2], ids=["just before an epoch is heard", "in the middle of one"])
-def test_an_interrupted_sweep_says_so_starts_nothing_more_ends_trials_at_their_epoch_and_loses_nothing(tmp_path, ticks):
+@pytest.mark.parametrize(
+    "ticks", [0, 2], ids=["just before an epoch is heard", "in the middle of one"]
+)
+def test_an_interrupted_sweep_says_so_starts_nothing_more_ends_trials_at_their_epoch_and_loses_nothing(
+    tmp_path, ticks
+):
     said = []
     sweep = make_sweep(tmp_path, said)
     first, second = begin(sweep), begin(sweep)
@@ -301,9 +421,11 @@ def test_an_interrupted_sweep_says_so_starts_nothing_more_ends_trials_at_their_e
     sweep.interrupt()
     for _ in range(ticks):
         sweep.tick()
-    assert said.count(interrupts.ASKED) == min(ticks, 1)
-    assert sweep.heard(first, epoch(2)) == ("stopped", "interrupt") and sweep.heard(second, epoch(4)) == ("done", "")
-    assert said.count(interrupts.ASKED) == 1
+    assert said.count(signals.INTERRUPTED) == min(ticks, 1)
+    assert sweep.heard(first, epoch(2)) == ("stopped", "interrupt") and sweep.heard(
+        second, epoch(4)
+    ) == ("done", "")
+    assert said.count(signals.INTERRUPTED) == 1
     sweep.died(first, "stopped before its last epoch")  # as Tune tells of it
     assert sweep.next_config() is None and not sweep.plan.done
     assert [(r["trial"], r["state"]) for r in sweep.run.ledger()] == [(second, "done")]

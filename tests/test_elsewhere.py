@@ -15,9 +15,11 @@ from s3 import KEYS, Line, objects
 from staging import ROOT, Machines, Stage, assert_nothing_left, wait_for
 from test_population import PBT_OF_THREE
 
-from aml import checkpoint
-from orchestrator import checkpoints, generations, runs
-from orchestrator.config import storage_root
+from aml.training import checkpoint
+from orchestrator.search import generations
+from orchestrator.storage import run as run_module
+from orchestrator.storage.paths import storage_root
+from orchestrator.tracking import resolve
 
 pytestmark = pytest.mark.fault
 
@@ -49,16 +51,21 @@ def table(run) -> dict:
         return {k: v for k, v in epoch.items() if k.split("/")[0] not in ("time", "mem")}
 
     facts = ("arm", "stage", "seed", "overrides", "state", "stopped_by", "epochs")
-    return {r["trial"]: {k: r[k] for k in facts} | {"history": [of_training(e) for e in r["history"]]} for r in run.ledger()}
+    return {
+        r["trial"]: {k: r[k] for k in facts} | {"history": [of_training(e) for e in r["history"]]}
+        for r in run.ledger()
+    }
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, ray_session):
     folder = tmp_path_factory.mktemp("undisturbed")
     (folder / "tiny.yaml").write_text(CONFIG)
-    code, text = ray_session(["sweep", str(folder / "tiny.yaml"), f"storage.root={folder}", "tracking.uri=none"])
+    code, text = ray_session(
+        ["sweep", str(folder / "tiny.yaml"), f"storage.root={folder}", "tracking.uri=none"]
+    )
     assert code == 0, text
-    return runs.listing(folder)[0]
+    return run_module.list_runs(folder)[0]
 
 
 @pytest.fixture(scope="module")
@@ -91,18 +98,33 @@ def delivered(bucket) -> tuple[list[str], dict[str, list[str]]]:
         try:
             manifest = json.loads(bucket.get(f"{prefix}/{kind}.manifest.json"))
             pieces = manifest[name]["pieces"] if name in manifest else []
-            return b"".join(bucket.get(f"{prefix}/objects/{sha}") for sha in pieces).decode().splitlines()
+            return (
+                b"".join(bucket.get(f"{prefix}/objects/{sha}") for sha in pieces)
+                .decode()
+                .splitlines()
+            )
         except ClientError:  # replaced meanwhile: the next look
             return []
 
     names = [key.rpartition("/") for key in objects(bucket) if key.endswith(".manifest.json")]
-    ledger = [line for prefix, _, name in names if name.startswith("driver") for line in lines(prefix, "driver", "ledger.jsonl")]
-    epochs = {prefix.rpartition("/")[2]: lines(prefix, "trial", "epochs.jsonl") for prefix, _, name in names if name.startswith("trial")}
+    ledger = [
+        line
+        for prefix, _, name in names
+        if name.startswith("driver")
+        for line in lines(prefix, "driver", "ledger.jsonl")
+    ]
+    epochs = {
+        prefix.rpartition("/")[2]: lines(prefix, "trial", "epochs.jsonl")
+        for prefix, _, name in names
+        if name.startswith("trial")
+    }
     over = {json.loads(line)["trial"] for line in ledger}
     return ledger, {trial: found for trial, found in epochs.items() if trial not in over}
 
 
-def test_a_sweep_whose_machine_is_lost_goes_on_on_another(undisturbed, stage, command, bucket, tmp_path, monkeypatch):
+def test_a_sweep_whose_machine_is_lost_goes_on_on_another(
+    undisturbed, stage, command, bucket, tmp_path, monkeypatch
+):
     process, log = command("a", "sweep", "tracking.uri=none")
 
     def in_the_middle() -> bool:
@@ -116,16 +138,23 @@ def test_a_sweep_whose_machine_is_lost_goes_on_on_another(undisturbed, stage, co
     ledger, under_way = delivered(bucket)
     process, log = command("b", "sweep", "tracking.uri=none")
     assert process.wait(timeout=500) == 0, log.read_text()
-    assert f"continuing {undisturbed.name}" in log.read_text() and f": {len(ledger)} trials have finished" in log.read_text()
+    assert (
+        f"continuing {undisturbed.name}" in log.read_text()
+        and f": {len(ledger)} trials have finished" in log.read_text()
+    )
     monkeypatch.setenv("AMLRIS_HOME", bucket.uri)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "c"))
-    (run,) = runs.listing(storage_root())
+    (run,) = run_module.list_runs(storage_root())
     lines = (run.folder / "ledger.jsonl").read_text().splitlines()
-    assert lines[: len(ledger)] == ledger and len(lines) == len(undisturbed.ledger()), "no finished trial ran twice"
+    assert lines[: len(ledger)] == ledger and len(lines) == len(undisturbed.ledger()), (
+        "no finished trial ran twice"
+    )
     assert table(run) == table(undisturbed)
     records = {r["trial"]: r["history"] for r in run.ledger()}
     for trial, found in under_way.items():  # an epoch that ran again would have taken another time
-        assert [e["time/epoch_s"] for e in records[trial][: len(found)]] == [json.loads(line)["time/epoch_s"] for line in found]
+        assert [e["time/epoch_s"] for e in records[trial][: len(found)]] == [
+            json.loads(line)["time/epoch_s"] for line in found
+        ]
 
 
 def test_a_bucket_that_is_slow_and_silent_and_then_away_to_the_end_holds_up_nothing_and_gets_everything(
@@ -135,14 +164,20 @@ def test_a_bucket_that_is_slow_and_silent_and_then_away_to_the_end_holds_up_noth
     line.delay_s = 0.02
 
     def epochs() -> int:
-        return sum(p.read_bytes().count(b"\n") for p in (tmp_path / "a").rglob("trials/*/epochs.jsonl"))
+        return sum(
+            p.read_bytes().count(b"\n") for p in (tmp_path / "a").rglob("trials/*/epochs.jsonl")
+        )
 
-    process, log = command("a", "sweep", "tracking.uri=none", AMLRIS_HOME=line.bucket.uri, AMLRIS_PATIENCE_S="3")
+    process, log = command(
+        "a", "sweep", "tracking.uri=none", AMLRIS_HOME=line.bucket.uri, AMLRIS_PATIENCE_S="3"
+    )
     wait_for(lambda: epochs() >= 3, log=log, process=process)
     line.open.clear()
     before = epochs()
     wait_for(lambda: "could not be delivered" in log.read_text(), log=log, process=process)
-    wait_for(lambda: epochs() > before + EPOCHS, log=log, process=process)  # of trials that began meanwhile
+    wait_for(
+        lambda: epochs() > before + EPOCHS, log=log, process=process
+    )  # of trials that began meanwhile
     had = set(objects(bucket))
     line.open.set()
     wait_for(lambda: set(objects(bucket)) != had, log=log, process=process)
@@ -152,15 +187,22 @@ def test_a_bucket_that_is_slow_and_silent_and_then_away_to_the_end_holds_up_noth
     assert "index.html" in said and "Traceback" not in said, said
     line.open.set()
     process, log = command("a", "sweep", "tracking.uri=none", AMLRIS_HOME=line.bucket.uri)
-    assert process.wait(timeout=300) == 0 and "has finished" in log.read_text(), said + log.read_text()
+    assert process.wait(timeout=300) == 0 and "has finished" in log.read_text(), (
+        said + log.read_text()
+    )
     line.close()
     shutil.rmtree(tmp_path / "a")
     monkeypatch.setenv("AMLRIS_HOME", bucket.uri)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "reader"))
-    (run,) = runs.listing(storage_root())
+    (run,) = run_module.list_runs(storage_root())
     assert run.finished and table(run) == table(undisturbed), log.read_text()
     for record in run.ledger():
-        assert checkpoint.damage(checkpoints.find_checkpoint(f"{run.name}/{record['trial']}", storage_root())) == ""
+        assert (
+            checkpoint.damage(
+                resolve.find_checkpoint(f"{run.name}/{record['trial']}", storage_root())
+            )
+            == ""
+        )
 
 
 @pytest.fixture(scope="module")
@@ -196,18 +238,39 @@ def neighbour(machines, stage):
 def mlflow_server(bucket, tmp_path, unused_port):
     """One that keeps artifacts in the bucket."""
     address = f"http://127.0.0.1:{unused_port}"
-    store = ["--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db", "--artifacts-destination", f"s3://{bucket.name}/team/mlflow", "--workers", "1"]
-    line = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(unused_port), *store]
+    store = [
+        "--backend-store-uri",
+        f"sqlite:///{tmp_path}/mlflow.db",
+        "--artifacts-destination",
+        f"s3://{bucket.name}/team/mlflow",
+        "--workers",
+        "1",
+    ]
+    line = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(unused_port),
+        *store,
+    ]
     with open(tmp_path / "mlflow.log", "w") as log:
         where = os.environ | {"MLFLOW_S3_ENDPOINT_URL": bucket.client.meta.endpoint_url}
-        process = subprocess.Popen(line, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=where)
+        process = subprocess.Popen(
+            line, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=where
+        )
     deadline = time.monotonic() + 120
     while True:
         try:
             urllib.request.urlopen(f"{address}/health", timeout=5)  # noqa: S310 (a local address)
             break
         except OSError:
-            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "mlflow.log").read_text()
+            assert process.poll() is None and time.monotonic() < deadline, (
+                tmp_path / "mlflow.log"
+            ).read_text()
             time.sleep(0.5)
     yield address
     os.killpg(process.pid, signal.SIGKILL)
@@ -223,13 +286,27 @@ def project(tmp_path):
 
 
 def test_a_submitted_sweep_that_loses_a_node_ends_with_the_table_of_an_undisturbed_one(
-    undisturbed, stage, project, bucket, tmp_path, monkeypatch, machines, second, neighbour, mlflow_server
+    undisturbed,
+    stage,
+    project,
+    bucket,
+    tmp_path,
+    monkeypatch,
+    machines,
+    second,
+    neighbour,
+    mlflow_server,
 ):
     job = ["--follow", "--env", "MLFLOW_TRACKING_URI", "sweep", "tiny.yaml"]
-    process, log = machines.submit(*job, cwd=project, AMLRIS_HOME=bucket.uri, MLFLOW_TRACKING_URI=mlflow_server)
+    process, log = machines.submit(
+        *job, cwd=project, AMLRIS_HOME=bucket.uri, MLFLOW_TRACKING_URI=mlflow_server
+    )
 
     def on_the_second() -> dict[str, int]:
-        return {p.parent.name: p.read_bytes().count(b"\n") for p in second.rglob("trials/*/epochs.jsonl")}
+        return {
+            p.parent.name: p.read_bytes().count(b"\n")
+            for p in second.rglob("trials/*/epochs.jsonl")
+        }
 
     wait_for(lambda: any(n >= 3 for n in on_the_second().values()), log=log, process=process)
     neighbour.kill()  # from now on the head can train, too
@@ -239,9 +316,11 @@ def test_a_submitted_sweep_that_loses_a_node_ends_with_the_table_of_an_undisturb
     assert process.wait(timeout=500) == 0, log.read_text()
     monkeypatch.setenv("AMLRIS_HOME", bucket.uri)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "reader"))
-    (run,) = runs.listing(storage_root())
+    (run,) = run_module.list_runs(storage_root())
     assert run.finished and table(run) == table(undisturbed), log.read_text()
-    assert any(n < EPOCHS for n in lost.values()) and len(run.ledger()) == len((run.folder / "ledger.jsonl").read_text().splitlines())
+    assert any(n < EPOCHS for n in lost.values()) and len(run.ledger()) == len(
+        (run.folder / "ledger.jsonl").read_text().splitlines()
+    )
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(mlflow_server)
@@ -249,40 +328,74 @@ def test_a_submitted_sweep_that_loses_a_node_ends_with_the_table_of_an_undisturb
     every = client.search_runs([experiment.experiment_id])
     assert [r.info.status for r in every] == ["FINISHED"] * 5
     for found in (r for r in every if "trial_id" in r.data.tags):
-        assert [m.step for m in client.get_metric_history(found.info.run_id, "val/mIoU")] == list(range(1, EPOCHS + 1))
-        assert any(a.path.endswith(".png") for a in client.list_artifacts(found.info.run_id, "pictures"))
+        assert [m.step for m in client.get_metric_history(found.info.run_id, "val/mIoU")] == list(
+            range(1, EPOCHS + 1)
+        )
+        assert any(
+            a.path.endswith(".png") for a in client.list_artifacts(found.info.run_id, "pictures")
+        )
     kept = [key for key in objects(bucket) if key.startswith("mlflow/")]
-    assert sum(key.endswith(".png") for key in kept) == 4 and any(key.endswith("index.html") for key in kept)
+    assert sum(key.endswith(".png") for key in kept) == 4 and any(
+        key.endswith("index.html") for key in kept
+    )
     assert any(key.endswith("model.safetensors") for key in kept), "the registered champion"
     assert_nothing_left(stage, tmp_path, machines)
 
 
-def test_a_training_on_two_nodes_is_heard_by_its_driver_and_read_elsewhere(command, bucket, tmp_path, monkeypatch, machines, second):
+def test_a_training_on_two_nodes_is_heard_by_its_driver_and_read_elsewhere(
+    command, bucket, tmp_path, monkeypatch, machines, second
+):
     few = ["tracking.uri=none", "resources.workers=2", "train.epochs=3"]
-    process, log = command("driver", "train", *few, RAY_ADDRESS=machines.address)  # none of the workers sees the driver's folder
+    process, log = command(
+        "driver", "train", *few, RAY_ADDRESS=machines.address
+    )  # none of the workers sees the driver's folder
     assert process.wait(timeout=500) == 0, log.read_text()
     assert [f"epoch {n}/3 " in log.read_text() for n in (1, 2, 3)] == [True] * 3
     monkeypatch.setenv("AMLRIS_HOME", bucket.uri)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "reader"))
-    (run,) = runs.listing(storage_root())
+    (run,) = run_module.list_runs(storage_root())
     assert run.finished and [e["epoch"] for e in run.state["history"]] == [1, 2, 3]
-    folder = checkpoints.find_checkpoint("tiny", storage_root())
+    folder = resolve.find_checkpoint("tiny", storage_root())
     assert folder.name == "best" and checkpoint.damage(folder) == ""
-    assert not list((tmp_path / "driver").rglob("state.pt")), "what only training needs stays away from the driver"
+    assert not list((tmp_path / "driver").rglob("state.pt")), (
+        "what only training needs stays away from the driver"
+    )
 
 
-def test_a_population_in_a_bucket_is_the_one_of_a_folder(ray_session, command, bucket, tmp_path, monkeypatch, machines, second):
-    settings = ["tracking.uri=none", "train.epochs=3", "search.metric=train/loss", "search.mode=min", *PBT_OF_THREE]
+def test_a_population_in_a_bucket_is_the_one_of_a_folder(
+    ray_session, command, bucket, tmp_path, monkeypatch, machines, second
+):
+    settings = [
+        "tracking.uri=none",
+        "train.epochs=3",
+        "search.metric=train/loss",
+        "search.mode=min",
+        *PBT_OF_THREE,
+    ]
     (tmp_path / "local.yaml").write_text(CONFIG)
-    code, text = ray_session(["sweep", str(tmp_path / "local.yaml"), f"storage.root={tmp_path / 'local'}", *settings])
+    code, text = ray_session(
+        ["sweep", str(tmp_path / "local.yaml"), f"storage.root={tmp_path / 'local'}", *settings]
+    )
     assert code == 0, text
     process, log = command("driver", "sweep", *settings, RAY_ADDRESS=machines.address)
     assert process.wait(timeout=500) == 0, log.read_text()
-    assert not list((tmp_path / "driver").rglob("state.pt")), "what members go on from is on their nodes and in the bucket alone"
+    assert not list((tmp_path / "driver").rglob("state.pt")), (
+        "what members go on from is on their nodes and in the bucket alone"
+    )
     monkeypatch.setenv("AMLRIS_HOME", bucket.uri)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "reader"))
-    (here,), (there,) = runs.listing(tmp_path / "local"), runs.listing(storage_root())
+    (here,), (there,) = (
+        run_module.list_runs(tmp_path / "local"),
+        run_module.list_runs(storage_root()),
+    )
     assert table(there) == table(here), log.read_text()
-    assert {r["trial"]: r.get("path") for r in there.ledger()} == {r["trial"]: r.get("path") for r in here.ledger()}
-    decisions = [(run.folder / generations.FILE).read_text() for run in (here, runs.find(storage_root(), there.name))]
-    assert decisions[0] == decisions[1] and all(json.loads(line)["moves"] for line in decisions[0].splitlines())
+    assert {r["trial"]: r.get("path") for r in there.ledger()} == {
+        r["trial"]: r.get("path") for r in here.ledger()
+    }
+    decisions = [
+        (run.folder / generations.FILE).read_text()
+        for run in (here, run_module.find_run(storage_root(), there.name))
+    ]
+    assert decisions[0] == decisions[1] and all(
+        json.loads(line)["moves"] for line in decisions[0].splitlines()
+    )

@@ -11,11 +11,12 @@ from conftest import SIZE
 from stores import save_model, write_store
 from test_evaluate import read_rows
 
-from aml import data, decode, inference, refer
+from aml.data import dataset, decode, refer, refer_counts, rle
 from aml.errors import UserError
-from aml.learner import scored
+from aml.inference import segmenter
 from aml.metrics import THRESHOLDS, Sums, called_empty, score_masks
-from orchestrator import evaluate
+from aml.training.scoring import score_batch
+from orchestrator.evaluation import baselines, command
 
 
 def sentence(number, text):
@@ -28,9 +29,22 @@ def grefs(rows):
         ids = [o["ann_id"] for o in row["objects"]]
         named = [[ids[0]], ids[:2], [-1], -1 if k % 2 else ids[1]]
         for j, ann_id in enumerate(named):
-            texts = [sentence(100 * k + 10 * j, "the thing"), sentence(100 * k + 10 * j + 1, "both of them")]
-            about = {"file_name": "no_file.jpg", "category_id": [1] * 2, "image_id": row["image_id"], "split": ("val", "train")[k % 2]}
-            yield {"ref_id": 10 * k + j, "ann_id": ann_id, "sentences": texts, "sent_ids": [t["sent_id"] for t in texts]} | about
+            texts = [
+                sentence(100 * k + 10 * j, "the thing"),
+                sentence(100 * k + 10 * j + 1, "both of them"),
+            ]
+            about = {
+                "file_name": "no_file.jpg",
+                "category_id": [1] * 2,
+                "image_id": row["image_id"],
+                "split": ("val", "train")[k % 2],
+            }
+            yield {
+                "ref_id": 10 * k + j,
+                "ann_id": ann_id,
+                "sentences": texts,
+                "sent_ids": [t["sent_id"] for t in texts],
+            } | about
 
 
 @pytest.fixture
@@ -61,9 +75,14 @@ def test_refs_name_several_objects_or_none(folder, scenes, rows):
     assert [row["image_id"] for row in found] == [row["image_id"] for row in rows[:8]]
     for k, row in enumerate(found):
         ids = [o["ann_id"] for o in row["objects"]]
-        assert [refer.targets(ref) for ref in row["refs"]] == [ids[:1], ids[:2], [], [] if k % 2 else [ids[1]]]
+        assert [refer_counts.targets_of(ref) for ref in row["refs"]] == [
+            ids[:1],
+            ids[:2],
+            [],
+            [] if k % 2 else [ids[1]],
+        ]
         assert [ref["no_target"] for ref in row["refs"]] == [False, False, True, bool(k % 2)]
-    counts = refer.split_counts(found)
+    counts = refer_counts.split_counts(found)
     assert counts == {
         "train": {"refs": 16, "sentences": 32, "images": 4, "no_target": 16},
         "val": {"refs": 16, "sentences": 32, "images": 4, "no_target": 8},
@@ -73,17 +92,23 @@ def test_refs_name_several_objects_or_none(folder, scenes, rows):
 def test_the_mask_is_the_union_of_what_is_named(folder, scenes):
     row = read(folder, scenes)[0]
     size = row["height"], row["width"]
-    masks = [decode.rasterise(refer.referent(row, ref), *size).astype(bool) for ref in row["refs"]]
+    masks = [decode.rasterise(rle.referent(row, ref), *size).astype(bool) for ref in row["refs"]]
     objects = [decode.rasterise(o["rle"], *size).astype(bool) for o in row["objects"]]
-    assert np.array_equal(masks[0], objects[0]) and np.array_equal(masks[1], objects[0] | objects[1])
+    assert np.array_equal(masks[0], objects[0]) and np.array_equal(
+        masks[1], objects[0] | objects[1]
+    )
     assert masks[2].shape == size and not masks[2].any()
 
 
 def test_a_crowd_among_several_objects_is_left_out_and_a_crowd_alone_is_kept(folder, scenes, rows):
     first, second = (o["ann_id"] for o in rows[0]["objects"][:2])
-    edit(folder, "instances.json", lambda d: [a.update(iscrowd=1) for a in d["annotations"] if a["id"] == second])
+    edit(
+        folder,
+        "instances.json",
+        lambda d: [a.update(iscrowd=1) for a in d["annotations"] if a["id"] == second],
+    )
     row = read(folder, scenes)[0]
-    assert [refer.targets(ref) for ref in row["refs"]] == [[first], [first], [], [second]]
+    assert [refer_counts.targets_of(ref) for ref in row["refs"]] == [[first], [first], [], [second]]
 
 
 @pytest.mark.parametrize(
@@ -122,10 +147,23 @@ def reference(predictions, truths, absent):
         i, u = (0 if empty[-1] else (p & t).sum()), (0 if nothing and empty[-1] else (p | t).sum())
         ious.append(float(nothing and empty[-1]) if u == 0 else i / u)
         both, either = both + i, either + u
-    hits = {f"P@0.{x // 10}": np.mean([iou * 100 >= x for iou, nothing in zip(ious, absent, strict=True) if not nothing]) for x in THRESHOLDS}
-    of = {nothing: np.mean([e == nothing for e, a in zip(empty, absent, strict=True) if a == nothing]) for nothing in (True, False)}
+    hits = {
+        f"P@0.{x // 10}": np.mean(
+            [iou * 100 >= x for iou, nothing in zip(ious, absent, strict=True) if not nothing]
+        )
+        for x in THRESHOLDS
+    }
+    of = {
+        nothing: np.mean([e == nothing for e, a in zip(empty, absent, strict=True) if a == nothing])
+        for nothing in (True, False)
+    }
     found = {"mIoU": np.mean(ious), "oIoU": both / either, **hits, "n": len(ious)}
-    return found | {"gIoU": found["mIoU"], "cIoU": found["oIoU"], "N-acc": of[True], "T-acc": of[False]}
+    return found | {
+        "gIoU": found["mIoU"],
+        "cIoU": found["oIoU"],
+        "N-acc": of[True],
+        "T-acc": of[False],
+    }
 
 
 def test_scores_equal_the_definitions_over_any_batches():
@@ -134,11 +172,16 @@ def test_scores_equal_the_definitions_over_any_batches():
     predictions = truths ^ (rng.random((90, 80, 80)) < 0.4 * rng.random((90, 1, 1)))
     absent = rng.random(90) < 0.4
     truths[absent] = False
-    for k in range(0, 90, 3):  # from 0 to a few pixels, around the least that is no longer called empty: 50 * 80 * 80 / 480 / 480 = 1.4
+    for k in range(
+        0, 90, 3
+    ):  # from 0 to a few pixels, around the least that is no longer called empty: 50 * 80 * 80 / 480 / 480 = 1.4
         predictions[k] = False
         predictions[k].flat[rng.permutation(6400)[: k % 4]] = True
     p, t, a = (torch.from_numpy(x) for x in (predictions, truths, absent))
-    parts = [score_masks(*some, no_target=nothing) for *some, nothing in zip(p.split(7), t.split(7), a.split(7), strict=True)]
+    parts = [
+        score_masks(*some, no_target=nothing)
+        for *some, nothing in zip(p.split(7), t.split(7), a.split(7), strict=True)
+    ]
     assert [Sums.from_tensor(s.to_tensor()) for s in parts] == parts
     expected = reference(predictions, truths, absent)
     assert 0 < expected["N-acc"] < 1 and 0 < expected["T-acc"] < 1
@@ -155,12 +198,23 @@ def test_by_hand():
     """480 x 480: a target called empty, one found, a no-target sentence called empty, one answered with 100 pixels."""
     truths, predictions = torch.zeros(2, 4, 480, 480, dtype=torch.bool)
     truths[:2, 0, :160] = True
-    predictions[0, 0, :49] = predictions[1, 0, :80] = predictions[2, 5, :49] = predictions[3, 5, :100] = True
-    scores = score_masks(predictions, truths, no_target=torch.tensor([False, False, True, True])).scores()
+    predictions[0, 0, :49] = predictions[1, 0, :80] = predictions[2, 5, :49] = predictions[
+        3, 5, :100
+    ] = True
+    scores = score_masks(
+        predictions, truths, no_target=torch.tensor([False, False, True, True])
+    ).scores()
     assert scores["gIoU"] == scores["mIoU"] == (0 + 0.5 + 1 + 0) / 4 and scores["n"] == 4
     assert scores["cIoU"] == 80 / (160 + 160 + 0 + 100)
-    assert (scores["P@0.5"], scores["P@0.6"], scores["N-acc"], scores["T-acc"]) == (0.5, 0, 0.5, 0.5)
-    plain = score_masks(predictions[:2], truths[:2]).scores()  # no such expressions in the split: the rule is not applied
+    assert (scores["P@0.5"], scores["P@0.6"], scores["N-acc"], scores["T-acc"]) == (
+        0.5,
+        0,
+        0.5,
+        0.5,
+    )
+    plain = score_masks(
+        predictions[:2], truths[:2]
+    ).scores()  # no such expressions in the split: the rule is not applied
     assert plain["oIoU"] == (49 + 80) / 320 and "N-acc" not in plain
 
 
@@ -173,14 +227,22 @@ def store(folder, scenes, tmp_path):
 
 
 def test_batches_say_which_expressions_name_nothing(folder, scenes, make_model):
-    decoded = [decode.decode_row(row | {"jpeg": Path(row["path"]).read_bytes()}, SIZE) for row in read(folder, scenes)]
-    items, model = data.Items([decode.block_of(decoded)], "val", size=SIZE, unit="sentence"), make_model()
+    decoded = [
+        decode.decode_row(row | {"jpeg": Path(row["path"]).read_bytes()}, SIZE)
+        for row in read(folder, scenes)
+    ]
+    items, model = (
+        dataset.Items([decode.rows_of_block(decoded)], "val", size=SIZE, unit="sentence"),
+        make_model(),
+    )
     batch = items.batch(np.arange(len(items)), model)
     assert batch.generalised and batch.no_target.sum() == 8
     assert torch.equal(batch.no_target, ~batch.mask.flatten(1).any(1))
     logits = torch.where(batch.mask, 1.0, -1.0)
-    assert scored(logits, batch, 0.5).scores() == reference(batch.mask.numpy(), batch.mask.numpy(), batch.no_target.numpy())
-    assert scored(-logits, batch, 0.5).scores()["N-acc"] == 0
+    assert score_batch(logits, batch, 0.5).scores() == reference(
+        batch.mask.numpy(), batch.mask.numpy(), batch.no_target.numpy()
+    )
+    assert score_batch(-logits, batch, 0.5).scores()["N-acc"] == 0
 
 
 @pytest.mark.parametrize("protocol", ["square", "original"])
@@ -193,14 +255,21 @@ def test_scores_follow_from_the_rows(store, rows, tmp_path, protocol, monkeypatc
             out[k].flatten()[: (0, 40, 1024)[int(images[picture].sum()) % 3]] = 9.0
         return iter([out])
 
-    monkeypatch.setattr(inference.Segmenter, "answers", answers)
-    got = evaluate.evaluate(
-        save_model(tmp_path / "model", refer.vocabulary(rows)), store, ["val"], protocol=protocol, out=tmp_path / "out", say=lambda _: None
+    monkeypatch.setattr(segmenter.Segmenter, "answers", answers)
+    got = command.evaluate_checkpoint(
+        save_model(tmp_path / "model", refer_counts.vocabulary(rows)),
+        store,
+        ["val"],
+        protocol=protocol,
+        out=tmp_path / "out",
+        say=lambda _: None,
     )["val"]
     found = read_rows(tmp_path / "out")
     nothing, something = ([r for r in found if r["no_target"] == flag] for flag in (True, False))
     assert len(nothing) == 8 and len(something) == 24 and all(r["gt_pixels"] == 0 for r in nothing)
-    assert got["N-acc"] == np.mean([r["called_empty"] for r in nothing]) and got["T-acc"] == np.mean([not r["called_empty"] for r in something])
+    assert got["N-acc"] == np.mean([r["called_empty"] for r in nothing]) and got[
+        "T-acc"
+    ] == np.mean([not r["called_empty"] for r in something])
     assert all(r["union"] == (0 if r["called_empty"] else r["pred_pixels"]) for r in nothing)
     assert all(r["intersection"] == 0 for r in found if r["called_empty"])
     ious = [r["intersection"] / r["union"] if r["union"] else float(r["no_target"]) for r in found]
@@ -210,24 +279,49 @@ def test_scores_follow_from_the_rows(store, rows, tmp_path, protocol, monkeypatc
 
 
 def test_baselines_count_sentences_without_a_target(store, rows, tmp_path):
-    from orchestrator import shards
+    from orchestrator.data import shards as shards_module
 
-    decoded = [decode.decode_row(row, 32) for row in shards.read(store, shards.index(store, ["val"]))]
-    items = data.Items([decode.block_of(decoded)], "val", size=32, unit="sentence")
-    got = evaluate.baselines(save_model(tmp_path / "model", refer.vocabulary(rows)), items)
+    decoded = [
+        decode.decode_row(row, 32)
+        for row in shards_module.read_rows(store, shards_module.picture_places(store, ["val"]))
+    ]
+    items = dataset.Items([decode.rows_of_block(decoded)], "val", size=32, unit="sentence")
+    got = baselines.score_baselines(
+        save_model(tmp_path / "model", refer_counts.vocabulary(rows)), items
+    )
     assert got["n"] == got["random_object"]["n"] == 32
-    assert got["wrong_sentence"]["n"] == 24  # another referent's sentence exists for those that name one
+    assert (
+        got["wrong_sentence"]["n"] == 24
+    )  # another referent's sentence exists for those that name one
     assert 0 < got["random_object"]["mIoU"] < 24 / 32  # an object is never nothing
 
 
 def test_the_command_converts_it(folder, scenes, ray_session, tmp_path):
-    from orchestrator import shards
+    from orchestrator.data import shards as shards_module
+    from orchestrator.storage import filesystem
 
     out = tmp_path / "out"
-    arguments = ["--refer-root", str(folder), "--images", str(scenes / "images"), "--dataset", "grefcoco", "--out", str(out), "--json"]
+    arguments = [
+        "--refer-root",
+        str(folder),
+        "--images",
+        str(scenes / "images"),
+        "--dataset",
+        "grefcoco",
+        "--out",
+        str(out),
+        "--json",
+    ]
     code, text = ray_session(["shard", *arguments])
     assert code == 0, text
-    assert "8 sentences without a target" in text and json.loads(text.splitlines()[-1])["splits"]["val"]["no_target"] == 8
-    store, rows = shards.Store(out), read(folder, scenes)
-    assert list(shards.read(store, shards.index(store, ["train", "val"]), jpeg=False)) == [{k: v for k, v in r.items() if k != "path"} for r in rows]
-    assert shards.verify(store)["splits"] == refer.split_counts(rows)
+    assert (
+        "8 sentences without a target" in text
+        and json.loads(text.splitlines()[-1])["splits"]["val"]["no_target"] == 8
+    )
+    store, rows = filesystem.Filesystem(out), read(folder, scenes)
+    assert list(
+        shards_module.read_rows(
+            store, shards_module.picture_places(store, ["train", "val"]), jpeg=False
+        )
+    ) == [{k: v for k, v in r.items() if k != "path"} for r in rows]
+    assert shards_module.verify_shards(store)["splits"] == refer_counts.split_counts(rows)

@@ -4,10 +4,10 @@ import re
 
 import pytest
 
+from aml.data.refer_counts import split_counts
 from aml.errors import UserError
-from aml.refer import split_counts
-from orchestrator import inspect
-from orchestrator.config import from_dict
+from orchestrator.config.schema import from_dict
+from orchestrator.evaluation import data_page, masking_preview
 
 SIZE = 32
 
@@ -23,7 +23,9 @@ def experiment(data, **aml):
 
 
 def text_of(page):
-    return " ".join(re.sub(r"<style>.*?</style>|<[^>]+>", " ", page.read_text(), flags=re.S).split())
+    return " ".join(
+        re.sub(r"<style>.*?</style>|<[^>]+>", " ", page.read_text(), flags=re.S).split()
+    )
 
 
 @pytest.mark.parametrize(
@@ -37,34 +39,61 @@ def text_of(page):
     ],
 )
 def test_the_preview_page_shows_pictures_and_realised_shares(data, tmp_path, aml, says):
-    page = inspect.preview(experiment(data, **aml), 3, tmp_path / "page.html", say=lambda _: None)
+    page = masking_preview.preview_masks(
+        experiment(data, **aml), 3, tmp_path / "page.html", say=lambda _: None
+    )
     text = text_of(page)
     assert says in text
     assert ("alignment is noise" in text) == (aml.get("mode") != "off")
-    assert page.read_text().count('<section class="item">') == 3 and text.count("hidden of the target") == 3
+    assert (
+        page.read_text().count('<section class="item">') == 3
+        and text.count("hidden of the target") == 3
+    )
     assert not re.search(r'((src|href)="|url\()(?!data:)', page.read_text())
 
 
 def test_the_preview_of_a_trained_model_does_not_call_it_noise(data, tmp_path):
-    text = text_of(inspect.preview(experiment(data), 2, tmp_path / "page.html", init=data.checkpoint, say=lambda _: None))
+    text = text_of(
+        masking_preview.preview_masks(
+            experiment(data), 2, tmp_path / "page.html", init=data.checkpoint, say=lambda _: None
+        )
+    )
     assert "noise" not in text and "trained: " in text
     with pytest.raises(UserError, match="set data.size=32"):
-        inspect.preview(experiment(data).with_overrides({"data.size": 64}), 2, tmp_path / "page.html", init=data.checkpoint, say=lambda _: None)
+        masking_preview.preview_masks(
+            experiment(data).with_overrides({"data.size": 64}),
+            2,
+            tmp_path / "page.html",
+            init=data.checkpoint,
+            say=lambda _: None,
+        )
 
 
 def test_the_data_page_counts_the_split(data, tmp_path):
-    page = inspect.show(data.store, "val", 2, tmp_path / "page.html")
+    page = data_page.show_data(data.store, "val", 2, tmp_path / "page.html")
     counts, text = split_counts(data.rows)["val"], text_of(page)
-    assert f"pictures {counts['images']}, median" in text and f"sentences {counts['sentences']}," in text and f"refs {counts['refs']}," in text
+    assert (
+        f"pictures {counts['images']}, median" in text
+        and f"sentences {counts['sentences']}," in text
+        and f"refs {counts['refs']}," in text
+    )
     shown = re.findall(r"image (\d+)", text)
     assert len(shown) == 2 == page.read_text().count("<img ")
     for row in data.rows:
         if str(row["image_id"]) in shown:
-            assert all(s["sent"] in text for ref in row["refs"] if ref["split"] == "val" for s in ref["sentences"])
+            assert all(
+                s["sent"] in text
+                for ref in row["refs"]
+                if ref["split"] == "val"
+                for s in ref["sentences"]
+            )
 
 
 def test_pages_refuse_what_cannot_be_shown(data, tmp_path):
-    for call in (lambda: inspect.show(data.store, "tset", 2, tmp_path / "p.html"), lambda: inspect.show(data.store, "val", 0, tmp_path / "p.html")):
+    for call in (
+        lambda: data_page.show_data(data.store, "tset", 2, tmp_path / "p.html"),
+        lambda: data_page.show_data(data.store, "val", 0, tmp_path / "p.html"),
+    ):
         with pytest.raises(UserError, match="no split 'tset'|at least one"):
             call()
     assert not (tmp_path / "p.html").exists()

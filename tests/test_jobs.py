@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import pytest
 
 from aml.errors import UserError
-from orchestrator import jobs
-from orchestrator.cli import main, parameters
+from orchestrator.cli.app import main, parameters
+from orchestrator.cluster import jobs, packaging
+from orchestrator.utils import redaction
 
 YAML = "name: small\ndata: {train: shards}\n"
 
@@ -15,7 +16,14 @@ class Cluster:
     """The part of Ray's JobSubmissionClient that is used, remembering."""
 
     def __init__(self, log=("one\n", "two\n"), status="SUCCEEDED", code=0, breaks=0):
-        self.jobs, self.log, self.status, self.code, self.breaks, self.seen = [], log, status, code, breaks, None
+        self.jobs, self.log, self.status, self.code, self.breaks, self.seen = (
+            [],
+            log,
+            status,
+            code,
+            breaks,
+            None,
+        )
 
     def get_address(self):
         return "http://head:8265"
@@ -34,7 +42,12 @@ class Cluster:
 
     def _job(self, name, entrypoint, status):
         return SimpleNamespace(
-            submission_id=name, entrypoint=entrypoint, status=status, start_time=1.7e12 + len(self.jobs), message="why", driver_exit_code=self.code
+            submission_id=name,
+            entrypoint=entrypoint,
+            status=status,
+            start_time=1.7e12 + len(self.jobs),
+            message="why",
+            driver_exit_code=self.code,
         )
 
     async def tail_job_logs(self, job):
@@ -61,10 +74,24 @@ class Cluster:
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A project with what belongs to a job and what does not; the current folder."""
-    for name in ("aml/a.py", "experiments/x.yaml", "tests/t.py", ".git/HEAD", ".venv/bin/python", "runs/r/ledger.jsonl", "data/d.parquet"):
+    for name in (
+        "aml/a.py",
+        "experiments/x.yaml",
+        "tests/t.py",
+        ".git/HEAD",
+        ".venv/bin/python",
+        "runs/r/ledger.jsonl",
+        "data/d.parquet",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(YAML if name.endswith("yaml") else "x")
-    for name in (".env", "aml/server.pem", "aml/__pycache__/a.pyc", "experiments/results/big.bin", "experiments/data/keep.txt"):
+    for name in (
+        ".env",
+        "aml/server.pem",
+        "aml/__pycache__/a.pyc",
+        "experiments/results/big.bin",
+        "experiments/data/keep.txt",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
     (tmp_path / ".rayignore").write_text("# not for jobs\ntests\nexperiments/results/\n")
@@ -80,8 +107,8 @@ def submit(project, monkeypatch, capsys):
 
     def run(*arguments, cluster=None):
         cluster = cluster or Cluster()
-        monkeypatch.setattr(jobs, "connect", lambda address: cluster)
-        monkeypatch.setattr("orchestrator.cli.project_root", lambda: project)
+        monkeypatch.setattr(jobs, "connect_jobs", lambda address: cluster)
+        monkeypatch.setattr("orchestrator.cli.app.project_root", lambda: project)
         with pytest.raises(SystemExit) as left:
             main(["submit", *arguments])
         shown = capsys.readouterr()
@@ -91,26 +118,46 @@ def submit(project, monkeypatch, capsys):
 
 
 def test_the_package_is_the_project_without_what_a_job_must_not_get(project):
-    packed = jobs.package(project)
-    assert {str(f) for f in packed.files} == {"aml/a.py", "experiments/x.yaml", "experiments/data/keep.txt"}
-    assert {".git", ".venv", "runs", "data", ".env", "tests", "experiments/results", "aml/server.pem"} <= set(packed.left_out)
+    packed = packaging.package_working_dir(project)
+    assert {str(f) for f in packed.files} == {
+        "aml/a.py",
+        "experiments/x.yaml",
+        "experiments/data/keep.txt",
+    }
+    assert {
+        ".git",
+        ".venv",
+        "runs",
+        "data",
+        ".env",
+        "tests",
+        "experiments/results",
+        "aml/server.pem",
+    } <= set(packed.left_out)
     assert packed.size == len(YAML) + 2
 
 
 def test_a_package_that_is_too_large_names_its_largest_folder(project):
     (project / "weights").mkdir()
     (project / "weights" / "w.bin").write_bytes(bytes(3 * 2**20))
-    with pytest.raises(UserError, match=r"3\.0 MB, more than 1 MB; weights alone is 3\.0 MB.*\.rayignore"):
-        jobs.package(project, limit_mb=1)
+    with pytest.raises(
+        UserError, match=r"3\.0 MB, more than 1 MB; weights alone is 3\.0 MB.*\.rayignore"
+    ):
+        packaging.package_working_dir(project, limit_mb=1)
 
 
 def test_this_projects_package_is_small_and_whole():
     from pathlib import Path
 
-    packed = jobs.package(Path(__file__).parents[1])
+    packed = packaging.package_working_dir(Path(__file__).parents[1])
     names = {str(f) for f in packed.files}
     assert packed.size < 2 * 2**20
-    assert {"aml/learner.py", "orchestrator/report.html.j2", "experiments/quickstart.yaml", "pyproject.toml"} <= names
+    assert {
+        "aml/learner.py",
+        "orchestrator/report.html.j2",
+        "experiments/quickstart.yaml",
+        "pyproject.toml",
+    } <= names
     assert not any(n.startswith((".git", ".venv", "tests", "runs")) for n in names)
 
 
@@ -121,13 +168,16 @@ def test_a_job_is_handed_over_and_everything_is_said(submit, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:planted-password@mlflow:5000")
     code, text, cluster = submit("sweep", "experiments/x.yaml", "optim.lr=1e-4")
     assert code == 0
-    assert cluster.jobs[0].entrypoint == "python -m orchestrator sweep experiments/x.yaml optim.lr=1e-4"
+    assert (
+        cluster.jobs[0].entrypoint
+        == "python -m orchestrator sweep experiments/x.yaml optim.lr=1e-4"
+    )
     assert cluster.seen == {"aml/a.py", "experiments/x.yaml", "experiments/data/keep.txt"}
     assert cluster.runtime_env["env_vars"] == {
         "AMLRIS_HOME": "/shared/amlris",
         "AMLRIS_GIT_SHA": "abc123",
         "AMLRIS_GIT_DIRTY": "0",
-        jobs.STOP_WAIT: "60",
+        packaging.STOP_WAIT: "60",
     }
     assert cluster.metadata == {"name": "small", "git_sha": "abc123"}
     for word in ("3 files", ".venv", "small-1", "http://head:8265/#/jobs/small-1", "MLflow"):
@@ -140,7 +190,10 @@ def test_a_job_is_handed_over_and_everything_is_said(submit, monkeypatch):
 def test_the_config_is_found_in_the_package_from_another_folder(submit, project, monkeypatch):
     monkeypatch.chdir(project / "experiments")
     code, _, cluster = submit("train", "--fresh", "x.yaml")
-    assert code == 0 and cluster.jobs[0].entrypoint == "python -m orchestrator train --fresh experiments/x.yaml"
+    assert (
+        code == 0
+        and cluster.jobs[0].entrypoint == "python -m orchestrator train --fresh experiments/x.yaml"
+    )
 
 
 def test_the_same_command_again_is_another_job_of_the_same_run_but_not_beside_it(submit):
@@ -149,26 +202,41 @@ def test_the_same_command_again_is_another_job_of_the_same_run_but_not_beside_it
     assert code == 2 and "small-1 is already running this command" in text
     cluster.jobs[0].status = "FAILED"
     code, text, _ = submit("sweep", "experiments/x.yaml", cluster=cluster)
-    assert code == 0 and [j.submission_id for j in cluster.jobs] == ["small-1", "small-2"] and len({j.entrypoint for j in cluster.jobs}) == 1
+    assert (
+        code == 0
+        and [j.submission_id for j in cluster.jobs] == ["small-1", "small-2"]
+        and len({j.entrypoint for j in cluster.jobs}) == 1
+    )
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "left"), [("SUCCEEDED", 0, 0), ("FAILED", 1, 1), ("FAILED", 2, 2), ("FAILED", -9, 1), ("STOPPED", None, 130)]
+    ("status", "code", "left"),
+    [
+        ("SUCCEEDED", 0, 0),
+        ("FAILED", 1, 1),
+        ("FAILED", 2, 2),
+        ("FAILED", -9, 1),
+        ("STOPPED", None, 130),
+    ],
 )
 def test_following_prints_the_log_and_leaves_with_the_jobs_exit_code(submit, status, code, left):
-    exit_code, text, _ = submit("--follow", "sweep", "experiments/x.yaml", cluster=Cluster(status=status, code=code))
+    exit_code, text, _ = submit(
+        "--follow", "sweep", "experiments/x.yaml", cluster=Cluster(status=status, code=code)
+    )
     assert exit_code == left and "one\ntwo\n" in text and status.lower() in text
 
 
 def test_a_log_that_breaks_off_is_taken_up_without_repeating(project, capsys):
     cluster = Cluster(breaks=1)
     cluster.jobs.append(cluster._job("small-1", "x", "RUNNING"))
-    assert jobs.follow(cluster, "small-1", print, pause_s=0) == 0
+    assert jobs.follow_job(cluster, "small-1", print, pause_s=0) == 0
     text = capsys.readouterr().out
     assert text.count("one\n") == 1 and text.count("two\n") == 1 and "broke off" in text
 
 
-def test_a_cluster_that_is_lost_is_said_in_one_sentence_and_one_that_comes_back_is_followed(project, capsys):
+def test_a_cluster_that_is_lost_is_said_in_one_sentence_and_one_that_comes_back_is_followed(
+    project, capsys
+):
     class Away(Cluster):
         def __init__(self, answers_after):
             super().__init__(breaks=1)
@@ -184,20 +252,37 @@ def test_a_cluster_that_is_lost_is_said_in_one_sentence_and_one_that_comes_back_
         cluster = Away(answers_after)
         cluster.jobs.append(cluster._job("small-1", "x", "RUNNING"))
         cluster.breaks = 10**6 if code else 1
-        assert jobs.follow(cluster, "small-1", print, pause_s=0) == code
+        assert jobs.follow_job(cluster, "small-1", print, pause_s=0) == code
         text = capsys.readouterr().out
-        assert text.count("broke off") == 1 and ("submitted again where one runs it continues" in text) is bool(code)
+        assert text.count("broke off") == 1 and (
+            "submitted again where one runs it continues" in text
+        ) is bool(code)
 
 
 def test_named_variables_go_along_and_secrets_only_when_asked(submit, monkeypatch):
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-west-2")
     monkeypatch.setenv("HF_TOKEN", "planted")
     code, _, cluster = submit("--env", "AWS_DEFAULT_REGION", "sweep", "experiments/x.yaml")
-    assert code == 0 and cluster.runtime_env["env_vars"]["AWS_DEFAULT_REGION"] == "us-west-2" and "HF_TOKEN" not in cluster.runtime_env["env_vars"]
+    assert (
+        code == 0
+        and cluster.runtime_env["env_vars"]["AWS_DEFAULT_REGION"] == "us-west-2"
+        and "HF_TOKEN" not in cluster.runtime_env["env_vars"]
+    )
     code, text, cluster = submit("--env", "HF_TOKEN", "sweep", "experiments/x.yaml")
-    assert code == 2 and "--env HF_TOKEN looks like a secret" in text and "planted" not in text and not cluster.jobs
-    code, text, cluster = submit("--env", "HF_TOKEN", "--secret-from-env", "sweep", "experiments/x.yaml")
-    assert code == 0 and cluster.runtime_env["env_vars"]["HF_TOKEN"] == "planted" and "planted" not in text  # noqa: S105
+    assert (
+        code == 2
+        and "--env HF_TOKEN looks like a secret" in text
+        and "planted" not in text
+        and not cluster.jobs
+    )
+    code, text, cluster = submit(
+        "--env", "HF_TOKEN", "--secret-from-env", "sweep", "experiments/x.yaml"
+    )
+    assert (
+        code == 0
+        and cluster.runtime_env["env_vars"]["HF_TOKEN"] == "planted"
+        and "planted" not in text
+    )  # noqa: S105
     code, text, _ = submit("--env", "NOT_SET=planted", "sweep", "experiments/x.yaml")
     assert code == 2 and "NOT_SET is not set" in text
 
@@ -218,7 +303,7 @@ def test_named_variables_go_along_and_secrets_only_when_asked(submit, monkeypatc
     ],
 )
 def test_what_looks_like_a_secret(name, value, secret):
-    assert jobs.looks_secret(name, value) is secret
+    assert redaction.looks_secret(name, value) is secret
 
 
 @pytest.mark.parametrize(
@@ -229,18 +314,34 @@ def test_what_looks_like_a_secret(name, value, secret):
         (["predict", "x"], "submit runs train, sweep, evaluate on a cluster, not 'predict'"),
         (["sweep", "experiments/absent.yaml"], "experiments/absent.yaml cannot be read"),
         (["sweep", "experiments/x.yaml", "optim.lrr=1"], "did you mean optim.lr"),
-        (["sweep", "experiments/x.yaml", "tracking.uri=http://me:planted@host"], "holds a password"),
-        (["evaluate", "small", "--data", "shards", "--out", "scores"], "would be lost with the job's throw-away folder"),
+        (
+            ["sweep", "experiments/x.yaml", "tracking.uri=http://me:planted@host"],
+            "holds a password",
+        ),
+        (
+            ["evaluate", "small", "--data", "shards", "--out", "scores"],
+            "would be lost with the job's throw-away folder",
+        ),
         (["--logs", "small-9"], "there is no job 'small-9' on the cluster; there: none"),
         (["--stop", "small-9"], "there is no job 'small-9' on the cluster; there: none"),
     ],
 )
-def test_what_cannot_run_is_refused_in_one_sentence_before_anything_is_uploaded(submit, arguments, sentence):
+def test_what_cannot_run_is_refused_in_one_sentence_before_anything_is_uploaded(
+    submit, arguments, sentence
+):
     code, text, cluster = submit(*arguments)
-    assert code == 2 and sentence in text and "planted" not in text and "Traceback" not in text and cluster.seen is None
+    assert (
+        code == 2
+        and sentence in text
+        and "planted" not in text
+        and "Traceback" not in text
+        and cluster.seen is None
+    )
 
 
-def test_a_config_outside_the_project_and_a_home_that_would_be_lost_are_refused(submit, tmp_path_factory, monkeypatch):
+def test_a_config_outside_the_project_and_a_home_that_would_be_lost_are_refused(
+    submit, tmp_path_factory, monkeypatch
+):
     outside = tmp_path_factory.mktemp("outside") / "x.yaml"
     outside.write_text(YAML)
     code, text, _ = submit("sweep", str(outside))
@@ -262,17 +363,30 @@ def test_a_home_in_a_bucket_is_handed_over(submit, monkeypatch):
 def test_jobs_are_listed_shown_and_stopped(submit):
     _, _, cluster = submit("sweep", "experiments/x.yaml")
     code, text, _ = submit("--list", cluster=cluster)
-    assert code == 0 and text.count("\n") == 1 and "small-1" in text and "RUNNING" in text and "sweep experiments/x.yaml" in text
+    assert (
+        code == 0
+        and text.count("\n") == 1
+        and "small-1" in text
+        and "RUNNING" in text
+        and "sweep experiments/x.yaml" in text
+    )
     assert submit("--logs", "small-1", cluster=cluster)[1] == "one\ntwo\n\n"
     assert "asked small-1 to stop" in submit("--stop", "small-1", cluster=cluster)[1]
     assert "no jobs" in submit("--list")[1]
 
 
 def test_a_cluster_that_does_not_answer_is_said(unused_port):
-    with pytest.raises(UserError, match=f"no cluster answers at http://127.0.0.1:{unused_port}; start one"):
-        jobs.connect(f"http://127.0.0.1:{unused_port}")
+    with pytest.raises(
+        UserError, match=f"no cluster answers at http://127.0.0.1:{unused_port}; start one"
+    ):
+        jobs.connect_jobs(f"http://127.0.0.1:{unused_port}")
 
 
 def test_parameters_are_read_as_the_command_itself_reads_them():
     given = parameters("sweep", ["x.yaml", "a=1", "b=2", "--dry-run"])
-    assert (given["config"], list(given["overrides"]), given["dry_run"], given["fresh"]) == ("x.yaml", ["a=1", "b=2"], True, False)
+    assert (given["config"], list(given["overrides"]), given["dry_run"], given["fresh"]) == (
+        "x.yaml",
+        ["a=1", "b=2"],
+        True,
+        False,
+    )

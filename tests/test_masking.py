@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from aml.afm import weak_blocks
 from aml.draws import uniform
-from aml.masking import CALIBRATION_BATCHES, Masker, frozen
-from aml.masking_config import preset
-from aml.models import Features
-from aml.pmme import FLAT, patch_scores, similarity, solve_scale, token_entropy
-from aml.projections import Projections
+from aml.masking.alignment import FLAT, patch_scores, similarity, solve_scale, token_entropy
+from aml.masking.config import preset
+from aml.masking.masker import CALIBRATION_BATCHES, Masker, frozen
+from aml.masking.projections import Projections
+from aml.masking.selection import weak_blocks
+from aml.models.base import Features
 
 ENCODER = {"source": "encoder", "score": "token_softmax", "scale": 1.0, "stage1_scale": 1.0}
 
@@ -53,7 +53,9 @@ def inputs(n, size=64, words=4, length=6, seed=0):
 
 def masker_of(size=64, model=None, seed=0, **settings):
     model = model or Stub()
-    return Masker(preset(**{"block": 8, **settings}), model=model, image_size=size, seed=seed), model
+    return Masker(
+        preset(**{"block": 8, **settings}), model=model, image_size=size, seed=seed
+    ), model
 
 
 def mask_of(masker, model, n=500, epoch=0, size=64, **kwargs):
@@ -62,7 +64,9 @@ def mask_of(masker, model, n=500, epoch=0, size=64, **kwargs):
 
 
 def matrices(d_v, d_t, seed=0, **settings):
-    return Projections(preset(**ENCODER, **settings), seed).of(torch.zeros(1, d_v, 1, 1), torch.zeros(1, 1, d_t))[:2]
+    return Projections(preset(**ENCODER, **settings), seed).of(
+        torch.zeros(1, d_v, 1, 1), torch.zeros(1, 1, d_t)
+    )[:2]
 
 
 def everything(*shape):
@@ -76,15 +80,24 @@ def test_similarity_by_hand():
     v, t = torch.tensor([[[3.0, 4.0]]]), torch.tensor([[[0.0, 2.0], [1.0, 0.0]]])
     assert similarity(v, t, normalise=False).tolist() == [[[8, 3]]]
     assert similarity(v, t, scale=10.0).flatten().tolist() == pytest.approx([8, 6])
-    w_i, w_t = torch.tensor([[1.0, 1.0]]), torch.tensor([[2.0, 5.0]])  # after the norm: v' = 1.4, t' = 5 and 2
+    w_i, w_t = (
+        torch.tensor([[1.0, 1.0]]),
+        torch.tensor([[2.0, 5.0]]),
+    )  # after the norm: v' = 1.4, t' = 5 and 2
     assert similarity(v, t, w_i=w_i, w_t=w_t).flatten().tolist() == pytest.approx([7, 2.8])
 
 
-@pytest.mark.parametrize("projection, mean, sd", [("gaussian", 0.0, 2048**-0.5), ("shared", 1.0, (2 / 2048) ** 0.5)])
-def test_independent_projections_destroy_inner_products_and_a_shared_one_keeps_them(projection, mean, sd):
+@pytest.mark.parametrize(
+    "projection, mean, sd", [("gaussian", 0.0, 2048**-0.5), ("shared", 1.0, (2 / 2048) ** 0.5)]
+)
+def test_independent_projections_destroy_inner_products_and_a_shared_one_keeps_them(
+    projection, mean, sd
+):
     v = F.normalize(torch.randn(2000, 1, 192, generator=torch.Generator().manual_seed(1)), dim=-1)
     w_i, w_t = matrices(192, 192, projection=projection, width=2048)
-    products = similarity(v, v, w_i=w_i, w_t=w_t).flatten()  # the same vector on both sides: 1 without projection
+    products = similarity(
+        v, v, w_i=w_i, w_t=w_t
+    ).flatten()  # the same vector on both sides: 1 without projection
     assert products.mean() == pytest.approx(mean, abs=0.006)
     assert products.std() == pytest.approx(sd, rel=0.15)
 
@@ -93,20 +106,31 @@ def test_projections_are_seeded_and_outside_the_checkpoint():
     a, b, c = (matrices(8, 5, seed=s, projection="gaussian", width=16) for s in (3, 3, 4))
     assert a[0].shape == (16, 8) and a[1].shape == (16, 5)
     assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) and not torch.equal(a[0], c[0])
-    assert masker_of(**ENCODER, projection="gaussian")[0].state_dict() == {"log_scales": [], "projections": None}
+    assert masker_of(**ENCODER, projection="gaussian")[0].state_dict() == {
+        "log_scales": [],
+        "projections": None,
+    }
 
 
-@pytest.mark.parametrize("tokens, plain, projected", [(3, 0.354, 0.340), (5, 0.217, 0.205), (10, 0.111, 0.1035), (20, 0.0567, 0.0521)])
+@pytest.mark.parametrize(
+    "tokens, plain, projected",
+    [(3, 0.354, 0.340), (5, 0.217, 0.205), (10, 0.111, 0.1035), (20, 0.0567, 0.0521)],
+)
 def test_the_papers_softmax_is_flat_so_every_patch_is_weak(tokens, plain, projected):
     """l2 norms and no temperature: the maximum over tokens is barely above 1 / tokens, with the paper's projections even less so."""
     g = torch.Generator().manual_seed(tokens)
     visual, text = torch.randn(50, 49, 192, generator=g), torch.randn(50, tokens, 192, generator=g)
     w_i, w_t = matrices(192, 192, projection="gaussian", width=2048)
     kept, real = everything(50, tokens), everything(50, 49)
-    for s, expected in ((similarity(visual, text), plain), (similarity(visual, text, w_i=w_i, w_t=w_t), projected)):
+    for s, expected in (
+        (similarity(visual, text), plain),
+        (similarity(visual, text, w_i=w_i, w_t=w_t), projected),
+    ):
         a = patch_scores(s, "token_softmax", kept, kept, real)
         assert a.mean() == pytest.approx(expected, rel=0.01)
-        assert weak_blocks(a, real, tau=0.4, mode="absolute", tie=None, u=None).double().mean() > 0.98
+        assert (
+            weak_blocks(a, real, tau=0.4, mode="absolute", tie=None, u=None).double().mean() > 0.98
+        )
     assert a.max() < 0.4, "projected: every single patch"
 
 
@@ -117,7 +141,9 @@ def test_token_softmax_does_not_see_what_all_words_share():
     assert torch.allclose(shifted, patch_scores(s, "token_softmax", kept, kept, real), atol=1e-6)
 
 
-S = torch.tensor([[[0.0, 0.0], [math.log(2), math.log(4)], [math.log(2), 0.0]]])  # three patches, two tokens
+S = torch.tensor(
+    [[[0.0, 0.0], [math.log(2), math.log(4)], [math.log(2), 0.0]]]
+)  # three patches, two tokens
 
 
 @pytest.mark.parametrize(
@@ -128,21 +154,27 @@ S = torch.tensor([[[0.0, 0.0], [math.log(2), math.log(4)], [math.log(2), 0.0]]])
 )  # fmt: skip
 def test_patch_scores_by_hand(score, kept, expected):
     kept, pooled = torch.tensor([kept], dtype=torch.bool), torch.tensor([[False, True]])
-    assert patch_scores(S, score, kept, pooled, everything(1, 3))[0].tolist() == pytest.approx(expected)
+    assert patch_scores(S, score, kept, pooled, everything(1, 3))[0].tolist() == pytest.approx(
+        expected
+    )
 
 
 @pytest.mark.parametrize("score", ["patch_softmax", "cosine", "sentence"])
 def test_a_patch_outside_the_picture_sets_no_extreme(score):
     real = torch.tensor([[True, False, True]])
     kept = pooled = torch.tensor([[True, False]])
-    assert patch_scores(S, score, kept, pooled, real)[0, [0, 2]].tolist() == pytest.approx([0.5 if score == "patch_softmax" else 0, 1])
+    assert patch_scores(S, score, kept, pooled, real)[0, [0, 2]].tolist() == pytest.approx(
+        [0.5 if score == "patch_softmax" else 0, 1]
+    )
 
 
 @pytest.mark.parametrize("score", ["token_softmax", "cosine", "sentence"])
 def test_rounding_is_no_alignment(score):
     """Similarities that differ by float noise only make a constant map."""
     s = 0.5 + 1e-7 * torch.rand(2, 30, 1).expand(2, 30, 3)
-    a = patch_scores(s, score, everything(2, 3), torch.tensor([[True, False, False]] * 2), everything(2, 30))
+    a = patch_scores(
+        s, score, everything(2, 3), torch.tensor([[True, False, False]] * 2), everything(2, 30)
+    )
     assert float(a.max() - a.min()) < FLAT
 
 
@@ -151,7 +183,11 @@ def test_probability_is_the_sigmoid_of_the_foreground():
     logits = torch.tensor([[[0.0, math.log(3)], [-math.log(3), math.log(4)]]])
     x, tokens, token_mask, _ = inputs(1)
     a = masker.align(model, x, tokens, token_mask, torch.tensor([[0, 0, 64, 64]]), logits)
-    assert a.map.flatten().tolist() == pytest.approx([0.5, 0.75, 0.25, 0.8]) and a.informative.all() and model.calls == 0
+    assert (
+        a.map.flatten().tolist() == pytest.approx([0.5, 0.75, 0.25, 0.8])
+        and a.informative.all()
+        and model.calls == 0
+    )
 
 
 @pytest.mark.parametrize("mode", ["absolute", "minmax", "quantile"])
@@ -186,7 +222,9 @@ def test_solve_scale_halves_the_entropy_and_leaves_single_tokens_out():
     kept = torch.arange(10) < torch.randint(1, 11, (16, 1), generator=g)
     kept[0] = torch.arange(10) < 1
     assert token_entropy(s * solve_scale(s, kept), kept) == pytest.approx(0.5, abs=1e-3)
-    assert token_entropy(s, kept) == pytest.approx(float(token_entropy(s[kept.sum(1) > 1], kept[kept.sum(1) > 1])))
+    assert token_entropy(s, kept) == pytest.approx(
+        float(token_entropy(s[kept.sum(1) > 1], kept[kept.sum(1) > 1]))
+    )
 
 
 def test_auto_scale_is_measured_once_then_fixed_and_saved():
@@ -200,14 +238,18 @@ def test_auto_scale_is_measured_once_then_fixed_and_saved():
         f = model.features(x, tokens, token_mask, "encoder")
         expected.append(solve_scale(similarity(f.visual.flatten(2).mT, f.text), f.words))
         hidden = masker(model, x, tokens, token_mask, epoch=1, item=item).hidden
-        assert hidden.any() == (k == CALIBRATION_BATCHES - 1), "nothing is hidden until the scale is known"
+        assert hidden.any() == (k == CALIBRATION_BATCHES - 1), (
+            "nothing is hidden until the scale is known"
+        )
     scale = masker.scale
     assert scale == pytest.approx(float(np.exp(np.mean(np.log(expected)))))
     mask_of(masker, model, 8, epoch=2)
     assert masker.scale == scale and not masker.calibrating
     resumed, _ = masker_of(**settings)
     resumed.load_state_dict(copy.deepcopy(masker.state_dict()))
-    assert resumed.scale == scale and torch.equal(mask_of(resumed, model, 8, epoch=2).hidden, mask_of(masker, model, 8, epoch=2).hidden)
+    assert resumed.scale == scale and torch.equal(
+        mask_of(resumed, model, 8, epoch=2).hidden, mask_of(masker, model, 8, epoch=2).hidden
+    )
 
 
 def test_a_probe_does_not_calibrate():
@@ -225,7 +267,11 @@ def test_blocks_of_letterbox_are_neither_counted_nor_hidden(mode):
     real = torch.tensor([[16, 0, 48, 64]]).expand(2000, 4)
     mask = mask_of(masker, model, 2000, real=real)
     border = torch.tensor([0, 1, 6, 7])
-    assert not mask.hidden[:, border].any() and not mask.weak[:, border].any() and (mask.blocks.real[:, border] == 0).all()
+    assert (
+        not mask.hidden[:, border].any()
+        and not mask.weak[:, border].any()
+        and (mask.blocks.real[:, border] == 0).all()
+    )
     assert mask.hidden.sum((1, 2)).double().mean() == pytest.approx(0.25 * 32, abs=0.05)
 
 
@@ -238,22 +284,36 @@ def test_random_hides_at_its_rate_and_never_looks():
     assert torch.equal(counts, (0.2 * 64 + u).floor().long())
     assert counts.double().mean() == pytest.approx(12.8, abs=0.05)
     assert mask.hidden.double().mean(0).flatten().tolist() == pytest.approx([0.2] * 64, abs=0.05)
-    assert mask_of(masker_of(mode="random", tau=0.4, rho=0.5)[0], model, 2000).hidden.equal(mask.hidden), "the rate is tau * rho by default"
+    assert mask_of(masker_of(mode="random", tau=0.4, rho=0.5)[0], model, 2000).hidden.equal(
+        mask.hidden
+    ), "the rate is tau * rho by default"
 
 
-@pytest.mark.parametrize("settings", [{}, {**ENCODER, "threshold_mode": "absolute", "tau": 0.6}, {**ENCODER, "scale": "auto"}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {**ENCODER, "threshold_mode": "absolute", "tau": 0.6}, {**ENCODER, "scale": "auto"}],
+)
 def test_match_hides_as_many_as_aml_elsewhere(settings):
     settings = {"tau": 0.45, "rho": 0.33, **settings}
-    (aml, model), (match, _) = masker_of(**settings), masker_of(mode="random", rate="match", **settings)
-    for _ in range(CALIBRATION_BATCHES + 1):  # the last one is past the calibration of an auto scale
+    (aml, model), (match, _) = (
+        masker_of(**settings),
+        masker_of(mode="random", rate="match", **settings),
+    )
+    for _ in range(
+        CALIBRATION_BATCHES + 1
+    ):  # the last one is past the calibration of an auto scale
         a, b = mask_of(aml, model, 80), mask_of(match, model, 80)
         assert torch.equal(a.hidden.sum((1, 2)), b.hidden.sum((1, 2)))
     assert a.hidden.any() and a.hidden.sum((1, 2)).unique().numel() > 1
     overlap = (a.hidden & b.hidden).sum() / a.hidden.sum()
-    assert overlap == pytest.approx(float(a.hidden.double().mean()), abs=0.1), "places are independent of alignment"
+    assert overlap == pytest.approx(float(a.hidden.double().mean()), abs=0.1), (
+        "places are independent of alignment"
+    )
 
 
-@pytest.mark.parametrize("mode, selection", [("aml", "block"), ("aml", "pixel"), ("random", "block")])
+@pytest.mark.parametrize(
+    "mode, selection", [("aml", "block"), ("aml", "pixel"), ("random", "block")]
+)
 def test_protect_target(mode, selection):
     masker, model = masker_of(mode=mode, selection=selection, protect_target=True, tau=1.0, rho=0.9)
     target = torch.zeros(500, 64, 64, dtype=torch.bool)
@@ -266,7 +326,12 @@ def test_warm_up_and_off_neither_look_nor_hide():
     for settings, epoch in (({"warmup_epochs": 2}, 1), ({"mode": "off"}, 5)):
         masker, model = masker_of(**settings)
         mask = mask_of(masker, model, epoch=epoch)
-        assert not masker.active(epoch) and model.calls == 0 and not mask.hidden.any() and mask.alignment is None
+        assert (
+            not masker.active(epoch)
+            and model.calls == 0
+            and not mask.hidden.any()
+            and mask.alignment is None
+        )
     masker, model = masker_of(warmup_epochs=2)
     assert masker.active(2) and mask_of(masker, model, epoch=2).hidden.any()
 
@@ -282,7 +347,9 @@ def test_draws_depend_on_seed_and_epoch():
     (one, model), (two, _) = masker_of(mode="random"), masker_of(mode="random", seed=1)
     first = mask_of(one, model).hidden
     assert torch.equal(first, mask_of(one, model).hidden)
-    assert not torch.equal(first, mask_of(one, model, epoch=1).hidden) and not torch.equal(first, mask_of(two, model).hidden)
+    assert not torch.equal(first, mask_of(one, model, epoch=1).hidden) and not torch.equal(
+        first, mask_of(two, model).hidden
+    )
 
 
 SETTINGS = [
@@ -301,7 +368,15 @@ def test_a_sample_loses_the_same_blocks_in_any_batch(settings, items, make_model
 
     def hidden(indices):
         b = items["train"].batch(np.array(indices), model)
-        mask = masker(model, model.normalise(b.image), b.tokens, b.token_mask, epoch=3, item=b.item, real=b.real)
+        mask = masker(
+            model,
+            model.normalise(b.image),
+            b.tokens,
+            b.token_mask,
+            epoch=3,
+            item=b.item,
+            real=b.real,
+        )
         return dict(zip(indices, mask.hidden, strict=True))
 
     together = hidden(list(range(12)))
@@ -316,7 +391,11 @@ class Counting(nn.Module):
         super().__init__()
         self.inner, self.kept_in_eval = model, nn.Dropout(0.5)
         self.register_buffer("seen", torch.zeros(()))
-        self.name, self.sources, self.image_multiple = model.name, model.sources, model.image_multiple
+        self.name, self.sources, self.image_multiple = (
+            model.name,
+            model.sources,
+            model.image_multiple,
+        )
 
     def features(self, x, *args, **kwargs):
         self.seen += self.training
@@ -327,7 +406,10 @@ class Counting(nn.Module):
         return self.inner(x, *args)
 
 
-@pytest.mark.parametrize("settings", [{}, {**ENCODER}, {**ENCODER, "projection": "gaussian", "width": 64, "scale": "auto"}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {**ENCODER}, {**ENCODER, "projection": "gaussian", "width": 64, "scale": "auto"}],
+)
 def test_stage_1_leaves_the_model_and_the_generator_as_they_were(settings, items, make_model):
     model = Counting(make_model(dropout=0.3)).train()
     model.kept_in_eval.eval()
@@ -337,12 +419,20 @@ def test_stage_1_leaves_the_model_and_the_generator_as_they_were(settings, items
     before = copy.deepcopy(model.state_dict())
     grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     flags, state = {name: m.training for name, m in model.named_modules()}, torch.get_rng_state()
-    mask = Masker(preset(**settings), model=model, image_size=64)(model, x, b.tokens, b.token_mask, epoch=0, item=b.item)
+    mask = Masker(preset(**settings), model=model, image_size=64)(
+        model, x, b.tokens, b.token_mask, epoch=0, item=b.item
+    )
     assert mask.alignment is not None and not mask.alignment.map.requires_grad
     assert torch.equal(torch.get_rng_state(), state)
-    assert {name: m.training for name, m in model.named_modules()} == flags and flags["inner"] and not flags["kept_in_eval"]
+    assert (
+        {name: m.training for name, m in model.named_modules()} == flags
+        and flags["inner"]
+        and not flags["kept_in_eval"]
+    )
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    assert all(torch.equal(p.grad, grads[name]) for name, p in model.named_parameters() if name in grads)
+    assert all(
+        torch.equal(p.grad, grads[name]) for name, p in model.named_parameters() if name in grads
+    )
     assert torch.is_grad_enabled()
 
 

@@ -6,7 +6,7 @@ import pytest
 from test_masking import ENCODER, Stub, mask_of, masker_of
 
 from aml.errors import UserError
-from aml.masking_config import MaskingConfig, preset
+from aml.masking.config import MaskingConfig, preset
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,9 @@ def test_refused_settings(settings, words):
         preset(**settings)
 
 
-@pytest.mark.parametrize("settings", [{"tau": 0.1, "rho": 0.1}, {"mode": "random", "rate": 0.01}, {"tau": 0.0}])
+@pytest.mark.parametrize(
+    "settings", [{"tau": 0.1, "rho": 0.1}, {"mode": "random", "rate": 0.01}, {"tau": 0.0}]
+)
 def test_a_share_that_hides_less_than_one_block_is_refused(settings):
     with pytest.raises(UserError, match=r"tau\*rho\*n = .* less than one.*at least 0\.0156"):
         masker_of(**settings)
@@ -42,25 +44,48 @@ def test_a_share_that_hides_less_than_one_block_is_refused(settings):
 
 
 def test_a_source_the_model_lacks_is_refused_with_its_list():
-    with pytest.raises(UserError, match="source joint is not offered by model stub; it offers encoder, prediction"):
+    with pytest.raises(
+        UserError, match="source joint is not offered by model stub; it offers encoder, prediction"
+    ):
         masker_of(**{**ENCODER, "source": "joint"})
 
 
 def test_unequal_widths_need_a_gaussian_projection():
     model = Stub(text_width=5)
     for projection in ("identity", "shared"):
-        with pytest.raises(UserError, match=rf"projection {projection} needs equal widths, but encoder gives 3 \(image\) and 5 \(text\)"):
+        with pytest.raises(
+            UserError,
+            match=rf"projection {projection} needs equal widths, but encoder gives 3 \(image\) and 5 \(text\)",
+        ):
             mask_of(*masker_of(model=model, projection=projection, **ENCODER))
     assert mask_of(*masker_of(model=model, projection="gaussian", **ENCODER)).hidden.any()
 
 
 def test_presets():
-    assert preset() == MaskingConfig() and preset().threshold_mode == "quantile" and preset().selection == "block"
+    assert (
+        preset() == MaskingConfig()
+        and preset().threshold_mode == "quantile"
+        and preset().selection == "block"
+    )
     paper = preset("paper")
-    assert (paper.tau, paper.rho, paper.width, paper.source, paper.score) == (0.4, 0.25, 2048, "encoder", "token_softmax")
-    assert (paper.projection, paper.threshold_mode, paper.selection, paper.tokens, paper.scale) == ("gaussian", "absolute", "pixel", "all", 1.0)
+    assert (paper.tau, paper.rho, paper.width, paper.source, paper.score) == (
+        0.4,
+        0.25,
+        2048,
+        "encoder",
+        "token_softmax",
+    )
+    assert (paper.projection, paper.threshold_mode, paper.selection, paper.tokens, paper.scale) == (
+        "gaussian",
+        "absolute",
+        "pixel",
+        "all",
+        1.0,
+    )
     assert preset("paper", tau=0.1) == MaskingConfig(**{**vars(paper), "tau": 0.1})
-    assert [preset("paper").block_side(size) for size in (448, 112, 480)] == [32, 8, 34] and preset(block=5).block_side(448) == 5
+    assert [preset("paper").block_side(size) for size in (448, 112, 480)] == [32, 8, 34] and preset(
+        block=5
+    ).block_side(448) == 5
 
 
 @pytest.mark.parametrize(

@@ -8,20 +8,20 @@ from types import SimpleNamespace
 
 import pytest
 
-from orchestrator import memory
+from orchestrator.utils import process_memory
 
 MB = 2**20
 
 
 def test_the_most_that_was_held_is_kept_though_it_is_given_back():
-    before = memory.pss_mb()
-    with memory.Peak() as peak:
+    before = process_memory.pss_mb()
+    with process_memory.PeakMemory() as peak:
         held = mmap.mmap(-1, 200 * MB)
         held.write(b"x" * (200 * MB))
         while peak.mb < before + 190:  # a sample falls into it
             pass
         held.close()
-    assert before + 190 < peak.mb < before + 600 and memory.pss_mb() < before + 100
+    assert before + 190 < peak.mb < before + 600 and process_memory.pss_mb() < before + 100
 
 
 @pytest.fixture
@@ -31,7 +31,12 @@ def worker():
 
     def start(name: str) -> SimpleNamespace:
         code = "import sys; held = bytearray(b'x') * (100 << 20); print(1, flush=True); sys.stdin.read()"
-        process = subprocess.Popen([name, "-c", code], executable=sys.executable, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        process = subprocess.Popen(
+            [name, "-c", code],
+            executable=sys.executable,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
         running.append(process)
         process.stdout.readline()
         return process
@@ -42,9 +47,12 @@ def worker():
 
 
 def test_ray_s_workers_below_a_process_count_and_other_children_do_not(worker):
-    before = memory.pss_mb()
+    before = process_memory.pss_mb()
     other = worker("raylet")
-    assert memory.pss_mb() < before + 50
+    assert process_memory.pss_mb() < before + 50
     worker("ray::_write_file")
-    assert memory.pss_mb() > before + 90
-    assert 100 < memory.pss_mb(other.pid) < 300 and memory._parent(memory.Path(f"/proc/{other.pid}")) == os.getpid()
+    assert process_memory.pss_mb() > before + 90
+    assert (
+        100 < process_memory.pss_mb(other.pid) < 300
+        and process_memory._parent(process_memory.Path(f"/proc/{other.pid}")) == os.getpid()
+    )

@@ -13,12 +13,19 @@ from s3 import KEYS, Machine, objects
 from stores import save_model
 from test_survival import NUMBERS, TREE
 
-from aml import checkpoint
+from aml.data.refer_counts import vocabulary
 from aml.errors import UserError
-from aml.refer import vocabulary
-from orchestrator import checkpoints, delivery, locks, mirror, runs, shards, trial
-from orchestrator.config import from_dict, storage_root
-from orchestrator.mirror import DRIVER, TRIAL, Bundle
+from aml.training import checkpoint
+from orchestrator.config.schema import from_dict
+from orchestrator.storage import filesystem, history, lease, paths, uploads, uri
+from orchestrator.storage import run as run_module
+from orchestrator.storage import snapshot as snapshot_module
+from orchestrator.storage.paths import storage_root
+from orchestrator.storage.snapshot import DRIVER, TRIAL
+from orchestrator.storage.synced_folder import SyncedFolder
+from orchestrator.tracking import resolve
+from orchestrator.training import loop
+from orchestrator.utils import locks
 
 WORDS = ["red", "star"]
 
@@ -37,12 +44,12 @@ def machines(tmp_path, monkeypatch):
 
 
 def deliver(folder, kind) -> None:
-    snapshot = Bundle(folder, kind).snapshot()
-    Bundle(folder, kind).push(snapshot)
+    snapshot = SyncedFolder(folder, kind).snapshot()
+    SyncedFolder(folder, kind).push(snapshot)
 
 
 def a_run(root, name="tiny-01234567"):
-    run = runs.Run(root / name, "sweep")
+    run = run_module.Run(root / name, "sweep")
     with run.locked():
         run.update(run=name, name="tiny", kind="sweep", state="running", started=1.0)
         (run.folder / "trials" / "off-000").mkdir(parents=True)
@@ -53,18 +60,29 @@ def a_run(root, name="tiny-01234567"):
 
 def test_a_run_of_one_machine_is_listed_and_read_on_another(there, machines):
     one = a_run(machines("a"))
-    (trial := one.folder / "trials" / "off-000").joinpath("epochs.jsonl").write_text('{"epoch": 1}\n')
+    (trial := one.folder / "trials" / "off-000").joinpath("epochs.jsonl").write_text(
+        '{"epoch": 1}\n'
+    )
     save_model(trial / "last", WORDS)
     deliver(trial, TRIAL)
     with one.locked():
         one.update(state="done", champion={"checkpoint": "trials/off-000/last"})
     two = machines("b")
     assert two != one.folder.parent
-    (found,) = runs.listing(two)
-    assert found.finished and found.ledger() == one.ledger() and "best mIoU 0.250" in runs.line(found)
-    folder = checkpoints.find_checkpoint("tiny", two)
-    assert folder == two / "tiny-01234567" / "trials" / "off-000" / "last" and checkpoint.damage(folder) == ""
-    assert (folder / "model.safetensors").read_bytes() == (trial / "last" / "model.safetensors").read_bytes()
+    (found,) = run_module.list_runs(two)
+    assert (
+        found.finished
+        and found.ledger() == one.ledger()
+        and "best mIoU 0.250" in run_module.run_line(found)
+    )
+    folder = resolve.find_checkpoint("tiny", two)
+    assert (
+        folder == two / "tiny-01234567" / "trials" / "off-000" / "last"
+        and checkpoint.damage(folder) == ""
+    )
+    assert (folder / "model.safetensors").read_bytes() == (
+        trial / "last" / "model.safetensors"
+    ).read_bytes()
 
 
 def test_what_did_not_change_is_not_sent_again_and_what_nothing_names_is_removed(there, machines):
@@ -85,32 +103,38 @@ def test_what_did_not_change_is_not_sent_again_and_what_nothing_names_is_removed
 def test_of_a_ledger_that_grows_only_its_end_is_sent(there, machines, monkeypatch):
     folder, sizes = machines("a") / "run", {}
     folder.mkdir(parents=True)
-    upload = Bundle._upload
-    monkeypatch.setattr(Bundle, "_upload", lambda self, sha, chunks: upload(self, sha, counted(sizes, sha, chunks)))
+    upload = SyncedFolder._upload
+    monkeypatch.setattr(
+        SyncedFolder,
+        "_upload",
+        lambda self, sha, chunks: upload(self, sha, counted(sizes, sha, chunks)),
+    )
     written = b""
     for _ in range(5):
         sizes.clear()
         with open(folder / "ledger.jsonl", "ab") as file:
-            file.write(more := os.urandom(mirror.PIECE - 2000))
+            file.write(more := os.urandom(snapshot_module.PIECE - 2000))
         written += more
         deliver(folder, DRIVER)
-        assert len(sizes) <= 2 and sum(sizes.values()) < 2 * mirror.PIECE
+        assert len(sizes) <= 2 and sum(sizes.values()) < 2 * snapshot_module.PIECE
     sizes.clear()
     with open(folder / "ledger.jsonl", "ab") as file:
         file.write(b"a line\n")
-    snapshot = Bundle(folder, DRIVER).snapshot()
+    snapshot = SyncedFolder(folder, DRIVER).snapshot()
     with open(folder / "ledger.jsonl", "ab") as file:
         file.write(b"after that moment\n")
-    Bundle(folder, DRIVER).push(snapshot)
-    assert list(sizes.values()) == [len(written + b"a line\n") % mirror.PIECE]
-    assert sum("/objects/" in key for key in objects(there)) == 5, "the ends that were sent before are taken away"
+    SyncedFolder(folder, DRIVER).push(snapshot)
+    assert list(sizes.values()) == [len(written + b"a line\n") % snapshot_module.PIECE]
+    assert sum("/objects/" in key for key in objects(there)) == 5, (
+        "the ends that were sent before are taken away"
+    )
     other = machines("b") / "run"
-    delivery.pull(other, DRIVER)
+    uploads.download(other, DRIVER)
     assert (other / "ledger.jsonl").read_bytes() == written + b"a line\n"
     damaged = json.loads(there.get("run/driver.manifest.json"))["ledger.jsonl"]["pieces"][2]
     there.put(f"run/objects/{damaged}", b"altered")
     with pytest.raises(UserError, match=rf"{damaged} \(ledger.jsonl\) is not as it was written"):
-        delivery.pull(machines("c") / "run", DRIVER)
+        uploads.download(machines("c") / "run", DRIVER)
     assert not (machines("c") / "run" / "ledger.jsonl").exists()
 
 
@@ -126,15 +150,20 @@ def test_a_delivery_that_was_cut_off_leaves_the_one_before(there, machines, monk
     deliver(folder, TRIAL)
     before = (folder / "last" / "config.json").read_bytes()
     save_model(folder / "last", [*WORDS, "circle"])
-    monkeypatch.setattr(Bundle, "_put", lambda *_: (_ for _ in ()).throw(OSError("the machine is taken away")))
+    monkeypatch.setattr(
+        SyncedFolder, "_put", lambda *_: (_ for _ in ()).throw(OSError("the machine is taken away"))
+    )
     with pytest.raises(OSError, match="taken away"):
         deliver(folder, TRIAL)
-    assert Bundle(folder, TRIAL).undelivered()
+    assert SyncedFolder(folder, TRIAL).undelivered()
     monkeypatch.undo()
     monkeypatch.setenv("AMLRIS_HOME", there.uri)
     other = machines("b") / "run" / "trials" / "x"
-    delivery.pull(other)
-    assert checkpoint.damage(other / "last") == "" and (other / "last" / "config.json").read_bytes() == before
+    uploads.download(other)
+    assert (
+        checkpoint.damage(other / "last") == ""
+        and (other / "last" / "config.json").read_bytes() == before
+    )
     assert not (other / "last.previous").exists()
 
 
@@ -143,11 +172,13 @@ def test_a_checkpoint_that_is_damaged_in_the_bucket_gives_way_to_the_one_before(
     save_model(folder / "last", WORDS)
     save_model(folder / "last", [*WORDS, "circle"])
     deliver(folder, TRIAL)
-    sha = json.loads(there.get("run/trials/x/trial.manifest.json"))["last/model.safetensors"]["pieces"][0]
+    sha = json.loads(there.get("run/trials/x/trial.manifest.json"))["last/model.safetensors"][
+        "pieces"
+    ][0]
     there.put(f"run/trials/x/objects/{sha}", b"altered")
     other, said = machines("b") / "run" / "trials" / "x", []
-    delivery.pull(other)
-    assert checkpoint.usable(other / "last", said.append) == other / "last.previous"
+    uploads.download(other)
+    assert checkpoint.usable_checkpoint(other / "last", said.append) == other / "last.previous"
     assert "model.safetensors is not as it was written" in said[0]
 
 
@@ -157,68 +188,92 @@ def test_what_was_not_delivered_stays_unless_the_bucket_has_gone_on(there, machi
     (a / "epochs.jsonl").write_text("1\n")
     deliver(a, TRIAL)
     (a / "epochs.jsonl").write_text("1\n2\n")
-    delivery.pull(a)
+    uploads.download(a)
     assert (a / "epochs.jsonl").read_text() == "1\n2\n", "the bucket has nothing that is newer"
-    delivery.pull(a, exact=True)
+    uploads.download(a, exact=True)
     assert (a / "epochs.jsonl").read_text() == "1\n"
     (a / "epochs.jsonl").write_text("1\n2\n")
-    Bundle(a, TRIAL).snapshot()
+    SyncedFolder(a, TRIAL).snapshot()
     b = machines("b") / "run" / "trials" / "x"
-    delivery.pull(b)
+    uploads.download(b)
     (b / "epochs.jsonl").write_text("1\n2\n3\n")
     deliver(b, TRIAL)
     machines("a")
-    assert delivery.deliver_here(mirror.portable(a.parents[1])) == []
-    delivery.pull(a)
-    assert (a / "epochs.jsonl").read_text() == "1\n2\n3\n", "an older branch does not replace what went on elsewhere"
+    assert uploads.upload_from_this_node(paths.to_uri(a.parents[1])) == []
+    uploads.download(a)
+    assert (a / "epochs.jsonl").read_text() == "1\n2\n3\n", (
+        "an older branch does not replace what went on elsewhere"
+    )
 
 
 def test_what_is_left_behind_is_delivered_by_whoever_comes_next(there, machines):
     a = machines("a") / "run" / "trials" / "x"
     a.mkdir(parents=True)
     (a / "notes.txt").write_text("left behind\n")
-    Bundle(a, TRIAL).snapshot()  # its process was killed before it delivered
-    assert delivery.deliver_here(mirror.portable(a.parents[1])) == [] and not Bundle(a, TRIAL).undelivered()
+    SyncedFolder(a, TRIAL).snapshot()  # its process was killed before it delivered
+    assert (
+        uploads.upload_from_this_node(paths.to_uri(a.parents[1])) == []
+        and not SyncedFolder(a, TRIAL).undelivered()
+    )
     b = machines("b") / "run" / "trials" / "x"
-    delivery.pull(b)
+    uploads.download(b)
     assert (b / "notes.txt").read_text() == "left behind\n"
 
 
-def test_a_bucket_that_is_away_is_said_once_and_gets_everything_when_it_is_back(there, machines, monkeypatch):
-    monkeypatch.setattr(delivery, "LONGEST_PAUSE_S", 0.05)
+def test_a_bucket_that_is_away_is_said_once_and_gets_everything_when_it_is_back(
+    there, machines, monkeypatch
+):
+    monkeypatch.setattr(uploads, "LONGEST_PAUSE_S", 0.05)
     a, said, gone = machines("a") / "run" / "trials" / "x", [], [True]
     a.mkdir(parents=True)
-    real = Bundle._put
-    monkeypatch.setattr(Bundle, "_put", lambda *args: (_ for _ in ()).throw(OSError("no route, key AKIAPLANTED")) if gone[0] else real(*args))
+    real = SyncedFolder._put
+    monkeypatch.setattr(
+        SyncedFolder,
+        "_put",
+        lambda *args: (
+            (_ for _ in ()).throw(OSError("no route, key AKIAPLANTED")) if gone[0] else real(*args)
+        ),
+    )
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAPLANTED")
-    outbox = delivery.Outbox(a, TRIAL, said.append)
+    outbox = uploads.BackgroundUploader(a, TRIAL, said.append)
     for n in range(3):
         (a / "epochs.jsonl").write_text(f"{n}\n")
         outbox.offer()
         assert outbox.settle() is False
     assert outbox.close(timeout=0.2) is False
-    assert len(said) == 1 and str(a) in said[0] and "training goes on" in said[0] and "PLANTED" not in said[0]
-    again = delivery.Outbox(a, TRIAL, said.append)
+    assert (
+        len(said) == 1
+        and str(a) in said[0]
+        and "training goes on" in said[0]
+        and "PLANTED" not in said[0]
+    )
+    again = uploads.BackgroundUploader(a, TRIAL, said.append)
     again.offer()
     gone[0] = False
     assert again.close(timeout=60)
     b = machines("b") / "run" / "trials" / "x"
-    delivery.pull(b)
+    uploads.download(b)
     assert (b / "epochs.jsonl").read_text() == "2\n"
 
 
-def test_a_bucket_that_does_not_answer_ends_a_command_with_one_sentence(machines, monkeypatch, unused_port):
+def test_a_bucket_that_does_not_answer_ends_a_command_with_one_sentence(
+    machines, monkeypatch, unused_port
+):
     for name, value in KEYS.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("AMLRIS_HOME", f"s3://amlris/team?scheme=http&endpoint_override=127.0.0.1:{unused_port}")
+    monkeypatch.setenv(
+        "AMLRIS_HOME", f"s3://amlris/team?scheme=http&endpoint_override=127.0.0.1:{unused_port}"
+    )
     with pytest.raises(UserError, match="cannot be reached .*; check the endpoint, the bucket"):
-        runs.listing(machines("a"))
+        run_module.list_runs(machines("a"))
 
 
-def test_a_bucket_that_was_silent_just_now_is_asked_again_by_who_insists_alone(there, machines, monkeypatch):
+def test_a_bucket_that_was_silent_just_now_is_asked_again_by_who_insists_alone(
+    there, machines, monkeypatch
+):
     """Each try takes seconds: who can do without does not wait for one after the other."""
     run, asked, gone = a_run(machines("a")), [], [True]
-    real = Bundle.pull
+    real = SyncedFolder.pull
 
     def pull(self, *arguments, **how):
         asked.append(self.folder.name)
@@ -226,21 +281,27 @@ def test_a_bucket_that_was_silent_just_now_is_asked_again_by_who_insists_alone(t
             raise OSError("AWS Error NETWORK_CONNECTION")
         return real(self, *arguments, **how)
 
-    monkeypatch.setattr(Bundle, "pull", pull)
+    monkeypatch.setattr(SyncedFolder, "pull", pull)
     for name in "abc":
-        assert "NETWORK_CONNECTION" in delivery.try_pull(run.folder / "trials" / name)
+        assert "NETWORK_CONNECTION" in uploads.try_download(run.folder / "trials" / name)
     assert asked == ["a"]
-    assert delivery.try_pull(run.folder / "trials" / "d", exact=True) and asked == ["a", "d"]
-    assert trial.joined(run.folder / "trials" / "e") and asked == ["a", "d", "e"], (
+    assert uploads.try_download(run.folder / "trials" / "d", exact=True) and asked == ["a", "d"]
+    assert loop.restore_from_bucket(run.folder / "trials" / "e") and asked == ["a", "d", "e"], (
         "who starts a trial: from an older state it would take the newer one's place"
     )
     gone[0] = False
-    assert delivery.try_pull(run.folder / "trials" / "e2", exact=True) == delivery.try_pull(run.folder / "trials" / "f") == ""
+    assert (
+        uploads.try_download(run.folder / "trials" / "e2", exact=True)
+        == uploads.try_download(run.folder / "trials" / "f")
+        == ""
+    )
     gone[0] = True
-    assert delivery.try_pull(run.folder / "trials" / "g")
-    monkeypatch.setattr(delivery, "AWAY_S", 0.0)
-    delivery._SILENT.clear()
-    assert delivery.try_pull(run.folder / "trials" / "h") and delivery.try_pull(run.folder / "trials" / "i")
+    assert uploads.try_download(run.folder / "trials" / "g")
+    monkeypatch.setattr(lease, "AWAY_S", 0.0)
+    lease._SILENT.clear()
+    assert uploads.try_download(run.folder / "trials" / "h") and uploads.try_download(
+        run.folder / "trials" / "i"
+    )
     assert asked == ["a", "d", "e", "e2", "f", "g", "h", "i"]
 
 
@@ -248,7 +309,9 @@ def test_a_bucket_that_takes_nothing_is_said_in_one_sentence(there, machines, mo
     run = a_run(machines("a"))
 
     def refuse(self, name):
-        raise OSError("When initiating multiple part upload: AWS Error ACCESS_DENIED during CreateMultipartUpload operation")
+        raise OSError(
+            "When initiating multiple part upload: AWS Error ACCESS_DENIED during CreateMultipartUpload operation"
+        )
 
     class ReadOnly:
         def __getattr__(self, name):
@@ -256,16 +319,19 @@ def test_a_bucket_that_takes_nothing_is_said_in_one_sentence(there, machines, mo
 
         open_output_stream = refuse
 
-    store = shards.Store(mirror.bucket_of(run.folder))
-    real, made = store.fs, shards.Store.__init__
+    store = filesystem.Filesystem(paths.bucket_of(run.folder))
+    real, made = store.fs, filesystem.Filesystem.__init__
 
     def make(self, *arguments, **how):
         made(self, *arguments, **how)
         self.fs = ReadOnly()
 
-    monkeypatch.setattr(shards.Store, "__init__", make)
+    monkeypatch.setattr(filesystem.Filesystem, "__init__", make)
     with (
-        pytest.raises(UserError, match="tiny-01234567/lease.* cannot be reached .*ACCESS_DENIED.*check the endpoint, the bucket and what AWS_"),
+        pytest.raises(
+            UserError,
+            match="tiny-01234567/lease.* cannot be reached .*ACCESS_DENIED.*check the endpoint, the bucket and what AWS_",
+        ),
         run.locked(),
     ):
         pass
@@ -278,21 +344,30 @@ def test_an_address_with_keys_in_it_is_refused_without_repeating_them(monkeypatc
     assert "planted" not in str(refused.value).lower()
 
 
-def test_relative_shards_are_in_the_bucket_and_absolute_ones_where_they_are(there, machines, tmp_path):
+def test_relative_shards_are_in_the_bucket_and_absolute_ones_where_they_are(
+    there, machines, tmp_path
+):
     root = machines("a")
-    assert shards.Store("data/tiny", root).uri == mirror.join(there.uri, "data", "tiny")
-    assert shards.Store(tmp_path / "data", root).uri == str(tmp_path / "data")
+    assert filesystem.Filesystem("data/tiny", root).uri == uri.join_uri(there.uri, "data", "tiny")
+    assert filesystem.Filesystem(tmp_path / "data", root).uri == str(tmp_path / "data")
 
 
 def test_a_run_is_worked_on_by_one_machine_at_a_time(there, machines, monkeypatch):
     run = a_run(machines("a"))
     holder = "elsewhere 7"
-    there.put("tiny-01234567/lease", locks.lease(pid=7, host="elsewhere").encode())
+    there.put("tiny-01234567/lease", locks.lease_text(pid=7, host="elsewhere").encode())
     renewing = subprocess.Popen(
-        [sys.executable, "-c", RENEW, there.uri, holder], env={**os.environ}, stdout=subprocess.PIPE, text=True, cwd=os.path.dirname(__file__) + "/.."
+        [sys.executable, "-c", RENEW, there.uri, holder],
+        env={**os.environ},
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=os.path.dirname(__file__) + "/..",
     )
     renewing.stdout.readline()
-    with pytest.raises(UserError, match="is being worked on by process 7 of elsewhere"), run.locked():
+    with (
+        pytest.raises(UserError, match="is being worked on by process 7 of elsewhere"),
+        run.locked(),
+    ):
         pass
     renewing.kill()
     renewing.wait()
@@ -317,11 +392,14 @@ while True:
 def test_a_machine_that_lost_its_disk_goes_on_with_the_ledger(there, machines):
     run = a_run(machines("a"))
     shutil.rmtree(machines("a"))
-    again = runs.find(machines("a"), "tiny-01234567")
+    again = run_module.find_run(machines("a"), "tiny-01234567")
     with again.locked():
         assert [r["trial"] for r in again.ledger()] == ["off-000"] and again.state == run.state
         again.append({"trial": "off-001", "history": []})
-    assert [r["trial"] for r in runs.find(machines("b"), "tiny").ledger()] == ["off-000", "off-001"]
+    assert [r["trial"] for r in run_module.find_run(machines("b"), "tiny").ledger()] == [
+        "off-000",
+        "off-001",
+    ]
     assert time.time() - (again.folder / "ledger.jsonl").stat().st_mtime < 3600
 
 
@@ -334,7 +412,7 @@ def test_a_pruned_run_keeps_its_weights_in_the_bucket_alone(there, machines):
     deliver(trial, TRIAL)
     with run.locked():
         run.update(state="done")
-    runs.prune(machines("b"))
+    run_module.prune_runs(machines("b"))
     names = set(json.loads(there.get("tiny-01234567/trials/off-000/trial.manifest.json")))
     assert names == {"last/model.safetensors", "last/config.json", "last/digests.json"}
     assert sum("trials/off-000/objects/" in key for key in objects(there)) == 3
@@ -342,41 +420,60 @@ def test_a_pruned_run_keeps_its_weights_in_the_bucket_alone(there, machines):
 
 def test_the_driver_leaves_to_others_what_is_theirs(there, machines):
     folder = machines("a") / "run"
-    for name in ("train.json", "lock", "last/model.safetensors", "tune/x", "trials/a/trial.json", "trials/a/epochs.jsonl", "report/index.html"):
+    for name in (
+        "train.json",
+        "lock",
+        "last/model.safetensors",
+        "tune/x",
+        "trials/a/trial.json",
+        "trials/a/epochs.jsonl",
+        "report/index.html",
+    ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(name)
-    assert set(Bundle(folder, DRIVER).names()) == {"train.json", "trials/a/trial.json", "report/index.html"}
-    assert set(Bundle(folder, TRIAL).names()) == {"last/model.safetensors"} and set(Bundle(folder / "trials" / "a", TRIAL).names()) == {
-        "epochs.jsonl"
+    assert set(SyncedFolder(folder, DRIVER).names()) == {
+        "train.json",
+        "trials/a/trial.json",
+        "report/index.html",
     }
+    assert set(SyncedFolder(folder, TRIAL).names()) == {"last/model.safetensors"} and set(
+        SyncedFolder(folder / "trials" / "a", TRIAL).names()
+    ) == {"epochs.jsonl"}
 
 
 @pytest.mark.parametrize("name", ["../../escaped", "/escaped", "pictures/../../escaped"])
 def test_a_manifest_that_names_files_outside_its_folder_is_refused(there, machines, name):
     """Whoever may write to the bucket may not write anywhere on the machines that read it."""
     folder = machines("a") / "little-01234567"
-    there.put("little-01234567/trial.manifest.json", json.dumps({name: {"pieces": [], "mtime_ns": 0}}).encode())
+    there.put(
+        "little-01234567/trial.manifest.json",
+        json.dumps({name: {"pieces": [], "mtime_ns": 0}}).encode(),
+    )
     with pytest.raises(UserError, match=r"trial\.manifest\.json that is none of ours"):
-        delivery.pull(folder)
+        uploads.download(folder)
 
 
 def test_doctor_says_whether_the_bucket_can_be_used(there, machines, monkeypatch):
-    from orchestrator.tools import doctor
+    from orchestrator.cli.doctor import doctor
 
     machines("a")
     said = []
     doctor(said.append)
-    assert f"bucket        {mirror.join(there.uri)} reachable" in said and objects(there) == {}
+    assert f"bucket        {uri.join_uri(there.uri)} reachable" in said and objects(there) == {}
     monkeypatch.setenv("AMLRIS_HOME", there.uri.replace(there.name, "nobodys"))
     said.clear()
-    assert doctor(said.append) == 1 and any(line.startswith("bucket        s3://nobodys") and "cannot be used" in line for line in said)
+    assert doctor(said.append) == 1 and any(
+        line.startswith("bucket        s3://nobodys") and "cannot be used" in line for line in said
+    )
 
 
-def test_a_training_goes_on_on_another_machine_to_the_same_bits(there, machines, blocks, rows, tmp_path):
+def test_a_training_goes_on_on_another_machine_to_the_same_bits(
+    there, machines, blocks, rows, tmp_path
+):
     experiment = from_dict(TREE)
 
     def train(folder, until: int) -> list[list[float]]:
-        heard, outbox = [], trial.joined(folder)
+        heard, outbox = [], loop.restore_from_bucket(folder)
 
         def report(metrics):
             heard.append([metrics[name] for name in NUMBERS])
@@ -386,7 +483,7 @@ def test_a_training_goes_on_on_another_machine_to_the_same_bits(there, machines,
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            trial.run(experiment, lambda: blocks, vocabulary(rows), folder, report)
+            loop.run_training(experiment, lambda: blocks, vocabulary(rows), folder, report)
         outbox.leave()
         return heard
 
@@ -394,15 +491,22 @@ def test_a_training_goes_on_on_another_machine_to_the_same_bits(there, machines,
     first = train(machines("a") / "little-01234567" / "trials" / "off-000", 2)
     second = train(machines("b") / "little-01234567" / "trials" / "off-000", 4)
     assert first == whole[:2] and second == whole[2:]
-    delivery.pull(folder := machines("c") / "little-01234567" / "trials" / "off-000", wanted=delivery.light)
-    assert [e["epoch"] for e in trial.read_history(folder)] == [1, 2, 3, 4]
-    assert [p.name for p in (folder / "pictures").iterdir()] == ["epoch-0004.png"] and not (folder / "last").exists()
+    uploads.download(
+        folder := machines("c") / "little-01234567" / "trials" / "off-000",
+        wanted=uploads.without_checkpoints,
+    )
+    assert [e["epoch"] for e in history.read_history(folder)] == [1, 2, 3, 4]
+    assert [p.name for p in (folder / "pictures").iterdir()] == ["epoch-0004.png"] and not (
+        folder / "last"
+    ).exists()
 
 
 @pytest.mark.parametrize("value", ["soon", "-1", "nan", "inf"])
 def test_a_patience_that_is_no_time_is_refused(monkeypatch, value):
     monkeypatch.setenv("AMLRIS_PATIENCE_S", value)
-    with pytest.raises(UserError, match=f"^AMLRIS_PATIENCE_S is {value}; give seconds, or unset it for 30$"):
-        locks.seconds("AMLRIS_PATIENCE_S", 30)
+    with pytest.raises(
+        UserError, match=f"^AMLRIS_PATIENCE_S is {value}; give seconds, or unset it for 30$"
+    ):
+        locks.seconds_setting("AMLRIS_PATIENCE_S", 30)
     monkeypatch.setenv("AMLRIS_PATIENCE_S", "2.5")
-    assert locks.seconds("AMLRIS_PATIENCE_S", 30) == 2.5
+    assert locks.seconds_setting("AMLRIS_PATIENCE_S", 30) == 2.5

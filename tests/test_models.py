@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from aml.errors import UserError
-from aml.inference import Segmenter
-from aml.learner import whole
-from aml.models import MODELS, Features, build, model_class, options
+from aml.inference.segmenter import Segmenter
+from aml.models.base import Features
+from aml.models.registry import MODELS, build_model, model_class, model_options
+from aml.training.scoring import whole_image_logits
 
 VOCABULARY = ["left", "red", "circle", "blue", "right", "square", "the", "of"]
 SENTENCES = ["left red circle", "the blue square right of the circle", "square"]
@@ -44,21 +45,33 @@ def name(request):
 @pytest.fixture(scope="module")
 def model(name):
     torch.manual_seed(0)
-    return build(name, vocabulary=VOCABULARY, **TINY[name]).eval()
+    return build_model(name, vocabulary=VOCABULARY, **TINY[name]).eval()
 
 
 def inputs(model, height=64, width=64, sentences=SENTENCES):
     """Normalised x, tokens, token_mask; sides are rounded up to what the model takes."""
-    height, width = (-(-side // model.image_multiple) * model.image_multiple for side in (height, width))
+    height, width = (
+        -(-side // model.image_multiple) * model.image_multiple for side in (height, width)
+    )
     generator = torch.Generator().manual_seed(1)
-    image = torch.randint(0, 256, (len(sentences), 3, height, width), generator=generator, dtype=torch.uint8)
+    image = torch.randint(
+        0, 256, (len(sentences), 3, height, width), generator=generator, dtype=torch.uint8
+    )
     return model.normalise(image), *model.tokenise(sentences)
 
 
 def test_what_it_says_of_itself(model, name):
     cls = model_class(name)
-    assert cls.name == model.name == name and model.spec["name"] == name and model.vocabulary == VOCABULARY
-    assert set(cls.sources) <= {"encoder", "joint", "prediction"} and "prediction" in cls.sources and cls.image_multiple >= 1
+    assert (
+        cls.name == model.name == name
+        and model.spec["name"] == name
+        and model.vocabulary == VOCABULARY
+    )
+    assert (
+        set(cls.sources) <= {"encoder", "joint", "prediction"}
+        and "prediction" in cls.sources
+        and cls.image_multiple >= 1
+    )
     parameters = [n for n, _ in model.named_parameters()]
     for prefix in (*model.encoders, *model.no_decay):
         assert any(n.startswith(prefix) for n in parameters), f"{prefix} names no parameter"
@@ -66,7 +79,12 @@ def test_what_it_says_of_itself(model, name):
 
 def test_a_model_is_rebuilt_from_its_spec(model):
     spec = dict(model.spec)
-    again = build(spec.pop("name"), vocabulary=model.vocabulary, assets=json.loads(json.dumps(model.assets)), **spec)
+    again = build_model(
+        spec.pop("name"),
+        vocabulary=model.vocabulary,
+        assets=json.loads(json.dumps(model.assets)),
+        **spec,
+    )
     again.load_state_dict(model.state_dict())
     x = inputs(model)
     with torch.no_grad():
@@ -75,23 +93,35 @@ def test_a_model_is_rebuilt_from_its_spec(model):
 
 def test_a_picture_is_encoded_once_for_the_sentences_that_follow_one_another(model, monkeypatch):
     side = -(-64 // model.image_multiple) * model.image_multiple
-    picture = torch.randint(0, 256, (2, 3, side, side), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    picture = torch.randint(
+        0, 256, (2, 3, side, side), generator=torch.Generator().manual_seed(1), dtype=torch.uint8
+    )
     of = torch.tensor([0, 0, 1])
     tokens, token_mask = model.tokenise(SENTENCES)
     batch = SimpleNamespace(
-        image=picture[of], dataset=torch.tensor([0, 0, 0]), image_id=torch.tensor([7, 7, 8]), tokens=tokens, token_mask=token_mask
+        image=picture[of],
+        dataset=torch.tensor([0, 0, 0]),
+        image_id=torch.tensor([7, 7, 8]),
+        tokens=tokens,
+        token_mask=token_mask,
     )
     encoded = []
     if not model.fuses:
         encode = model.encode
-        monkeypatch.setattr(model, "encode", lambda x: encoded.append(len(x)) or encode(x), raising=False)
+        monkeypatch.setattr(
+            model, "encode", lambda x: encoded.append(len(x)) or encode(x), raising=False
+        )
     with torch.no_grad():
-        logits = whole(model, batch)
-        batch.dataset = torch.tensor([0, 1, 1])  # the same number in another data set is another picture
-        whole(model, batch)
+        logits = whole_image_logits(model, batch)
+        batch.dataset = torch.tensor(
+            [0, 1, 1]
+        )  # the same number in another data set is another picture
+        whole_image_logits(model, batch)
     assert encoded == ([] if model.fuses else [2, 3])
     with torch.no_grad():
-        assert torch.allclose(logits, model(model.normalise(batch.image), tokens, token_mask), atol=1e-5)
+        assert torch.allclose(
+            logits, model(model.normalise(batch.image), tokens, token_mask), atol=1e-5
+        )
 
 
 def test_normalised_pictures_are_centred(model):
@@ -110,7 +140,9 @@ def test_tokens(model):
     assert mask[4].sum() < mask[3].sum(), "an unknown word is still a token"
     assert torch.equal(model.tokenise(["zebra"])[0], model.tokenise(["giraffe"])[0])
     assert not torch.equal(model.tokenise(["red"])[0], model.tokenise(["blue"])[0])
-    assert torch.equal(model.tokenise([SENTENCES[1]])[0][0], tokens[1]), "the same length and ids in any batch"
+    assert torch.equal(model.tokenise([SENTENCES[1]])[0][0], tokens[1]), (
+        "the same length and ids in any batch"
+    )
 
 
 def test_logits_at_any_multiple(model):
@@ -174,7 +206,9 @@ def test_a_forward_gives_the_features_of_its_own_encoder_run(model):
         for source in set(model.sources) - {"prediction"}:
             logits, f = model(*x, upto=source)
             alone = model.features(*x, upto=source)
-            assert torch.equal(logits, model(*x)) and all(torch.equal(a, b) for a, b in zip(f, alone, strict=True))
+            assert torch.equal(logits, model(*x)) and all(
+                torch.equal(a, b) for a, b in zip(f, alone, strict=True)
+            )
 
 
 def test_features_of_every_source(model):
@@ -187,11 +221,21 @@ def test_features_of_every_source(model):
         assert isinstance(f, Features)
         b, _, h, w = f.visual.shape
         assert b == 3 and f.text.shape[:2] == tokens.shape and x.shape[2] * w == x.shape[3] * h
-        assert f.visual.isfinite().all() and f.text.isfinite().all() and f.visual.flatten(2).std(2).mean() > 0
+        assert (
+            f.visual.isfinite().all()
+            and f.text.isfinite().all()
+            and f.visual.flatten(2).std(2).mean() > 0
+        )
         if source == "joint":
-            assert f.visual.shape[1] == f.text.shape[2], "the pair that the model multiplies has one width"
+            assert f.visual.shape[1] == f.text.shape[2], (
+                "the pair that the model multiplies has one width"
+            )
         assert f.words.dtype == f.pooled.dtype == torch.bool
-        assert (f.pooled.sum(1) == 1).all() and not (f.words & f.pooled).any() and not (f.words & ~mask).any()
+        assert (
+            (f.pooled.sum(1) == 1).all()
+            and not (f.words & f.pooled).any()
+            and not (f.words & ~mask).any()
+        )
         assert f.words.sum(1).tolist() == [3, 7, 1]
 
 
@@ -234,22 +278,27 @@ def test_dropout_only_in_training(model):
 
 
 def test_unknown_options_are_refused_with_the_nearest(name):
-    with pytest.raises(UserError, match=rf"model\.dropuot is not an option of model {name} \(did you mean dropout\?\)"):
-        options(name, dropuot=0.1)
-    with pytest.raises(UserError, match=rf"model\.name is '{name}l' \(did you mean {name}\?\); known: "):
-        build(name + "l", vocabulary=VOCABULARY)
+    with pytest.raises(
+        UserError,
+        match=rf"model\.dropuot is not an option of model {name} \(did you mean dropout\?\)",
+    ):
+        model_options(name, dropuot=0.1)
+    with pytest.raises(
+        UserError, match=rf"model\.name is '{name}l' \(did you mean {name}\?\); known: "
+    ):
+        build_model(name + "l", vocabulary=VOCABULARY)
 
 
 # ---- the small model ------------------------------------------------------------------------------------------------
 
 
 def test_the_small_model_is_small():
-    count = sum(p.numel() for p in build("small", vocabulary=VOCABULARY).parameters())
+    count = sum(p.numel() for p in build_model("small", vocabulary=VOCABULARY).parameters())
     assert 2e6 < count < 6e6
 
 
 def test_features_of_the_small_model():
-    small = build("small", vocabulary=VOCABULARY, width=32, stem=16, heads=2).eval()
+    small = build_model("small", vocabulary=VOCABULARY, width=32, stem=16, heads=2).eval()
     x, tokens, mask = inputs(small, 96, 64)
     with torch.no_grad():
         assert small.features(x, tokens, mask, "encoder").visual.shape == (3, 32, 6, 4)
@@ -265,7 +314,7 @@ def test_features_of_the_small_model():
 )  # fmt: skip
 def test_refused_options_of_the_small_model(given, words):
     with pytest.raises(UserError, match=words):
-        options("small", **given)
+        model_options("small", **given)
 
 
 @pytest.mark.parametrize("fit", ["square", "letterbox"])
@@ -276,12 +325,22 @@ def test_a_picture_encoded_once_gives_each_sentence_the_mask_it_gets_alone(model
     images = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), dtype=np.uint8)
     sentences, of = [*SENTENCES, "red", *SENTENCES], [0, 0, 0, 2, 1, 1, 1]
     together = torch.cat(list(segmenter.answers(images, sentences, of, batch=3)))
-    alone = torch.cat([segmenter.logits(images[[k]], [sentence]) for k, sentence in zip(of, sentences, strict=True)])
-    assert torch.equal(together > alone.median(), alone > alone.median()) and torch.allclose(together, alone, atol=1e-5 * alone.abs().max())
+    alone = torch.cat(
+        [
+            segmenter.logits(images[[k]], [sentence])
+            for k, sentence in zip(of, sentences, strict=True)
+        ]
+    )
+    assert torch.equal(together > alone.median(), alone > alone.median()) and torch.allclose(
+        together, alone, atol=1e-5 * alone.abs().max()
+    )
     assert not torch.allclose(together[0], together[1], atol=1e-4), "the sentence is read"
     picture = np.random.default_rng(1).integers(0, 256, (30, 50, 3), dtype=np.uint8)
     maps = segmenter.probabilities(picture, sentences, batch=2)
-    assert maps.shape == (7, 30, 50) and all(np.allclose(m, segmenter.segment(picture, s), atol=1e-5) for m, s in zip(maps, sentences, strict=True))
+    assert maps.shape == (7, 30, 50) and all(
+        np.allclose(m, segmenter.segment(picture, s), atol=1e-5)
+        for m, s in zip(maps, sentences, strict=True)
+    )
 
 
 def test_the_encoder_runs_once_a_picture_where_it_reads_no_words(model, monkeypatch):
@@ -297,7 +356,9 @@ def test_the_encoder_runs_once_a_picture_where_it_reads_no_words(model, monkeypa
 
 def test_bf16_computes_in_bf16(model):
     segmenter = Segmenter(model, image_size=2 * model.image_multiple, precision="bf16")
-    images = np.random.default_rng(0).integers(0, 256, (1, segmenter.image_size, segmenter.image_size, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(
+        0, 256, (1, segmenter.image_size, segmenter.image_size, 3), dtype=np.uint8
+    )
     exact = Segmenter(model, image_size=segmenter.image_size).logits(images, ["red circle"])
     half = segmenter.logits(images, ["red circle"])
     assert half.dtype == torch.float32 and not torch.equal(half, exact)

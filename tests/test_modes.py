@@ -8,15 +8,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from aml.afm import block_sums, select_pixels, select_released, spread
-from aml.data import train_batches
+from aml.data.dataset import train_batches
 from aml.draws import uniform
 from aml.errors import UserError
-from aml.learner import Learner, TrainConfig, TrainSums
-from aml.masking import Masker, change_words, frozen
-from aml.masking_config import preset
-from aml.optim import OptimConfig, losses, soft_losses
-from aml.projections import Learned
+from aml.masking.config import preset
+from aml.masking.masker import Masker, change_words, frozen
+from aml.masking.projections import Learned
+from aml.masking.selection import block_sums, blocks_to_pixels, select_pixels, select_released
+from aml.training.config import OptimConfig, TrainConfig
+from aml.training.learner import Learner
+from aml.training.losses import sample_losses, soft_losses
+from aml.training.scoring import TrainSums
 
 ENCODER = {"source": "encoder", "score": "cosine", "stage1_scale": 1.0}
 
@@ -28,7 +30,11 @@ def batch(items, make_model):
 
 def passes_of(masker, model, batch, epoch=0):
     """The passes of a step, answered with the model's own logits (and features where asked), without backward."""
-    generator, found, sent = masker.passes(model, model.normalise(batch.image), batch, epoch), [], None
+    generator, found, sent = (
+        masker.passes(model, model.normalise(batch.image), batch, epoch),
+        [],
+        None,
+    )
     while True:
         try:
             one = generator.send(sent)
@@ -44,7 +50,9 @@ def passes_of(masker, model, batch, epoch=0):
 def gradients(model, batch, **aml):
     """Gradients of one step before the optimiser, without clipping."""
     masker = Masker(preset(**aml), model=model, image_size=64)
-    learner = Learner(model, masker, optim=OptimConfig(), train=TrainConfig(batch=len(batch.item)), steps=1)
+    learner = Learner(
+        model, masker, optim=OptimConfig(), train=TrainConfig(batch=len(batch.item)), steps=1
+    )
     learner._accumulate(batch, 0, TrainSums("cpu"), last=True)
     found = {name: p.grad.clone() for name, p in model.named_parameters()}
     learner.optimizer.zero_grad()
@@ -66,19 +74,31 @@ def test_two_passes_without_dropout_are_one(make_model, batch):
     assert not close(gradients(wet, batch, mode="two_pass"), gradients(model, batch, mode="off"))
 
 
-def test_maskris_learns_its_own_first_prediction_on_a_masked_picture_and_sentence(make_model, batch):
+def test_maskris_learns_its_own_first_prediction_on_a_masked_picture_and_sentence(
+    make_model, batch
+):
     model = make_model(dropout=0.0).train()
     masker = Masker(preset(mode="maskris"), model=model, image_size=64)
     first, second = passes_of(masker, model, batch)
     x = model.normalise(batch.image)
-    assert torch.equal(first.x, x) and torch.equal(first.tokens, batch.tokens) and first.soft is None
+    assert (
+        torch.equal(first.x, x) and torch.equal(first.tokens, batch.tokens) and first.soft is None
+    )
     assert (first.weight, second.weight, first.last, second.last) == (0.5, 0.5, False, True)
-    assert torch.equal(second.soft, model(x, batch.tokens, batch.token_mask).sigmoid().detach()) and not second.soft.requires_grad
+    assert (
+        torch.equal(second.soft, model(x, batch.tokens, batch.token_mask).sigmoid().detach())
+        and not second.soft.requires_grad
+    )
     hidden = second.mask.hidden.flatten(1).float()
     assert (hidden.mean(1) - 0.75).abs().max() <= 1 / hidden.shape[1], "floor(0.75 n + u) blocks"
-    assert torch.equal(second.x, masker.hide(x, second.mask)) and not torch.equal(second.tokens, batch.tokens)
-    by_hand = 0.5 * losses(model(x, batch.tokens, batch.token_mask), batch.mask, "ce").mean()
-    by_hand = by_hand + 0.5 * soft_losses(model(second.x, second.tokens, second.token_mask), second.soft).mean()
+    assert torch.equal(second.x, masker.hide(x, second.mask)) and not torch.equal(
+        second.tokens, batch.tokens
+    )
+    by_hand = 0.5 * sample_losses(model(x, batch.tokens, batch.token_mask), batch.mask, "ce").mean()
+    by_hand = (
+        by_hand
+        + 0.5 * soft_losses(model(second.x, second.tokens, second.token_mask), second.soft).mean()
+    )
     by_hand.backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
@@ -88,7 +108,9 @@ def test_maskris_learns_its_own_first_prediction_on_a_masked_picture_and_sentenc
 def test_soft_loss_is_torchs_weighted_cross_entropy_against_probabilities():
     z, soft = torch.randn(3, 5, 7), torch.rand(3, 5, 7)
     pair, target = torch.stack([torch.zeros_like(z), z], 1), torch.stack([1 - soft, soft], 1)
-    expected = F.cross_entropy(pair, target, torch.tensor([0.9, 1.1]), reduction="none").flatten(1).mean(1)
+    expected = (
+        F.cross_entropy(pair, target, torch.tensor([0.9, 1.1]), reduction="none").flatten(1).mean(1)
+    )
     assert torch.allclose(soft_losses(z, soft), expected, atol=1e-6)
 
 
@@ -105,9 +127,13 @@ def test_changed_words(make_model):
     masked = (changed == model.mask_token).sum() / words.sum()
     assert masked == pytest.approx(0.15 * 0.8, rel=0.05)
     others = Counter(changed[different & (changed != model.mask_token)].tolist())
-    assert all(model.word_ids[0] <= t < model.word_ids[1] for t in others) and len(others) > 0.5 * len(model.vocabulary)
+    assert all(model.word_ids[0] <= t < model.word_ids[1] for t in others) and len(
+        others
+    ) > 0.5 * len(model.vocabulary)
     model.mask_token = None  # a tokenizer without one: a random word in its place
-    assert (change_words(model, tokens, mask, 0, 0, torch.arange(n)) != tokens).sum() >= 0.9 * different.sum()
+    assert (
+        change_words(model, tokens, mask, 0, 0, torch.arange(n)) != tokens
+    ).sum() >= 0.9 * different.sum()
 
 
 # ---- levels ---------------------------------------------------------------------------------------------------------
@@ -118,31 +144,46 @@ def test_at_feature_level_the_encoder_sees_everything(make_model, batch):
     masker = Masker(preset(level="feature", tau=1.0, rho=0.5), model=model, image_size=64)
     (one,) = passes_of(masker, model, batch)
     assert torch.equal(one.x, model.normalise(batch.image))
-    assert torch.equal(one.visible, ~spread(one.mask.hidden, masker.block, 64, 64)) and not one.visible.all()
+    assert (
+        torch.equal(one.visible, ~blocks_to_pixels(one.mask.hidden, masker.block, 64, 64))
+        and not one.visible.all()
+    )
     maps = model.encode(one.x)
     seen = [m * F.interpolate(one.visible[:, None].float(), m.shape[2:], mode="area") for m in maps]
-    assert torch.allclose(model(one.x, one.tokens, one.token_mask, visible=one.visible), model.decode(seen, one.tokens, one.token_mask))
+    assert torch.allclose(
+        model(one.x, one.tokens, one.token_mask, visible=one.visible),
+        model.decode(seen, one.tokens, one.token_mask),
+    )
 
 
 def test_at_loss_level_hidden_pixels_teach_nothing(make_model, batch):
     model = make_model(dropout=0.0)
     masker = Masker(preset(level="loss", tau=1.0, rho=0.5), model=model, image_size=64)
     (one,) = passes_of(masker, model, batch)
-    hidden = spread(one.mask.hidden, masker.block, 64, 64)
-    assert torch.equal(one.x, model.normalise(batch.image)) and one.visible is None and torch.equal(one.counted, ~hidden)
+    hidden = blocks_to_pixels(one.mask.hidden, masker.block, 64, 64)
+    assert (
+        torch.equal(one.x, model.normalise(batch.image))
+        and one.visible is None
+        and torch.equal(one.counted, ~hidden)
+    )
     z = torch.randn(16, 64, 64)
-    each = losses(z, batch.mask, "ce", one.counted)
+    each = sample_losses(z, batch.mask, "ce", one.counted)
     for i in range(16):
         kept = one.counted[i]
         y = batch.mask[i][kept].long()
-        expected = F.cross_entropy(torch.stack([torch.zeros_like(z[i][kept]), z[i][kept]], 1), y, torch.tensor([0.9, 1.1]))
+        expected = F.cross_entropy(
+            torch.stack([torch.zeros_like(z[i][kept]), z[i][kept]], 1), y, torch.tensor([0.9, 1.1])
+        )
         assert each[i] == pytest.approx(float(expected), abs=1e-5)
-    assert losses(z, batch.mask, "ce", torch.zeros_like(one.counted)).tolist() == [0] * 16
+    assert sample_losses(z, batch.mask, "ce", torch.zeros_like(one.counted)).tolist() == [0] * 16
 
 
 def test_bce_has_no_weights():
     z, y = torch.randn(2, 8, 8), torch.rand(2, 8, 8) < 0.3
-    assert torch.allclose(losses(z, y, "bce"), F.binary_cross_entropy_with_logits(z, y.float(), reduction="none").mean((1, 2)))
+    assert torch.allclose(
+        sample_losses(z, y, "bce"),
+        F.binary_cross_entropy_with_logits(z, y.float(), reduction="none").mean((1, 2)),
+    )
 
 
 # ---- the clean pass is stage 1 --------------------------------------------------------------------------------------
@@ -152,7 +193,11 @@ def test_bce_has_no_weights():
 def test_a_clean_pass_that_is_trained_is_stage_1_as_well(make_model, batch, source):
     model = make_model(dropout=0.0).eval()
     score = {"score": "probability"} if source == "prediction" else {"score": "cosine"}
-    masker = Masker(preset(source=source, clean_weight=0.4, stage1_scale=1.0, **score), model=model, image_size=64)
+    masker = Masker(
+        preset(source=source, clean_weight=0.4, stage1_scale=1.0, **score),
+        model=model,
+        image_size=64,
+    )
     runs, encode = [], model.encode
     model.encode = lambda x: runs.append(1) or encode(x)
     clean, masked = passes_of(masker, model, batch)
@@ -201,22 +246,36 @@ def test_either_end_of_the_alignment_can_be_hidden(make_model, batch):
     low, _ = masks(make_model, batch, **ENCODER, tau=0.5, rho=1.0)
     high, _ = masks(make_model, batch, **ENCODER, tau=0.5, rho=1.0, weak="highest")
     assert (low + high).mean() == pytest.approx(1.0, abs=0.01) and (low * high).mean() < 0.01
-    spared, on_target = masks(make_model, batch, **ENCODER, tau=0.5, rho=1.0, weak="highest", protect_target=True)
+    spared, on_target = masks(
+        make_model, batch, **ENCODER, tau=0.5, rho=1.0, weak="highest", protect_target=True
+    )
     assert spared.sum() > 0 and spared[on_target].sum() == 0, "what is confusable, not the referent"
 
 
 @pytest.mark.parametrize("clean_weight", [0.0, 0.4])
-def test_a_mask_for_anothers_sentence_is_the_one_that_sentence_would_get_here(make_model, batch, clean_weight):
+def test_a_mask_for_anothers_sentence_is_the_one_that_sentence_would_get_here(
+    make_model, batch, clean_weight
+):
     model = make_model(dropout=0.0).eval()
     before = replace(
-        batch, tokens=torch.cat([batch.tokens[-1:], batch.tokens[:-1]]), token_mask=torch.cat([batch.token_mask[-1:], batch.token_mask[:-1]])
+        batch,
+        tokens=torch.cat([batch.tokens[-1:], batch.tokens[:-1]]),
+        token_mask=torch.cat([batch.token_mask[-1:], batch.token_mask[:-1]]),
     )
     other, own = (
-        passes_of(Masker(preset(sentence=whose, clean_weight=clean_weight), model=model, image_size=64), model, given)[-1]
+        passes_of(
+            Masker(preset(sentence=whose, clean_weight=clean_weight), model=model, image_size=64),
+            model,
+            given,
+        )[-1]
         for whose, given in (("other", batch), ("own", before))
     )
-    if clean_weight == 0:  # with it, one's own sentence is read at full size in the clean pass, another's at stage 1's
-        assert torch.equal(other.mask.hidden, own.mask.hidden) and torch.equal(other.mask.alignment.map, own.mask.alignment.map)
+    if (
+        clean_weight == 0
+    ):  # with it, one's own sentence is read at full size in the clean pass, another's at stage 1's
+        assert torch.equal(other.mask.hidden, own.mask.hidden) and torch.equal(
+            other.mask.alignment.map, own.mask.alignment.map
+        )
     alone = Masker(preset(stage1_scale=0.375), model=model, image_size=64).align(
         model, model.normalise(batch.image), before.tokens, before.token_mask, batch.real
     )
@@ -237,13 +296,23 @@ def test_learned_projections_find_the_match_and_come_back(make_model):
         text = F.normalize(torch.randn(n, 4, 12), dim=-1)
         cover = torch.zeros(n, 49)
         cover[torch.arange(n), torch.randint(0, 49, (n,))] = 1
-        visual = torch.randn(n, 49, 24) + 8 * cover[..., None] * F.normalize(text[:, :1] @ hidden.T, dim=-1)
-        return visual.mT.unflatten(2, (7, 7)), text, torch.ones(n, 4, dtype=torch.bool), torch.ones(n, 49, dtype=torch.bool), cover
+        visual = torch.randn(n, 49, 24) + 8 * cover[..., None] * F.normalize(
+            text[:, :1] @ hidden.T, dim=-1
+        )
+        return (
+            visual.mT.unflatten(2, (7, 7)),
+            text,
+            torch.ones(n, 4, dtype=torch.bool),
+            torch.ones(n, 49, dtype=torch.bool),
+            cover,
+        )
 
     def rank_of_target():
         visual, text, _, _, cover = draw(256)
         w_i, w_t, _ = maps.matrices()
-        s = (F.normalize(visual.flatten(2).mT, dim=-1) @ w_i.mT) @ (F.normalize(text, dim=-1) @ w_t.mT).mT
+        s = (F.normalize(visual.flatten(2).mT, dim=-1) @ w_i.mT) @ (
+            F.normalize(text, dim=-1) @ w_t.mT
+        ).mT
         best = s.amax(-1)
         return (best < best[cover > 0][:, None]).float().mean()
 
@@ -256,10 +325,14 @@ def test_learned_projections_find_the_match_and_come_back(make_model):
     more = draw()
     maps.step(*more, lambda x: x)
     again.step(*more, lambda x: x)
-    assert all(torch.equal(a, b) for a, b in zip(maps.parameters(), again.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(maps.parameters(), again.parameters(), strict=True)
+    )
 
 
-def test_learned_projections_train_beside_the_model_and_live_in_the_training_state(make_model, batch):
+def test_learned_projections_train_beside_the_model_and_live_in_the_training_state(
+    make_model, batch
+):
     model = make_model(dropout=0.0)
     masker = Masker(preset(**ENCODER, projection="learned", width=8), model=model, image_size=64)
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -267,7 +340,9 @@ def test_learned_projections_train_beside_the_model_and_live_in_the_training_sta
     first = masker.projections.learned.w_i.clone()
     passes_of(masker, model, batch)
     assert not torch.equal(first, masker.projections.learned.w_i)
-    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items()) and not any(p.grad is not None for p in model.parameters())
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items()) and not any(
+        p.grad is not None for p in model.parameters()
+    )
     other = Masker(preset(**ENCODER, projection="learned", width=8), model=model, image_size=64)
     other.load_state_dict(masker.state_dict())
     a, b = (passes_of(m, model, batch)[0].mask for m in (masker, other))
@@ -275,12 +350,14 @@ def test_learned_projections_train_beside_the_model_and_live_in_the_training_sta
 
 
 def test_the_released_projection_is_an_untrained_linear_on_the_text_alone():
-    from aml.projections import Projections
+    from aml.masking.projections import Projections
 
     config = preset("release")
     w_i, w_t, b_t = Projections(config, 0).of(torch.zeros(1, 1024, 1, 1), torch.zeros(1, 1, 768))
     assert w_i is None and w_t.shape == (1024, 768) and b_t.shape == (1024,)
-    assert w_t.abs().max() == pytest.approx(768**-0.5, rel=1e-3) and w_t.std() == pytest.approx((3 * 768) ** -0.5, rel=0.01)
+    assert w_t.abs().max() == pytest.approx(768**-0.5, rel=1e-3) and w_t.std() == pytest.approx(
+        (3 * 768) ** -0.5, rel=0.01
+    )
 
 
 # ---- release --------------------------------------------------------------------------------------------------------
@@ -311,16 +388,26 @@ def scattered(n):
 def test_the_released_draw_blanks_far_more_than_is_weak(blocks, released, printed):
     """At 448 px, blocks of 32, threshold 0.4 and a quarter drawn: the shares measured on the released code, and the paper's own rule."""
     weak = weak_squares(blocks).expand(8, -1, -1)
-    hidden = select_released(weak, rho=0.25, order=uniform(0, 0, torch.arange(8), "release", 448 * 448), block=32)
-    assert hidden.float().mean() == pytest.approx(released, abs=0.1 if len(blocks) in (5, 20) else 0.04)
-    literal = select_pixels(block_sums(weak.float(), 32).flatten(1), rho=0.25, order=uniform(0, 0, torch.arange(8), "select", 196))
+    hidden = select_released(
+        weak, rho=0.25, order=uniform(0, 0, torch.arange(8), "release", 448 * 448), block=32
+    )
+    assert hidden.float().mean() == pytest.approx(
+        released, abs=0.1 if len(blocks) in (5, 20) else 0.04
+    )
+    literal = select_pixels(
+        block_sums(weak.float(), 32).flatten(1),
+        rho=0.25,
+        order=uniform(0, 0, torch.arange(8), "select", 196),
+    )
     assert literal.float().mean() == pytest.approx(printed, abs=0.04)
 
 
 def test_the_released_draw_blanks_the_referent_too():
     strong = set(square(4))
     weak = weak_squares([(r, c) for r in range(14) for c in range(14) if (r, c) not in strong])
-    hidden = select_released(weak, rho=0.25, order=uniform(0, 0, torch.arange(1), "release", 448 * 448), block=32)
+    hidden = select_released(
+        weak, rho=0.25, order=uniform(0, 0, torch.arange(1), "release", 448 * 448), block=32
+    )
     assert hidden.all()
 
 
@@ -335,16 +422,27 @@ def test_the_released_draw_by_hand():
     expected = torch.zeros(16, dtype=torch.bool)
     for block, offset in drawn:
         expected[block] = expected[min(offset, 15)] = True
-    assert torch.equal(select_released(weak, rho=0.25, order=order, block=4).flatten(), expected) and len(drawn) == 4
+    assert (
+        torch.equal(select_released(weak, rho=0.25, order=order, block=4).flatten(), expected)
+        and len(drawn) == 4
+    )
 
 
 def test_release_trains_both_passes_and_says_which_arm_it_is(make_model, batch):
     model = make_model()
     config = preset("release", block=8)
-    assert config.arm == "aml/release" and (config.tau, config.rho, config.clean_weight) == (0.4, 0.25, 0.5)
+    assert config.arm == "aml/release" and (config.tau, config.rho, config.clean_weight) == (
+        0.4,
+        0.25,
+        0.5,
+    )
     masker = Masker(config, model=model, image_size=64)
     clean, masked = passes_of(masker, model, batch)
-    assert clean.upto == "encoder" and (clean.weight, masked.weight) == (0.5, 0.5) and masked.mask.hidden.any()
+    assert (
+        clean.upto == "encoder"
+        and (clean.weight, masked.weight) == (0.5, 0.5)
+        and masked.mask.hidden.any()
+    )
 
 
 # ---- what cannot mean anything --------------------------------------------------------------------------------------
@@ -354,11 +452,20 @@ def test_release_trains_both_passes_and_says_which_arm_it_is(make_model, batch):
     "settings, words",
     [
         ({"selection": "release"}, "compares pixels with a threshold"),
-        ({"selection": "release", "threshold_mode": "absolute", "level": "loss"}, "use threshold_mode absolute or minmax, and level image"),
+        (
+            {"selection": "release", "threshold_mode": "absolute", "level": "loss"},
+            "use threshold_mode absolute or minmax, and level image",
+        ),
         ({"fill": "mean", "level": "feature"}, "leaves the image whole"),
         ({"projection": "gaussian"}, "no features to project"),
-        ({"source": "encoder", "score": "cosine", "projection": "linear", "width": 8}, "drop one of them"),
-        ({"source": "encoder", "score": "cosine", "projection": "learned", "sentence": "other"}, "its own sentence"),
+        (
+            {"source": "encoder", "score": "cosine", "projection": "linear", "width": 8},
+            "drop one of them",
+        ),
+        (
+            {"source": "encoder", "score": "cosine", "projection": "learned", "sentence": "other"},
+            "its own sentence",
+        ),
         ({"protect_target": True, "balance_target": True}, "exclude each other"),
         ({"last_epoch": 2, "warmup_epochs": 2}, "leaves no masked epoch"),
         ({"ramp_epochs": -1}, "must be 0 or more"),
@@ -384,7 +491,9 @@ def test_refused_for_a_model(make_model):
 # ---- compiled -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("aml", [{"mode": "off"}, {**ENCODER, "clean_weight": 0.5, "level": "feature"}], ids=str)
+@pytest.mark.parametrize(
+    "aml", [{"mode": "off"}, {**ENCODER, "clean_weight": 0.5, "level": "feature"}], ids=str
+)
 def test_a_compiled_model_takes_the_same_step(make_model, batch, monkeypatch, aml):
     """torch.compile's capture of every kind of pass, run by its eager backend: no machine code is made here."""
     compiler, runs = torch.compile, []
@@ -416,12 +525,21 @@ def test_a_compiled_model_takes_the_same_step(make_model, batch, monkeypatch, am
 # ---- nothing stays behind at inference ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("aml", [{"mode": "off"}, {"source": "encoder", "score": "cosine", "projection": "learned"}, {"mode": "maskris"}])
+@pytest.mark.parametrize(
+    "aml",
+    [
+        {"mode": "off"},
+        {"source": "encoder", "score": "cosine", "projection": "learned"},
+        {"mode": "maskris"},
+    ],
+)
 def test_inference_is_untouched(make_model, batch, aml):
     """A model trained under masking has the parameters, the graph and the output of one that never was."""
     plain, model = make_model(seed=1), make_model(seed=1)
     masker = Masker(preset(**aml), model=model, image_size=64)
-    learner = Learner(model, masker, optim=OptimConfig(lr=1e-9), train=TrainConfig(batch=16), steps=1)
+    learner = Learner(
+        model, masker, optim=OptimConfig(lr=1e-9), train=TrainConfig(batch=16), steps=1
+    )
     learner.step(batch, 0, 0, TrainSums("cpu"))
     assert list(model.state_dict()) == list(plain.state_dict())
     model.load_state_dict(plain.state_dict())

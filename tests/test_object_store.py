@@ -16,17 +16,24 @@ import pytest
 from PIL import Image
 from stores import hand_row, write_store
 
-from aml.data import Items, train_batches
+from aml.data.dataset import Items, train_batches
 from aml.errors import Unreachable, UserError
-from orchestrator import decoded, shards
+from orchestrator.data import decoded, shards
+from orchestrator.storage import filesystem
 
-KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
+KEYS = {
+    "AWS_ACCESS_KEY_ID": "testing",
+    "AWS_SECRET_ACCESS_KEY": "testing",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
 
 
 @pytest.fixture(scope="module")
 def server():
     """A client of a running S3 server with one bucket, and the words that lead an address to it."""
-    moto = pytest.importorskip("moto.server", reason="moto is not installed: install requirements.txt")
+    moto = pytest.importorskip(
+        "moto.server", reason="moto is not installed: install requirements.txt"
+    )
     import boto3
 
     before = {name: os.environ.get(name) for name in KEYS}
@@ -52,7 +59,19 @@ def written(server, scenes, ray_session, tmp_path_factory):
     os.chdir(folder)
     try:
         code, text = ray_session(
-            ["shard", "--refer-root", str(scenes), "--images", str(scenes / "images"), "--dataset", "refcoco", "--split-by", "unc", "--out", uri]
+            [
+                "shard",
+                "--refer-root",
+                str(scenes),
+                "--images",
+                str(scenes / "images"),
+                "--dataset",
+                "refcoco",
+                "--split-by",
+                "unc",
+                "--out",
+                uri,
+            ]
         )
         assert code == 0, text
         code, verified = ray_session(["shard", "--verify", uri])
@@ -63,40 +82,71 @@ def written(server, scenes, ray_session, tmp_path_factory):
 
 
 def names(client) -> set[str]:
-    return {o["Key"].rpartition("/")[2] for o in client.list_objects_v2(Bucket="amlris", Prefix="team/scenes/").get("Contents", [])} - {""}
+    return {
+        o["Key"].rpartition("/")[2]
+        for o in client.list_objects_v2(Bucket="amlris", Prefix="team/scenes/").get("Contents", [])
+    } - {""}
 
 
 def test_shards_are_written_to_the_bucket_alone(written, server):
     _, text, folder = written
     found = names(server[0])
-    assert {"_COMPLETE.json", "vocabulary.json"} < found and any(n.endswith(".parquet") for n in found) and not any(n.endswith(".tmp") for n in found)
+    assert (
+        {"_COMPLETE.json", "vocabulary.json"} < found
+        and any(n.endswith(".parquet") for n in found)
+        and not any(n.endswith(".tmp") for n in found)
+    )
     assert "is whole" in text and list(folder.rglob("*")) == []
 
 
 def test_rows_read_back_are_the_rows_written(written, rows):
-    store = shards.Store(written[0])
-    places = shards.index(store, ["train", "val", "testA", "testB"])
-    read = {row["image_id"]: row for row in shards.read(store, places)}
-    assert len(read) == len(rows) == shards.manifest(store)["images"]
+    store = filesystem.Filesystem(written[0])
+    places = shards.picture_places(store, ["train", "val", "testA", "testB"])
+    read = {row["image_id"]: row for row in shards.read_rows(store, places)}
+    assert len(read) == len(rows) == shards.read_manifest(store)["images"]
     for row in rows:
         back = read[row["image_id"]]
         assert back["jpeg"] == Path(row["path"]).read_bytes() and back["refs"] == row["refs"]
 
 
 def test_a_cluster_decodes_from_the_bucket(written, rows):
-    blocks = decoded.decode(decoded.Part(shards.Store(written[0]), frozenset({"val"}), {}), 32, "square").open()
+    blocks = decoded.decode_shards(
+        decoded.ShardSelection(filesystem.Filesystem(written[0]), frozenset({"val"}), {}),
+        32,
+        "square",
+    ).open()
     wanted = sum(any(r["split"] == "val" for r in row["refs"]) for row in rows)
-    assert sum(len(b["image"]) for b in blocks) == wanted > 0 and blocks[0]["image"].shape[1:] == (32, 32, 3)
+    assert sum(len(b["image"]) for b in blocks) == wanted > 0 and blocks[0]["image"].shape[1:] == (
+        32,
+        32,
+        3,
+    )
 
 
 def test_writing_again_leaves_complete_shards_as_they_are(written, server, scenes, ray_session):
     client, _ = server
-    times = {o["Key"]: o["LastModified"] for o in client.list_objects_v2(Bucket="amlris")["Contents"]}
+    times = {
+        o["Key"]: o["LastModified"] for o in client.list_objects_v2(Bucket="amlris")["Contents"]
+    }
     code, text = ray_session(
-        ["shard", "--refer-root", str(scenes), "--images", str(scenes / "images"), "--dataset", "refcoco", "--split-by", "unc", "--out", written[0]]
+        [
+            "shard",
+            "--refer-root",
+            str(scenes),
+            "--images",
+            str(scenes / "images"),
+            "--dataset",
+            "refcoco",
+            "--split-by",
+            "unc",
+            "--out",
+            written[0],
+        ]
     )
     assert code == 0, text
-    assert {o["Key"]: o["LastModified"] for o in client.list_objects_v2(Bucket="amlris")["Contents"]} == times
+    assert {
+        o["Key"]: o["LastModified"] for o in client.list_objects_v2(Bucket="amlris")["Contents"]
+    } == times
 
 
 def test_a_missing_or_cut_off_object_is_named(written, server, ray_session):
@@ -128,11 +178,16 @@ def large(server, tmp_path_factory):
     rows = []
     for k in range(48):
         jpeg = io.BytesIO()
-        Image.fromarray(rng.integers(0, 256, (280, 280, 3), np.uint8)).save(jpeg, "JPEG", quality=97)
+        Image.fromarray(rng.integers(0, 256, (280, 280, 3), np.uint8)).save(
+            jpeg, "JPEG", quality=97
+        )
         split = "val" if k % 6 == 0 else "train"
-        rows.append(hand_row([square], [(1, ["left one", "the bar"])], image_id=k, split=split) | {"jpeg": jpeg.getvalue()})
+        rows.append(
+            hand_row([square], [(1, ["left one", "the bar"])], image_id=k, split=split)
+            | {"jpeg": jpeg.getvalue()}
+        )
     here = write_store(tmp_path_factory.mktemp("large") / "shards", rows, files=6)
-    there = shards.Store(f"s3://amlris/large{query}")
+    there = filesystem.Filesystem(f"s3://amlris/large{query}")
     for name in here.names():
         there.write(name, here.read(name))
     return there, sum(len(row["jpeg"]) for row in rows if row["refs"][0]["split"] == "train")
@@ -160,24 +215,34 @@ def asked(server, monkeypatch):
 TRAIN = frozenset({"train"})
 
 
-def test_each_picture_is_read_once_an_epoch_through_a_window_and_files_of_other_splits_are_left_alone(large, asked, make_model):
+def test_each_picture_is_read_once_an_epoch_through_a_window_and_files_of_other_splits_are_left_alone(
+    large, asked, make_model
+):
     store, size = large
     model = make_model()
     for rank in range(2):
         asked.clear()
-        items = Items(decoded.Windowed((decoded.Part(store, TRAIN, {}),), 64, "square").open(), "train", size=64)
+        items = Items(
+            decoded.StreamingBlocks(
+                (decoded.ShardSelection(store, TRAIN, {}),), 64, "square"
+            ).open(),
+            "train",
+            size=64,
+        )
         opening = sum(n for _, n in asked)
         assert opening < 0.1 * size
         for epoch in range(2):
             asked.clear()
             list(train_batches(items, model, batch=8, seed=0, epoch=epoch, rank=rank, world=2))
             groups = len(items.blocks.pictures.groups)
-            assert 0.5 * size < sum(n for _, n in asked) < 1.02 * size and len(asked) <= groups  # a row group, one request
+            assert (
+                0.5 * size < sum(n for _, n in asked) < 1.02 * size and len(asked) <= groups
+            )  # a row group, one request
 
 
 def test_a_cluster_reads_each_picture_once_for_all_trials(large, asked, ray_session):
     store, size = large
-    shared = decoded.decode(decoded.Part(store, TRAIN, {}), 64, "square")
+    shared = decoded.decode_shards(decoded.ShardSelection(store, TRAIN, {}), 64, "square")
     assert 0.9 * size < sum(n for _, n in asked) < 1.1 * size
     asked.clear()
     for _ in range(2):
@@ -185,36 +250,56 @@ def test_a_cluster_reads_each_picture_once_for_all_trials(large, asked, ray_sess
     assert asked == []
 
 
-def test_what_a_node_that_decodes_cannot_reach_is_said_in_one_sentence(rows, ray_session, tmp_path, capfd):
-    class Away(decoded.Part):
+def test_what_a_node_that_decodes_cannot_reach_is_said_in_one_sentence(
+    rows, ray_session, tmp_path, capfd
+):
+    class Away(decoded.ShardSelection):
         def kept(self, of, text):
             raise Unreachable("s3://b does not answer from there")
 
-    part = Away(write_store(tmp_path / "shards", rows[:4]), frozenset({"train", "val", "testA", "testB"}), {})
+    part = Away(
+        write_store(tmp_path / "shards", rows[:4]),
+        frozenset({"train", "val", "testA", "testB"}),
+        {},
+    )
     with pytest.raises(Unreachable, match="^s3://b does not answer from there$"):
-        decoded.decode(part, 32, "square")
+        decoded.decode_shards(part, 32, "square")
     assert "Traceback" not in "".join(capfd.readouterr())
 
 
 def test_an_endpoint_that_is_away_is_said_in_one_sentence(unused_port, monkeypatch):
     for name, value in KEYS.items():
         monkeypatch.setenv(name, value)
-    store = shards.Store(f"s3://amlris/team/scenes?scheme=http&endpoint_override=127.0.0.1:{unused_port}")
-    with pytest.raises(UserError, match=f"127.0.0.1:{unused_port} cannot be reached .*; check the endpoint, the bucket"):
-        shards.manifest(store)
+    store = filesystem.Filesystem(
+        f"s3://amlris/team/scenes?scheme=http&endpoint_override=127.0.0.1:{unused_port}"
+    )
+    with pytest.raises(
+        UserError,
+        match=f"127.0.0.1:{unused_port} cannot be reached .*; check the endpoint, the bucket",
+    ):
+        shards.read_manifest(store)
 
 
 def test_a_bucket_that_is_away_is_no_damage(unused_port, monkeypatch):
     for name, value in KEYS.items():
         monkeypatch.setenv(name, value)
-    store = shards.Store(f"s3://amlris/team/scenes?scheme=http&endpoint_override=127.0.0.1:{unused_port}", impatient=True)
-    with pytest.raises(Unreachable, match="scenes/part-0.parquet.* cannot be reached"), shards.opened(store, "part-0.parquet"):
+    store = filesystem.Filesystem(
+        f"s3://amlris/team/scenes?scheme=http&endpoint_override=127.0.0.1:{unused_port}",
+        impatient=True,
+    )
+    with (
+        pytest.raises(Unreachable, match="scenes/part-0.parquet.* cannot be reached"),
+        shards.opened(store, "part-0.parquet"),
+    ):
         pass
 
 
 def test_a_window_waits_for_a_bucket_that_is_away_and_gives_it_up_in_the_end(large, monkeypatch):
     monkeypatch.setattr(decoded, "PAUSE_S", 0)
-    groups, failures = decoded.RowGroups((decoded.Part(large[0], TRAIN, {}),), 64, "square"), [3]
+    groups, failures = (
+        decoded.RowGroupReader((decoded.ShardSelection(large[0], TRAIN, {}),), 64, "square"),
+        [3],
+    )
     read = groups._read
 
     def away(group):
@@ -248,13 +333,19 @@ decoded.PAUSE_S = 0.1
 ThreadPoolExecutor(1).submit(decoded._patiently, away)
 asked.wait()
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, cwd=Path(__file__).parents[1])  # it would wait for ten minutes
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, timeout=120, cwd=Path(__file__).parents[1]
+    )  # it would wait for ten minutes
 
 
 def test_a_window_waits_for_its_annotations_too(large, monkeypatch):
     monkeypatch.setattr(decoded, "PAUSE_S", 0)
-    parts, read, failures = (decoded.Part(large[0], TRAIN, {}),), decoded._annotations, [3]
-    there = decoded.RowGroups(parts, 64, "square")
+    parts, read, failures = (
+        (decoded.ShardSelection(large[0], TRAIN, {}),),
+        decoded._annotations,
+        [3],
+    )
+    there = decoded.RowGroupReader(parts, 64, "square")
 
     def away(*of):
         failures[0] -= 1
@@ -263,11 +354,11 @@ def test_a_window_waits_for_its_annotations_too(large, monkeypatch):
         return read(*of)
 
     monkeypatch.setattr(decoded, "_annotations", away)
-    assert decoded.RowGroups(parts, 64, "square").meta == there.meta and failures[0] < 0
+    assert decoded.RowGroupReader(parts, 64, "square").meta == there.meta and failures[0] < 0
     monkeypatch.setattr(decoded, "AWAY_S", -1)
     failures[0] = 1
     with pytest.raises(Unreachable):
-        decoded.RowGroups(parts, 64, "square")
+        decoded.RowGroupReader(parts, 64, "square")
 
 
 @pytest.mark.fault  # waits for each of its requests
@@ -283,13 +374,15 @@ def test_a_bucket_that_is_silent_is_soon_given_up_by_who_tries_again_anyway(monk
                     heard.append(silent.accept())
 
         threading.Thread(target=listen, daemon=True).start()
-        where = f"s3://amlris/team?scheme=http&endpoint_override=127.0.0.1:{silent.getsockname()[1]}"
+        where = (
+            f"s3://amlris/team?scheme=http&endpoint_override=127.0.0.1:{silent.getsockname()[1]}"
+        )
         with pytest.raises(UserError, match="cannot be reached"):
-            shards.Store(where, impatient=True).read("lease")
+            filesystem.Filesystem(where, impatient=True).read("lease")
     assert len(heard) == 3
 
 
 def test_an_address_with_keys_in_it_is_refused_without_repeating_them():
     with pytest.raises(UserError, match="holds keys") as refused:
-        shards.Store("s3://AKIAPLANTED:planted@amlris/team/scenes")
+        filesystem.Filesystem("s3://AKIAPLANTED:planted@amlris/team/scenes")
     assert "planted" not in str(refused.value).lower()

@@ -14,9 +14,9 @@ import time
 import pytest
 from stores import mlflow_client
 
-from orchestrator import tracking
-from orchestrator.mlflow_store import reconcile, tracking_uri
-from orchestrator.tracking import Tracker
+from orchestrator.tracking import queue as queue_module
+from orchestrator.tracking.mlflow_server import reconcile, tracking_uri
+from orchestrator.tracking.queue import Tracker
 
 NOBODY = "http://127.0.0.1:9"  # the discard port: connections are refused at once
 RUN = "quick-1a2b3c4d"
@@ -34,7 +34,9 @@ def abandon(tracker):
 # ---------------------------------------------------------------- the queue
 
 
-def test_a_server_that_is_away_stops_nobody_and_gets_everything_later(root, tmp_path, monkeypatch, caplog):
+def test_a_server_that_is_away_stops_nobody_and_gets_everything_later(
+    root, tmp_path, monkeypatch, caplog
+):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     t = Tracker(tmp_path / RUN, NOBODY, "away", root)
@@ -56,7 +58,9 @@ def test_a_server_that_is_away_stops_nobody_and_gets_everything_later(root, tmp_
     t.metrics("a", 51, {"val/mIoU": 51})
     assert t.flush(30) == 0
     api, run_id = mlflow_client(root), t.record("a")["run_id"]
-    assert [(m.step, m.value) for m in api.get_metric_history(run_id, "val/mIoU")] == [(s, float(s)) for s in range(1, 52)]
+    assert [(m.step, m.value) for m in api.get_metric_history(run_id, "val/mIoU")] == [
+        (s, float(s)) for s in range(1, 52)
+    ]
     assert api.get_run(run_id).data.params == {"aml.tau": "0.5"}
     assert t.close() == ""
     assert sorted(p.name for p in (tmp_path / RUN).iterdir()) == []
@@ -72,7 +76,10 @@ def test_a_queue_delivered_twice_changes_nothing(root, tmp_path):
     assert t.flush(30) == 0
     run_id = t.record("a")["run_id"]
     abandon(t)
-    assert int((folder / "tracking.queue.offset").read_text()) == (folder / "tracking.queue.jsonl").stat().st_size
+    assert (
+        int((folder / "tracking.queue.offset").read_text())
+        == (folder / "tracking.queue.jsonl").stat().st_size
+    )
     (folder / "tracking.queue.offset").unlink()  # the process died before it noted how far it was
     t = Tracker(folder, None, "twice", root)
     assert t.pending == 4
@@ -119,7 +126,7 @@ def test_an_outage_in_the_middle_loses_nothing(root, tmp_path, monkeypatch):
 
 def test_a_run_that_was_made_without_an_answer_is_there_once(root, tmp_path, monkeypatch):
     """What was sent before a server was stopped, it does when it goes on: here after the second try."""
-    monkeypatch.setattr(tracking, "MAX_DELAY", 0.02)
+    monkeypatch.setattr(queue_module, "MAX_DELAY", 0.02)
     t = Tracker(tmp_path / RUN, None, "doubles", root)
     t.run("parent", "parent")
     assert t.flush(30) == 0
@@ -140,13 +147,16 @@ def test_a_run_that_was_made_without_an_answer_is_there_once(root, tmp_path, mon
     t.end("a")
     assert t.flush(30) == 0 and len(late) == 1
     found = api.search_runs([t.record("a")["experiment_id"]])
-    assert sorted((r.info.run_name, r.info.status) for r in found) == [("a", "FINISHED"), ("parent", "RUNNING")]
+    assert sorted((r.info.run_name, r.info.status) for r in found) == [
+        ("a", "FINISHED"),
+        ("parent", "RUNNING"),
+    ]
     assert next(r for r in found if r.info.run_name == "a").data.metrics == {"x": 1.0}
     assert t.close() == "" and t.rejected == 0
 
 
 def test_an_operation_that_fails_for_ever_does_not_block_the_others(root, tmp_path, monkeypatch):
-    monkeypatch.setattr(tracking, "MAX_DELAY", 0.02)
+    monkeypatch.setattr(queue_module, "MAX_DELAY", 0.02)
     t = Tracker(tmp_path / RUN, None, "poison", root)
     t.run("a", "a")
     assert t.flush(30) == 0
@@ -162,17 +172,20 @@ def test_an_operation_that_fails_for_ever_does_not_block_the_others(root, tmp_pa
     t.artifact("a", tmp_path / RUN / "a.txt")
     t.metrics("a", 1, {"x": 1})
     assert t.flush(30) == 0
-    assert len(tries) == tracking.TRIES + 1  # patience with the first, none with the second
+    assert len(tries) == queue_module.TRIES + 1  # patience with the first, none with the second
     assert t._server.client.get_run(t.record("a")["run_id"]).data.metrics == {"x": 1.0}
     assert "refused 2" in t.close()
-    lines = [json.loads(line) for line in (tmp_path / RUN / "tracking.rejected.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (tmp_path / RUN / "tracking.rejected.jsonl").read_text().splitlines()
+    ]
     assert [line["path"] for line in lines] == ["a.txt", "a.txt"]
     assert "no bucket" in lines[0]["error"] and "hunter2" not in lines[0]["error"]
 
 
 def test_a_full_disk_refuses_nothing_and_ends_no_thread(root, tmp_path, monkeypatch):
     """The artifacts of a SQLite store lie beside it, and so does what is noted of a refusal."""
-    monkeypatch.setattr(tracking, "MAX_DELAY", 0.02)
+    monkeypatch.setattr(queue_module, "MAX_DELAY", 0.02)
     t = Tracker(tmp_path / RUN, None, "full", root)
     t.run("a", "a")
     assert t.flush(30) == 0
@@ -182,14 +195,18 @@ def test_a_full_disk_refuses_nothing_and_ends_no_thread(root, tmp_path, monkeypa
 
     def full(*args):
         tries.append(args)
-        if len(tries) <= 2 * tracking.TRIES:
+        if len(tries) <= 2 * queue_module.TRIES:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return log_it(*args)
 
     monkeypatch.setattr(t._server.client, "log_artifact", full)
     t.artifact("a", tmp_path / RUN / "a.txt")
-    assert t.flush(30) == 0 and len(tries) == 2 * tracking.TRIES + 1 and t.rejected == 0
-    monkeypatch.setattr(t._server.client, "log_artifact", lambda *_: (_ for _ in ()).throw(FileNotFoundError("a.txt")))
+    assert t.flush(30) == 0 and len(tries) == 2 * queue_module.TRIES + 1 and t.rejected == 0
+    monkeypatch.setattr(
+        t._server.client,
+        "log_artifact",
+        lambda *_: (_ for _ in ()).throw(FileNotFoundError("a.txt")),
+    )
     t.artifact("a", tmp_path / RUN / "a.txt")
     assert t.flush(30) == 0 and t._thread.is_alive() and "refused 1" in t.close()
 
@@ -200,7 +217,9 @@ def test_one_bad_step_does_not_take_its_neighbours_along(root, tmp_path):
     for step, value in ((1, 1.0), (2, 2.0), (3, 3.0)):
         t.metrics("a" if step != 2 else "never opened", step, {"x": value})
     assert t.flush(30) == 0
-    assert [m.step for m in mlflow_client(root).get_metric_history(t.record("a")["run_id"], "x")] == [1, 3]
+    assert [
+        m.step for m in mlflow_client(root).get_metric_history(t.record("a")["run_id"], "x")
+    ] == [1, 3]
     assert t.rejected == 1
     t.close()
 
@@ -243,7 +262,10 @@ def test_reconcile_kills_what_died_and_nothing_else(root, tmp_path):
     }
     for name, lease in leases.items():
         api.create_run(experiment, run_name=name, tags={"lease": lease} if lease else {})
-    assert sorted(reconcile(tracking_uri(None, root), "leases")) == ["dead here", "silent elsewhere"]
+    assert sorted(reconcile(tracking_uri(None, root), "leases")) == [
+        "dead here",
+        "silent elsewhere",
+    ]
     assert statuses(root, "leases") == {
         "live here": ("RUNNING", None),
         "dead here": ("KILLED", "lost"),
@@ -263,18 +285,23 @@ def test_reconcile_makes_no_store_and_names_one_that_is_away(tmp_path, monkeypat
 
 
 def test_runs_ends_what_a_killed_command_left_in_mlflow(root, capsys, monkeypatch):
-    from orchestrator import cli, runs
+    from orchestrator.cli import app
+    from orchestrator.storage import run as run_module
 
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     api = mlflow_client(root)
     experiment = api.create_experiment("killed-command", (root / "artifacts").as_uri())
-    api.create_run(experiment, run_name="left", tags={"lease": f"{socket.gethostname()} {dead.pid} {time.time():.0f}"})
-    run = runs.Run(root / "killed-command-01234567", "sweep")
+    api.create_run(
+        experiment,
+        run_name="left",
+        tags={"lease": f"{socket.gethostname()} {dead.pid} {time.time():.0f}"},
+    )
+    run = run_module.Run(root / "killed-command-01234567", "sweep")
     run.update(run=run.name, name="killed-command", kind="sweep", state="running", started=1.0)
     monkeypatch.setenv("AMLRIS_HOME", str(root))
     with pytest.raises(SystemExit):
-        cli.main(["runs"])
+        app.main(["runs"])
     shutil.rmtree(run.folder)
     assert "lost (the same command continues it)" in capsys.readouterr().out
     assert statuses(root, "killed-command") == {"left": ("KILLED", "lost")}

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,20 +10,34 @@ from s3 import Machine, objects
 from test_sweep import TINY
 
 from aml.errors import NotSaved, UserError
-from orchestrator import delivery, generations, mirror, plan, runs
-from orchestrator.config import from_text
-from orchestrator.mirror import TRIAL, Bundle
-from orchestrator.plan import Plan, check
-from orchestrator.population import Population, perturbed
-from orchestrator.trial import joined, read_history
+from orchestrator.config.schema import from_text
+from orchestrator.search import generations, trial_spec
+from orchestrator.search.plan import Plan, check_plan
+from orchestrator.search.population import Population, explore
+from orchestrator.storage import paths, uploads
+from orchestrator.storage import run as run_module
+from orchestrator.storage.history import read_history
+from orchestrator.storage.snapshot import TRIAL
+from orchestrator.storage.synced_folder import SyncedFolder
+from orchestrator.training.loop import restore_from_bucket
 
 BASE = "name: x\ndata: {train: shards}\ntrain: {epochs: 6}\n"
-PBT = ["search.scheduler=pbt", "search.method=random", "search.trials=4", "search.arms=[off, aml/calibrated]", "search.seeds={confirm: 1}"]
-SPACE = "search.space={aml.tau: {low: 0.2, high: 0.8}, optim.lr: {low: 1e-4, high: 1e-2, log: true}}"
+PBT = [
+    "search.scheduler=pbt",
+    "search.method=random",
+    "search.trials=4",
+    "search.arms=[off, aml/calibrated]",
+    "search.seeds={confirm: 1}",
+]
+SPACE = (
+    "search.space={aml.tau: {low: 0.2, high: 0.8}, optim.lr: {low: 1e-4, high: 1e-2, log: true}}"
+)
 
 
 def population(*overrides, members=4, epochs=6):
-    found = Population(from_text(BASE, [*PBT, SPACE, *overrides]), "aml/calibrated", members, epochs)
+    found = Population(
+        from_text(BASE, [*PBT, SPACE, *overrides]), "aml/calibrated", members, epochs
+    )
     found.starts = {f"m{k}": {"aml.tau": 0.2 + 0.1 * k, "optim.lr": 1e-3} for k in range(members)}
     return found
 
@@ -33,13 +48,27 @@ def test_the_worst_go_on_from_the_best_with_other_settings():
     p.scores = {"m0": 0.1, "m1": 0.4, "m2": None, "m3": 0.3}
     assert p.complete()
     first = p.decide()
-    assert list(first["moves"]) == ["m2"] and first["moves"]["m2"]["from"] == "m1" and first["epoch"] == 2, "one in four; no score is the worst"
-    assert p.settings("m2") == first["moves"]["m2"]["overrides"] != p.starts["m1"] and p.settings("m1") == p.starts["m1"]
-    assert p.path("m2") == [[0, p.starts["m1"]], [2, p.settings("m2")]] and (p.begun, p.until) == (2, 4)
+    assert (
+        list(first["moves"]) == ["m2"]
+        and first["moves"]["m2"]["from"] == "m1"
+        and first["epoch"] == 2
+    ), "one in four; no score is the worst"
+    assert (
+        p.settings("m2") == first["moves"]["m2"]["overrides"] != p.starts["m1"]
+        and p.settings("m1") == p.starts["m1"]
+    )
+    assert p.path("m2") == [[0, p.starts["m1"]], [2, p.settings("m2")]] and (p.begun, p.until) == (
+        2,
+        4,
+    )
     p.scores = {"m0": 0.2, "m1": 0.1, "m2": 0.9, "m3": 0.3}
     second = p.decide()
     assert second["moves"]["m1"]["from"] == "m2"
-    assert p.path("m1") == [[0, p.starts["m1"]], [2, first["moves"]["m2"]["overrides"]], [4, second["moves"]["m1"]["overrides"]]]
+    assert p.path("m1") == [
+        [0, p.starts["m1"]],
+        [2, first["moves"]["m2"]["overrides"]],
+        [4, second["moves"]["m1"]["overrides"]],
+    ]
     assert p.until == 6 and not p.complete(), "the last generation ends with the training"
 
 
@@ -58,18 +87,30 @@ def test_members_that_failed_are_not_waited_for():
     p = population(members=5)
     del p.starts["m4"]
     p.scores = dict.fromkeys(p.starts, 0.5)
-    assert not p.complete() and p.complete(closed=True), "a fifth is to come, unless no trial is started any more"
+    assert not p.complete() and p.complete(closed=True), (
+        "a fifth is to come, unless no trial is started any more"
+    )
 
 
 def test_settings_move_a_step_within_their_range_or_are_drawn_anew():
-    search = from_text(BASE, [*PBT, "search.space={aml.tau: {low: 0.2, high: 0.8}, aml.rho: [0.2, 0.5, 1.0], optim.lr: [1e-3]}"]).search
+    search = from_text(
+        BASE,
+        [
+            *PBT,
+            "search.space={aml.tau: {low: 0.2, high: 0.8}, aml.rho: [0.2, 0.5, 1.0], optim.lr: [1e-3]}",
+        ],
+    ).search
     settings, rng = {"aml.tau": 0.7, "aml.rho": 0.5, "train.epochs": 9}, np.random.default_rng(0)
-    found = [perturbed(search, settings, rng) for _ in range(400)]
+    found = [explore(search, settings, rng) for _ in range(400)]
     steps = [f["aml.tau"] for f in found]
     up, down = sum(x == 0.8 for x in steps), sum(x == 0.7 * 0.8 for x in steps)
-    assert min(up, down) > 100 and all(0.2 <= x <= 0.8 for x in steps), "0.7 * 1.2 is cut off at 0.8"
+    assert min(up, down) > 100 and all(0.2 <= x <= 0.8 for x in steps), (
+        "0.7 * 1.2 is cut off at 0.8"
+    )
     assert 60 < 400 - up - down < 140, "a quarter is drawn anew"
-    assert {f["aml.rho"] for f in found} == {0.2, 0.5, 1.0} and all(f["train.epochs"] == 9 and "optim.lr" not in f for f in found)
+    assert {f["aml.rho"] for f in found} == {0.2, 0.5, 1.0} and all(
+        f["train.epochs"] == 9 and "optim.lr" not in f for f in found
+    )
 
 
 # ---- through the plan -----------------------------------------------------------------------------------------------
@@ -90,7 +131,9 @@ def run_through(experiment, stop_after=None, together=3, members=None):
     weights, epochs, records, decisions, specs = {}, {}, [], {}, []
     made = Plan(experiment)
     if members:
-        made.gate = lambda stage, arm: "trials" if stage == "search" and made.handed[arm]["search"] >= members else ""
+        made.gate = lambda stage, arm: (
+            "trials" if stage == "search" and made.handed[arm]["search"] >= members else ""
+        )
 
     def end_generations():
         ended = False
@@ -104,50 +147,101 @@ def run_through(experiment, stop_after=None, together=3, members=None):
     for turn in range(1000):
         if turn == stop_after:
             reached = {t: {"epoch": n, "val/mIoU": weights[t]} for t, n in epochs.items()}
-            made = Plan(experiment, records, [plan.from_json(text) for text in specs], None, decisions, reached)
+            made = Plan(
+                experiment,
+                records,
+                [trial_spec.trial_from_json(text) for text in specs],
+                None,
+                decisions,
+                reached,
+            )
         live = []
-        while len(made.live) < together and (trial := made.next() or (end_generations() and made.next())):
+        while len(made.live) < together and (
+            trial := made.next() or (end_generations() and made.next())
+        ):
             live.append(trial)
         if not live:
             assert made.done
             return {r["trial"]: r for r in records}, decisions
         for trial in reversed(live):
-            specs += [] if any(json.loads(s)["id"] == trial.id for s in specs) else [plan.to_json(trial)]
+            specs += (
+                []
+                if any(json.loads(s)["id"] == trial.id for s in specs)
+                else [trial_spec.trial_to_json(trial)]
+            )
             for settings, end in trial.legs(experiment):
                 while epochs.get(trial.id, 0) < end:
-                    now = plan.replace(trial, overrides={"aml.tau": settings.aml.tau} if "aml/" in trial.arm else {})
+                    now = replace(
+                        trial,
+                        overrides={"aml.tau": settings.aml.tau} if "aml/" in trial.arm else {},
+                    )
                     weights[trial.id] = score(now, weights.get(trial.id, 0.0))
                     epochs[trial.id] = epochs.get(trial.id, 0) + 1
             epoch = {"epoch": epochs[trial.id], "val/mIoU": weights[trial.id]}
             if epoch["epoch"] < experiment.train.epochs:
                 made.pauses(trial, epoch)
             else:
-                facts = {"trial": trial.id, "arm": trial.arm, "stage": trial.stage, "seed": trial.seed, "overrides": trial.overrides}
+                facts = {
+                    "trial": trial.id,
+                    "arm": trial.arm,
+                    "stage": trial.stage,
+                    "seed": trial.seed,
+                    "overrides": trial.overrides,
+                }
                 path = trial.path or made.path(trial.id)
-                records.append(facts | {"state": "done", "stopped_by": "", "epochs": 6, "history": [epoch]} | ({"path": path} if path else {}))
+                records.append(
+                    facts
+                    | {"state": "done", "stopped_by": "", "epochs": 6, "history": [epoch]}
+                    | ({"path": path} if path else {})
+                )
                 made.finished(records[-1])
             end_generations()
 
 
 def test_a_population_finds_better_settings_and_its_path_is_confirmed():
-    experiment = from_text(BASE, [*PBT, SPACE, "search.pbt={interval: 1, resample: 0.0, quantile: 0.5}"])
+    experiment = from_text(
+        BASE, [*PBT, SPACE, "search.pbt={interval: 1, resample: 0.0, quantile: 0.5}"]
+    )
     records, decisions = run_through(experiment)
-    assert len(records) == 2 * (4 + 1) and len(decisions["off"]) == len(decisions["aml/calibrated"]) == 5
-    best = max((r for r in records.values() if r["arm"] == "aml/calibrated" and r["stage"] == "search"), key=lambda r: r["history"][-1]["val/mIoU"])
+    assert (
+        len(records) == 2 * (4 + 1)
+        and len(decisions["off"]) == len(decisions["aml/calibrated"]) == 5
+    )
+    best = max(
+        (r for r in records.values() if r["arm"] == "aml/calibrated" and r["stage"] == "search"),
+        key=lambda r: r["history"][-1]["val/mIoU"],
+    )
     confirmed = records["aml_calibrated-confirm-000"]
-    assert confirmed["path"] == best["path"] and len(best["path"]) > 1 and confirmed["overrides"] == best["overrides"]
-    assert confirmed["history"][-1]["val/mIoU"] == pytest.approx(best["history"][-1]["val/mIoU"]), "the same settings at the same epochs"
-    assert all(set(o) == {"optim.lr"} for _, o in records["off-confirm-000"].get("path", [])), "an arm keeps to its own dimensions"
+    assert (
+        confirmed["path"] == best["path"]
+        and len(best["path"]) > 1
+        and confirmed["overrides"] == best["overrides"]
+    )
+    assert confirmed["history"][-1]["val/mIoU"] == pytest.approx(best["history"][-1]["val/mIoU"]), (
+        "the same settings at the same epochs"
+    )
+    assert all(set(o) == {"optim.lr"} for _, o in records["off-confirm-000"].get("path", [])), (
+        "an arm keeps to its own dimensions"
+    )
     seeds = [r["seed"] for r in records.values() if r["arm"] == "off" and r["stage"] == "search"]
     assert sorted(seeds) == [0, 1, 2, 3], "members with one setting differ in their seed"
 
 
 @pytest.mark.parametrize("together", [1, 2, 4, 5])
-def test_a_budget_that_lets_fewer_join_leaves_a_smaller_population_and_its_best_is_confirmed(together):
+def test_a_budget_that_lets_fewer_join_leaves_a_smaller_population_and_its_best_is_confirmed(
+    together,
+):
     records, decisions = run_through(from_text(BASE, [*PBT, SPACE]), members=3, together=together)
     search = [r for r in records.values() if r["stage"] == "search"]
-    assert len(search) == 6 and {r["history"][-1]["epoch"] for r in records.values()} == {6} and len(decisions["aml/calibrated"]) == 2
-    best = max((r for r in search if r["arm"] == "aml/calibrated"), key=lambda r: r["history"][-1]["val/mIoU"])
+    assert (
+        len(search) == 6
+        and {r["history"][-1]["epoch"] for r in records.values()} == {6}
+        and len(decisions["aml/calibrated"]) == 2
+    )
+    best = max(
+        (r for r in search if r["arm"] == "aml/calibrated"),
+        key=lambda r: r["history"][-1]["val/mIoU"],
+    )
     assert records["aml_calibrated-confirm-000"]["overrides"] == best["overrides"]
 
 
@@ -156,8 +250,17 @@ def test_a_cut_search_is_confirmed_when_its_last_member_has_ended_and_not_before
     first, second = made.next(), made.next()
     made.closed = "trials"
     for trial, following in ((first, None), (second, "aml_calibrated-confirm-000")):
-        facts = {"trial": trial.id, "arm": trial.arm, "stage": "search", "seed": trial.seed, "overrides": trial.overrides, "epochs": 6}
-        made.finished(facts | {"state": "done", "stopped_by": "", "history": [{"epoch": 6, "val/mIoU": 0.5}]})
+        facts = {
+            "trial": trial.id,
+            "arm": trial.arm,
+            "stage": "search",
+            "seed": trial.seed,
+            "overrides": trial.overrides,
+            "epochs": 6,
+        }
+        made.finished(
+            facts | {"state": "done", "stopped_by": "", "history": [{"epoch": 6, "val/mIoU": 0.5}]}
+        )
         assert getattr(made.next(), "id", None) == following
 
 
@@ -166,9 +269,9 @@ def test_killed_anywhere_and_on_any_number_of_machines_it_is_the_same_population
     experiment = from_text(BASE, [*PBT, SPACE])
     whole = run_through(experiment)
     assert run_through(experiment, stop_after) == whole
-    assert {t: r["path"] for t, r in run_through(experiment, together=1)[0].items() if "path" in r} == {
-        t: r["path"] for t, r in whole[0].items() if "path" in r
-    }
+    assert {
+        t: r["path"] for t, r in run_through(experiment, together=1)[0].items() if "path" in r
+    } == {t: r["path"] for t, r in whole[0].items() if "path" in r}
 
 
 @pytest.mark.parametrize(
@@ -176,14 +279,17 @@ def test_killed_anywhere_and_on_any_number_of_machines_it_is_the_same_population
     [
         (["resources.workers=2"], "between light trials"),
         (["search.method=tpe"], "method random or grid"),
-        (["search.space={model.width: [32, 64]}"], "model.width cannot change while a model trains"),
+        (
+            ["search.space={model.width: [32, 64]}"],
+            "model.width cannot change while a model trains",
+        ),
         (["search.pbt={interval: 6}"], "no generation would end"),
         (["search.pbt={quantile: 0.6}"], "at most 0.5"),
     ],
 )
 def test_a_population_that_cannot_be_is_refused(overrides, words):
     with pytest.raises(UserError, match=words):
-        check(from_text(BASE, [*PBT, SPACE, *overrides]))
+        check_plan(from_text(BASE, [*PBT, SPACE, *overrides]))
 
 
 def test_moves_are_made_once_however_often_the_sweep_is_opened(tmp_path):
@@ -193,14 +299,25 @@ def test_moves_are_made_once_however_often_the_sweep_is_opened(tmp_path):
         (tmp_path / "trials" / name / "last" / "weights").write_text(name)
         (tmp_path / "trials" / name / "epochs.jsonl").write_text(f'{{"of": "{name}"}}\n')
     (tmp_path / "trials" / "bad" / "last.previous").mkdir()
-    decision = {"epoch": 2, "scores": {"bad": 0.1, "good": 0.3}, "moves": {"bad": {"from": "good", "overrides": {"aml.tau": 0.25}}}}
+    decision = {
+        "epoch": 2,
+        "scores": {"bad": 0.1, "good": 0.3},
+        "moves": {"bad": {"from": "good", "overrides": {"aml.tau": 0.25}}},
+    }
     (said,) = generations.Generations(tmp_path).end("aml/calibrated", decision)
     assert "bad" in said and "goes on from good at epoch 2 with aml.tau 0.25" in said
     last = tmp_path / "trials" / "bad" / "last"
-    assert (last / "weights").read_text() == "good" and (tmp_path / "trials" / "bad" / "epochs.jsonl").read_text() == '{"of": "good"}\n'
-    assert not (tmp_path / "trials" / "bad" / "last.previous").exists(), "nothing to fall back to that is not the donor's"
+    assert (last / "weights").read_text() == "good" and (
+        tmp_path / "trials" / "bad" / "epochs.jsonl"
+    ).read_text() == '{"of": "good"}\n'
+    assert not (tmp_path / "trials" / "bad" / "last.previous").exists(), (
+        "nothing to fall back to that is not the donor's"
+    )
     (last / "weights").write_text("trained on")
-    assert generations.Generations(tmp_path).decisions["aml/calibrated"][0]["moves"] == decision["moves"]
+    assert (
+        generations.Generations(tmp_path).decisions["aml/calibrated"][0]["moves"]
+        == decision["moves"]
+    )
     assert (last / "weights").read_text() == "trained on"
     (tmp_path / "trials" / "bad" / generations.DONE).unlink()  # as after a crash before the move
     generations.Generations(tmp_path)
@@ -209,7 +326,11 @@ def test_moves_are_made_once_however_often_the_sweep_is_opened(tmp_path):
 
 # ---- in a bucket ----------------------------------------------------------------------------------------------------
 
-MOVE = {"epoch": 2, "scores": {"bad": 0.1, "good": 0.3}, "moves": {"bad": {"from": "good", "overrides": {"aml.tau": 0.25}}}}
+MOVE = {
+    "epoch": 2,
+    "scores": {"bad": 0.1, "good": 0.3},
+    "moves": {"bad": {"from": "good", "overrides": {"aml.tau": 0.25}}},
+}
 
 
 @pytest.fixture
@@ -229,11 +350,15 @@ def train(folder, epoch: int, deliver: bool = True) -> None:
             (folder / name).rename(folder / f"{name}.previous")
         (folder / name).mkdir(parents=True)
         (folder / name / "model.safetensors").write_text(f"{name} of {folder.name} at {epoch}")
-    history.write_text((history.read_text() if history.exists() else "") + json.dumps({"epoch": epoch, "of": folder.name}) + "\n")
+    history.write_text(
+        (history.read_text() if history.exists() else "")
+        + json.dumps({"epoch": epoch, "of": folder.name})
+        + "\n"
+    )
     (folder / "notes.txt").write_text(f"notes of {folder.name}\n")
-    snapshot = Bundle(folder, TRIAL).snapshot()
+    snapshot = SyncedFolder(folder, TRIAL).snapshot()
     if deliver:
-        Bundle(folder, TRIAL).push(snapshot)
+        SyncedFolder(folder, TRIAL).push(snapshot)
 
 
 def two_members(machines):
@@ -241,12 +366,16 @@ def two_members(machines):
     for epoch in (1, 2):
         train(machines("a") / "trials" / "good", epoch)
     train(machines("b") / "trials" / "bad", 1)
-    delivery.pull(there := machines("c") / "trials" / "bad", exact=True)
+    uploads.download(there := machines("c") / "trials" / "bad", exact=True)
     train(there, 2)
 
 
 def contents(folder) -> dict[str, str]:
-    return {p.relative_to(folder).as_posix(): p.read_text() for p in sorted(folder.rglob("*")) if p.is_file() and ".mirror" not in p.parts}
+    return {
+        p.relative_to(folder).as_posix(): p.read_text()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and ".mirror" not in p.parts
+    }
 
 
 AFTER = {
@@ -261,23 +390,35 @@ AFTER = {
 @pytest.mark.parametrize("driver", ["driver", "c"])
 def test_a_move_in_a_bucket_reaches_every_machine_and_is_made_once(machines, bucket, driver):
     two_members(machines)
-    train(machines("b") / "trials" / "bad", 2, deliver=False)  # cut off: the member had gone on elsewhere by then
+    train(
+        machines("b") / "trials" / "bad", 2, deliver=False
+    )  # cut off: the member had gone on elsewhere by then
     run = machines(driver)
     run.mkdir(parents=True, exist_ok=True)
     generations.Generations(run).end("aml/calibrated", MOVE)
     assert [e["of"] for e in read_history(run / "trials" / "bad")] == ["good", "good"]
-    assert (run / "trials" / "bad" / "last").exists() is (driver == "c"), "checkpoints stay in the bucket"
+    assert (run / "trials" / "bad" / "last").exists() is (driver == "c"), (
+        "checkpoints stay in the bucket"
+    )
     for name in ("new", "b", "c"):
-        delivery.deliver_here(mirror.portable(machines(name)))
-        joined(machines(name) / "trials" / "bad", exact=True).leave()
+        uploads.upload_from_this_node(paths.to_uri(machines(name)))
+        restore_from_bucket(machines(name) / "trials" / "bad", exact=True).leave()
         assert contents(machines(name) / "trials" / "bad") == AFTER
-    names = {sha for entry in json.loads(bucket.get("pbt-01234567/trials/bad/trial.manifest.json")).values() for sha in entry["pieces"]}
+    names = {
+        sha
+        for entry in json.loads(bucket.get("pbt-01234567/trials/bad/trial.manifest.json")).values()
+        for sha in entry["pieces"]
+    }
     assert {k.rpartition("/")[2] for k in objects(bucket) if "trials/bad/objects/" in k} == names
     train(machines("c") / "trials" / "bad", 3)
     before = objects(bucket)
     generations.Generations(machines(driver))
     assert objects(bucket) == before, "made before: nothing is written"
-    assert [e["of"] for e in read_history(machines(driver) / "trials" / "bad")] == ["good", "good", "bad"]
+    assert [e["of"] for e in read_history(machines(driver) / "trials" / "bad")] == [
+        "good",
+        "good",
+        "bad",
+    ]
 
 
 def test_a_move_that_was_cut_off_is_made_by_the_next_start(machines, monkeypatch):
@@ -285,13 +426,15 @@ def test_a_move_that_was_cut_off_is_made_by_the_next_start(machines, monkeypatch
     run = machines("driver")
     run.mkdir(parents=True)
     with monkeypatch.context() as patch:
-        patch.setattr(Bundle, "_put", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(SyncedFolder, "_put", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             generations.Generations(run).end("aml/calibrated", MOVE)
-    delivery.pull(machines("new") / "trials" / "bad", exact=True)
-    assert contents(machines("new") / "trials" / "bad")["last/model.safetensors"] == "last of bad at 2"
+    uploads.download(machines("new") / "trials" / "bad", exact=True)
+    assert (
+        contents(machines("new") / "trials" / "bad")["last/model.safetensors"] == "last of bad at 2"
+    )
     generations.Generations(machines("driver"))
-    delivery.pull(machines("new") / "trials" / "bad", exact=True)
+    uploads.download(machines("new") / "trials" / "bad", exact=True)
     assert contents(machines("new") / "trials" / "bad") == AFTER
 
 
@@ -305,30 +448,40 @@ def test_a_move_waits_for_what_its_members_have_not_delivered(machines, monkeypa
     def everywhere(folder):
         asked.append(folder.name)
         for name in ("a", "c") if len(asked) > 2 else ():
-            delivery.deliver_here(mirror.portable(machines(name)))
+            uploads.upload_from_this_node(paths.to_uri(machines(name)))
         machines("driver")
 
-    monkeypatch.setattr(delivery, "deliver_everywhere", everywhere)
+    monkeypatch.setattr(uploads, "upload_from_every_node", everywhere)
     generations.Generations(run).end("aml/calibrated", MOVE | {"epoch": 3})
-    delivery.pull(machines("new") / "trials" / "bad")
+    uploads.download(machines("new") / "trials" / "bad")
     found = contents(machines("new") / "trials" / "bad")
-    assert found["last/model.safetensors"] == "last of good at 3" and "last.previous/model.safetensors" not in found
+    assert (
+        found["last/model.safetensors"] == "last of good at 3"
+        and "last.previous/model.safetensors" not in found
+    )
     monkeypatch.setattr(generations, "DELIVERED_S", 0.0)
-    with pytest.raises(NotSaved, match="bad could not be given what good has in the bucket .of good it has 3 epochs, not 4.; the same command makes"):
+    with pytest.raises(
+        NotSaved,
+        match="bad could not be given what good has in the bucket .of good it has 3 epochs, not 4.; the same command makes",
+    ):
         generations.Generations(machines("driver")).end("aml/calibrated", MOVE | {"epoch": 4})
 
 
 def test_a_member_does_not_go_on_with_an_older_copy_while_the_bucket_is_away(machines, monkeypatch):
     two_members(machines)
-    run, real, away = machines("driver"), Bundle.pull, [OSError("no route")] * 2
+    run, real, away = machines("driver"), SyncedFolder.pull, [OSError("no route")] * 2
     run.mkdir(parents=True)
     generations.Generations(run).end("aml/calibrated", MOVE)
-    monkeypatch.setattr(Bundle, "pull", lambda *args, **how: (_ for _ in ()).throw(away.pop()) if away else real(*args, **how))
-    monkeypatch.setattr(delivery, "ANSWER_S", 0.0)
+    monkeypatch.setattr(
+        SyncedFolder,
+        "pull",
+        lambda *args, **how: (_ for _ in ()).throw(away.pop()) if away else real(*args, **how),
+    )
+    monkeypatch.setattr(uploads, "ANSWER_S", 0.0)
     with pytest.raises(UserError, match="cannot be read .no route"):
-        joined(machines("c") / "trials" / "bad", exact=True)
-    monkeypatch.setattr(delivery, "ANSWER_S", 60.0)
-    joined(machines("c") / "trials" / "bad", exact=True).leave()
+        restore_from_bucket(machines("c") / "trials" / "bad", exact=True)
+    monkeypatch.setattr(uploads, "ANSWER_S", 60.0)
+    restore_from_bucket(machines("c") / "trials" / "bad", exact=True).leave()
     assert contents(machines("c") / "trials" / "bad") == AFTER and not away
 
 
@@ -336,9 +489,12 @@ def test_a_decision_is_in_the_bucket_before_its_moves(machines):
     two_members(machines)
     run = machines("driver")
     run.mkdir(parents=True)
-    with pytest.raises(NotSaved, match="generations.jsonl could not be delivered to s3://.*; the same command delivers it and makes the moves"):
+    with pytest.raises(
+        NotSaved,
+        match="generations.jsonl could not be delivered to s3://.*; the same command delivers it and makes the moves",
+    ):
         generations.Generations(run, lambda: False).end("aml/calibrated", MOVE)
-    assert Bundle(run / "trials" / "bad", TRIAL).read(generations.DONE) is None
+    assert SyncedFolder(run / "trials" / "bad", TRIAL).read(generations.DONE) is None
 
 
 PBT_OF_THREE = [
@@ -347,26 +503,51 @@ PBT_OF_THREE = [
 ]  # fmt: skip
 
 
-def test_a_sweep_by_generations_ends_confirmed_and_its_confirmation_reproduces(tmp_path, ray_session, monkeypatch):
+def test_a_sweep_by_generations_ends_confirmed_and_its_confirmation_reproduces(
+    tmp_path, ray_session, monkeypatch
+):
     from mlflow.tracking import MlflowClient
 
     (tmp_path / "pbt.yaml").write_text(TINY)
-    code, text = ray_session(["sweep", str(tmp_path / "pbt.yaml"), f"storage.root={tmp_path}", *PBT_OF_THREE])
+    code, text = ray_session(
+        ["sweep", str(tmp_path / "pbt.yaml"), f"storage.root={tmp_path}", *PBT_OF_THREE]
+    )
     assert code == 0, text
-    run = runs.listing(tmp_path)[0]
+    run = run_module.list_runs(tmp_path)[0]
     records = {r["trial"]: r for r in run.ledger()}
-    assert len(records) == 4 and all(r["state"] == "done" and [e["epoch"] for e in r["history"]] == [1, 2, 3] for r in records.values())
+    assert len(records) == 4 and all(
+        r["state"] == "done" and [e["epoch"] for e in r["history"]] == [1, 2, 3]
+        for r in records.values()
+    )
     lines = [json.loads(line) for line in (run.folder / generations.FILE).read_text().splitlines()]
-    assert [line["epoch"] for line in lines] == [1, 2] and all(len(line["moves"]) == 1 for line in lines)
+    assert [line["epoch"] for line in lines] == [1, 2] and all(
+        len(line["moves"]) == 1 for line in lines
+    )
     moved, move = next(iter(lines[-1]["moves"].items()))
     assert f"goes on from {move['from']} at epoch 2" in text
-    assert records[moved]["history"][1]["val/mIoU"] == records[move["from"]]["history"][1]["val/mIoU"], "its past is its donor's"
-    assert records[moved]["path"][-1] == [2, move["overrides"]] and records[moved]["overrides"] == move["overrides"]
+    assert (
+        records[moved]["history"][1]["val/mIoU"] == records[move["from"]]["history"][1]["val/mIoU"]
+    ), "its past is its donor's"
+    assert (
+        records[moved]["path"][-1] == [2, move["overrides"]]
+        and records[moved]["overrides"] == move["overrides"]
+    )
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     (experiment,) = [e for e in client.search_experiments() if e.name == "pbt"]
-    (of,) = [r for r in client.search_runs([experiment.experiment_id]) if r.data.tags.get("trial_id") == moved]
-    assert [m.step for m in client.get_metric_history(of.info.run_id, "setting/optim.lr")] == [1, 2, 3]
-    assert of.data.metrics["setting/optim.lr"] == pytest.approx(move["overrides"]["optim.lr"]) and of.info.status == "FINISHED"
+    (of,) = [
+        r
+        for r in client.search_runs([experiment.experiment_id])
+        if r.data.tags.get("trial_id") == moved
+    ]
+    assert [m.step for m in client.get_metric_history(of.info.run_id, "setting/optim.lr")] == [
+        1,
+        2,
+        3,
+    ]
+    assert (
+        of.data.metrics["setting/optim.lr"] == pytest.approx(move["overrides"]["optim.lr"])
+        and of.info.status == "FINISHED"
+    )
     monkeypatch.setenv("AMLRIS_HOME", str(tmp_path))
     code, text = ray_session(["reproduce", f"{run.name}:aml_calibrated-confirm-000"])
     assert code == 0 and "agree bit for bit" in text
@@ -375,20 +556,38 @@ def test_a_sweep_by_generations_ends_confirmed_and_its_confirmation_reproduces(t
 
 
 @pytest.mark.fault
-def test_a_move_that_cannot_be_saved_ends_the_sweep_in_one_sentence_and_the_same_command_makes_it(tmp_path, ray_session, monkeypatch):
+def test_a_move_that_cannot_be_saved_ends_the_sweep_in_one_sentence_and_the_same_command_makes_it(
+    tmp_path, ray_session, monkeypatch
+):
     (tmp_path / "pbt.yaml").write_text(TINY)
-    line = ["sweep", str(tmp_path / "pbt.yaml"), f"storage.root={tmp_path}", "tracking.uri=none", *PBT_OF_THREE]
+    line = [
+        "sweep",
+        str(tmp_path / "pbt.yaml"),
+        f"storage.root={tmp_path}",
+        "tracking.uri=none",
+        *PBT_OF_THREE,
+    ]
     with monkeypatch.context() as patch:
         patch.setattr(
-            generations, "_replace", lambda *_: (_ for _ in ()).throw(NotSaved("there is no room; make room and give the same command again"))
+            generations,
+            "_replace",
+            lambda *_: (_ for _ in ()).throw(
+                NotSaved("there is no room; make room and give the same command again")
+            ),
         )
         code, text = ray_session(line)
     assert code == 1 and "error: there is no room; make room" in text and "Traceback" not in text
-    (run,) = runs.listing(tmp_path)
-    assert run.state["state"] == "failed" and run.ledger() == [] and len((run.folder / generations.FILE).read_text().splitlines()) == 1
+    (run,) = run_module.list_runs(tmp_path)
+    assert (
+        run.state["state"] == "failed"
+        and run.ledger() == []
+        and len((run.folder / generations.FILE).read_text().splitlines()) == 1
+    )
     code, text = ray_session(line)
     assert code == 0 and f"continuing {run.name}" in text, text
-    decision, _ = (json.loads(entry) for entry in (run.folder / generations.FILE).read_text().splitlines())
+    decision, _ = (
+        json.loads(entry) for entry in (run.folder / generations.FILE).read_text().splitlines()
+    )
     histories = {r["trial"]: r["history"] for r in run.ledger()}
     for member, move in decision["moves"].items():
         assert histories[member][0] == histories[move["from"]][0]

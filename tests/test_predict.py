@@ -19,10 +19,12 @@ import torch
 from PIL import Image
 from starlette.testclient import TestClient
 
-from aml import checkpoint, inference, pictures
 from aml.errors import UserError
-from aml.models import build
-from orchestrator import demo, predict
+from aml.inference import segmenter as segmenter_module
+from aml.inference import visualize
+from aml.models.registry import build_model
+from aml.training import checkpoint
+from orchestrator.evaluation import demo, prediction
 
 SIZE = 32
 TEXT = "the red square"
@@ -32,17 +34,23 @@ TEXT = "the red square"
 def folder(tmp_path_factory):
     """A small untrained checkpoint whose predictions are neither empty nor full."""
     torch.manual_seed(1)
-    model = build("small", vocabulary=["the", "red", "square", "blue", "circle"], width=32, stem=16)
+    model = build_model(
+        "small", vocabulary=["the", "red", "square", "blue", "circle"], width=32, stem=16
+    )
     with torch.no_grad():
         model.bias.zero_()
     out = tmp_path_factory.mktemp("checkpoint")
-    checkpoint.save(out, model, {"image_size": SIZE, "fit": "square", "threshold": 0.5, "epoch": 0, "metrics": {}})
+    checkpoint.save_checkpoint(
+        out,
+        model,
+        {"image_size": SIZE, "fit": "square", "threshold": 0.5, "epoch": 0, "metrics": {}},
+    )
     return out
 
 
 @pytest.fixture(scope="module")
 def segmenter(folder):
-    return inference.Segmenter.load(folder)
+    return segmenter_module.Segmenter.load(folder)
 
 
 def noise(seed=0, height=30, width=50):
@@ -62,38 +70,70 @@ def opened(path):
 # ---- predict
 
 
-def test_one_picture_and_one_sentence_give_a_mask_of_the_pictures_size_upright(folder, segmenter, tmp_path):
+def test_one_picture_and_one_sentence_give_a_mask_of_the_pictures_size_upright(
+    folder, segmenter, tmp_path
+):
     exif = Image.Exif()
     exif[0x0112] = 6  # orientation: turned by a quarter
     path, said = saved(tmp_path / "turned.jpg", exif=exif), []
     out = {kind: tmp_path / f"{kind}.png" for kind in ("mask", "overlay", "probability")}
-    predict.predict(folder, path, [TEXT], out["mask"], out["overlay"], out["probability"], say=said.append)
+    prediction.predict_files(
+        folder, path, [TEXT], out["mask"], out["overlay"], out["probability"], say=said.append
+    )
     upright = np.asarray(Image.open(path).transpose(Image.Transpose.ROTATE_270))
     mask, p = opened(out["mask"]) == 255, segmenter.segment(upright, TEXT)
-    assert mask.shape == (50, 30) and set(np.unique(opened(out["mask"]))) == {0, 255} and (mask == (p >= 0.5)).all()
+    assert (
+        mask.shape == (50, 30)
+        and set(np.unique(opened(out["mask"]))) == {0, 255}
+        and (mask == (p >= 0.5)).all()
+    )
     assert abs(opened(out["probability"]) / 255 - p).max() <= 0.5 / 255 + 1e-6
-    assert (opened(out["overlay"]) == pictures.overlay(upright, mask, pictures.PREDICTION)).all()
-    assert f"{mask.sum()} of 1500 pixels" in said[0] and re.search(r"\d ms: .*mask.png, .*overlay.png, .*probability.png", said[0]) and len(said) == 1
+    assert (
+        opened(out["overlay"]) == visualize.draw_overlay(upright, mask, visualize.PREDICTION)
+    ).all()
+    assert (
+        f"{mask.sum()} of 1500 pixels" in said[0]
+        and re.search(r"\d ms: .*mask.png, .*overlay.png, .*probability.png", said[0])
+        and len(said) == 1
+    )
 
 
-def test_a_folder_and_several_sentences_give_all_three_pictures_each_and_a_list(folder, segmenter, tmp_path, monkeypatch):
+def test_a_folder_and_several_sentences_give_all_three_pictures_each_and_a_list(
+    folder, segmenter, tmp_path, monkeypatch
+):
     (tmp_path / "in").mkdir()
     for seed, name in enumerate(("a.jpg", "b.PNG")):
         saved(tmp_path / "in" / name, seed)
     (tmp_path / "in" / "broken.png").write_text("no picture")
     (tmp_path / "in" / "notes.txt").write_text("no picture either")
     texts, said, encoded = [TEXT, "blue circle", "quxly"], [], []
-    see = inference.Segmenter.see
-    monkeypatch.setattr(inference.Segmenter, "see", lambda self, image: encoded.append(image.shape) or see(self, image))
-    predict.predict(folder, tmp_path / "in", texts, tmp_path / "out", say=said.append)
+    see = segmenter_module.Segmenter.see
+    monkeypatch.setattr(
+        segmenter_module.Segmenter,
+        "see",
+        lambda self, image: encoded.append(image.shape) or see(self, image),
+    )
+    prediction.predict_files(folder, tmp_path / "in", texts, tmp_path / "out", say=said.append)
     assert len(encoded) == 2, "a picture is encoded once for its sentences"
-    lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
-    assert [(x["image"], x["sentence"]) for x in lines] == [(name, text) for name in ("a.jpg", "b.PNG") for text in texts]
+    lines = [
+        json.loads(line)
+        for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()
+    ]
+    assert [(x["image"], x["sentence"]) for x in lines] == [
+        (name, text) for name in ("a.jpg", "b.PNG") for text in texts
+    ]
     for line in lines:
         image = opened(tmp_path / "in" / line["image"])
         mask = opened(tmp_path / "out" / line["mask"]) == 255
-        assert (mask == segmenter.mask(image, line["sentence"])).all() and mask.sum() == line["pixels"] and mask.size == line["of"]
-        assert opened(tmp_path / "out" / line["overlay"]).shape == image.shape and opened(tmp_path / "out" / line["probability"]).shape == mask.shape
+        assert (
+            (mask == segmenter.mask(image, line["sentence"])).all()
+            and mask.sum() == line["pixels"]
+            and mask.size == line["of"]
+        )
+        assert (
+            opened(tmp_path / "out" / line["overlay"]).shape == image.shape
+            and opened(tmp_path / "out" / line["probability"]).shape == mask.shape
+        )
         assert ("note" in line) == (line["sentence"] == "quxly")
     assert len(list((tmp_path / "out").iterdir())) == 3 * 6 + 1
     assert any("left out" in text and "broken.png cannot be read" in text for text in said)
@@ -102,7 +142,9 @@ def test_a_folder_and_several_sentences_give_all_three_pictures_each_and_a_list(
 
 def test_predict_says_when_it_knows_no_word_and_refuses_bad_input(folder, tmp_path):
     said, picture = [], saved(tmp_path / "picture.png")
-    predict.predict(folder, picture, ["quxly zorb"], tmp_path / "mask.png", say=said.append)
+    prediction.predict_files(
+        folder, picture, ["quxly zorb"], tmp_path / "mask.png", say=said.append
+    )
     assert "no word of 'quxly zorb'" in said[1]
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "empty").mkdir()
@@ -119,7 +161,7 @@ def test_predict_says_when_it_knows_no_word_and_refuses_bad_input(folder, tmp_pa
         (picture, [TEXT, "blue"], {"out": picture}, "is a file, but more"),
     ):
         with pytest.raises(UserError, match=says) as error:
-            predict.predict(folder, images, texts, **{"out": none} | more, say=said.append)
+            prediction.predict_files(folder, images, texts, **{"out": none} | more, say=said.append)
         assert "\n" not in str(error.value)
     assert not none.exists()
 
@@ -139,7 +181,9 @@ def sent(seed=0, form="PNG", **size):
 
 
 def ask(client, body, sentence=TEXT, kind="image/png"):
-    return client.post("/segment", params={"sentence": sentence}, content=body, headers={"Content-Type": kind})
+    return client.post(
+        "/segment", params={"sentence": sentence}, content=body, headers={"Content-Type": kind}
+    )
 
 
 def of_url(url):
@@ -150,20 +194,31 @@ def of_url(url):
 
 def test_the_page_is_one_file_that_loads_nothing_and_names_the_checkpoint(client):
     reply = client.get("/")
-    assert reply.status_code == 200 and "small, &lt;run&gt;/best" in reply.text and "{{" not in reply.text
+    assert (
+        reply.status_code == 200
+        and "small, &lt;run&gt;/best" in reply.text
+        and "{{" not in reply.text
+    )
     assert "default-src 'none'" in reply.headers["content-security-policy"]
     assert not re.search(r'(src|href)="|url\(|@import|https?://', reply.text)
 
 
 def test_a_picture_and_a_sentence_give_overlay_and_probability(client, segmenter, monkeypatch):
-    encoded, see = [], inference.Segmenter.see
-    monkeypatch.setattr(inference.Segmenter, "see", lambda self, image: encoded.append(image.shape) or see(self, image))
+    encoded, see = [], segmenter_module.Segmenter.see
+    monkeypatch.setattr(
+        segmenter_module.Segmenter,
+        "see",
+        lambda self, image: encoded.append(image.shape) or see(self, image),
+    )
     for text in (TEXT, "blue circle", "quxly"):
         reply = ask(client, sent(), text)
         found = reply.json()
         p = segmenter.segment(noise(), text)
         assert reply.status_code == 200 and found["share"] == (p >= 0.5).mean() and found["ms"] > 0
-        assert (of_url(found["overlay"]) == pictures.overlay(noise(), p >= 0.5, pictures.PREDICTION)).all()
+        assert (
+            of_url(found["overlay"])
+            == visualize.draw_overlay(noise(), p >= 0.5, visualize.PREDICTION)
+        ).all()
         assert abs(of_url(found["probability"]) / 255 - p).max() <= 0.5 / 255 + 1e-6
         assert found["encoded"] == (text == TEXT) and bool(found["note"]) == (text == "quxly")
     assert len(encoded) == 4, "once by the page, three times here"
@@ -172,8 +227,12 @@ def test_a_picture_and_a_sentence_give_overlay_and_probability(client, segmenter
 
 
 def test_the_page_remembers_a_few_pictures_only(segmenter):
-    desk = demo.Desk(segmenter)
-    assert [desk.ask(sent(k), TEXT)["encoded"] for k in (0, 1, 2, 3, 4, 4, 1, 0)] == [True] * 5 + [False, False, True]
+    desk = demo.InferenceServer(segmenter)
+    assert [desk.ask(sent(k), TEXT)["encoded"] for k in (0, 1, 2, 3, 4, 4, 1, 0)] == [True] * 5 + [
+        False,
+        False,
+        True,
+    ]
     assert len(desk.kept) == demo.KEPT
 
 
@@ -187,7 +246,11 @@ def test_what_the_page_cannot_take_is_refused_in_one_sentence(client, monkeypatc
         (b"\0" * (demo.MOST_BYTES + 1), TEXT, "image/png", 413, "larger than 20 MiB"),
     ):
         reply = ask(client, body, sentence, kind)
-        assert reply.status_code == status and says in reply.json()["error"] and "\n" not in reply.json()["error"]
+        assert (
+            reply.status_code == status
+            and says in reply.json()["error"]
+            and "\n" not in reply.json()["error"]
+        )
     monkeypatch.setattr(demo, "MOST_PIXELS", 1000)
     assert "has 50 x 30 pixels" in ask(client, sent()).json()["error"]
     assert client.get("/", headers={"Host": "evil.example"}).status_code == 400
@@ -196,21 +259,42 @@ def test_what_the_page_cannot_take_is_refused_in_one_sentence(client, monkeypatc
 
 def test_demo_serves_this_machine_alone_until_interrupted(folder, unused_port):
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    command = [sys.executable, "-m", "orchestrator", "demo", str(folder), "--port", str(unused_port)]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    command = [
+        sys.executable,
+        "-m",
+        "orchestrator",
+        "demo",
+        str(folder),
+        "--port",
+        str(unused_port),
+    ]
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
     try:
         assert f"http://127.0.0.1:{unused_port} shows the page" in process.stdout.readline()
         deadline = time.monotonic() + 120
         while True:
             try:
-                page = urllib.request.urlopen(f"http://127.0.0.1:{unused_port}/", timeout=5).read().decode()
+                page = (
+                    urllib.request.urlopen(f"http://127.0.0.1:{unused_port}/", timeout=5)
+                    .read()
+                    .decode()
+                )
                 break
             except (urllib.error.URLError, ConnectionError):
                 assert process.poll() is None and time.monotonic() < deadline
                 time.sleep(0.2)
         assert "<title>amlris: small, " in page
-        with pytest.raises(UserError, match=f"port {unused_port} of 127.0.0.1 cannot be had .*give another --port"):
-            demo.serve(folder, unused_port)
+        with pytest.raises(
+            UserError, match=f"port {unused_port} of 127.0.0.1 cannot be had .*give another --port"
+        ):
+            demo.serve_demo(folder, unused_port)
         process.send_signal(signal.SIGINT)
         assert process.wait(120) == 0 and "Traceback" not in process.stdout.read()
     finally:

@@ -9,14 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from aml import checkpoint
 from aml.errors import UserError
-from aml.models import build, published
+from aml.models import published
+from aml.models.registry import build_model
+from aml.training import checkpoint
 from tests.test_models import TINY, VOCABULARY, inputs
 
 PAIR, LAYER = "{weight,bias}", "{key,query,value}"
 BLOCKS = "layers.{0.blocks.0,1.blocks.0,1.blocks.1,2.blocks.0,3.blocks.0}"
-BLOCK = ["attn.relative_position_bias_table", f"{{norm1,norm2,attn.qkv,attn.proj,mlp.fc1,mlp.fc2}}.{PAIR}"]
+BLOCK = [
+    "attn.relative_position_bias_table",
+    f"{{norm1,norm2,attn.qkv,attn.proj,mlp.fc1,mlp.fc2}}.{PAIR}",
+]
 SWIN = [
     f"patch_embed.{{proj,norm}}.{PAIR}", *(f"{BLOCKS}.{part}" for part in BLOCK), f"norm{{0,1,2,3}}.{PAIR}",
     "layers.{0,1,2}.downsample.{reduction.weight,norm.weight,norm.bias}",
@@ -38,7 +42,11 @@ CARIS = [
     f"backbone.conditional_prompts.{{in,out}}_linears.{{0,1}}.{PAIR}", "backbone.conditional_prompts.lang_prompts.weight",
     f"backbone.conditional_prompts.lang_prompts_norm.{PAIR}", *("pixel_decoder." + name for name in DECODER),
 ]  # fmt: skip
-FUSION = ["vis_project.0", "project_mm.0", *(f"image_lang_att.{part}.0" for part in ("f_key", "f_query", "f_value", "W"))]
+FUSION = [
+    "vis_project.0",
+    "project_mm.0",
+    *(f"image_lang_att.{part}.0" for part in ("f_key", "f_query", "f_value", "W")),
+]
 LAVT = [
     *("backbone." + name for name in SWIN), *("text_encoder." + name for name in BERT),
     *(f"backbone.layers.{{0,1,2,3}}.fusion.{name}.{PAIR}" for name in FUSION), "backbone.layers.{0,1,2}.res_gate.{0,2}.weight",
@@ -55,9 +63,12 @@ def expand(pattern: str) -> list[str]:
 def make(name: str, seed: int = 0, **changes):
     """A model whose every parameter and statistic is away from its start."""
     torch.manual_seed(seed)
-    model = build(name, vocabulary=VOCABULARY, **TINY[name] | changes).eval()
+    model = build_model(name, vocabulary=VOCABULARY, **TINY[name] | changes).eval()
     with torch.no_grad():
-        for value in (*model.parameters(), *(b for n, b in model.named_buffers() if "running" in n)):
+        for value in (
+            *model.parameters(),
+            *(b for n, b in model.named_buffers() if "running" in n),
+        ):
             value += 0.1 * torch.rand_like(value)
     return model
 
@@ -65,10 +76,19 @@ def make(name: str, seed: int = 0, **changes):
 def unused(kind: str) -> dict:
     """What the files hold besides, by their authors' names."""
     swin = "backbone." if kind == "LAVT" else "backbone.vis_encoder."
-    more = {swin + "layers.0.blocks.0.attn.relative_position_index": torch.zeros(16, 16, dtype=torch.int64)}
+    more = {
+        swin + "layers.0.blocks.0.attn.relative_position_index": torch.zeros(
+            16, 16, dtype=torch.int64
+        )
+    }
     if kind == "LAVT":
-        return more | {"backbone.layers.3.res_gate.0.weight": torch.ones(128, 128), "classifier.bn1_4.num_batches_tracked": torch.tensor(7)}
-    mask_token = {"backbone.vis_encoder.mask_token": torch.ones(1, 1, 16)} if kind == "MaskRIS" else {}
+        return more | {
+            "backbone.layers.3.res_gate.0.weight": torch.ones(128, 128),
+            "classifier.bn1_4.num_batches_tracked": torch.tensor(7),
+        }
+    mask_token = (
+        {"backbone.vis_encoder.mask_token": torch.ones(1, 1, 16)} if kind == "MaskRIS" else {}
+    )
     return more | mask_token | {"criterion.seg_criterion.weight": torch.tensor([0.9, 1.1])}
 
 
@@ -78,7 +98,9 @@ def authors(model, kind: str) -> dict:
     for key, value in model.state_dict().items():
         if kind == "LAVT" and key.startswith("fusion.") and value.ndim == 2:
             value = value[..., None]
-        state[published.NAME[model.name](key)] = value[None, None] if key.endswith("_scale") else value
+        state[published.NAME[model.name](key)] = (
+            value[None, None] if key.endswith("_scale") else value
+        )
     return state | unused(kind)
 
 
@@ -89,7 +111,12 @@ def write(path: Path, weights: dict, **entries) -> Path:
     optimizer = torch.optim.AdamW(layer.parameters(), lr=1e-4)
     optimizer.step()
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.9**step)
-    rest = {"optimizer": optimizer.state_dict(), "lr_scheduler": scheduler.state_dict(), "epoch": 3, "args": Namespace(lr=1e-4, swin_type="base")}
+    rest = {
+        "optimizer": optimizer.state_dict(),
+        "lr_scheduler": scheduler.state_dict(),
+        "epoch": 3,
+        "args": Namespace(lr=1e-4, swin_type="base"),
+    }
     torch.save({"model": weights} | rest | entries, path)
     return path
 
@@ -99,7 +126,11 @@ def same(one, other) -> bool:
         return torch.equal(one(*inputs(one)), other(*inputs(other)))
 
 
-@pytest.mark.parametrize("name, patterns, changes", [("caris", CARIS, {}), ("lavt", LAVT, {"norm": "batch_frozen"})], ids=["caris", "lavt"])
+@pytest.mark.parametrize(
+    "name, patterns, changes",
+    [("caris", CARIS, {}), ("lavt", LAVT, {"norm": "batch_frozen"})],
+    ids=["caris", "lavt"],
+)
 def test_names_are_the_authors(name, patterns, changes):
     ours = Counter(published.NAME[name](key) for key in make(name, **changes).state_dict())
     assert ours == Counter(itertools.chain.from_iterable(expand(p) for p in patterns))
@@ -109,7 +140,11 @@ def test_names_are_the_authors(name, patterns, changes):
 def test_caris_and_maskris(tmp_path, kind):
     model, other = make("caris"), make("caris", seed=1)
     assert not same(model, other)
-    path = write(tmp_path / "model_best.pth", authors(model, kind), scaler={"scale": 65536.0, "growth_tracker": 5})
+    path = write(
+        tmp_path / "model_best.pth",
+        authors(model, kind),
+        scaler={"scale": 65536.0, "growth_tracker": 5},
+    )
     assert published.whose(published.read(path)) == kind
     published.load_published(other, path)
     assert same(model, other)
@@ -119,10 +154,16 @@ def test_caris_and_maskris(tmp_path, kind):
 def test_lavt(tmp_path, apart):
     model, other = make("lavt", norm="batch_frozen"), make("lavt", seed=1, norm="batch_frozen")
     weights = authors(model, "LAVT")
-    bert = {name.removeprefix("text_encoder."): weights[name] for name in weights if name.startswith("text_encoder.")}
+    bert = {
+        name.removeprefix("text_encoder."): weights[name]
+        for name in weights
+        if name.startswith("text_encoder.")
+    }
     bert["pooler.dense.weight"] = torch.ones(32, 32)
     if apart:
-        weights = {name: value for name, value in weights.items() if not name.startswith("text_encoder.")}
+        weights = {
+            name: value for name, value in weights.items() if not name.startswith("text_encoder.")
+        }
     path = write(tmp_path / "refcoco.pth", weights, **({"bert_model": bert} if apart else {}))
     checkpoint.load_weights(other, path)
     assert same(model, other)
@@ -130,30 +171,50 @@ def test_lavt(tmp_path, apart):
 
 def test_each_is_for_its_own_model(tmp_path):
     path = write(tmp_path / "x.pth", authors(make("lavt", norm="batch_frozen"), "LAVT"))
-    with pytest.raises(UserError, match=r"the LAVT weights .*x\.pth are for model lavt, not caris; set model\.name to lavt"):
+    with pytest.raises(
+        UserError,
+        match=r"the LAVT weights .*x\.pth are for model lavt, not caris; set model\.name to lavt",
+    ):
         published.load_published(make("caris"), path)
-    with pytest.raises(UserError, match=r"were trained with batch normalisation; set model\.norm to batch_frozen"):
+    with pytest.raises(
+        UserError, match=r"were trained with batch normalisation; set model\.norm to batch_frozen"
+    ):
         published.load_published(make("lavt"), path)
     with pytest.raises(UserError, match=r"are for model lavt, not small"):
-        checkpoint.load_weights(build("small", vocabulary=VOCABULARY, width=32, stem=16, heads=2), path)
+        checkpoint.load_weights(
+            build_model("small", vocabulary=VOCABULARY, width=32, stem=16, heads=2), path
+        )
 
 
 def test_what_does_not_fit_is_named(tmp_path):
     model = make("caris")
     weights = authors(model, "CARIS")
     path = write(tmp_path / "x.pth", weights)
-    with pytest.raises(UserError, match=r"trained with windows of 4 places, but the model's have 6; set model\.window"):
+    with pytest.raises(
+        UserError,
+        match=r"trained with windows of 4 places, but the model's have 6; set model\.window",
+    ):
         published.convert(path, make("caris", window=6))
-    with pytest.raises(UserError, match=r"hold no pixel_decoder\.encoder\.2\.gamma_v2l; use the sizes"):
+    with pytest.raises(
+        UserError, match=r"hold no pixel_decoder\.encoder\.2\.gamma_v2l; use the sizes"
+    ):
         published.convert(path, make("caris", layers=3))
-    with pytest.raises(UserError, match=r"hold pixel_decoder\.encoder\.1\..* \(54 such\), which the model has no place for"):
+    with pytest.raises(
+        UserError,
+        match=r"hold pixel_decoder\.encoder\.1\..* \(54 such\), which the model has no place for",
+    ):
         published.convert(path, make("caris", layers=1))
     with pytest.raises(
-        UserError, match=r"hold backbone\.lang_encoder\.embeddings\.word_embeddings\.weight of shape \(13, 32\), but the model's is \(14"
+        UserError,
+        match=r"hold backbone\.lang_encoder\.embeddings\.word_embeddings\.weight of shape \(13, 32\), but the model's is \(14",
     ):
-        published.convert(path, build("caris", vocabulary=[*VOCABULARY, "zebra"], **TINY["caris"]))
+        published.convert(
+            path, build_model("caris", vocabulary=[*VOCABULARY, "zebra"], **TINY["caris"])
+        )
     del weights["backbone.vis_encoder.layers.2.downsample.norm.bias"]
-    with pytest.raises(UserError, match=r"hold no backbone\.vis_encoder\.layers\.2\.downsample\.norm\.bias"):
+    with pytest.raises(
+        UserError, match=r"hold no backbone\.vis_encoder\.layers\.2\.downsample\.norm\.bias"
+    ):
         published.convert(write(path, weights), model)
 
 
@@ -163,7 +224,10 @@ class Foreign:
 
 def test_nothing_but_plain_data_is_unpickled(tmp_path):
     path = write(tmp_path / "x.pth", authors(make("caris"), "CARIS"), more=Foreign())
-    with pytest.raises(UserError, match=r"names .*test_published\.Foreign, which no published checkpoint holds; nothing of it was run"):
+    with pytest.raises(
+        UserError,
+        match=r"names .*test_published\.Foreign, which no published checkpoint holds; nothing of it was run",
+    ):
         published.read(path)
 
 
@@ -184,7 +248,7 @@ def test_files_that_are_no_published_checkpoint(tmp_path):
 
 
 def test_a_file_may_be_what_training_starts_from(tmp_path, monkeypatch):
-    from orchestrator.cli import weights
+    from orchestrator.cli.app import weights
 
     path = write(tmp_path / "x.pth", {"a": torch.ones(1)})
     monkeypatch.chdir(tmp_path)

@@ -24,17 +24,35 @@ def commands() -> list[list[str]]:
     """Argument lists of the README's `python -m orchestrator` lines."""
     blocks = re.findall(r"```bash\n(.*?)```", README, re.S)
     lines = [line for block in blocks for line in block.splitlines()]
-    return [shlex.split(line, comments=True)[3:] for line in lines if line.startswith("python -m orchestrator")]
+    return [
+        shlex.split(line, comments=True)[3:]
+        for line in lines
+        if line.startswith("python -m orchestrator")
+    ]
 
 
 def small(arguments: list[str]) -> list[str]:
     if arguments[0] in ("train", "sweep", "preview"):
-        quick = [a for a in TINY if not (arguments[1].endswith("refcoco.yaml") and a.startswith("data.train"))]
+        quick = [
+            a
+            for a in TINY
+            if not (arguments[1].endswith("refcoco.yaml") and a.startswith("data.train"))
+        ]
         more = (
-            ["search.seeds={confirm: 1}", "search.space={aml.tau: [0.5]}"] if arguments[0] == "sweep" and "search.method=tpe" not in arguments else []
+            ["search.seeds={confirm: 1}", "search.space={aml.tau: [0.5]}"]
+            if arguments[0] == "sweep" and "search.method=tpe" not in arguments
+            else []
         )
-        more += ["search.trials=2", "search.arms=[off, aml/calibrated]"] if "search.method=tpe" in arguments else []
-        more += ["--dry-run"] if arguments[1].endswith("refcoco.yaml") and arguments[0] == "sweep" else []  # one whole sweep is enough
+        more += (
+            ["search.trials=2", "search.arms=[off, aml/calibrated]"]
+            if "search.method=tpe" in arguments
+            else []
+        )
+        more += (
+            ["--dry-run"]
+            if arguments[1].endswith("refcoco.yaml") and arguments[0] == "sweep"
+            else []
+        )  # one whole sweep is enough
         return [*arguments, *quick, *more]
     if arguments[0] == "synth":
         return [a if a != "2000" else "16" for a in arguments]
@@ -97,13 +115,22 @@ def test_the_snippet_trains(make_model, items):
     losses = []
 
     def criterion(logits, truth):
-        from aml.optim import losses as each
+        from aml.training.losses import sample_losses as each
 
         losses.append(each(logits, truth, "ce").mean())
         return losses[-1]
 
     batches = [(every.image, every.tokens, every.token_mask, every.mask, every.item)]
-    exec(compile(code, "README.md", "exec"), {"model": model, "optimizer": optimizer, "criterion": criterion, "batches": batches, "epochs": 6})  # noqa: S102
+    exec(
+        compile(code, "README.md", "exec"),
+        {
+            "model": model,
+            "optimizer": optimizer,
+            "criterion": criterion,
+            "batches": batches,
+            "epochs": 6,
+        },
+    )  # noqa: S102
     assert losses[-1] < losses[0]
 
 
@@ -120,12 +147,19 @@ def test_the_mlflow_ui_serves_the_store(place):
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([sys.executable, "-m", "orchestrator", "ui", "--port", str(port)], env=environment, start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "orchestrator", "ui", "--port", str(port)],
+        env=environment,
+        start_new_session=True,
+    )
     try:
         deadline = time.monotonic() + 120
         while True:
             try:
-                assert urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).read() == b"OK"
+                assert (
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).read()
+                    == b"OK"
+                )
                 break
             except OSError:
                 assert process.poll() is None and time.monotonic() < deadline

@@ -3,23 +3,28 @@
 import pytest
 
 from aml.errors import UserError
-from orchestrator import scale
-from orchestrator.space import TPE_BEST, TPE_KEPT, Study
+from orchestrator.benchmarks import scale
+from orchestrator.search.study import TPE_BEST, TPE_KEPT, Study
 
 
 @pytest.mark.parametrize("method", ["grid", "tpe"])
 def test_every_trial_is_handed_out_heard_and_written_down(method):
     row = scale.once(20, method)
-    assert row["trials"] == 20 and 20 <= row["epochs"] <= 20 * scale.EPOCHS and row["ledger_mb"] > 0 and row["trials_per_minute"] > 0
+    assert (
+        row["trials"] == 20
+        and 20 <= row["epochs"] <= 20 * scale.EPOCHS
+        and row["ledger_mb"] > 0
+        and row["trials_per_minute"] > 0
+    )
     # a look for the run, the run, its params and data, its ending and the ending's tags; metrics go in batches of many trials
     assert 6 <= row["mlflow_calls_per_trial"] <= 6 + scale.EPOCHS + 1
 
 
 def test_counts_and_methods_that_cannot_be_are_refused():
     with pytest.raises(UserError, match="bench scale was asked for"):
-        scale.measure([0], "random")
+        scale.measure_scale([0], "random")
     with pytest.raises(UserError, match="one of grid, random, tpe"):
-        scale.measure([10], "guess")
+        scale.measure_scale([10], "guess")
 
 
 def test_tpe_reads_the_best_and_the_latest_of_many_trials(tmp_path):
@@ -30,4 +35,7 @@ def test_tpe_reads_the_best_and_the_latest_of_many_trials(tmp_path):
     kept = [t.value for t in study.study.get_trials()]
     assert kept == [100.0 - i for i in [*range(TPE_BEST), *range(TPE_KEPT, 2 * TPE_KEPT)]]
     study.tell({"trial": "still running", "overrides": asked}, 7.0)
-    assert study.study.get_trials()[-1].value == 7.0 and set(study.ask("next")) == {"aml.tau", "aml.rho"}
+    assert study.study.get_trials()[-1].value == 7.0 and set(study.ask("next")) == {
+        "aml.tau",
+        "aml.rho",
+    }

@@ -7,27 +7,44 @@ import numpy as np
 import pytest
 from stores import write_store
 
-from aml import data, decode, refer
+from aml.data import dataset as dataset_module
+from aml.data import decode as decode_module
+from aml.data import rle
 from aml.errors import UserError
-from orchestrator import decoded, inspect, shards, sources
-from orchestrator.config import DataConfig, from_dict
+from orchestrator.config.schema import DataConfig, from_dict
+from orchestrator.data import decoded, mixture, shards
+from orchestrator.evaluation import masking_preview
+from orchestrator.storage import filesystem
 
 
 def relabelled(rows, dataset, split_of, split_by="unc"):
     """The rows as another data set, the k-th picture's refs all in the split that split_of gives."""
-    return [row | {"dataset": dataset, "split_by": split_by, "refs": [r | {"split": split_of(k)} for r in row["refs"]]} for k, row in enumerate(rows)]
+    return [
+        row
+        | {
+            "dataset": dataset,
+            "split_by": split_by,
+            "refs": [r | {"split": split_of(k)} for r in row["refs"]],
+        }
+        for k, row in enumerate(rows)
+    ]
 
 
 def splits(val, test_a=(38,), test_b=(39,)):
     """Pictures of val, testA, testB by number; the others train."""
-    return lambda k: "val" if k in val else "testA" if k in test_a else "testB" if k in test_b else "train"
+    return lambda k: (
+        "val" if k in val else "testA" if k in test_a else "testB" if k in test_b else "train"
+    )
 
 
 @pytest.fixture(scope="module")
 def root(rows, tmp_path_factory):
     """Two data sets on the same pictures: one evaluates with 0-4, 38 and 39, the other with 3-9, 37 and 39."""
     folder = tmp_path_factory.mktemp("mixed")
-    write_store(folder / "one", relabelled(rows[:30] + rows[38:], "refcoco", splits(range(5), test_a=(30,), test_b=(31,))))
+    write_store(
+        folder / "one",
+        relabelled(rows[:30] + rows[38:], "refcoco", splits(range(5), test_a=(30,), test_b=(31,))),
+    )
     write_store(folder / "two", relabelled(rows, "refcoco+", splits(range(3, 10), test_a=(37,))))
     return folder
 
@@ -45,36 +62,50 @@ def ids(rows, numbers):
 
 def test_every_evaluation_image_of_any_leaves_and_the_number_is_said(root, rows):
     said = []
-    used = sources.prepare(config("one", "two"), root, said.append)
+    used = mixture.prepare_sources(config("one", "two"), root, said.append)
     assert used.evaluation == ids(rows, [*range(10), 37, 38, 39])
     # `one` trains on 5-29 but for 5-9; `two` on 0-2, 10-36 and 38 but for 0-2 and 38: together they would train on 0-2, 5-36 and 38
     (line,) = said
-    assert line.startswith("mixed training: 9 of 36 images are for evaluation in one of the data sets and leave training")
+    assert line.startswith(
+        "mixed training: 9 of 36 images are for evaluation in one of the data sets and leave training"
+    )
     assert f"5 of the 25 of {root}/one, 4 of the 31 of {root}/two" in line
-    assert used.uri == f"{root}/one + {root}/two" and used.manifest["dataset"] == "refcoco + refcoco+"
+    assert (
+        used.uri == f"{root}/one + {root}/two" and used.manifest["dataset"] == "refcoco + refcoco+"
+    )
 
 
 def test_images_for_evaluation_stay_where_that_is_asked(root):
     said = []
-    used = sources.prepare(config("one", "two", allow_eval_images=True), root, said.append)
-    assert not used.evaluation and said == ["mixed training on 36 images: images for evaluation stay, as data.allow_eval_images asks"]
+    used = mixture.prepare_sources(config("one", "two", allow_eval_images=True), root, said.append)
+    assert not used.evaluation and said == [
+        "mixed training on 36 images: images for evaluation stay, as data.allow_eval_images asks"
+    ]
 
 
 def test_the_fingerprint_is_one_s_own_and_of_a_mixture_that_of_all_and_of_what_validates(root):
     def fingerprint(*names, **more):
-        return sources.check(config(*names, **more), root).manifest["fingerprint"]
+        return mixture.check_sources(config(*names, **more), root).manifest["fingerprint"]
 
     assert fingerprint("one") == "0123456789abcdef"
-    mixtures = [fingerprint("one", "two"), fingerprint("one", "two", val="two"), fingerprint("one", "two", allow_eval_images=True)]
+    mixtures = [
+        fingerprint("one", "two"),
+        fingerprint("one", "two", val="two"),
+        fingerprint("one", "two", allow_eval_images=True),
+    ]
     assert len(set(mixtures)) == 3 and mixtures[0] == fingerprint("one", "two", val="one")
 
 
 def test_the_vocabulary_is_the_union(root, rows, tmp_path):
-    store = shards.Store("two", root)
+    store = filesystem.Filesystem("two", root)
     (root / "two" / "vocabulary.json").write_text(json.dumps(["zebra", *shards.words(store)]))
-    words = sources.check(config("one", "two"), root).words()
-    assert words[: len(shards.words(shards.Store("one", root)))] == shards.words(shards.Store("one", root))
-    assert set(words) == set(shards.words(shards.Store("one", root))) | set(shards.words(store)) and len(set(words)) == len(words)
+    words = mixture.check_sources(config("one", "two"), root).words()
+    assert words[: len(shards.words(filesystem.Filesystem("one", root)))] == shards.words(
+        filesystem.Filesystem("one", root)
+    )
+    assert set(words) == set(shards.words(filesystem.Filesystem("one", root))) | set(
+        shards.words(store)
+    ) and len(set(words)) == len(words)
 
 
 def in_store(root, which, monkeypatch):
@@ -83,36 +114,56 @@ def in_store(root, which, monkeypatch):
 
     def decode(part, size, fit):
         footers = shards.files_with(part.store, part.splits)
-        groups = [(name, group) for name, footer in footers.items() for group in range(footer.num_row_groups)]
+        groups = [
+            (name, group)
+            for name, footer in footers.items()
+            for group in range(footer.num_row_groups)
+        ]
         names, numbers = zip(*groups, strict=True)
-        blocks.append(decoded._decode({"file": names, "group": numbers}, part=part, footers=footers, size=size, fit=fit))
-        return decoded.Shared(())
+        blocks.append(
+            decoded._decode(
+                {"file": names, "group": numbers}, part=part, footers=footers, size=size, fit=fit
+            )
+        )
+        return decoded.ObjectStoreBlocks(())
 
-    monkeypatch.setattr(decoded, "decode", decode)
+    monkeypatch.setattr(decoded, "decode_shards", decode)
     monkeypatch.setattr(decoded, "store_free", lambda: 1e9)
-    sources.check(which, root).decode()
+    mixture.check_sources(which, root).decode()
     return [block | {"meta": block["meta"].tolist()} for block in blocks]
 
 
 @pytest.mark.parametrize("val", ["one", "two"])
-def test_training_holds_no_evaluation_image_and_one_data_set_validates(root, rows, monkeypatch, val):
+def test_training_holds_no_evaluation_image_and_one_data_set_validates(
+    root, rows, monkeypatch, val
+):
     blocks = in_store(root, config("one", "two", val=val), monkeypatch)
-    train, check = (data.Items(blocks, split, size=32, unit="sentence") for split in ("train", "val"))
+    train, check = (
+        dataset_module.Items(blocks, split, size=32, unit="sentence") for split in ("train", "val")
+    )
     seen = {
-        name: {r["image_id"] for item in train.picks(np.arange(len(train)), 0, 0) if (r := train.row(item))["dataset"] == name}
+        name: {
+            r["image_id"]
+            for item in train.picks(np.arange(len(train)), 0, 0)
+            if (r := train.row(item))["dataset"] == name
+        }
         for name in train.datasets
     }
     assert seen == {"refcoco": ids(rows, range(10, 30)), "refcoco+": ids(rows, range(10, 37))}
     checked = [check.row(item) for item in check.picks(np.arange(len(check)), 0, 0)]
     assert {row["dataset"] for row in checked} == {"refcoco" if val == "one" else "refcoco+"}
-    assert {row["image_id"] for row in checked} == ids(rows, range(5) if val == "one" else range(3, 10))
+    assert {row["image_id"] for row in checked} == ids(
+        rows, range(5) if val == "one" else range(3, 10)
+    )
     assert len({item.key for item in train.picks(np.arange(len(train)), 0, 0)}) == len(train)
     every = [json.loads(text) for block in blocks for text in block["meta"]]
     assert {ref["split"] for row in every for ref in row["refs"]} == {"train", "val"}
     for item in train.picks(np.arange(6), 0, 0):
         row = train.row(item)
-        full = decode.rasterise(refer.referent(row, train.ref(item)), row["height"], row["width"])
-        assert np.array_equal(train.mask(item), decode.fit_mask(full, 32, "square"))
+        full = decode_module.rasterise(
+            rle.referent(row, train.ref(item)), row["height"], row["width"]
+        )
+        assert np.array_equal(train.mask(item), decode_module.fit_mask(full, 32, "square"))
 
 
 def test_the_preview_of_a_mixture_shows_no_evaluation_image(root, tmp_path, monkeypatch):
@@ -123,9 +174,17 @@ def test_the_preview_of_a_mixture_shows_no_evaluation_image(root, tmp_path, monk
         "model": {"name": "small", "width": 32, "stem": 16},
     }
     shown = []
-    monkeypatch.setattr(inspect, "read", lambda store, places: shown.extend(places) or shards.read(store, places))
-    inspect.preview(from_dict(tree), 2, tmp_path / "page.html", say=lambda _: None)
-    assert shown and not {place[0] for place in shown} & sources.check(config("one", "two"), root).evaluation
+    monkeypatch.setattr(
+        shards,
+        "read_rows",
+        lambda store, places: shown.extend(places) or shards.read_rows(store, places),
+    )
+    masking_preview.preview_masks(from_dict(tree), 2, tmp_path / "page.html", say=lambda _: None)
+    assert (
+        shown
+        and not {place[0] for place in shown}
+        & mixture.check_sources(config("one", "two"), root).evaluation
+    )
 
 
 # ---- what is refused ------------------------------------------------------------------------------------------------
@@ -133,39 +192,70 @@ def test_the_preview_of_a_mixture_shows_no_evaluation_image(root, tmp_path, monk
 
 def refused(which, root, says):
     with pytest.raises(UserError, match=says) as error:
-        sources.check(which, root)
+        mixture.check_sources(which, root)
     assert "\n" not in str(error.value)
 
 
 def test_a_data_set_without_its_evaluation_splits_is_refused_in_a_mixture(root, rows):
     write_store(root / "bare", relabelled(rows[:6], "mine", lambda k: "train", "table"))
-    write_store(root / "part", relabelled(rows[:6], "refcocog", lambda k: "val" if k == 0 else "train", "umd"))
-    refused(config("one", "bare"), root, r"bare \(mine, table\) lacks any evaluation split, so nobody can know")
-    refused(config("one", "part"), root, r"part \(refcocog, umd\) lacks test, so nobody can know.*allow_eval_images=true")
-    assert sources.check(config("one", "bare", allow_eval_images=True), root).manifest["splits"]["train"]["refs"] > 0
+    write_store(
+        root / "part",
+        relabelled(rows[:6], "refcocog", lambda k: "val" if k == 0 else "train", "umd"),
+    )
+    refused(
+        config("one", "bare"),
+        root,
+        r"bare \(mine, table\) lacks any evaluation split, so nobody can know",
+    )
+    refused(
+        config("one", "part"),
+        root,
+        r"part \(refcocog, umd\) lacks test, so nobody can know.*allow_eval_images=true",
+    )
+    assert (
+        mixture.check_sources(config("one", "bare", allow_eval_images=True), root).manifest[
+            "splits"
+        ]["train"]["refs"]
+        > 0
+    )
 
 
 def test_training_on_an_evaluation_split_is_refused_unless_asked_for(root):
     for split in ("val", "testA"):
-        refused(config("one", train_split=split), root, f"data.train_split '{split}' is there for evaluation.*allow_eval_images=true")
-        assert sources.check(config("one", train_split=split, allow_eval_images=True), root)
-    assert sources.check(config("one"), root).evaluation == frozenset()
+        refused(
+            config("one", train_split=split),
+            root,
+            f"data.train_split '{split}' is there for evaluation.*allow_eval_images=true",
+        )
+        assert mixture.check_sources(config("one", train_split=split, allow_eval_images=True), root)
+    assert mixture.check_sources(config("one"), root).evaluation == frozenset()
 
 
 def test_a_data_set_split_by_object_is_refused_by_itself_unless_asked_for(root, rows):
     mixed = relabelled(rows[:6], "refcocog", lambda k: "train", "google")
     for row in mixed[:2]:
-        row["refs"] = [row["refs"][0] | {"split": "val", "ref_id": row["refs"][0]["ref_id"] + 10**6}, *row["refs"]]
+        row["refs"] = [
+            row["refs"][0] | {"split": "val", "ref_id": row["refs"][0]["ref_id"] + 10**6},
+            *row["refs"],
+        ]
     write_store(root / "google", mixed)
-    refused(config("google"), root, r"2 of the 6 training images of .*google also hold refs for evaluation \(its splits are by object")
-    assert sources.check(config("google", allow_eval_images=True), root)
-    assert sources.check(config("one", "google"), root).evaluation >= ids(rows, range(2))
+    refused(
+        config("google"),
+        root,
+        r"2 of the 6 training images of .*google also hold refs for evaluation \(its splits are by object",
+    )
+    assert mixture.check_sources(config("google", allow_eval_images=True), root)
+    assert mixture.check_sources(config("one", "google"), root).evaluation >= ids(rows, range(2))
 
 
 @pytest.mark.parametrize(
     ("names", "more", "says"),
     [
-        (("one", "two"), {"val_split": "train"}, "both 'train'; a mixture needs two splits|is there for evaluation"),
+        (
+            ("one", "two"),
+            {"val_split": "train"},
+            "both 'train'; a mixture needs two splits|is there for evaluation",
+        ),
         (("one", "nowhere"), {}, "no complete shards"),
         (("one", "two"), {"val_split": "tset"}, "data.val_split 'tset' is empty"),
         (("one", "two"), {"train_split": "tset"}, "data.train_split 'tset' is empty"),
@@ -181,7 +271,12 @@ def test_a_data_set_twice_is_refused(root, rows):
 
 
 def test_a_mixture_whose_every_training_image_leaves_is_refused(root, rows):
-    write_store(root / "other", relabelled(rows[:2] + rows[38:], "refcoco+", lambda k: ("train", "val", "testA", "testB")[k]))
+    write_store(
+        root / "other",
+        relabelled(
+            rows[:2] + rows[38:], "refcoco+", lambda k: ("train", "val", "testA", "testB")[k]
+        ),
+    )
     write_store(root / "this", relabelled(rows[:2], "mine", lambda k: ("val", "train")[k], "table"))
     refused(config("this", "other"), root, "no image of split 'train' is left")
 
@@ -223,6 +318,6 @@ def test_a_run_trains_on_a_mixture(root, ray_session, tmp_path):
     code, text = ray_session(["train", str(tmp_path / "mix.yaml")])
     assert code == 0, text
     assert "9 of 36 images are for evaluation" in text
-    n = shards.manifest(shards.Store("two", root))["splits"]["val"]["sentences"]
+    n = shards.read_manifest(filesystem.Filesystem("two", root))["splits"]["val"]["sentences"]
     assert f"on {n} sentences" in text
     assert [Path(p).name for p in root.glob("*/best")] or list(root.rglob("best"))

@@ -9,8 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
-from aml import language, synthetic
 from aml.errors import UserError
+from aml.synthetic import expressions, meaning, refer_files
+from aml.synthetic import scenes as scenes_module
 
 IMAGES, SIZE = 60, 96
 
@@ -26,7 +27,9 @@ def by_id(records):
 
 
 def tree(out):
-    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(Path(out).rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(out)): p.read_bytes() for p in sorted(Path(out).rglob("*")) if p.is_file()
+    }
 
 
 def sentences(refs):
@@ -37,27 +40,49 @@ def sentences(refs):
 def made(tmp_path_factory):
     """(folder with all three data sets, {data set: returned counts})."""
     out = tmp_path_factory.mktemp("synthetic")
-    return out, {d: synthetic.generate(out, d, IMAGES, SIZE, seed=3, workers=1) for d in synthetic.SPLIT_BYS}
+    return out, {
+        d: refer_files.generate_dataset(out, d, IMAGES, SIZE, seed=3, workers=1)
+        for d in refer_files.SPLIT_BYS
+    }
 
 
-@pytest.mark.parametrize("dataset, split_by", [("refcoco", "unc"), ("refcoco+", "unc"), ("refcocog", "umd"), ("refcocog", "google")])
+@pytest.mark.parametrize(
+    "dataset, split_by",
+    [("refcoco", "unc"), ("refcoco+", "unc"), ("refcocog", "umd"), ("refcocog", "google")],
+)
 def test_refer_format(made, dataset, split_by):
     out, _ = made
     refs, coco = load(out, dataset, split_by)
-    images, annotations, categories = (by_id(coco[k]) for k in ("images", "annotations", "categories"))
+    images, annotations, categories = (
+        by_id(coco[k]) for k in ("images", "annotations", "categories")
+    )
     assert set(coco) == {"info", "licenses", "images", "annotations", "categories"}
     assert len(images) == IMAGES and len(annotations) == len(coco["annotations"])
     assert [r["ref_id"] for r in refs] == list(range(len(refs)))
     assert [n for r in refs for n in r["sent_ids"]] == list(range(len(sentences(refs))))
     for ref in refs:
-        assert set(ref) == {"sent_ids", "file_name", "ann_id", "ref_id", "image_id", "split", "sentences", "category_id"}
+        assert set(ref) == {
+            "sent_ids",
+            "file_name",
+            "ann_id",
+            "ref_id",
+            "image_id",
+            "split",
+            "sentences",
+            "category_id",
+        }
         annotation, image = annotations[ref["ann_id"]], images[ref["image_id"]]
-        assert annotation["image_id"] == ref["image_id"] and annotation["category_id"] == ref["category_id"]
+        assert (
+            annotation["image_id"] == ref["image_id"]
+            and annotation["category_id"] == ref["category_id"]
+        )
         suffix = ref["ann_id"] if dataset == "refcocog" else ref["ref_id"]
         assert ref["file_name"] == image["file_name"].replace(".jpg", f"_{suffix}.jpg")
         assert [s["sent_id"] for s in ref["sentences"]] == ref["sent_ids"]
         for s in ref["sentences"]:
-            assert set(s) == {"tokens", "raw", "sent_id", "sent"} and s["sent"] == " ".join(s["tokens"])
+            assert set(s) == {"tokens", "raw", "sent_id", "sent"} and s["sent"] == " ".join(
+                s["tokens"]
+            )
             assert s["sent"] == s["sent"].lower() and "grey" not in s["tokens"]
     for annotation in annotations.values():
         assert annotation["iscrowd"] == 0 and annotation["category_id"] in categories
@@ -70,7 +95,10 @@ def test_refer_format(made, dataset, split_by):
 
 def test_counts_and_splits(made):
     out, counts = made
-    for dataset, split_by, splits in (("refcoco", "unc", ["train", "val", "testA", "testB"]), ("refcocog", "umd", ["train", "val", "test"])):
+    for dataset, split_by, splits in (
+        ("refcoco", "unc", ["train", "val", "testA", "testB"]),
+        ("refcocog", "umd", ["train", "val", "test"]),
+    ):
         refs, _ = load(out, dataset, split_by)
         homes = {}
         for ref in refs:
@@ -79,7 +107,11 @@ def test_counts_and_splits(made):
         assert [s for s in counts[dataset] if "/" not in s] == splits
         for split in splits:
             mine = [r for r in refs if r["split"] == split]
-            assert counts[dataset][split] == {"refs": len(mine), "sentences": len(sentences(mine)), "images": len({r["image_id"] for r in mine})}
+            assert counts[dataset][split] == {
+                "refs": len(mine),
+                "sentences": len(sentences(mine)),
+                "images": len({r["image_id"] for r in mine}),
+            }
     refs, _ = load(out, "refcocog", "google")
     train, val = ({r["image_id"] for r in refs if r["split"] == s} for s in ("train", "val"))
     assert train & val and {r["split"] for r in refs} == {"train", "val"}
@@ -87,30 +119,37 @@ def test_counts_and_splits(made):
 
 
 def test_split_pattern_shares():
-    share = {s: synthetic.SPLITS.count(s) / len(synthetic.SPLITS) for s in set(synthetic.SPLITS)}
+    share = {
+        s: refer_files.SPLITS.count(s) / len(refer_files.SPLITS) for s in set(refer_files.SPLITS)
+    }
     assert share == {"train": 0.75, "val": 0.125, "testA": 0.0625, "testB": 0.0625}
-    assert set(synthetic.SPLITS[:8]) == set(share)
+    assert set(refer_files.SPLITS[:8]) == set(share)
 
 
 def test_test_splits_hold_their_classes(made):
     refs, coco = load(made[0])
     names = {c["id"]: c["name"] for c in coco["categories"]}
-    classes = {s: {names[r["category_id"]] for r in refs if r["split"] == s} for s in ("testA", "testB")}
-    assert classes["testA"] and classes["testA"] <= set(synthetic.ROUND)
-    assert classes["testB"] and not classes["testB"] & set(synthetic.ROUND)
+    classes = {
+        s: {names[r["category_id"]] for r in refs if r["split"] == s} for s in ("testA", "testB")
+    }
+    assert classes["testA"] and classes["testA"] <= set(scenes_module.ROUND)
+    assert classes["testB"] and not classes["testB"] & set(scenes_module.ROUND)
 
 
 def test_same_bytes_for_any_number_of_workers(tmp_path):
     for name, workers, seed in (("one", 1, 5), ("two", 2, 5), ("other", 1, 6)):
-        synthetic.generate(tmp_path / name, "refcoco", 24, 64, seed=seed, workers=workers)
+        refer_files.generate_dataset(tmp_path / name, "refcoco", 24, 64, seed=seed, workers=workers)
     one, two, other = (tree(tmp_path / n) for n in ("one", "two", "other"))
     assert one == two
     assert one.keys() == other.keys() and all(one[k] != other[k] for k in one)
 
 
-@pytest.mark.parametrize("dataset, split_by", [("refcoco", "unc"), ("refcoco+", "unc"), ("refcocog", "umd"), ("refcocog", "google")])
+@pytest.mark.parametrize(
+    "dataset, split_by",
+    [("refcoco", "unc"), ("refcoco+", "unc"), ("refcocog", "umd"), ("refcocog", "google")],
+)
 def test_every_sentence_fits_one_object(made, dataset, split_by):
-    assert synthetic.check(made[0], dataset, split_by) == []
+    assert refer_files.check(made[0], dataset, split_by) == []
 
 
 def test_plain_descriptions_counted_without_the_grammar(made):
@@ -124,13 +163,23 @@ def test_plain_descriptions_counted_without_the_grammar(made):
         scene = scenes[ref["image_id"]]
         for s in sentences([ref]):
             words = set(s["tokens"])
-            if words <= set(synthetic.SHAPES) | set(language.COLOURS):
-                fit = [a["id"] for a in scene if words <= {a["attributes"]["shape"], a["attributes"]["colour"]}]
+            if words <= set(scenes_module.SHAPES) | set(meaning.COLOURS):
+                fit = [
+                    a["id"]
+                    for a in scene
+                    if words <= {a["attributes"]["shape"], a["attributes"]["colour"]}
+                ]
                 assert fit == [ref["ann_id"]], s["sent"]
                 plain += 1
-            elif len(words) == 2 and s["tokens"][0] == "leftmost" and s["tokens"][1] in synthetic.SHAPES:
+            elif (
+                len(words) == 2
+                and s["tokens"][0] == "leftmost"
+                and s["tokens"][1] in scenes_module.SHAPES
+            ):
                 fit = [a for a in scene if a["attributes"]["shape"] == s["tokens"][1]]
-                assert min(fit, key=lambda a: a["bbox"][0] + a["bbox"][2] / 2)["id"] == ref["ann_id"], s["sent"]
+                assert (
+                    min(fit, key=lambda a: a["bbox"][0] + a["bbox"][2] / 2)["id"] == ref["ann_id"]
+                ), s["sent"]
                 leftmost += 1
     assert plain >= 20 and leftmost >= 1
 
@@ -141,17 +190,24 @@ def corrupt(made, tmp_path, dataset, change):
     refs, _ = load(tmp_path, dataset)
     wanted = change(refs)
     (tmp_path / dataset / "refs(unc).p").write_bytes(pickle.dumps(refs))
-    return wanted, synthetic.check(tmp_path, dataset, "unc")
+    return wanted, refer_files.check(tmp_path, dataset, "unc")
 
 
 def test_check_reports_swapped_sentences(made, tmp_path):
     def swap(refs):
-        first, second = next((a, b) for a, b in zip(refs, refs[1:], strict=False) if a["image_id"] == b["image_id"])
-        first["sentences"][0], second["sentences"][0] = second["sentences"][0], first["sentences"][0]
+        first, second = next(
+            (a, b) for a, b in zip(refs, refs[1:], strict=False) if a["image_id"] == b["image_id"]
+        )
+        first["sentences"][0], second["sentences"][0] = (
+            second["sentences"][0],
+            first["sentences"][0],
+        )
         return first["ref_id"], second["ref_id"]
 
     ids, wrong = corrupt(made, tmp_path, "refcoco", swap)
-    assert len(wrong) == 2 and all(f"ref {i}," in w and "the referent is" in w for i, w in zip(ids, wrong, strict=False))
+    assert len(wrong) == 2 and all(
+        f"ref {i}," in w and "the referent is" in w for i, w in zip(ids, wrong, strict=False)
+    )
 
 
 @pytest.mark.parametrize(
@@ -181,48 +237,58 @@ def test_check_reports_a_position_word_in_refcoco_plus(made, tmp_path):
 
 
 def test_words_parse_back_to_the_meaning():
-    assert language.parse("the small red star that is to the left of the blue square .") == language.Query(
+    assert expressions.parse(
+        "the small red star that is to the left of the blue square ."
+    ) == meaning.Query(
         ("star", "red", "small", None), (), None, (("left", ("square", "blue", None, None)),)
     )
-    assert language.parse("second one from the left") == language.Query(best=("left", 2))
-    assert language.parse("far right striped donut") == language.Query(("ring", None, None, "striped"), best=("right", 1))
-    assert language.parse("a box on the left side of the picture") == language.Query(("square", None, None, None), ("left",))
-    assert language.parse("upper left") == language.Query(where=("top", "left"))
+    assert expressions.parse("second one from the left") == meaning.Query(best=("left", 2))
+    assert expressions.parse("far right striped donut") == meaning.Query(
+        ("ring", None, None, "striped"), best=("right", 1)
+    )
+    assert expressions.parse("a box on the left side of the picture") == meaning.Query(
+        ("square", None, None, None), ("left",)
+    )
+    assert expressions.parse("upper left") == meaning.Query(where=("top", "left"))
 
 
 def scene_of(*objects):
     """Facts of (shape, x, y, area) on a square picture."""
-    return [language.Fact(s, "red", "big", "plain", x, y, x, y, area) for s, x, y, area in objects]
+    return [meaning.Fact(s, "red", "big", "plain", x, y, x, y, area) for s, x, y, area in objects]
 
 
 def test_judge_keeps_doubtful_cases_apart():
     near = scene_of(("star", 0.2, 0.5, 100), ("star", 0.24, 0.5, 100), ("ring", 0.9, 0.5, 130))
-    assert language.judge(language.parse("leftmost star"), near) == [0.5, 0.5, 0.0]
-    assert language.judge(language.parse("largest"), near) == [0.5, 0.5, 0.5]
+    assert meaning.judge(expressions.parse("leftmost star"), near) == [0.5, 0.5, 0.0]
+    assert meaning.judge(expressions.parse("largest"), near) == [0.5, 0.5, 0.5]
     apart = scene_of(("star", 0.2, 0.5, 100), ("star", 0.45, 0.5, 300), ("ring", 0.7, 0.5, 130))
-    assert language.judge(language.parse("left star"), apart) == [1.0, 0.5, 0.0]
-    assert language.judge(language.parse("second thing from left"), apart) == [0.0, 1.0, 0.0]
-    assert language.judge(language.parse("largest star"), apart) == [0.0, 1.0, 0.0]
-    assert language.judge(language.parse("star closest to ring"), apart) == [0.0, 1.0, 0.0]
-    assert language.judge(language.parse("ring right of the star"), apart) == [0.0, 0.0, 0.5], "which star?"
+    assert meaning.judge(expressions.parse("left star"), apart) == [1.0, 0.5, 0.0]
+    assert meaning.judge(expressions.parse("second thing from left"), apart) == [0.0, 1.0, 0.0]
+    assert meaning.judge(expressions.parse("largest star"), apart) == [0.0, 1.0, 0.0]
+    assert meaning.judge(expressions.parse("star closest to ring"), apart) == [0.0, 1.0, 0.0]
+    assert meaning.judge(expressions.parse("ring right of the star"), apart) == [0.0, 0.0, 0.5], (
+        "which star?"
+    )
 
 
 def test_statistics_are_near_the_real_ones(made):
     refs, _ = load(made[0])
     said = [s["tokens"] for s in sentences(refs)]
     length = np.array([len(t) for t in said])
-    assert 3.2 < length.mean() < 4.1 and np.median(length) == 3 and 5 <= np.percentile(length, 95) <= 9
+    assert (
+        3.2 < length.mean() < 4.1 and np.median(length) == 3 and 5 <= np.percentile(length, 95) <= 9
+    )
     assert 11 <= length.max() <= 21
     assert 0.05 < (length == 1).mean() < 0.14
-    assert 0.55 < np.mean([bool(language.POSITION_WORDS & set(t)) for t in said]) < 0.75
-    assert 0.25 < np.mean([bool(set(language.COLOURS) & set(t)) for t in said]) < 0.50
+    assert 0.55 < np.mean([bool(meaning.POSITION_WORDS & set(t)) for t in said]) < 0.75
+    assert 0.25 < np.mean([bool(set(meaning.COLOURS) & set(t)) for t in said]) < 0.50
     assert 2.6 < len(said) / len(refs) < 3.0 and 2.2 < len(refs) / IMAGES < 2.8
     assert any(s["raw"] != s["sent"] for s in sentences(refs))
 
 
 def test_refcoco_plus_and_refcocog_differ_as_they_should(made):
     plus, _ = load(made[0], "refcoco+")
-    assert not any(language.POSITION_WORDS & set(s["tokens"]) for s in sentences(plus))
+    assert not any(meaning.POSITION_WORDS & set(s["tokens"]) for s in sentences(plus))
     umd, _ = load(made[0], "refcocog", "umd")
     length = [len(s["tokens"]) for s in sentences(umd)]
     assert 7.4 < np.mean(length) < 9.6
@@ -255,12 +321,14 @@ def test_masks_are_the_visible_parts(made):
     _, coco = load(made[0])
     several = 0
     for index, image in enumerate(coco["images"][:30]):
-        _, labels, objects = synthetic._scene(3, index, SIZE)
+        _, labels, objects = refer_files._scene(3, index, SIZE)
         mine = [a for a in coco["annotations"] if a["image_id"] == image["id"]]
         assert len(mine) == len(objects)
         total = np.zeros((image["height"], image["width"]), int)
         for number, a in enumerate(mine):
-            rle = coco_mask.merge(coco_mask.frPyObjects(a["segmentation"], image["height"], image["width"]))
+            rle = coco_mask.merge(
+                coco_mask.frPyObjects(a["segmentation"], image["height"], image["width"])
+            )
             mask = coco_mask.decode(rle).astype(bool)
             assert np.array_equal(mask, labels == number + 1)
             assert a["area"] == mask.sum() and a["bbox"] == list(coco_mask.toBbox(rle))
@@ -278,19 +346,19 @@ def test_polygons_of_any_mask_are_exact():
     for density in (0.2, 0.5, 0.8, 0.95):
         for _ in range(8):
             mask = rng.random((11, 17)) < density
-            parts = synthetic.polygons(mask)
+            parts = scenes_module.polygons(mask)
             decoded = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(parts, *mask.shape)))
             assert np.array_equal(decoded.astype(bool), mask)
-    assert synthetic.polygons(np.zeros((4, 4), bool)) == []
+    assert scenes_module.polygons(np.zeros((4, 4), bool)) == []
 
 
 def test_data_sets_share_pictures_but_not_with_other_seeds(made):
     before = tree(made[0] / "images")
-    synthetic.generate(made[0], "refcoco", 16, SIZE, seed=3, workers=1)
-    synthetic.generate(made[0], "refcoco", IMAGES, SIZE, seed=3, workers=1)
+    refer_files.generate_dataset(made[0], "refcoco", 16, SIZE, seed=3, workers=1)
+    refer_files.generate_dataset(made[0], "refcoco", IMAGES, SIZE, seed=3, workers=1)
     assert tree(made[0] / "images") == before
     with pytest.raises(UserError, match="empty folder"):
-        synthetic.generate(made[0], "refcoco", 8, SIZE, seed=4, workers=1)
+        refer_files.generate_dataset(made[0], "refcoco", 8, SIZE, seed=4, workers=1)
 
 
 @pytest.mark.parametrize(
@@ -306,5 +374,5 @@ def test_data_sets_share_pictures_but_not_with_other_seeds(made):
 )
 def test_wrong_inputs(tmp_path, wrong, told):
     with pytest.raises(UserError, match=told):
-        synthetic.generate(tmp_path / "out", **wrong)
+        refer_files.generate_dataset(tmp_path / "out", **wrong)
     assert not (tmp_path / "out").exists()

@@ -8,10 +8,11 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from aml import refer
-from aml.decode import rasterise
+from aml.data import refer_counts
+from aml.data import rle as rle_module
+from aml.data.decode import rasterise
+from aml.data.table import read_table
 from aml.errors import UserError
-from aml.table import read_table
 
 HEIGHT, WIDTH = 30, 40
 
@@ -37,7 +38,12 @@ def rle(mask, compressed=True):
 
 
 def line(**cells):
-    return {"image": "a.jpg", "expression": "the left half", "mask": "half.png", "split": "train"} | cells
+    return {
+        "image": "a.jpg",
+        "expression": "the left half",
+        "mask": "half.png",
+        "split": "train",
+    } | cells
 
 
 def write(folder, *lines, name="mine.jsonl"):
@@ -48,12 +54,18 @@ def write(folder, *lines, name="mine.jsonl"):
             writer.writeheader()
             writer.writerows(lines)
     else:
-        path.write_text("".join((one if isinstance(one, str) else json.dumps(one)) + "\n" for one in lines))
+        path.write_text(
+            "".join((one if isinstance(one, str) else json.dumps(one)) + "\n" for one in lines)
+        )
     return path
 
 
 def areas(rows):
-    return [int(rasterise(refer.referent(row, ref), row["height"], row["width"]).sum()) for row in rows for ref in row["refs"]]
+    return [
+        int(rasterise(rle_module.referent(row, ref), row["height"], row["width"]).sum())
+        for row in rows
+        for ref in row["refs"]
+    ]
 
 
 TOP = np.zeros((HEIGHT, WIDTH), bool)
@@ -72,10 +84,20 @@ MASKS = {
 @pytest.mark.parametrize("mask", MASKS)
 def test_every_kind_of_mask_in_both_kinds_of_table(folder, kind, mask):
     given, pixels = MASKS[mask]
-    cell = given if kind.endswith("jsonl") or isinstance(given, str) else "" if given is None else json.dumps(given)
+    cell = (
+        given
+        if kind.endswith("jsonl") or isinstance(given, str)
+        else ""
+        if given is None
+        else json.dumps(given)
+    )
     (row,) = read_table(write(folder, line(mask=cell), name=kind))
     assert areas([row]) == [pixels] and (row["height"], row["width"]) == (HEIGHT, WIDTH)
-    assert (row["dataset"], row["split_by"], row["refs"][0]["no_target"]) == ("mine", "table", given is None)
+    assert (row["dataset"], row["split_by"], row["refs"][0]["no_target"]) == (
+        "mine",
+        "table",
+        given is None,
+    )
 
 
 def test_mask_files_of_other_modes(folder):
@@ -105,11 +127,25 @@ def test_lines_of_one_image_split_and_mask_or_of_one_ref_id_are_one_referent(fol
         line(image="b.png", mask=square(), ref_id=7, expression="again"),
     )
     rows = {row["file_name"]: row for row in read_table(path)}
-    said = {name: [(r["ref_id"], r["split"], [s["sent_id"] for s in r["sentences"]]) for r in row["refs"]] for name, row in rows.items()}
+    said = {
+        name: [
+            (r["ref_id"], r["split"], [s["sent_id"] for s in r["sentences"]]) for r in row["refs"]
+        ]
+        for name, row in rows.items()
+    }
     assert said["a.jpg"] == [(8 + 1, "train", [1, 2]), (8 + 3, "train", [3]), (8 + 4, "val", [4])]
     assert said["b.png"] == [(8 + 5, "train", [5]), (7, "train", [6, 8]), (8, "train", [7])]
-    assert rows["a.jpg"]["refs"][0]["sentences"][1] == {"sent_id": 2, "sent": "The dark side", "raw": " The dark side "}
-    assert refer.split_counts(list(rows.values()))["train"] == {"refs": 5, "sentences": 7, "images": 2, "no_target": 1}
+    assert rows["a.jpg"]["refs"][0]["sentences"][1] == {
+        "sent_id": 2,
+        "sent": "The dark side",
+        "raw": " The dark side ",
+    }
+    assert refer_counts.split_counts(list(rows.values()))["train"] == {
+        "refs": 5,
+        "sentences": 7,
+        "images": 2,
+        "no_target": 1,
+    }
     assert len(rows["a.jpg"]["objects"]) == 2 and len(rows["b.png"]["objects"]) == 1
 
 
@@ -119,13 +155,25 @@ def test_image_ids_are_given_or_coco_s_or_of_the_content(folder):
         (folder / copy).write_bytes((folder / "a.jpg").read_bytes())
     (folder / "twin.jpg").write_bytes((folder / "b.png").read_bytes())
     images = (coco_name, "000000000009.jpg", "a.jpg", "b.png")
-    rows = {r["file_name"]: r["image_id"] for r in read_table(write(folder, *(line(image=i, mask=square()) for i in images)))}
-    assert rows[coco_name] == 581857 and rows["000000000009.jpg"] == 9 and rows["a.jpg"] != rows["b.png"] > 10**9
+    rows = {
+        r["file_name"]: r["image_id"]
+        for r in read_table(write(folder, *(line(image=i, mask=square()) for i in images)))
+    }
+    assert (
+        rows[coco_name] == 581857
+        and rows["000000000009.jpg"] == 9
+        and rows["a.jpg"] != rows["b.png"] > 10**9
+    )
     assert list(rows.values()) == sorted(rows.values()) and max(rows.values()) < 2**63
     (row,) = read_table(write(folder, line(image_id=12)))
     assert row["image_id"] == 12
-    with pytest.raises(UserError, match=r"b\.png and twin\.jpg both have image_id \d+; give each image one of its own"):
-        read_table(write(folder, line(image="b.png", mask=square()), line(image="twin.jpg", mask=square())))
+    with pytest.raises(
+        UserError,
+        match=r"b\.png and twin\.jpg both have image_id \d+; give each image one of its own",
+    ):
+        read_table(
+            write(folder, line(image="b.png", mask=square()), line(image="twin.jpg", mask=square()))
+        )
 
 
 BAD = [
@@ -165,11 +213,23 @@ def test_a_bad_line_is_named_with_what_was_wanted(folder, cells, says):
 
 
 def test_every_bad_line_gets_its_sentence(folder):
-    path = write(folder, line(ref_id=1), "{", line(ref_id=1, mask=square()), "[1]", line(image_id=3), '{"image": "a.jpg"}', "", line())
+    path = write(
+        folder,
+        line(ref_id=1),
+        "{",
+        line(ref_id=1, mask=square()),
+        "[1]",
+        line(image_id=3),
+        '{"image": "a.jpg"}',
+        "",
+        line(),
+    )
     with pytest.raises(UserError) as error:
         read_table(path)
     said = str(error.value).splitlines()
-    assert [text.partition(":")[0] for text in said] == [f"{path} line {n}" for n in (2, 3, 4, 5, 6)]
+    assert [text.partition(":")[0] for text in said] == [
+        f"{path} line {n}" for n in (2, 3, 4, 5, 6)
+    ]
     wanted = (
         "not valid JSON",
         "ref_id 1 had another mask or split",
@@ -195,8 +255,16 @@ def test_files_that_are_no_table(folder):
     for name, content, says in (
         ("t.xlsx", b"", "no table by its name"),
         ("t.csv", b"image,expression\n", "line 1: the header lacks mask, split"),
-        ("t.csv", b"image,expression,mask,split\na.jpg,left, man,half.png,val\n", "line 2: it has not the 4 cells of the header"),
-        ("t.csv", b'image,expression,mask,split\na.jpg,"left"x,half.png,val\n', "line 2: it is not valid CSV"),
+        (
+            "t.csv",
+            b"image,expression,mask,split\na.jpg,left, man,half.png,val\n",
+            "line 2: it has not the 4 cells of the header",
+        ),
+        (
+            "t.csv",
+            b'image,expression,mask,split\na.jpg,"left"x,half.png,val\n',
+            "line 2: it is not valid CSV",
+        ),
         ("t.jsonl", b"", "holds no line"),
         ("t.jsonl", b"\xff\xfe", "is not UTF-8 text"),
     ):
@@ -220,8 +288,13 @@ def test_a_spreadsheet_s_csv_with_a_byte_order_mark(folder):
 def coco_table(real_data, tmp_path):
     """A table of real objects, crowds among them, each with its category as the expression; and {annotation: its mask}."""
     instances = json.loads((real_data / "coco128" / "instances_train2017.json").read_text())
-    names, files = {c["id"]: c["name"] for c in instances["categories"]}, {i["id"]: i for i in instances["images"]}
-    some = [a for a in instances["annotations"] if not a["iscrowd"]][:60] + [a for a in instances["annotations"] if a["iscrowd"]]
+    names, files = (
+        {c["id"]: c["name"] for c in instances["categories"]},
+        {i["id"]: i for i in instances["images"]},
+    )
+    some = [a for a in instances["annotations"] if not a["iscrowd"]][:60] + [
+        a for a in instances["annotations"] if a["iscrowd"]
+    ]
     lines = [
         {
             "image": files[a["image_id"]]["file_name"],
@@ -232,31 +305,52 @@ def coco_table(real_data, tmp_path):
         }
         for a in some
     ]
-    masks = {a["id"]: refer.to_rle(a["segmentation"], files[a["image_id"]]["height"], files[a["image_id"]]["width"]) for a in some}
-    return write(tmp_path, *lines, name="coco.jsonl"), real_data / "coco128" / "images", masks, {a["image_id"] for a in some}
+    masks = {
+        a["id"]: rle_module.to_rle(
+            a["segmentation"], files[a["image_id"]]["height"], files[a["image_id"]]["width"]
+        )
+        for a in some
+    }
+    return (
+        write(tmp_path, *lines, name="coco.jsonl"),
+        real_data / "coco128" / "images",
+        masks,
+        {a["image_id"] for a in some},
+    )
 
 
 def test_real_coco_pictures_as_a_table(coco_table):
     path, images, masks, ids = coco_table
     rows = read_table(path, images)
     assert [row["image_id"] for row in rows] == sorted(ids)
-    assert {ref["ref_id"]: refer.referent(row, ref) for row in rows for ref in row["refs"]} == masks
+    assert {
+        ref["ref_id"]: rle_module.referent(row, ref) for row in rows for ref in row["refs"]
+    } == masks
 
 
 def test_real_coco_pictures_go_through_the_command(coco_table, ray_session, tmp_path):
-    from orchestrator import shards
+    from orchestrator.data import shards as shards_module
+    from orchestrator.storage import filesystem
 
     (path, images, masks, ids), out = coco_table, tmp_path / "out"
-    code, text = ray_session(["shard", "--table", str(path), "--images", str(images), "--out", str(out), "--json"])
+    code, text = ray_session(
+        ["shard", "--table", str(path), "--images", str(images), "--out", str(out), "--json"]
+    )
     assert code == 0, text
-    assert json.loads(text.splitlines()[-1])["splits"] == {"val": {"refs": len(masks), "sentences": len(masks), "images": len(ids)}}
-    store = shards.Store(out)
-    rows = list(shards.read(store, shards.index(store, ["val"]), jpeg=False))
-    assert {ref["ref_id"]: refer.referent(row, ref) for row in rows for ref in row["refs"]} == masks
+    assert json.loads(text.splitlines()[-1])["splits"] == {
+        "val": {"refs": len(masks), "sentences": len(masks), "images": len(ids)}
+    }
+    store = filesystem.Filesystem(out)
+    rows = list(
+        shards_module.read_rows(store, shards_module.picture_places(store, ["val"]), jpeg=False)
+    )
+    assert {
+        ref["ref_id"]: rle_module.referent(row, ref) for row in rows for ref in row["refs"]
+    } == masks
 
 
 def test_the_command_names_a_bad_table(folder, capsys):
-    from orchestrator.cli import main
+    from orchestrator.cli.app import main
 
     path = write(folder, line(mask="none.png"))
     for arguments, says in (

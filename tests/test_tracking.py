@@ -11,10 +11,11 @@ import pytest
 from stores import mlflow_client
 
 from aml.errors import UserError
-from aml.learner import ENDED
-from orchestrator.mlflow_store import tracking_uri
-from orchestrator.redaction import redact
-from orchestrator.tracking import MemoryTracker, Tracker
+from aml.training.learner import ENDED
+from orchestrator.tracking.mlflow_server import tracking_uri
+from orchestrator.tracking.queue import Tracker
+from orchestrator.tracking.tracker import MemoryTracker
+from orchestrator.utils.redaction import redact
 
 NOBODY = "http://127.0.0.1:9"  # the discard port: connections are refused at once
 RUN = "quick-1a2b3c4d"
@@ -30,15 +31,25 @@ class Real:
         return self.tracker
 
     def inputs(self, key):
-        found = mlflow_client(self.root).get_run(self.tracker.record(key)["run_id"]).inputs.dataset_inputs
+        found = (
+            mlflow_client(self.root)
+            .get_run(self.tracker.record(key)["run_id"])
+            .inputs.dataset_inputs
+        )
         return sorted((one.dataset.name, one.dataset.digest, one.tags[0].value) for one in found)
 
     def look(self, key):
         assert self.tracker.flush(30) == 0
         api, run_id = mlflow_client(self.root), self.tracker.record(key)["run_id"]
         run = api.get_run(run_id)
-        keys = {r.info.run_id: r.data.tags["amlris.key"].split("/")[1] for r in api.search_runs([run.info.experiment_id])}
-        history = {name: [(m.step, m.value) for m in api.get_metric_history(run_id, name)] for name in run.data.metrics}
+        keys = {
+            r.info.run_id: r.data.tags["amlris.key"].split("/")[1]
+            for r in api.search_runs([run.info.experiment_id])
+        }
+        history = {
+            name: [(m.step, m.value) for m in api.get_metric_history(run_id, name)]
+            for name in run.data.metrics
+        }
         return {
             "name": run.info.run_name,
             "parent": keys.get(run.data.tags.get("mlflow.parentRunId")),
@@ -88,18 +99,35 @@ def store(request, root, tmp_path):
 
 def test_a_sweep_is_a_parent_with_children_that_compare(store):
     t = store.start()
-    t.run("parent", "quick", params={"optim.lr": 1e-3, "model.name": "small", "aml.on": True}, tags={"sweep": RUN})
+    t.run(
+        "parent",
+        "quick",
+        params={"optim.lr": 1e-3, "model.name": "small", "aml.on": True},
+        tags={"sweep": RUN},
+    )
     for number, (tau, rho) in enumerate([(0, 0.0), (1, 0.4)]):
-        t.run(f"t{number}", f"trial {number}", "parent", {"aml.tau": tau, "aml.rho": rho}, {"seed": number, "arm": "off"})
+        t.run(
+            f"t{number}",
+            f"trial {number}",
+            "parent",
+            {"aml.tau": tau, "aml.rho": rho},
+            {"seed": number, "arm": "off"},
+        )
         t.metrics(f"t{number}", 1, {"train/loss": 0.5, "val/mIoU": 0.1})
         t.metrics(f"t{number}", 2, {"train/loss": 0.25, "val/mIoU": 0.2})
         t.end(f"t{number}", tags={"stopped_by": "asha"})
     t.end("parent")
     child, parent = store.look("t1"), store.look("parent")
     assert (child["name"], child["parent"], child["status"]) == ("trial 1", "parent", "FINISHED")
-    assert {name: float(value) for name, value in child["params"].items()} == {"aml.tau": 1.0, "aml.rho": 0.4}
+    assert {name: float(value) for name, value in child["params"].items()} == {
+        "aml.tau": 1.0,
+        "aml.rho": 0.4,
+    }
     assert child["tags"]["seed"] == "1" and child["tags"]["stopped_by"] == "asha"
-    assert child["metrics"] == {"train/loss": [(1, 0.5), (2, 0.25)], "val/mIoU": [(1, 0.1), (2, 0.2)]}
+    assert child["metrics"] == {
+        "train/loss": [(1, 0.5), (2, 0.25)],
+        "val/mIoU": [(1, 0.1), (2, 0.2)],
+    }
     assert parent["parent"] is None and parent["tags"]["sweep"] == RUN
     assert parent["params"] == {"optim.lr": "0.001", "model.name": "small", "aml.on": "true"}
     assert store.look("t0")["params"] == {"aml.tau": "0", "aml.rho": "0"}
@@ -112,19 +140,38 @@ def test_data_sets_are_inputs_of_a_run_and_logged_twice_they_are_there_once(stor
     t.run("t", "trial")
     counts = {"refs": 2, "sentences": 5}
     sets = [
-        {"name": f"refcoco-unc/{split}", "digest": "0123456789abcdef", "uri": "s3://me:secret@bucket/x", "counts": counts, "context": context}
+        {
+            "name": f"refcoco-unc/{split}",
+            "digest": "0123456789abcdef",
+            "uri": "s3://me:secret@bucket/x",
+            "counts": counts,
+            "context": context,
+        }
         for split, context in (("train", "training"), ("val", "validation"))
     ]
     t.data("t", sets)
     t.data("t", sets)
     assert t.close() == "" and t.rejected == 0
-    assert store.inputs("t") == [("refcoco-unc/train", "0123456789abcdef", "training"), ("refcoco-unc/val", "0123456789abcdef", "validation")]
+    assert store.inputs("t") == [
+        ("refcoco-unc/train", "0123456789abcdef", "training"),
+        ("refcoco-unc/val", "0123456789abcdef", "validation"),
+    ]
 
 
 def test_metrics_that_are_no_numbers_are_left_out_and_names_are_made_fit(store):
     t = store.start()
     t.run("a", "a")
-    t.metrics("a", 1, {"val/P@0.5": 0.25, "none": None, "nan": float("nan"), "inf": float("inf"), "np": np.float32(0.5)})
+    t.metrics(
+        "a",
+        1,
+        {
+            "val/P@0.5": 0.25,
+            "none": None,
+            "nan": float("nan"),
+            "inf": float("inf"),
+            "np": np.float32(0.5),
+        },
+    )
     t.metrics("a", 1, {"nan": float("nan")})
     t.metrics("a", 1, {"later, of the same step": 3})
     assert store.look("a")["metrics"] == {
@@ -142,7 +189,9 @@ def test_an_epoch_is_as_of_when_it_ended_which_is_no_metric(store):
     t.epoch("a", {"epoch": 3, "val/mIoU": 0.25, ENDED: 1234.5})
     assert store.look("a")["metrics"] == {"epoch": [(3, 3.0)], "val/mIoU": [(3, 0.25)]}
     if isinstance(store, Real):
-        (metric,) = mlflow_client(store.root).get_metric_history(t.record("a")["run_id"], "val/mIoU")
+        (metric,) = mlflow_client(store.root).get_metric_history(
+            t.record("a")["run_id"], "val/mIoU"
+        )
         assert metric.timestamp == 1234500
     assert t.close() == ""
 
@@ -177,7 +226,11 @@ def test_what_is_refused_for_good_is_said_and_skipped(store, caplog):
     seen = store.look("a")
     assert seen["params"] == {"lr": "1"} and seen["metrics"] == {"x": [(1, 1.0)]}
     assert t.rejected == 4 and store.count() == 1
-    assert "params of run a" in caplog.text and "nobody" in caplog.text and "missing.png" in caplog.text
+    assert (
+        "params of run a" in caplog.text
+        and "nobody" in caplog.text
+        and "missing.png" in caplog.text
+    )
     t.close()
 
 
@@ -193,7 +246,13 @@ def test_artifacts(store, tmp_path):
     t.artifact("a", pictures / "epoch-0001.png", "pictures")
     t.artifact("a", tmp_path / "notes.txt")
     t.text("a", "config.yaml", "name: quick\n")
-    names = ["all/epoch-0001.png", "all/epoch-0002.png", "config.yaml", "notes.txt", "pictures/epoch-0001.png"]
+    names = [
+        "all/epoch-0001.png",
+        "all/epoch-0002.png",
+        "config.yaml",
+        "notes.txt",
+        "pictures/epoch-0001.png",
+    ]
     assert store.look("a")["artifacts"] == names
     assert t.close() == ""
 
@@ -260,13 +319,26 @@ def test_redact(text, shown):
 def test_a_password_is_written_nowhere(tmp_path, monkeypatch, caplog, capfd):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     t = Tracker(tmp_path / RUN, "http://me:hunter2@127.0.0.1:9", "secret", tmp_path)
-    t.run("a", "a", params={"data.uri": "s3://key:hunter2@bucket/x"}, tags={"uri": "https://me:hunter2@host"})
+    t.run(
+        "a",
+        "a",
+        params={"data.uri": "s3://key:hunter2@bucket/x"},
+        tags={"uri": "https://me:hunter2@host"},
+    )
     t.text("a", "config.yaml", "uri: https://me:hunter2@host/x\n")
     assert not t.ready(20)
     said = t.close(0.2)
     written = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
     out = capfd.readouterr()
-    for text in (said, t.problem, json.dumps(t.record("a")), caplog.text, out.out, out.err, *written):
+    for text in (
+        said,
+        t.problem,
+        json.dumps(t.record("a")),
+        caplog.text,
+        out.out,
+        out.err,
+        *written,
+    ):
         assert "hunter2" not in text
     assert "***@127.0.0.1:9" in said and len(written) == 1
 
@@ -293,4 +365,9 @@ def test_nothing_phones_home(root):
 
 def test_importing_costs_nothing():
     code = "import sys, orchestrator.tracking; print([m for m in ('mlflow', 'pandas', 'ray') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )

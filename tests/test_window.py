@@ -12,11 +12,12 @@ from staging import wait_for
 from stores import write_store
 from torch import equal
 
-from aml.data import Items, eval_batches, train_batches
-from aml.decode import UnreadableImage
-from aml.window import AHEAD, Window
-from orchestrator import decoded, shards, sources, trial
-from orchestrator.config import DataConfig, from_dict
+from aml.data.dataset import Items, eval_batches, train_batches
+from aml.data.decode import UnreadableImage
+from aml.data.window import AHEAD, Window
+from orchestrator.config.schema import DataConfig, from_dict
+from orchestrator.data import decoded, mixture, shards
+from orchestrator.training import loop
 
 ROWS = 4
 """Pictures a row group of the stores made here."""
@@ -27,7 +28,7 @@ def store(rows, tmp_path_factory):
     return write_store(tmp_path_factory.mktemp("windowed") / "shards", rows)
 
 
-class Watched(decoded.RowGroups):
+class Watched(decoded.RowGroupReader):
     """Counts what is read and decoded."""
 
     def __post_init__(self):
@@ -47,7 +48,7 @@ class Watched(decoded.RowGroups):
 
 def window(store, groups=2, splits=("train", "val")):
     """A window of so many row groups."""
-    pictures = Watched((decoded.Part(store, frozenset(splits), {}),), SIZE, "square")
+    pictures = Watched((decoded.ShardSelection(store, frozenset(splits), {}),), SIZE, "square")
     return Window(pictures, nbytes=int((groups + 0.5) * np.mean(pictures.nbytes)))
 
 
@@ -68,7 +69,18 @@ def epoch_of(items, model, epoch=0, **how):
 def test_what_is_asked_for_by_index_is_the_same_as_from_memory(windowed, items, model):
     for batch in epoch_of(windowed, model):
         other = items["train"].batch(batch.index.numpy(), model, seed=0, epoch=0)
-        for name in ("image", "mask", "tokens", "item", "image_id", "ref_id", "sent_id", "size", "real", "dataset"):
+        for name in (
+            "image",
+            "mask",
+            "tokens",
+            "item",
+            "image_id",
+            "ref_id",
+            "sent_id",
+            "size",
+            "real",
+            "dataset",
+        ):
             assert equal(getattr(batch, name), getattr(other, name)), name
 
 
@@ -92,7 +104,9 @@ def test_a_window_at_a_time_is_mixed(windowed):
     windows = [sorted({*groups[np.isin(groups, turn[k : k + 2])]}) for k in range(0, len(turn), 2)]
     places = [np.flatnonzero(np.isin(groups, two)) for two in windows]
     assert all(len(p) == p[-1] - p[0] + 1 for p in places)  # nothing of another window in between
-    assert any((np.diff(groups[p]) != 0).sum() > 2 for p in places)  # and inside of one no group after the other
+    assert any(
+        (np.diff(groups[p]) != 0).sum() > 2 for p in places
+    )  # and inside of one no group after the other
     pictures = [(windowed.choices[i][0].block, windowed.choices[i][0].row) for i in order]
     together = sum(a == b for a, b in zip(pictures, pictures[1:], strict=False))
     assert together < len(order) / 4  # two refs of one picture do not follow each other as a rule
@@ -101,19 +115,31 @@ def test_a_window_at_a_time_is_mixed(windowed):
 @pytest.mark.parametrize("world", [2, 4])
 def test_the_ranks_together_take_what_one_would(store, windowed, model, world):
     alone = epoch_of(windowed, model, epoch=3)
-    ranks = [epoch_of(Items(window(store), "train", size=SIZE), model, epoch=3, rank=r, world=world) for r in range(world)]
+    ranks = [
+        epoch_of(Items(window(store), "train", size=SIZE), model, epoch=3, rank=r, world=world)
+        for r in range(world)
+    ]
     for one, *parts in zip(alone, *ranks, strict=True):
-        assert equal(torch.cat([p.index for p in parts]), one.index) and equal(torch.cat([p.image for p in parts]), one.image)
+        assert equal(torch.cat([p.index for p in parts]), one.index) and equal(
+            torch.cat([p.image for p in parts]), one.image
+        )
 
 
-def test_each_picture_is_decoded_once_an_epoch_and_no_more_is_held_than_a_window(store, rows, model, monkeypatch):
-    monkeypatch.setattr("aml.window.AHEAD", 3)
+def test_each_picture_is_decoded_once_an_epoch_and_no_more_is_held_than_a_window(
+    store, rows, model, monkeypatch
+):
+    monkeypatch.setattr("aml.data.window.AHEAD", 3)
     items = Items(window(store), "train", size=SIZE, unit="sentence")
     pictures, held = items.blocks.pictures, []
     for _ in train_batches(items, model, batch=4, seed=0, epoch=0):
         held.append(len(items.blocks.plans[0]))
-    shown = {(items.choices[i][0].block, items.choices[i][0].row) for i in items.order(0, 0)[: len(items) // 4 * 4]}
-    assert sorted(pictures.decodes) == sorted(shown) and len(pictures.reads) == len({block for block, _ in shown})
+    shown = {
+        (items.choices[i][0].block, items.choices[i][0].row)
+        for i in items.order(0, 0)[: len(items) // 4 * 4]
+    }
+    assert sorted(pictures.decodes) == sorted(shown) and len(pictures.reads) == len(
+        {block for block, _ in shown}
+    )
     assert max(held) <= 2 * ROWS + 3 + 4 < len(shown)
     assert AHEAD > 0 and not items.blocks.plans
 
@@ -121,14 +147,22 @@ def test_each_picture_is_decoded_once_an_epoch_and_no_more_is_held_than_a_window
 def test_every_sentence_is_evaluated_once_with_the_pictures_of_memory(store, items, model):
     for rank in range(2):
         val = Items(window(store), "val", size=SIZE, unit="sentence")
-        for a, b in zip(*(eval_batches(which, model, batch=7, rank=rank, world=2) for which in (val, items["val"])), strict=True):
+        for a, b in zip(
+            *(
+                eval_batches(which, model, batch=7, rank=rank, world=2)
+                for which in (val, items["val"])
+            ),
+            strict=True,
+        ):
             assert equal(a.item, b.item) and equal(a.image, b.image) and equal(a.mask, b.mask)
         assert len(val.blocks.pictures.decodes) == len(set(val.blocks.pictures.decodes)) > 1
     probe = val.batch(np.array([5, 1, 5]), model)  # without a plan
     assert equal(probe.image, items["val"].batch(np.array([5, 1, 5]), model).image)
 
 
-def test_one_who_stops_in_the_middle_leaves_no_thread_and_the_next_finds_everything(windowed, model):
+def test_one_who_stops_in_the_middle_leaves_no_thread_and_the_next_finds_everything(
+    windowed, model
+):
     before = threading.active_count()
     batches = train_batches(windowed, model, batch=4, seed=0, epoch=0)
     next(batches)
@@ -153,22 +187,30 @@ def placed(store, monkeypatch, free, **how):
     """What place() makes of the store's train and val with so many bytes free, what it decodes, and what it says."""
     made, said = [], []
     monkeypatch.setattr(decoded, "store_free", lambda: free / decoded.FREE_SHARE)
-    monkeypatch.setattr(decoded, "decode", lambda part, size, fit: made.append(set(part.splits)) or decoded.Shared((0,)))
-    used = sources.check(DataConfig(train=store.uri, size=SIZE), None)
+    monkeypatch.setattr(
+        decoded,
+        "decode_shards",
+        lambda part, size, fit: made.append(set(part.splits)) or decoded.ObjectStoreBlocks((0,)),
+    )
+    used = mixture.check_sources(DataConfig(train=store.uri, size=SIZE), None)
     return used.decode(say=said.append, **how), made, said
 
 
 def need(store, *splits):
-    counts = [shards.manifest(store)["splits"][s] for s in splits]
+    counts = [shards.read_manifest(store)["splits"][s] for s in splits]
     return sum(c["images"] * SIZE * SIZE * 3 + c["refs"] * SIZE * SIZE // 8 for c in counts)
 
 
-def test_what_fits_is_shared_and_what_does_not_goes_through_a_window_and_is_said(store, monkeypatch):
+def test_what_fits_is_shared_and_what_does_not_goes_through_a_window_and_is_said(
+    store, monkeypatch
+):
     both, val = need(store, "train", "val"), need(store, "val")
     found, made, said = placed(store, monkeypatch, both)
-    assert isinstance(found, decoded.Shared) and made == [{"train", "val"}] and said == []
+    assert (
+        isinstance(found, decoded.ObjectStoreBlocks) and made == [{"train", "val"}] and said == []
+    )
     found, made, (line,) = placed(store, monkeypatch, both - 1)
-    assert isinstance(found, decoded.Windowed) and made == [{"val"}] and found.resident
+    assert isinstance(found, decoded.StreamingBlocks) and made == [{"val"}] and found.resident
     assert "reads training pictures through a window of 512 MiB" in line and "GB free" in line
     found, made, (line,) = placed(store, monkeypatch, val - 1)
     assert made == [] and found.resident is None and "reads all pictures through a window" in line
@@ -176,23 +218,36 @@ def test_what_fits_is_shared_and_what_does_not_goes_through_a_window_and_is_said
 
 def test_a_run_goes_on_as_it_began(store, monkeypatch):
     found, _, _ = placed(store, monkeypatch, 1e12, windowed=True)
-    assert isinstance(found, decoded.Windowed)
+    assert isinstance(found, decoded.StreamingBlocks)
     found, _, (line,) = placed(store, monkeypatch, 1, windowed=False)
-    assert isinstance(found, decoded.Shared) and "spilled to disk" in line
+    assert isinstance(found, decoded.ObjectStoreBlocks) and "spilled to disk" in line
 
 
 def test_validation_pictures_in_memory_beside_a_window(store, blocks, items, model):
     """The place of the blocks in memory is before the others, and an item of a split is in one of them only."""
-    val = [b | {"meta": [json.dumps(with_val) for m in b["meta"] if (with_val := only(json.loads(m), "val"))]} for b in blocks]
+    val = [
+        b
+        | {
+            "meta": [
+                json.dumps(with_val) for m in b["meta"] if (with_val := only(json.loads(m), "val"))
+            ]
+        }
+        for b in blocks
+    ]
     kept = [[i for i, m in enumerate(b["meta"]) if only(json.loads(m), "val")] for b in blocks]
-    val = [v | {"image": b["image"][k], "masks": [b["masks"][i] for i in k]} for v, b, k in zip(val, blocks, kept, strict=True)]
-    pictures = Watched((decoded.Part(store, frozenset({"train"}), {}),), SIZE, "square")
+    val = [
+        v | {"image": b["image"][k], "masks": [b["masks"][i] for i in k]}
+        for v, b, k in zip(val, blocks, kept, strict=True)
+    ]
+    pictures = Watched((decoded.ShardSelection(store, frozenset({"train"}), {}),), SIZE, "square")
     both = Window(pictures, val)
     train, check = Items(both, "train", size=SIZE), Items(both, "val", size=SIZE, unit="sentence")
     for batch in epoch_of(train, model):
         assert equal(batch.image, items["train"].batch(batch.index.numpy(), model).image)
     before = len(pictures.decodes)
-    for a, b in zip(eval_batches(check, model, batch=9), eval_batches(items["val"], model, batch=9), strict=True):
+    for a, b in zip(
+        eval_batches(check, model, batch=9), eval_batches(items["val"], model, batch=9), strict=True
+    ):
         assert equal(a.image, b.image) and equal(a.mask, b.mask) and equal(a.item, b.item)
     assert len(pictures.decodes) == before
 
@@ -221,12 +276,14 @@ def test_a_resumed_run_repeats_the_bits_of_one_that_was_not_interrupted(store, t
         heard = []
 
         def report(metrics):
-            heard.append({k: v for k, v in metrics.items() if k.split("/")[0] not in ("time", "mem")})
+            heard.append(
+                {k: v for k, v in metrics.items() if k.split("/")[0] not in ("time", "mem")}
+            )
             if len(heard) == limit:
                 raise Stop
 
-        trial._ITEMS.clear()
-        trial.run(experiment, lambda: window(store), shards.words(store), folder, report)
+        loop._ITEMS.clear()
+        loop.run_training(experiment, lambda: window(store), shards.words(store), folder, report)
         return heard
 
     whole = run(tmp_path / "whole")
@@ -236,7 +293,9 @@ def test_a_resumed_run_repeats_the_bits_of_one_that_was_not_interrupted(store, t
     assert len(whole) == 2 and second == whole[1]
 
 
-def test_a_run_whose_pictures_do_not_fit_trains_through_a_window_and_reproduces(store, ray_session, tmp_path, monkeypatch):
+def test_a_run_whose_pictures_do_not_fit_trains_through_a_window_and_reproduces(
+    store, ray_session, tmp_path, monkeypatch
+):
     tree = {
         "name": "large",
         "data": {"train": store.uri, "size": SIZE},

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from aml.errors import UserError
-from aml.models import Features, Model
-from aml.models.clip_text import (
+from aml.models.base import Features, Model
+from aml.models.encoders.clip_text import (
     END,
     PAD,
     START,
@@ -31,8 +31,11 @@ from aml.models.clip_text import (
 )
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
 """CLIPSeg normalises as ImageNet models do, not as CLIP does."""
+
 CONTEXT = 77
+
 """Places of CLIP's text transformer."""
 
 
@@ -75,7 +78,11 @@ class ClipSegOptions:
                 f"model.width {self.width}, text_width {self.text_width} and reduce {self.reduce} must be multiples of heads {self.heads}, "
                 f"text_heads {self.text_heads} and 4"
             )
-        if not self.extract or not all(0 <= i < self.layers for i in self.extract) or self.size < ClipSeg.image_multiple:
+        if (
+            not self.extract
+            or not all(0 <= i < self.layers for i in self.extract)
+            or self.size < ClipSeg.image_multiple
+        ):
             raise UserError(
                 f"model.extract {list(self.extract)} with layers {self.layers}, size {self.size}: extract must name layers from 0 to "
                 f"{self.layers - 1}, size must be at least {ClipSeg.image_multiple}"
@@ -104,14 +111,21 @@ class ClipSeg(Model):
         if options.weights == WORDS:
             self.tokens = WordTokens(self.vocabulary, options.max_tokens)
         else:
-            self.tokens = PieceTokens(self.assets.get("tokenizer") or read_pieces(options.weights, "weights"), options.max_tokens)
+            self.tokens = PieceTokens(
+                self.assets.get("tokenizer") or read_pieces(options.weights, "weights"),
+                options.max_tokens,
+            )
         network = self._network()
         check_length(options.max_tokens, network.config.text_config, "weights")
         self.assets = {"config": config_assets(network.config), "tokenizer": self.tokens.assets}
         self.clip, self.decoder = freeze(network.clip), network.decoder
         self.extract = tuple(network.config.extract_layers)
         self.image_multiple = network.config.vision_config.patch_size
-        self.mask_token, self.special_tokens, self.word_ids = self.tokens.mask_token, self.tokens.special_tokens, self.tokens.word_ids
+        self.mask_token, self.special_tokens, self.word_ids = (
+            self.tokens.mask_token,
+            self.tokens.special_tokens,
+            self.tokens.word_ids,
+        )
         for layer in self.decoder.layers:
             layer.self_attn.dropout = options.dropout
         self.register_buffer("mean", torch.tensor(MEAN)[:, None, None], persistent=False)
@@ -135,18 +149,26 @@ class ClipSeg(Model):
     def encode(self, x):
         grid, states = self._grid(x), self._visual(x, max(self.extract) + 1)
         picked = [states[i] for i in self.extract]
-        return [*(as_map(s, grid) for s in picked), torch.cat([s[:, 0] for s in picked], 1)[:, :, None, None]]
+        return [
+            *(as_map(s, grid) for s in picked),
+            torch.cat([s[:, 0] for s in picked], 1)[:, :, None, None],
+        ]
 
     def decode(self, maps, tokens, token_mask):
         *patches, classes = maps
         classes = classes[:, :, 0, 0].unflatten(1, (len(patches), -1))
         condition = self._condition(tokens, token_mask)
         x = 0
-        for i, (layer, reduce) in enumerate(zip(self.decoder.layers, self.decoder.reduces, strict=True)):
+        for i, (layer, reduce) in enumerate(
+            zip(self.decoder.layers, self.decoder.reduces, strict=True)
+        ):
             at = len(patches) - 1 - i  # the deepest first
             x = x + reduce(torch.cat([classes[:, at, None], patches[at].flatten(2).mT], 1))
             if i == self.decoder.conditional_layer:
-                x = self.decoder.film_mul(condition)[:, None] * x + self.decoder.film_add(condition)[:, None]
+                x = (
+                    self.decoder.film_mul(condition)[:, None] * x
+                    + self.decoder.film_add(condition)[:, None]
+                )
             x = layer(x, attention_mask=None)
         return self.decoder.transposed_convolution(as_map(x, patches[0].shape[2:]))[:, 0]
 
@@ -154,16 +176,25 @@ class ClipSeg(Model):
     def features(self, x, tokens, token_mask, upto: str, maps=None) -> Features:
         text = text_states(self.clip.text_model, tokens)
         if upto == "joint":
-            states = self.clip.vision_model.post_layernorm(self._visual(x, len(self.clip.vision_model.encoder.layers))[-1])
-            visual, text = as_map(self.clip.visual_projection(states), self._grid(x)), self.clip.text_projection(text)
+            states = self.clip.vision_model.post_layernorm(
+                self._visual(x, len(self.clip.vision_model.encoder.layers))[-1]
+            )
+            visual, text = (
+                as_map(self.clip.visual_projection(states), self._grid(x)),
+                self.clip.text_projection(text),
+            )
         else:
-            visual = (self.encode(x) if maps is None else maps)[self.extract.index(max(self.extract))]
+            visual = (self.encode(x) if maps is None else maps)[
+                self.extract.index(max(self.extract))
+            ]
         return Features(visual, text, *roles(token_mask))
 
     @torch.no_grad()
     def _condition(self, tokens, token_mask):
         """The sentence's embedding in CLIP's joint space.   -> (B, P)"""
-        return self.clip.text_projection(pool(text_states(self.clip.text_model, tokens), token_mask))
+        return self.clip.text_projection(
+            pool(text_states(self.clip.text_model, tokens), token_mask)
+        )
 
     def _visual(self, x, layers: int) -> list:
         """States after each of the first layers, the class token before the patches.   -> layers x (B, 1 + h*w, C)"""
@@ -177,18 +208,28 @@ class ClipSeg(Model):
     def _grid(self, x):
         (h, down), (w, across) = (divmod(side, self.image_multiple) for side in x.shape[2:])
         if down or across:
-            raise UserError(f"an image of {x.shape[2]} x {x.shape[3]}: model {self.name} takes multiples of {self.image_multiple}; resize it")
+            raise UserError(
+                f"an image of {x.shape[2]} x {x.shape[3]}: model {self.name} takes multiples of {self.image_multiple}; resize it"
+            )
         return h, w
 
     def _network(self):
         from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
 
         if not self.assets and self.options.weights != WORDS:
-            return read_weights(CLIPSegForImageSegmentation, self.options.weights, "weights", ("clipseg",))
-        config = CLIPSegConfig.from_dict(self.assets["config"]) if self.assets else random_config(self.options, len(self.tokens))
+            return read_weights(
+                CLIPSegForImageSegmentation, self.options.weights, "weights", ("clipseg",)
+            )
+        config = (
+            CLIPSegConfig.from_dict(self.assets["config"])
+            if self.assets
+            else random_config(self.options, len(self.tokens))
+        )
         network = CLIPSegForImageSegmentation(config)
         for module in network.decoder.modules():
-            if hasattr(module, "reset_parameters"):  # transformers draws them with deviation 1: logits in the hundreds
+            if hasattr(
+                module, "reset_parameters"
+            ):  # transformers draws them with deviation 1: logits in the hundreds
                 module.reset_parameters()
         return network
 
@@ -202,11 +243,27 @@ def random_config(options: ClipSegOptions, tokens: int):
     """The configuration of `weights: words`: clipseg-rd64-refined with the options' sizes."""
     from transformers import CLIPSegConfig
 
-    text = {"hidden_size": options.text_width, "intermediate_size": 4 * options.text_width, "num_hidden_layers": options.text_layers}
-    text |= {"num_attention_heads": options.text_heads, "vocab_size": tokens, "max_position_embeddings": CONTEXT}
+    text = {
+        "hidden_size": options.text_width,
+        "intermediate_size": 4 * options.text_width,
+        "num_hidden_layers": options.text_layers,
+    }
+    text |= {
+        "num_attention_heads": options.text_heads,
+        "vocab_size": tokens,
+        "max_position_embeddings": CONTEXT,
+    }
     text |= {"pad_token_id": PAD, "bos_token_id": START, "eos_token_id": END}
-    visual = {"hidden_size": options.width, "intermediate_size": 4 * options.width, "num_hidden_layers": options.layers}
-    visual |= {"num_attention_heads": options.heads, "image_size": options.size, "patch_size": ClipSeg.image_multiple}
+    visual = {
+        "hidden_size": options.width,
+        "intermediate_size": 4 * options.width,
+        "num_hidden_layers": options.layers,
+    }
+    visual |= {
+        "num_attention_heads": options.heads,
+        "image_size": options.size,
+        "patch_size": ClipSeg.image_multiple,
+    }
     return CLIPSegConfig(
         text_config=text,
         vision_config=visual,

@@ -15,10 +15,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from aml.errors import UserError
-from aml.models import Features, Model, encoders
+from aml.models.base import Features, Model
+from aml.models.encoders import bert, swin
 
 NORMS = ("group", "batch_frozen")
+
 FROZEN_LAYERS = 2
+
 """Last layers of BERT that LAVT's training leaves as they are, beside its embeddings."""
 
 
@@ -50,7 +53,7 @@ class LavtOptions:
     """Largest share of samples for which a residual branch of Swin is left out."""
 
     def __post_init__(self):
-        encoders.check(self)
+        bert.check(self)
         if self.norm not in NORMS:
             raise UserError(f"model.norm is {self.norm!r}; known: {', '.join(NORMS)}")
 
@@ -74,31 +77,44 @@ class Lavt(Model):
 
     def __init__(self, options: LavtOptions, vocabulary: list[str], assets: dict | None = None):
         super().__init__(options, vocabulary, assets)
-        self.normalise = encoders.Normalise()
-        self.text, self.tokenise, self.assets = encoders.bert(options, self.vocabulary, self.assets)
-        self.mask_token, self.special_tokens, self.word_ids = self.tokenise.mask, self.tokenise.special, self.tokenise.word_ids
-        self.visual = encoders.Swin(options.backbone, options.window, options.drop_path, False if assets else options.pretrained)
+        self.normalise = swin.Normalise()
+        self.text, self.tokenise, self.assets = bert.bert(options, self.vocabulary, self.assets)
+        self.mask_token, self.special_tokens, self.word_ids = (
+            self.tokenise.mask,
+            self.tokenise.special,
+            self.tokenise.word_ids,
+        )
+        self.visual = swin.Swin(
+            options.backbone,
+            options.window,
+            options.drop_path,
+            False if assets else options.pretrained,
+        )
         channels, width = self.visual.channels, self.text.config.hidden_size
         self.fusion = nn.ModuleList([PixelWords(c, width) for c in channels])
-        self.gates = nn.ModuleList([gate(c) for c in channels[:3]])  # behind the last stage nothing would read it
+        self.gates = nn.ModuleList(
+            [gate(c) for c in channels[:3]]
+        )  # behind the last stage nothing would read it
         self.decoder = Decoder(channels, options.norm)
-        self.no_decay = encoders.undecayed(self, encoders.TABLE)
+        self.no_decay = bert.undecayed(self, swin.TABLE)
         if options.text != "words":
             for part in (self.text.embeddings, *self.text.encoder.layer[-FROZEN_LAYERS:]):
                 part.requires_grad_(False)
 
     def forward(self, x, tokens, token_mask):
-        text = encoders.read(self.text, tokens, token_mask)
+        text = bert.read(self.text, tokens, token_mask)
         x, maps = self.visual.embed(x), []
         for i in range(4):
             x, fused = self._stage(i, x, text, token_mask)
             maps.append(self.visual.out(i, fused))
         # To image size here, since the published weights learned with corners aligned.
         logits = self.decoder(maps).float()
-        return F.interpolate(logits[:, None], scale_factor=4, mode="bilinear", align_corners=True)[:, 0]
+        return F.interpolate(logits[:, None], scale_factor=4, mode="bilinear", align_corners=True)[
+            :, 0
+        ]
 
     def features(self, x, tokens, token_mask, upto: str) -> Features:
-        text, x = encoders.read(self.text, tokens, token_mask), self.visual.embed(x)
+        text, x = bert.read(self.text, tokens, token_mask), self.visual.embed(x)
         if upto == "joint":
             x = self.visual.stage(0, x)
             visual, text = self.fusion[0].joint(x.flatten(1, 2), text)
@@ -124,7 +140,9 @@ class PixelWords(nn.Module):
 
     def __init__(self, channels: int, text_width: int):
         super().__init__()
-        self.place, self.query, self.out, self.mix = (nn.Linear(channels, channels) for _ in range(4))
+        self.place, self.query, self.out, self.mix = (
+            nn.Linear(channels, channels) for _ in range(4)
+        )
         self.key, self.value = nn.Linear(text_width, channels), nn.Linear(text_width, channels)
 
     def forward(self, places, text, token_mask):
@@ -145,13 +163,20 @@ class Decoder(nn.Module):
         super().__init__()
         hidden = channels[3] // 2
         inputs = [channels[3] + channels[2], hidden + channels[1], hidden + channels[0]]
-        self.merge = nn.ModuleList([nn.Sequential(*_conv(c, hidden, kind), *_conv(hidden, hidden, kind)) for c in inputs])
+        self.merge = nn.ModuleList(
+            [nn.Sequential(*_conv(c, hidden, kind), *_conv(hidden, hidden, kind)) for c in inputs]
+        )
         self.head = nn.Conv2d(hidden, 2, 1)
 
     def forward(self, maps):
         *rest, x = maps
         for merge, finer in zip(self.merge, rest[::-1], strict=True):
-            x = merge(torch.cat([F.interpolate(x, finer.shape[2:], mode="bilinear", align_corners=True), finer], 1))
+            x = merge(
+                torch.cat(
+                    [F.interpolate(x, finer.shape[2:], mode="bilinear", align_corners=True), finer],
+                    1,
+                )
+            )
         background, foreground = self.head(x).unbind(1)
         return foreground - background
 
@@ -161,12 +186,17 @@ class FrozenBatchNorm(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        self.weight, self.bias = (
+            nn.Parameter(torch.ones(channels)),
+            nn.Parameter(torch.zeros(channels)),
+        )
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x):
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, training=False)
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, training=False
+        )
 
 
 def _conv(channels: int, width: int, kind: str):
@@ -176,7 +206,12 @@ def _conv(channels: int, width: int, kind: str):
 
 def gate(channels: int):
     """How much of what a place read goes on to the next stage, each channel in [-1, 1]."""
-    layers = nn.Sequential(nn.Linear(channels, channels, bias=False), nn.ReLU(), nn.Linear(channels, channels, bias=False), nn.Tanh())
+    layers = nn.Sequential(
+        nn.Linear(channels, channels, bias=False),
+        nn.ReLU(),
+        nn.Linear(channels, channels, bias=False),
+        nn.Tanh(),
+    )
     for layer in (layers[0], layers[2]):
         nn.init.trunc_normal_(layer.weight, std=0.02)
     return layers

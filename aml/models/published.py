@@ -16,18 +16,21 @@ from pathlib import Path
 import torch
 
 from aml.errors import UserError
-from aml.models.encoders import TABLE, fitting, one_line, square, swin_name
+from aml.models.encoders.swin import TABLE, fitting, one_line, square, swin_name
 
 MODEL_OF = {"CARIS": "caris", "MaskRIS": "caris", "LAVT": "lavt"}
+
 """Whose checkpoint -> the model here that takes it."""
 
 UNUSED = re.compile(
     r"relative_position_index$|attn_mask$|position_ids$|num_batches_tracked$|(^|\.)pooler\."  # made anew, or never read
     r"|^criterion\.|^backbone\.vis_encoder\.mask_token$|^backbone\.layers\.3\.res_gate\."  # of the loss, of training, behind the last stage
 )
+
 """Entries of a file that the network does not compute with."""
 
 _ATTENTION = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "out_proj"}
+
 _CARIS_LAYER = {
     "words_read": "v2l_cross_attn",
     "words_mix": "lang_self_attn",
@@ -46,6 +49,7 @@ _CARIS_LAYER = {
     "pixels_norms.1": "v_norm1",
     "pixels_norms.2": "v_norm3",
 }
+
 _CARIS = {
     "visual.norms.": "backbone.vis_encoder.norm",
     "text.": "backbone.lang_encoder.",
@@ -59,10 +63,21 @@ _CARIS = {
     "decoder.background": "pixel_decoder.vis_prompts.weight",
     "decoder.pixels.": "pixel_decoder.mask_feature.",
     "decoder.queries.": "pixel_decoder.lang_embed.",
-    **{f"decoder.enter.{i}.{j}.": f"pixel_decoder.input_convs.{i}.{part}." for i in range(3) for j, part in enumerate(("conv", "gn"))},
-    **{f"decoder.side.{j}.": f"pixel_decoder.lateral_convs.0.{part}." for j, part in enumerate(("conv", "gn"))},
-    **{f"decoder.merge.{j}.": f"pixel_decoder.output_convs.0.{part}." for j, part in enumerate(("conv", "gn"))},
+    **{
+        f"decoder.enter.{i}.{j}.": f"pixel_decoder.input_convs.{i}.{part}."
+        for i in range(3)
+        for j, part in enumerate(("conv", "gn"))
+    },
+    **{
+        f"decoder.side.{j}.": f"pixel_decoder.lateral_convs.0.{part}."
+        for j, part in enumerate(("conv", "gn"))
+    },
+    **{
+        f"decoder.merge.{j}.": f"pixel_decoder.output_convs.0.{part}."
+        for j, part in enumerate(("conv", "gn"))
+    },
 }
+
 _LAVT_FUSION = {
     "place": "vis_project.0",
     "query": "image_lang_att.f_query.0",
@@ -71,12 +86,15 @@ _LAVT_FUSION = {
     "out": "image_lang_att.W.0",
     "mix": "project_mm.0",
 }
+
 _LAVT = {
     "visual.norms.": "backbone.norm",
     "text.": "text_encoder.",
     "decoder.head.": "classifier.conv1_1.",
     **{
-        f"decoder.merge.{i}.{j}.": f"classifier.{part}_{4 - i}." for i in range(3) for j, part in ((0, "conv1"), (1, "bn1"), (3, "conv2"), (4, "bn2"))
+        f"decoder.merge.{i}.{j}.": f"classifier.{part}_{4 - i}."
+        for i in range(3)
+        for j, part in ((0, "conv1"), (1, "bn1"), (3, "conv2"), (4, "bn2"))
     },
 }
 
@@ -85,7 +103,9 @@ def caris_name(key: str) -> str:
     """What CARIS and MaskRIS call a parameter of `caris`."""
     if key.startswith("visual.body."):
         return "backbone.vis_encoder." + swin_name(key.removeprefix("visual.body."))
-    if found := re.fullmatch(r"decoder\.layers\.(\d+)\.(\w+(?:\.\d)?)(?:\.(query|key|value|out))?(\..+)?", key):
+    if found := re.fullmatch(
+        r"decoder\.layers\.(\d+)\.(\w+(?:\.\d)?)(?:\.(query|key|value|out))?(\..+)?", key
+    ):
         layer, part, projection, rest = found.groups()
         middle = f".{_ATTENTION[projection]}" if projection else ""
         return f"pixel_decoder.encoder.{layer}.{_CARIS_LAYER[part]}{middle}{rest or ''}"
@@ -125,23 +145,43 @@ def convert(path: str | Path, model) -> dict[str, torch.Tensor]:
     weights = read(path)
     kind, where = whose(weights, path), f"the {whose(weights, path)} weights {path}"
     if MODEL_OF[kind] != model.name:
-        raise UserError(f"{where} are for model {MODEL_OF[kind]}, not {model.name}; set model.name to {MODEL_OF[kind]}")
+        raise UserError(
+            f"{where} are for model {MODEL_OF[kind]}, not {model.name}; set model.name to {MODEL_OF[kind]}"
+        )
     own = model.state_dict()
     if kind == "LAVT" and not any(key.endswith("running_mean") for key in own):
-        raise UserError(f"{where} were trained with batch normalisation; set model.norm to batch_frozen to use its statistics")
+        raise UserError(
+            f"{where} were trained with batch normalisation; set model.norm to batch_frozen to use its statistics"
+        )
     state, name_of = {}, NAME[model.name]
     for key, target in own.items():
         name = name_of(key)
         value = weights.pop(name, None)
-        if key.endswith(TABLE) and value is not None and value.shape != target.shape and value.shape[1:] == target.shape[1:] and square(value):
+        if (
+            key.endswith(TABLE)
+            and value is not None
+            and value.shape != target.shape
+            and value.shape[1:] == target.shape[1:]
+            and square(value)
+        ):
             window = (round(len(value) ** 0.5) + 1) // 2
-            raise UserError(f"{where} were trained with windows of {window} places, but the model's have {model.options.window}; set model.window")
+            raise UserError(
+                f"{where} were trained with windows of {window} places, but the model's have {model.options.window}; set model.window"
+            )
         if value is not None and value.squeeze().shape == target.squeeze().shape:
             value = value.reshape(target.shape)  # 1 x 1 convolutions are linear layers here
-        state[key] = fitting(name, value, target, where, "use the sizes (visual, text, width, layers) it was trained with")
+        state[key] = fitting(
+            name,
+            value,
+            target,
+            where,
+            "use the sizes (visual, text, width, layers) it was trained with",
+        )
     left = sorted(name for name in weights if not UNUSED.search(name))
     if left:
-        raise UserError(f"{where} hold {left[0]} ({len(left)} such), which the model has no place for; use the sizes it was trained with")
+        raise UserError(
+            f"{where} hold {left[0]} ({len(left)} such), which the model has no place for; use the sizes it was trained with"
+        )
     return state
 
 
@@ -156,10 +196,16 @@ def read(path: str | Path) -> dict[str, torch.Tensor]:
             raise UserError(
                 f"{path} names {foreign[1]}, which no published checkpoint holds; nothing of it was run, get it from its source"
             ) from None
-        raise UserError(f"{path} cannot be read ({one_line(error)}); get the .pth again, or give a checkpoint folder") from None
+        raise UserError(
+            f"{path} cannot be read ({one_line(error)}); get the .pth again, or give a checkpoint folder"
+        ) from None
     model = file.get("model") if isinstance(file, dict) else None
-    if not isinstance(model, dict) or not all(isinstance(value, torch.Tensor) for value in model.values()):
-        raise UserError(f"{path} holds no weights under 'model'; give a .pth as the training of CARIS, MaskRIS or LAVT wrote it")
+    if not isinstance(model, dict) or not all(
+        isinstance(value, torch.Tensor) for value in model.values()
+    ):
+        raise UserError(
+            f"{path} holds no weights under 'model'; give a .pth as the training of CARIS, MaskRIS or LAVT wrote it"
+        )
     bert = {f"text_encoder.{name}": value for name, value in (file.get("bert_model") or {}).items()}
     return {name.removeprefix("module."): value for name, value in (model | bert).items()}
 
@@ -168,6 +214,10 @@ def whose(weights: dict, path: str | Path = "the file") -> str:
     """CARIS, MaskRIS or LAVT, by the names only one of them has. UserError for none of them."""
     if "pixel_decoder.vis_prompts.weight" in weights:
         return "MaskRIS" if "backbone.vis_encoder.mask_token" in weights else "CARIS"
-    if "classifier.conv1_1.weight" in weights and any(".image_lang_att." in name for name in weights):
+    if "classifier.conv1_1.weight" in weights and any(
+        ".image_lang_att." in name for name in weights
+    ):
         return "LAVT"
-    raise UserError(f"{path} is no checkpoint of {', '.join(MODEL_OF)}; those are the published ones that can be read")
+    raise UserError(
+        f"{path} is no checkpoint of {', '.join(MODEL_OF)}; those are the published ones that can be read"
+    )

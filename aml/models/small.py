@@ -13,12 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from aml.data import split_words
 from aml.errors import UserError
-from aml.models import Features, Model
-from aml.refer import words
+from aml.models.base import Features, Model
 
 PAD, POOL, UNKNOWN, MASK = range(4)
+
 MEAN, STD = 118.0, 64.0
+
 """Grey level and spread that normalise a picture: about those of COCO and of the generated scenes."""
 
 
@@ -41,7 +43,9 @@ class SmallOptions:
 
     def __post_init__(self):
         if self.width % 8 or self.stem % 8 or self.width % self.heads:
-            raise UserError(f"model.width {self.width} and model.stem {self.stem} must be multiples of 8, and width of model.heads {self.heads}")
+            raise UserError(
+                f"model.width {self.width} and model.stem {self.stem} must be multiples of 8, and width of model.heads {self.heads}"
+            )
         if min(self.blocks, self.max_words) < 1 or self.layers < 2 or not 0 <= self.dropout < 1:
             raise UserError(
                 f"model.blocks {self.blocks}, layers {self.layers}, max_words {self.max_words}, dropout {self.dropout}: "
@@ -69,16 +73,30 @@ class Small(Model):
         self.ids = {word: i + MASK + 1 for i, word in enumerate(self.vocabulary)}
         width, stem = options.width, options.stem
         self.text = Text(len(self.vocabulary) + MASK + 1, options)
-        self.stage4 = nn.Sequential(nn.Conv2d(3, stem, 7, 4, 3), norm(stem), *[Residual(stem) for _ in range(options.blocks)])
-        self.stage8 = nn.Sequential(nn.Conv2d(stem, width, 3, 2, 1), norm(width), *[Residual(width) for _ in range(options.blocks)])
-        self.stage16 = nn.Sequential(nn.Conv2d(width, width, 3, 2, 1), norm(width), *[Residual(width) for _ in range(options.blocks)])
+        self.stage4 = nn.Sequential(
+            nn.Conv2d(3, stem, 7, 4, 3),
+            norm(stem),
+            *[Residual(stem) for _ in range(options.blocks)],
+        )
+        self.stage8 = nn.Sequential(
+            nn.Conv2d(stem, width, 3, 2, 1),
+            norm(width),
+            *[Residual(width) for _ in range(options.blocks)],
+        )
+        self.stage16 = nn.Sequential(
+            nn.Conv2d(width, width, 3, 2, 1),
+            norm(width),
+            *[Residual(width) for _ in range(options.blocks)],
+        )
         self.place = nn.Conv2d(6, width, 1)
         self.merge = nn.Conv2d(2 * width, width, 1)
         self.fusion = nn.ModuleList([Fusion(options) for _ in range(options.layers)])
         self.up = nn.Sequential(nn.Conv2d(width, stem, 1), norm(stem))
         self.pixels = nn.Sequential(nn.Conv2d(2 * stem, stem, 1), norm(stem), Residual(stem))
         self.query = nn.Linear(width, stem)
-        self.bias = nn.Parameter(torch.tensor(-3.0))  # a referent covers a few per cent: start near that
+        self.bias = nn.Parameter(
+            torch.tensor(-3.0)
+        )  # a referent covers a few per cent: start near that
 
     def normalise(self, image):
         return (image.float() - MEAN) / STD
@@ -88,7 +106,7 @@ class Small(Model):
         length = self.options.max_words + 1
         tokens = torch.full((len(sentences), length), PAD)
         for row, sentence in zip(tokens, sentences, strict=True):
-            ids = [POOL, *(self.ids.get(word, UNKNOWN) for word in words(sentence))][:length]
+            ids = [POOL, *(self.ids.get(word, UNKNOWN) for word in split_words(sentence))][:length]
             row[: len(ids)] = torch.tensor(ids)
         return tokens, tokens != PAD
 
@@ -120,12 +138,17 @@ class Small(Model):
         places = places.mT.unflatten(2, size)
         up = F.interpolate(self.up(places), fine.shape[2:], mode="bilinear", align_corners=False)
         pixels = self.pixels(torch.cat([fine, up], 1))
-        return torch.einsum("bchw,bc->bhw", pixels, self.query(text[:, 0])) * pixels.shape[1] ** -0.5 + self.bias
+        return (
+            torch.einsum("bchw,bc->bhw", pixels, self.query(text[:, 0])) * pixels.shape[1] ** -0.5
+            + self.bias
+        )
 
     def _places(self, middle, coarse):
         """The 1/8 map with its wider context and where each place is: "left" needs coordinates.   -> (B, C, h, w)"""
         wide = F.interpolate(coarse, middle.shape[2:], mode="bilinear", align_corners=False)
-        return self.merge(torch.cat([middle, wide], 1)) + self.place(coordinates(*middle.shape[2:], middle))
+        return self.merge(torch.cat([middle, wide], 1)) + self.place(
+            coordinates(*middle.shape[2:], middle)
+        )
 
 
 class Text(nn.Module):
@@ -188,7 +211,10 @@ class Attention(nn.Module):
         self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
 
     def forward(self, x, y, mask=None):
-        q, k, v = (f(z).unflatten(2, (self.heads, -1)).transpose(1, 2) for f, z in ((self.query, x), (self.key, y), (self.value, y)))
+        q, k, v = (
+            f(z).unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for f, z in ((self.query, x), (self.key, y), (self.value, y))
+        )
         mask = None if mask is None else mask[:, None, None]
         out = (F.scaled_dot_product_attention if x.is_cuda else plain_attention)(q, k, v, mask)
         return F.dropout(self.out(out.transpose(1, 2).flatten(2)), self.dropout, self.training)
@@ -205,7 +231,13 @@ class Residual(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.body = nn.Sequential(nn.ReLU(), nn.Conv2d(width, width, 3, 1, 1), norm(width), nn.ReLU(), nn.Conv2d(width, width, 3, 1, 1))
+        self.body = nn.Sequential(
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, 1, 1),
+            norm(width),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, 1, 1),
+        )
         self.scale = nn.Parameter(torch.full((width, 1, 1), 0.5))
 
     def forward(self, x):
@@ -214,7 +246,12 @@ class Residual(nn.Module):
 
 def feed_forward(options: SmallOptions):
     hidden = 2 * options.width
-    return nn.Sequential(nn.Linear(options.width, hidden), nn.GELU(), nn.Linear(hidden, options.width), nn.Dropout(options.dropout))
+    return nn.Sequential(
+        nn.Linear(options.width, hidden),
+        nn.GELU(),
+        nn.Linear(hidden, options.width),
+        nn.Dropout(options.dropout),
+    )
 
 
 def norm(width: int):
@@ -223,6 +260,10 @@ def norm(width: int):
 
 def coordinates(height: int, width: int, like):
     """Where each cell is: y, x, their sines over one period, their distance from the centre.   -> (1, 6, h, w)"""
-    y = torch.linspace(-1, 1, height, device=like.device, dtype=like.dtype)[:, None].expand(height, width)
-    x = torch.linspace(-1, 1, width, device=like.device, dtype=like.dtype)[None].expand(height, width)
+    y = torch.linspace(-1, 1, height, device=like.device, dtype=like.dtype)[:, None].expand(
+        height, width
+    )
+    x = torch.linspace(-1, 1, width, device=like.device, dtype=like.dtype)[None].expand(
+        height, width
+    )
     return torch.stack([y, x, (torch.pi * y).sin(), (torch.pi * x).sin(), y.abs(), x.abs()])[None]

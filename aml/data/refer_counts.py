@@ -1,0 +1,97 @@
+"""Counts of a referring data set, beside the published ones; its vocabulary and its kinds of
+targets.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+
+PUBLISHED = {
+    ("refcoco", "unc"): {
+        "train": (42_404, 120_624, 16_994),
+        "val": (3_811, 10_834, 1_500),
+        "testA": (1_975, 5_657, 750),
+        "testB": (1_810, 5_095, 750),
+    },
+    ("refcoco", "google"): {
+        "train": (40_000, None, 19_213),
+        "val": (5_000, None, 4_559),
+        "test": (5_000, None, 4_527),
+    },
+    ("refcoco+", "unc"): {
+        "train": (42_278, 120_191, 16_992),
+        "val": (3_805, 10_758, 1_500),
+        "testA": (1_975, 5_726, 750),
+        "testB": (1_798, 4_889, 750),
+    },
+    ("refcocog", "umd"): {
+        "train": (42_226, 80_512, 21_899),
+        "val": (2_573, 4_896, 1_300),
+        "test": (5_023, 9_602, 2_600),
+    },
+    ("refcocog", "google"): {"train": (44_822, 85_474, 24_698), "val": (5_000, 9_536, 4_650)},
+}
+
+"""Refs, sentences and images of each split as published; None where no number is."""
+
+
+def targets_of(ref: dict) -> list[int]:
+    """The annotations that a ref of a row names: one, in gRefCOCO several or none."""
+    return ref["ann_ids"] if "ann_ids" in ref else [ref["ann_id"]]
+
+
+def generalised(refs: Iterable[dict]) -> bool:
+    """Whether expressions without a target are among these refs: then predictions of next to nothing are read as "nothing there"."""
+    return any(not targets_of(ref) for ref in refs)
+
+
+def against_published(dataset: str, split_by: str, counts: dict[str, dict[str, int]]) -> str | None:
+    """One line on how counts (of split_counts) differ from the published ones; None for a data set without published counts."""
+    published = PUBLISHED.get((dataset, split_by))
+    if published is None:
+        return None
+    said = []
+    for split in [*published, *(s for s in counts if s not in published)]:
+        pairs = zip(("refs", "sentences", "images"), published.get(split, (0, 0, 0)), strict=True)
+        found = counts.get(split, {})
+        said += [
+            f"{split} {found.get(what, 0)} {what}, not {n}"
+            for what, n in pairs
+            if n is not None and found.get(what, 0) != n
+        ]
+    name = f"{dataset} ({split_by})"
+    return (
+        f"counts differ from the published {name}: {'; '.join(said)}"
+        if said
+        else f"counts are those of the published {name}"
+    )
+
+
+def split_words(sentence: str) -> list[str]:
+    """Lower-cased words, punctuation taken off their ends."""
+    return [w for w in (part.strip(".,;:!?\"'()") for part in sentence.lower().split()) if w]
+
+
+def vocabulary(rows: Iterable[dict]) -> list[str]:
+    """Words of the train split's sentences (of all, where there is no train split), the most frequent first, then by alphabet."""
+    every, train = Counter(), Counter()
+    for ref in (ref for row in rows for ref in row["refs"]):
+        said = Counter(word for s in ref["sentences"] for word in split_words(s["sent"]))
+        every.update(said)
+        if ref["split"] == "train":
+            train.update(said)
+    counted = train or every
+    return sorted(counted, key=lambda word: (-counted[word], word))
+
+
+def split_counts(rows: Iterable[dict]) -> dict[str, dict[str, int]]:
+    """{"val": {"refs": n, "sentences": n, "images": n}, ...}, and "no_target": n sentences without a target in a split that has some"""
+    counts: dict[str, dict] = {}
+    for row in rows:
+        for ref in row["refs"]:
+            entry = counts.setdefault(ref["split"], {"refs": 0, "sentences": 0, "images": set()})
+            entry["refs"] += 1
+            entry["sentences"] += len(ref["sentences"])
+            entry["images"].add(row["image_id"])
+            if not targets_of(ref):
+                entry["no_target"] = entry.get("no_target", 0) + len(ref["sentences"])
+    return {split: {**c, "images": len(c["images"])} for split, c in sorted(counts.items())}

@@ -1,0 +1,15 @@
+"""Sentences about files that could not be written. Imports no torch."""
+
+import shutil
+from pathlib import Path
+
+
+def write_failure(path: Path, error: Exception, wanted: int) -> str:
+    """The sentence of a file or folder that could not be written.   wanted: bytes"""
+    place = next(p for p in Path(path).absolute().parents if p.exists())
+    free = shutil.disk_usage(place).free
+    why = getattr(error, "strerror", None) or " ".join(str(error).split())[:160]
+    return (
+        f"{path} could not be written ({why}): it takes {wanted / 2**20:.1f} MB, and {free / 2**20:.0f} MB are free there; "
+        "what was saved before is whole, so make room and give the same command again"
+    )

@@ -1,0 +1,10 @@
+"""Hide what does not match the sentence: alignment scores (PMME), block masks (AFM), masking modes.
+
+May import: aml.synthetic and what it may import.
+Public names: Alignment, CALIBRATION_BATCHES, DIAGNOSTICS, Mask, MaskSums, Masker, MaskingConfig,
+    PRESETS, Pass, SCORES, blocks_to_pixels, measure_masks, preset.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,112 @@
+"""FLOPs and seconds of one training step, for estimates and benchmarks."""
+
+import inspect
+import statistics
+import time
+
+import torch
+from torch.utils import flop_counter
+
+from aml.data import Batch
+from aml.masking import Masker, MaskingConfig
+from aml.models import build_model
+from aml.training.config import OptimConfig, TrainConfig
+from aml.training.learner import Learner
+from aml.training.scoring import TrainSums
+
+VOCABULARY = [f"word{i}" for i in range(1000)]
+
+
+def noise_batch(model, batch: int, size: int, device="cpu") -> Batch:
+    """A batch of noise with sentences of five words, as large as a real one."""
+    generator = torch.Generator().manual_seed(0)
+    tokens, token_mask = model.tokenise([" ".join(VOCABULARY[i : i + 5]) for i in range(batch)])
+    ids = torch.arange(batch)
+    return Batch(
+        image=torch.randint(0, 256, (batch, 3, size, size), generator=generator, dtype=torch.uint8),
+        tokens=tokens,
+        token_mask=token_mask,
+        mask=torch.rand(batch, size, size, generator=generator) < 0.05,
+        real=torch.tensor([[0, 0, size, size]]).expand(batch, 4),
+        size=torch.full((batch, 2), size),
+        valid=torch.ones(batch, dtype=torch.bool),
+        no_target=torch.zeros(batch, dtype=torch.bool),
+        item=ids,
+        image_id=ids,
+        ref_id=ids,
+        sent_id=ids,
+        dataset=torch.zeros_like(ids),
+        index=ids,
+        total=batch,
+    ).to(device)
+
+
+def make_learner_and_batch(
+    masking: MaskingConfig,
+    spec: dict,
+    *,
+    batch: int,
+    size: int,
+    precision: str = "fp32",
+    device="cpu",
+    wrap=None,
+) -> tuple[Learner, Batch]:
+    """A learner of these settings and a batch for it.   wrap: as Learner takes it"""
+    torch.manual_seed(0)
+    spec = dict(spec)
+    model = build_model(spec.pop("name"), vocabulary=VOCABULARY, **spec)
+    masker = Masker(masking, model=model, image_size=size)
+    learner = Learner(
+        model,
+        masker,
+        optim=OptimConfig(),
+        train=TrainConfig(batch=batch, precision=precision),
+        steps=1000,
+        device=device,
+        wrap=wrap,
+    )
+    return learner, noise_batch(model, batch, size, device)
+
+
+def step_flops(learner: Learner, batch: Batch) -> int:
+    """FLOPs of one training step, stage 1 included (torch's counter: matrix products, convolutions, attention)."""
+    learner.model.train()
+    dispatch = inspect.unwrap(flop_counter._FlopCounterMode.__torch_dispatch__)
+    dispatch.__dynamo_disable = (
+        dispatch  # or torch's compiler is imported to be kept out of it, 4 s of the process
+    )
+    with flop_counter.FlopCounterMode(display=False) as counter:
+        learner.step(batch, learner.masker.config.warmup_epochs, 0, TrainSums(learner.device))
+    return counter.get_total_flops()
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def timed_steps(learner: Learner, batch: Batch, index: int) -> float:
+    """Seconds of one step, the device waited for."""
+    sums, start = TrainSums(learner.device), time.perf_counter()
+    learner.step(batch, learner.masker.config.warmup_epochs, index, sums)
+    synchronize(learner.device)
+    return time.perf_counter() - start
+
+
+def step_seconds(experiment, steps: int = 3) -> tuple[int, float]:
+    """Samples and seconds of one step of an experiment's sizes on one worker of this machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, int(experiment.resources.cpus_per_worker)))
+    batch = experiment.train.batch // experiment.resources.workers
+    device = "cuda" if experiment.resources.gpus_per_worker and torch.cuda.is_available() else "cpu"
+    learner, noise = make_learner_and_batch(
+        experiment.aml,
+        experiment.model,
+        batch=batch,
+        size=experiment.data.size,
+        precision=experiment.train.precision,
+        device=device,
+    )
+    seconds = statistics.median([timed_steps(learner, noise, i) for i in range(steps + 1)][1:])
+    torch.set_num_threads(before)
+    return batch, seconds

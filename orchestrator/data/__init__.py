@@ -1,0 +1,11 @@
+"""Parquet shards of a data set: write, verify, decode with Ray Data, mix.
+
+May import: orchestrator.cluster and what it may import.
+Public names: COMPLETE_MARKER, ObjectStoreBlocks, RowGroupReader, ShardSelection, Sources,
+    StreamingBlocks, check_sources, decode_shards, describe_counts, pack_rows, picture_places,
+    pin_blocks, prepare_sources, read_manifest, read_rows, verify_shards, write_shards.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,11 @@
+"""Score checkpoints, predict, rank alignments, preview masks, show data.
+
+May import: orchestrator.tracking and what it may import.
+Public names: METRICS, breakdown_lines, check_same_sentences, evaluate_checkpoint, log_evaluation,
+    predict_files, preview_masks, rank_alignments, ranking_line, read_sentence_scores,
+    robustness_lines, score_baselines, serve_demo, show_data.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,9 @@
+"""Compare runs and arms: statistics, tables, figures, the HTML report.
+
+May import: orchestrator.evaluation and what it may import.
+Public names: compare_runs, find_run_or_part, write_report.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

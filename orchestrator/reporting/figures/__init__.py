@@ -1,0 +1,1 @@
+"""Figures of the report: maps over settings, curves over epochs, and the style they share."""

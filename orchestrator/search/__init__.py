@@ -1,0 +1,11 @@
+"""Decide which trial comes next: plan, search space, populations, budget, cost estimates. Runs no trial.
+
+May import: orchestrator.training and what it may import.
+Public names: BudgetTracker, Generations, Plan, ThroughputEstimator, TrialSpec, Usage,
+    budget_message, check_plan, describe_plan, equal_epochs, estimate_at_launch, flops_ratios,
+    hourly_price, is_used_up, trial_from_json, trial_to_json.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,9 @@
+from .command import (
+    run_sweep as run_sweep,
+)
+from .driver import (
+    Sweep as Sweep,
+)
+from .reproduce import (
+    reproduce_run as reproduce_run,
+)

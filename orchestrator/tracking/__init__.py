@@ -1,0 +1,10 @@
+"""MLflow: the durable queue, the server's client, models, and which checkpoint a name means.
+
+May import: orchestrator.data and what it may import.
+Public names: MemoryTracker, Server, Tracker, checkpoint_owner, deliver_tracking, describe_dataset,
+    end_lost, find_checkpoint, log_dataset, open_tracker, tracking_uri.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
