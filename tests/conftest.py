@@ -14,6 +14,9 @@ from aml.models.registry import build_model
 from aml.synthetic import refer_files
 
 torch.set_num_threads(1)
+os.environ["RAY_raylet_start_wait_time_s"] = (
+    "120"  # a node has 30 s to appear otherwise, too few on a busy machine  # noqa: SIM112
+)
 for name in (
     "MLFLOW_TRACKING_URI",
     "RAY_ADDRESS",

@@ -62,6 +62,9 @@ class Stage:
             "RAY_USAGE_STATS_ENABLED": "0",
             "TMPDIR": str(self.temporary),
         }
+        self.environment |= {
+            "RAY_raylet_start_wait_time_s": "120"
+        }  # a node has 30 s to appear otherwise, too few on a busy machine
         self.environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
         self.environment |= dict([self.mark.split("=")]) | environment
         self.logs = 0
@@ -163,17 +166,26 @@ class Machines:
             "RAY_health_check_period_ms": "500",
             "RAY_health_check_initial_delay_ms": "2000",
         }  # a dead machine is noticed in seconds
-        process, log = self.stage.start(
-            command,
-            AMLRIS_MACHINE=name,
-            RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S="60",
-            **soon,
-            **environment,
-        )
-        self.started[name] = process
-        wait_for(
-            lambda: "Ray runtime started" in log.read_text(), log=log, process=process, seconds=180
-        )
+        for tries_left in (1, 0):
+            process, log = self.stage.start(
+                command,
+                AMLRIS_MACHINE=name,
+                RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S="60",
+                **soon,
+                **environment,
+            )
+            self.started[name] = process
+            wait_for(
+                lambda: "Ray runtime started" in log.read_text() or process.poll() is not None,
+                log=log,
+                seconds=300,
+            )  # noqa: B023
+            if "Ray runtime started" in log.read_text():
+                return
+            assert tries_left and "timed out" in log.read_text(), (
+                log.read_text()
+            )  # a busy machine: once more
+            self.lose(name)
 
     def head(self, cpus: int, **environment: str) -> None:
         ports = [

@@ -137,7 +137,10 @@ def test_baselines_of_a_checkpoint_agree_with_its_evaluation(data, tmp_path):
     whole = command.evaluate_checkpoint(
         data.checkpoint, data.store, ["val"], out=tmp_path, say=lambda _: None
     )["val"]
-    assert got["champion"] == {key: whole[key] for key in ("mIoU", "oIoU", "n")}
+    # batches of other shapes may round otherwise and move a pixel at the threshold, which changes a sentence's IoU by about one in its union
+    assert got["champion"] == pytest.approx(
+        {key: whole[key] for key in ("mIoU", "oIoU", "n")}, rel=0, abs=1e-3
+    )
     assert got["untrained"] != got["champion"] and got == baselines.score_baselines(
         data.checkpoint, items, seed=0
     )

@@ -189,4 +189,8 @@ def test_a_trained_champion_is_loaded_where_the_project_is_not(root, tmp_path):
         [sys.executable, "-c", code], cwd=elsewhere, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert np.array_equal(np.array(Image.open(elsewhere / "mask.png")) > 0, probability >= middle)
+    same = (np.array(Image.open(elsewhere / "mask.png")) > 0) == (probability >= middle)
+    sure = (
+        abs(probability - middle) > 1e-5
+    )  # that process may use more threads, which add in another order: only a pixel at the threshold may move
+    assert same[sure].all() and sure.mean() > 0.99

@@ -1,12 +1,15 @@
-"""Joining a Ray that RAY_ADDRESS names: what cannot be joined is said in one sentence."""
+"""Joining a Ray that RAY_ADDRESS names, or starting one: what cannot be joined or does not come up in time is said in one sentence."""
 
 import logging
+import os
 import socket
+import subprocess
+import sys
 
 import pytest
 import ray
 
-from aml.errors import UserError
+from aml.errors import RunError, UserError
 from orchestrator.cluster import placement, session
 from orchestrator.utils import signals
 
@@ -114,3 +117,87 @@ def test_a_dry_run_plans_for_the_cluster_it_would_join(monkeypatch, unused_port)
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{unused_port}")
     with pytest.raises(UserError, match=f"no Ray answers at 127.0.0.1:{unused_port}"):
         placement.planned_nodes()
+
+
+LATE = Exception(
+    "The current node timed out during startup. This could happen because some of the raylet failed to startup"
+)
+
+
+@pytest.fixture
+def starting(monkeypatch, tmp_path):
+    """starting(errors) -> what start() said and did, where ray.init fails with these in turn, each time with a process begun, and then succeeds."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    from ray._private import services
+
+    def start(*errors):
+        done, left = [], list(errors)
+
+        def init(*where, **how):
+            begun = services.ConsolePopen([sys.executable, "-c", "import time; time.sleep(600)"])
+            done.append(begun)
+            if left:
+                raise left.pop(0)
+            begun.kill()
+
+        monkeypatch.setattr(ray, "init", init)
+        monkeypatch.setattr(ray, "shutdown", lambda: done.append("shutdown"))
+        try:
+            with signals.restored_handlers():
+                session.init_ray(done.append)
+        except Exception as error:
+            done.append(error)
+        processes = [one for one in done if isinstance(one, subprocess.Popen)]
+        assert all(process.wait(60) for process in processes), (
+            "what a start that failed has begun is taken down"
+        )
+        assert services.ConsolePopen is popen
+        return ["init" if one in processes else one for one in done]
+
+    popen = services.ConsolePopen
+    return start
+
+
+AGAIN = "Ray did not start in time on this machine; starting it once more"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        LATE,
+        TimeoutError(),
+        RuntimeError("GCS cannot find the node with node ID 12."),
+        ray.exceptions.RayError("Timed out after 30 seconds"),
+    ],
+)
+def test_a_ray_that_is_late_is_started_once_more(starting, error):
+    assert starting(error) == ["init", "shutdown", AGAIN, "init"]
+
+
+def test_a_ray_that_is_late_twice_ends_the_command_with_its_logs_named(starting, tmp_path):
+    for name in (
+        f"session_2026-01-01_{os.getpid()}",
+        f"session_2026-01-02_{os.getpid()}",
+        "session_2026-01-03_1",
+    ):
+        (tmp_path / "ray" / name).mkdir(parents=True)
+    *did, error = starting(LATE, LATE)
+    assert did == ["init", "shutdown", AGAIN, "init", "shutdown"]
+    logs = tmp_path / "ray" / f"session_2026-01-02_{os.getpid()}" / "logs"
+    assert (
+        isinstance(error, RunError)
+        and f"its logs are in {logs}" in str(error)
+        and "\n" not in str(error)
+    )
+
+
+def test_a_ray_that_fails_otherwise_is_not_started_again(starting):
+    error = ValueError("a port of 99999")
+    did = starting(error)
+    assert did == ["init", "shutdown", error]
+
+
+def test_one_that_starts_is_started_once(starting):
+    assert starting() == ["init"]

@@ -482,6 +482,51 @@ def test_a_training_gives_the_same_bits_again(there, command):
     )
 
 
+@pytest.mark.parametrize(
+    ("processors", "said"),
+    [
+        (None, ""),  # a run older than the record
+        (["HERE"], ""),
+        (
+            ["Abacus with BEADS"],
+            "note: again-00000001 was made on Abacus with BEADS, here is HERE; another processor may round otherwise",
+        ),
+        (
+            ["HERE", "Abacus", "Quipu"],
+            "note: again-00000001 was made on Abacus and Quipu, here is HERE; another processor",
+        ),
+    ],
+)
+def test_another_processor_is_named(there, command, processors, said):
+    here = run_module.processor()
+    kept = dict(there.train.state)
+    if processors:
+        there.train.update(processors=[here if name == "HERE" else name for name in processors])
+    try:
+        _, text = command("reproduce", "again-00000001")
+    finally:
+        there.train.state = kept
+        there.train.update()
+    assert said.replace("HERE", here) in text and text.count("was made on") == bool(said), text
+
+
+def test_a_run_notes_every_processor_that_it_was_begun_or_continued_on(
+    there, tmp_path, monkeypatch
+):
+    run = run_module.Run(tmp_path / "noted", "train")
+    manifest = {"fingerprint": "0123456789abcdef", "splits": {}}
+    for name in ("Abacus with BEADS", "Quipu with KNOTS", "Abacus with BEADS"):
+        monkeypatch.setattr(run_module, "processor", lambda name=name: name)
+        run.folder.mkdir(exist_ok=True)
+        run_module.begin_run(run, there.train.experiment(), manifest, "data/again")
+    assert run.state["processors"] == ["Abacus with BEADS", "Quipu with KNOTS"]
+
+
+def test_a_processor_is_named_by_its_model_and_torchs_instructions():
+    model, _, instructions = run_module.processor().rpartition(" with ")
+    assert model and instructions == torch.backends.cpu.get_cpu_capability()
+
+
 def test_one_bit_of_difference_is_found_and_named(there, command):
     kept = there.train.state["history"]
     altered = [dict(epoch) for epoch in kept]

@@ -465,7 +465,8 @@ def test_corruption_of_severity_0_is_the_clean_picture_and_a_strong_one_is_not(d
         out=tmp_path,
         say=lambda _: None,
     )
-    assert got["val/noise:0"] == got["val"]
+    # both stand in one batch, whose places may be computed by other kernels: a pixel at the threshold may move
+    assert got["val/noise:0"] == pytest.approx(got["val"], rel=0, abs=1e-3)
     by = {
         s: [
             (r["sent_id"], r["pred_pixels"])

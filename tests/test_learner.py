@@ -641,7 +641,7 @@ def test_two_workers_train_as_one(blocks, make_model, tmp_path):
     try:
         as_rank(0, tmp_path, *args)
     finally:
-        other.join(30)
+        other.join(120)
         other.kill()
     assert other.exitcode == 0
     ranks = [torch.load(tmp_path / f"rank{r}.pt", weights_only=True) for r in (0, 1)]

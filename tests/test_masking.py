@@ -361,14 +361,30 @@ SETTINGS = [
 ]
 
 
+CLOSE = 2e-6
+"""Two alignments of this distance are tied but for rounding: in a batch of another shape matrix products add in another order, which moves an
+alignment of at most 1 by a few units of the last place (2^-24 = 6e-8), and the order of such a pair with it."""
+
+
+def decided(mask, i):
+    """Whether no alignment of sample i's weak blocks is tied with one of the others: then rounding cannot choose between them."""
+    weak, score = mask.weak[i], mask.blocks.score[i]
+    return (
+        mask.alignment is None
+        or not weak.any()
+        or weak.all()
+        or score[~weak].min() - score[weak].max() > CLOSE
+    )
+
+
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_a_sample_loses_the_same_blocks_in_any_batch(settings, items, make_model):
     model = make_model().eval()
     masker = Masker(preset(tau=0.5, rho=0.5, **settings), model=model, image_size=64)
 
-    def hidden(indices):
+    def mask(indices):
         b = items["train"].batch(np.array(indices), model)
-        mask = masker(
+        return masker(
             model,
             model.normalise(b.image),
             b.tokens,
@@ -377,11 +393,20 @@ def test_a_sample_loses_the_same_blocks_in_any_batch(settings, items, make_model
             item=b.item,
             real=b.real,
         )
-        return dict(zip(indices, mask.hidden, strict=True))
 
-    together = hidden(list(range(12)))
+    together = mask(list(range(12)))
+    sure = {i for i in range(12) if decided(together, i)}
+    assert len(sure) >= 9
     for part in ([5], [11, 3], [7, 2, 0, 9, 4, 1, 10]):
-        assert all(torch.equal(h, together[i]) for i, h in hidden(part).items())
+        found = mask(part)
+        assert torch.allclose(
+            found.blocks.score, together.blocks.score[part], rtol=0, atol=CLOSE / 2
+        )
+        assert all(
+            torch.equal(found.hidden[k], together.hidden[i])
+            for k, i in enumerate(part)
+            if i in sure
+        )
 
 
 class Counting(nn.Module):

@@ -36,6 +36,11 @@ TINY = {
 }  # fmt: skip
 """Options that make each model small enough for this suite."""
 
+ROUNDING = 2e-5
+"""Of the largest logit: how far logits may lie apart that were computed in batches of other shapes. Matrix products of other shapes take other
+kernels, which add the same terms in another order. A sum of n = 1,000 terms in float32 is then off by about sqrt(n) 2^-24 = 2e-6, and 20 such
+layers, each of them normalised, by sqrt(20) times that, 1e-5: twice that here. A word or a place too much changes a thousand times more."""
+
 
 @pytest.fixture(scope="module", params=MODELS)
 def name(request):
@@ -331,16 +336,22 @@ def test_a_picture_encoded_once_gives_each_sentence_the_mask_it_gets_alone(model
             for k, sentence in zip(of, sentences, strict=True)
         ]
     )
-    assert torch.equal(together > alone.median(), alone > alone.median()) and torch.allclose(
-        together, alone, atol=1e-5 * alone.abs().max()
-    )
+    tolerance, cut = (
+        ROUNDING * alone.abs().max(),
+        alone.median(),
+    )  # an untrained model's logits may all be on one side of 0
+    near = (
+        alone - cut
+    ).abs() <= tolerance  # what rounding may move over the cut: the median itself is a logit
+    assert torch.allclose(together, alone, rtol=0, atol=tolerance)
+    assert torch.equal((together > cut)[~near], (alone > cut)[~near]) and near.float().mean() < 0.01
     assert not torch.allclose(together[0], together[1], atol=1e-4), "the sentence is read"
     picture = np.random.default_rng(1).integers(0, 256, (30, 50, 3), dtype=np.uint8)
     maps = segmenter.probabilities(picture, sentences, batch=2)
     assert maps.shape == (7, 30, 50) and all(
-        np.allclose(m, segmenter.segment(picture, s), atol=1e-5)
+        np.allclose(m, segmenter.segment(picture, s), atol=max(1e-5, float(tolerance) / 4))
         for m, s in zip(maps, sentences, strict=True)
-    )
+    ), "the sigmoid rises by a quarter at most"
 
 
 def test_the_encoder_runs_once_a_picture_where_it_reads_no_words(model, monkeypatch):

@@ -125,8 +125,11 @@ def test_a_folder_and_several_sentences_give_all_three_pictures_each_and_a_list(
     for line in lines:
         image = opened(tmp_path / "in" / line["image"])
         mask = opened(tmp_path / "out" / line["mask"]) == 255
+        p = segmenter.segment(
+            image, line["sentence"]
+        )  # alone: a batch of another shape, which may round otherwise and move a pixel at the threshold
         assert (
-            (mask == segmenter.mask(image, line["sentence"])).all()
+            (mask == (p >= 0.5))[abs(p - 0.5) > 1e-5].all()
             and mask.sum() == line["pixels"]
             and mask.size == line["of"]
         )

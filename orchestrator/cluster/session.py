@@ -1,16 +1,20 @@
 """Ray itself: starting or joining it, what it holds, and whether a plan fits."""
 
 import contextlib
-import functools
 import logging
 import os
+import re
 import signal
 import socket
+import subprocess
 import threading
+import time
 import warnings
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aml.errors import UserError
+from aml.errors import RunError, UserError
 from orchestrator import utils
 
 if TYPE_CHECKING:  # it imports torch, for which tasks that only decode need not wait
@@ -37,13 +41,14 @@ def set_ray_environment() -> None:
         "RAY_AIR_NEW_OUTPUT": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_DEDUP_LOGS": "1",
+        "RAY_raylet_start_wait_time_s": "60",  # Ray gives a node 30 s to appear, which a busy machine may need for its imports
     }.items():
         os.environ.setdefault(key, value)
 
 
-def init_ray() -> None:
+def init_ray(say: Callable[[str], object] = print) -> None:
     """Join the cluster RAY_ADDRESS names (a Ray job has it set; `auto` finds one of this machine), else start one here. UserError where the one
-    it names cannot be joined."""
+    it names cannot be joined, RunError where none comes up here in time."""
     set_ray_environment()
     import ray
 
@@ -61,8 +66,7 @@ def init_ray() -> None:
     if address != "local":
         _join(address)
     else:
-        with _groups_of_their_own():
-            ray.init("local", include_dashboard=False, **QUIET)
+        _start_here(say)
     if threading.current_thread() is threading.main_thread():
         # Ray's own handler prints a C++ trace and may abort; a job that is stopped ends as one interrupted at the keyboard does.
         signal.signal(signal.SIGTERM, utils.stop_at_once)
@@ -78,16 +82,72 @@ def init_ray() -> None:
     ray.data.DataContext.get_current().raise_original_map_exception = True
 
 
+LATE = re.compile(
+    r"tim(ed|e) ?out|deadline exceeded|failed to (start|connect to) gcs|cannot find the node",
+    re.IGNORECASE,
+)
+
+"""What Ray says, in exceptions of many kinds, where a part of it was not up in time."""
+
+
+def _start_here(say: Callable[[str], object]) -> None:
+    """Start a Ray on this machine, once more where it does not come up in time, as on one that is busy. RunError where it does not then either."""
+    import ray
+
+    for tries_left in (1, 0):
+        with _groups_of_their_own() as started:
+            try:
+                ray.init("local", include_dashboard=False, **QUIET)
+                return
+            except Exception as error:
+                ray.shutdown()
+                _end(started)  # shutdown knows nothing of what a start that failed has begun
+                if not (isinstance(error, TimeoutError) or LATE.search(str(error))):
+                    raise
+        if tries_left:
+            say("Ray did not start in time on this machine; starting it once more")
+    raise RunError(
+        f"Ray did not start in time on this machine, tried twice; its logs are in {_logs()}: give the same command when less runs here"
+    )
+
+
+def _logs() -> str:
+    """The log folder of the Ray this process started last."""
+    from ray._common.utils import get_default_ray_temp_dir
+
+    folder = Path(get_default_ray_temp_dir())
+    of_ours = sorted(folder.glob(f"session_*_{os.getpid()}"))  # their names begin with the time
+    return str((of_ours[-1] if of_ours else folder / "session_latest") / "logs")
+
+
+def _end(started: list[subprocess.Popen]) -> None:
+    """Take down what Ray has started: asked first, killed after some seconds, and with it the rest of its groups."""
+    for process in started:
+        process.terminate()
+    deadline = time.monotonic() + 5
+    for process in started:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0, deadline - time.monotonic()))
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
 @contextlib.contextmanager
 def _groups_of_their_own():
     """Processes that Ray starts are no part of this command's group. Who ends a command often signals all of its group (`timeout`, a batch system):
-    Ray is still needed then, to save what is under way, and ends with the command."""
+    Ray is still needed then, to save what is under way, and ends with the command.   -> a list of them, as they are started"""
     from ray._private import services
 
-    start = services.ConsolePopen
-    services.ConsolePopen = functools.partial(start, process_group=0)
+    start, started = services.ConsolePopen, []
+
+    def popen(*arguments, **how):
+        started.append(start(*arguments, process_group=0, **how))
+        return started[-1]
+
+    services.ConsolePopen = popen
     try:
-        yield
+        yield started
     finally:
         services.ConsolePopen = start
 

@@ -60,7 +60,7 @@ def evaluate_checkpoint(
 
     baseline: an earlier evaluation's folder that robustness is also given against. batch: pictures, and sentences, computed at a time; None:
     what suits the device. precision: None is training's on a GPU, fp32 on a CPU. workers: above 1 that many Ray tasks share the pictures,
-    and count the same integers as one.
+    and count the same integers as one does on the same kind of processor.
     Returns what metrics.json holds. UserError: no checkpoint or shards there, an unknown split, protocol or corruption, an OUT that is a file,
     a baseline that measured something else.
     """

@@ -2,7 +2,8 @@
 
 The pictures are cut into pieces, the same ones however many share the work. A piece's pictures are encoded together, once for all their
 sentences, and on a CPU one core computes a piece: every sum has the same terms in the same order, so that the counts are the same
-integers on any number of workers and cores. Pieces go side by side in threads, so that one is read and counted while another is computed.
+integers on any number of workers and cores of one kind of processor. Another kind may round otherwise, and move a pixel whose
+probability is at the threshold. Pieces go side by side in threads, so that one is read and counted while another is computed.
 
     S network size, H W a picture's own size
 """

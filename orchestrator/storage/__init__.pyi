@@ -62,6 +62,9 @@ from .run import (
     lock_holder as lock_holder,
 )
 from .run import (
+    processor as processor,
+)
+from .run import (
     prune_runs as prune_runs,
 )
 from .run import (

@@ -253,6 +253,7 @@ def begin_run(run: Run, experiment: Experiment, manifest: dict, uri: str) -> Non
         git_sha=sha,
         git_dirty=dirty,
         code_version=code_version(),
+        processors=[*dict.fromkeys([*run.state.get("processors", []), processor()])],
         versions={
             "python": platform.python_version(),
             **{p: version(p) for p in ("torch", "ray", "mlflow", "transformers", "timm")},
@@ -285,6 +286,19 @@ def git_state() -> tuple[str, bool]:
         )
     except (OSError, subprocess.CalledProcessError):
         return "unknown", False
+
+
+def processor() -> str:
+    """The model of this machine's processor, and the instructions that torch uses of it: they decide how sums are rounded."""
+    import torch
+
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        lines = []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    model = next(models, "") or platform.processor() or platform.machine()
+    return f"{model} with {torch.backends.cpu.get_cpu_capability()}"
 
 
 def disk_mb(folder: Path) -> float:

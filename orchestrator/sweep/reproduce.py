@@ -1,7 +1,8 @@
 """Run a training, or one trial of a sweep, again in this process, and say whether its metrics agree.
 
 On a CPU agreement means every bit of every metric of every epoch; times and memory are not compared. Where another answer than agreement
-would say nothing (other data, code, torch, a GPU, several workers), nothing is run and the reason is said.
+would say nothing (other data, code, torch, a GPU, several workers), nothing is run and the reason is said. That it was made on another kind
+of processor, which may round otherwise, is said first.
 """
 
 import math
@@ -35,6 +36,8 @@ def reproduce_run(name: str, root: Path, *, say: Callable = print) -> dict:
     called = f"{run.name}:{trial_name}" if trial_name else run.name
     used = data.check_sources(experiment.data, root)
     _check(called, run, experiment, used.manifest["fingerprint"] if used else "nothing")
+    if text := elsewhere(called, run.state.get("processors", [])):
+        say(text)
     folder = _fresh(root / "reproduced" / called.replace(":", "-"))
     say(f"running {called} again for {len(history)} epochs in {folder}")
     blocks = used.windowed().open if run.state.get("windowed") else used.blocks
@@ -112,6 +115,14 @@ def _check(called: str, run: storage.Run, experiment: Experiment, fingerprint: s
         )
     if (init := state.get("init")) and not Path(init).exists():
         raise UserError(f"{cannot} it started from {init}, which is gone; put those weights back")
+
+
+def elsewhere(called: str, processors: list[str]) -> str:
+    """That a run was made on other processors than this machine's, or nothing.   processors: as the run recorded them; older ones have none"""
+    here = storage.processor()
+    if others := [name for name in processors if name != here]:
+        return f"note: {called} was made on {' and '.join(others)}, here is {here}; another processor may round otherwise, and then metrics differ"
+    return ""
 
 
 def _named_by_this_code(run: storage.Run) -> bool:
