@@ -6,10 +6,10 @@ PY := .venv/bin/python
 
 env: .venv/.complete
 
-.venv/.complete: requirements.txt
+.venv/.complete: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install --quiet uv
-	.venv/bin/uv pip install --quiet --python $(PY) -r requirements.txt
+	.venv/bin/uv pip install --quiet --python $(PY) -r requirements-dev.txt
 	touch $@
 
 sweep: env
@@ -24,9 +24,11 @@ test-faults: env
 lint: env
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	.venv/bin/lint-imports
+	$(PY) -m mypy
 
 audit: env
-	.venv/bin/uv tool run pip-audit -r requirements.txt
+	.venv/bin/uv tool run pip-audit -r requirements-dev.txt
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,7 +1,8 @@
-"""Random draws without a generator: u(seed, epoch, item, what, index), a hash of its arguments to [0, 1).
+"""Make random draws without a generator: u(seed, epoch, item, what, index), a hash to [0, 1).
 
-The same draw on any number of workers, in any batch order, after a resume, on CPU and on CUDA. The mixer is
-splitmix64 (Steele, Lea, Flood 2014) in int64 arithmetic, which wraps around in torch as it does in C.
+A draw is the same on any number of workers, in any batch order, after a resume, on CPU and on CUDA.
+The mixer is splitmix64 (Steele, Lea, Flood 2014) in int64 arithmetic, which wraps around in torch
+as it does in C.
 """
 
 import zlib
@@ -16,7 +17,18 @@ MIX_2 = 0x94D049BB133111EB - (1 << 64)
 
 
 def uniform(seed: int, epoch: int, item: torch.Tensor, what: str, count: int = 1) -> torch.Tensor:
-    """Draws in [0, 1).   item (B,) int64 -> (B, count) float32, the draws of index 0 .. count-1 named `what`."""
+    """Return draws in [0, 1).
+
+    Args:
+        seed: seed of the run.
+        epoch: number of the epoch.
+        item: (B,) int64 keys of the items.
+        what: name of the draws; different names give independent draws.
+        count: draws for each item.
+
+    Returns:
+        (B, count) float32 on the device of `item`, the draws of index 0 to count - 1.
+    """
     state = _mix(item + _constant(seed, epoch, what))
     index = torch.arange(1, count + 1, device=item.device)
     bits = _mix(state[:, None] + index * GOLDEN)
@@ -24,7 +36,10 @@ def uniform(seed: int, epoch: int, item: torch.Tensor, what: str, count: int = 1
 
 
 def _constant(seed: int, epoch: int, what: str) -> int:
-    """One signed 64-bit number out of what all items of a step share (plain integers: no tensor, no device)."""
+    """Return one signed 64-bit number from the arguments that all items of a step share.
+
+    The arithmetic is in Python integers, so that no tensor or device is needed.
+    """
     state = 0
     for part in (seed, epoch, zlib.crc32(what.encode())):
         state = _mix_int((state ^ part) + GOLDEN)
@@ -32,6 +47,7 @@ def _constant(seed: int, epoch: int, what: str) -> int:
 
 
 def _mix_int(x: int) -> int:
+    """Mix an unsigned 64-bit number as `_mix` does."""
     mask = (1 << 64) - 1
     x &= mask
     x = (x ^ (x >> 30)) * (MIX_1 & mask) & mask
@@ -40,11 +56,12 @@ def _mix_int(x: int) -> int:
 
 
 def _mix(x: torch.Tensor) -> torch.Tensor:
+    """Mix int64 numbers by the finaliser of splitmix64."""
     x = (x ^ _shift(x, 30)) * MIX_1
     x = (x ^ _shift(x, 27)) * MIX_2
     return x ^ _shift(x, 31)
 
 
 def _shift(x: torch.Tensor, bits: int) -> torch.Tensor:
-    """Logical right shift; torch's >> on int64 keeps the sign."""
+    """Shift right and fill with zeros, where torch's >> on int64 would keep the sign."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,21 +1,28 @@
-"""The exceptions whose text is one sentence for a person."""
+"""Define the exceptions whose text is one sentence for a person."""
 
 
 class UserError(ValueError):
-    """Wrong input. Its text is one sentence: what came, what was wanted, what to do. The command line prints it and exits with 2."""
+    """Wrong input.
+
+    The text is one sentence: what came, what was wanted, what to do. The command line prints it
+    and exits with 2.
+    """
 
 
 class Unreachable(UserError):
-    """What lies elsewhere does not answer, or gives nothing to who asks. Tried again later it may."""
+    """A store or server does not answer or refuses access; a later attempt may succeed."""
 
     kind = "away"
 
 
 class RunError(RuntimeError):
-    """A run cannot go on, and would not if it were started again as it is. Its text is one sentence: what happened, what to do."""
+    """A run cannot go on, and would fail again if it were started again unchanged.
+
+    The text is one sentence: what happened, what to do.
+    """
 
     kind = "error"
-    """In one word, for the ledger."""
+    """Kind of the failure in one word, for the ledger."""
 
 
 class NonFinite(RunError):
@@ -25,12 +32,12 @@ class NonFinite(RunError):
 
 
 class NotSaved(RunError):
-    """A file of the run could not be written: the disk is full, or over its quota."""
+    """A file of the run could not be written: the disk is full or the quota is used up."""
 
     kind = "disk"
 
 
 class OutOfMemory(RunError):
-    """A step or an evaluation did not fit."""
+    """A training step or an evaluation did not fit into memory."""
 
     kind = "memory"

@@ -1,34 +1,47 @@
-"""Referring segmentation metrics as integer sums that add over batches, workers and machines, divided once at the end.
+"""Compute referring segmentation metrics from integer sums.
 
-Per sentence I = |prediction and truth| and U = |prediction or truth| in pixels. mIoU (gIoU) is the mean of I/U, oIoU (cIoU) is
-sum I / sum U, P@X the share of sentences with I/U >= X. An empty union counts 0. A P@X comparison is made in integers
-(100 I >= X U), and I/U is added as an integer number of 2^-32, so that the sum does not depend on its order.
+The sums add over batches, workers and machines, and are divided once at the end.
 
-Where some expressions name nothing in the picture (gRefCOCO, Liu et al. 2023), a prediction of next to nothing is called empty. Such an
-expression counts 1 in mIoU and nothing in I and U when the prediction is called empty, else 0 and U is what was predicted; a target
-wrongly called empty has I = 0. N-acc is the share of expressions without a target that are called empty, T-acc of those with a target
-that are not, and P@X is the share of those with a target.
+Per sentence I = |prediction and truth| and U = |prediction or truth| in pixels. mIoU (gIoU) is the
+mean of I/U, oIoU (cIoU) is sum I / sum U, P@X is the share of sentences with I/U >= X. An empty
+union counts 0. A P@X comparison is made in integers (100 I >= X U), and I/U is added as an integer
+number of 2^-32, so that the sum does not depend on its order.
+
+Some data sets have expressions that name nothing in the picture (gRefCOCO, Liu et al. 2023). There
+a prediction of very few pixels is called empty (`called_empty`):
+
+- An expression without a target whose prediction is called empty counts 1 in mIoU and adds nothing
+  to I and U; otherwise it counts 0, and U is the predicted area.
+- An expression with a target whose prediction is called empty has I = 0.
+- N-acc is the share of expressions without a target whose prediction is called empty, T-acc the
+  share of expressions with a target whose prediction is not.
+- P@X is a share of the expressions with a target only.
 """
 
 from dataclasses import dataclass, fields
+from typing import overload
 
 import torch
 import torch.nn.functional as F
 
 THRESHOLDS = (50, 60, 70, 80, 90)
-
 """The X of P@X, in per cent."""
 
 IOU_UNIT = 1 << 32
+"""Units of I/U in 1."""
 
-EMPTY_BELOW, EMPTY_SIDE = 50, 480
+EMPTY_BELOW = 50
+"""Fewer pixels than this are called empty in a square picture of side EMPTY_SIDE.
 
-"""Fewer pixels than this in a square picture of this side are called empty; other pictures in proportion to their area."""
+In other pictures the bound is in proportion to their area.
+"""
+
+EMPTY_SIDE = 480
 
 
 @dataclass
 class Sums:
-    """Integer sums over sentences; `a + b` is the sums of both sets."""
+    """Integer sums over sentences; `a + b` holds the sums over both sets."""
 
     n: int = 0
     intersection: int = 0
@@ -38,7 +51,7 @@ class Sums:
     no_target: int = 0
     """Sentences that name nothing in the picture."""
     rejected: int = 0
-    """Those of them whose prediction is called empty."""
+    """Sentences that name nothing and whose prediction is called empty."""
     missed: int = 0
     """Sentences with a target whose prediction is called empty."""
     hits: tuple[int, ...] = (0,) * len(THRESHOLDS)
@@ -53,7 +66,7 @@ class Sums:
         return Sums(**plain, hits=tuple(a + b for a, b in zip(self.hits, other.hits, strict=True)))
 
     def to_tensor(self) -> torch.Tensor:
-        """(7 + len(THRESHOLDS),) int64, for an all-reduce."""
+        """Return the sums as a tensor for an all-reduce, (7 + len(THRESHOLDS),) int64."""
         return torch.tensor(
             [*(getattr(self, f.name) for f in fields(self) if f.name != "hits"), *self.hits],
             dtype=torch.int64,
@@ -61,18 +74,20 @@ class Sums:
 
     @classmethod
     def from_tensor(cls, values: torch.Tensor) -> "Sums":
-        *plain, hits = (
-            *values[: -len(THRESHOLDS)].tolist(),
-            tuple(values[-len(THRESHOLDS) :].tolist()),
-        )
-        return cls(*plain, hits)
+        """Return the sums that `to_tensor` made a tensor of."""
+        numbers = values.tolist()
+        names = [f.name for f in fields(cls) if f.name != "hits"]
+        plain = dict(zip(names, numbers[: -len(THRESHOLDS)], strict=True))
+        return cls(**plain, hits=tuple(numbers[-len(THRESHOLDS) :]))
 
     def scores(self) -> dict[str, float]:
-        """mIoU, oIoU, P@0.5 ... P@0.9 as shares in [0, 1], and n. All 0 for no sentence.
+        """Return mIoU, oIoU, P@0.5 ... P@0.9 as shares in [0, 1], and n. All are 0 for no sentence.
 
-        With sentences without a target among them also gIoU and cIoU (the same numbers under the names used there), N-acc and T-acc.
+        Where some sentences have no target, also return N-acc, T-acc, and gIoU and cIoU, which are
+        mIoU and oIoU under the names usual for such data.
         """
-        n, targeted = max(self.n, 1), self.n - self.no_target
+        n = max(self.n, 1)
+        targeted = self.n - self.no_target
         shares = {
             f"P@0.{x // 10}": hit / max(targeted, 1)
             for x, hit in zip(THRESHOLDS, self.hits, strict=True)
@@ -93,32 +108,53 @@ class Sums:
 
 
 def counts(prediction: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pixels in both and in either.   prediction, truth (B, H, W) bool -> I (B,), U (B,) int64"""
+    """Return the intersection and union of masks.
+
+    Args:
+        prediction: (B, H, W) bool.
+        truth: (B, H, W) bool.
+
+    Returns:
+        I (B,) int64 and U (B,) int64, in pixels.
+    """
     return (prediction & truth).flatten(1).sum(1), (prediction | truth).flatten(1).sum(1)
 
 
-def called_empty(pixels, area):
-    """Whether a prediction of so many pixels in a picture of `area` pixels says "nothing there"; integers or int64 tensors.   -> bool"""
+@overload
+def called_empty(pixels: int, area: int) -> bool: ...
+@overload
+def called_empty(pixels: torch.Tensor, area: torch.Tensor | int) -> torch.Tensor: ...
+def called_empty(pixels: torch.Tensor | int, area: torch.Tensor | int) -> torch.Tensor | bool:
+    """Return whether a prediction of `pixels` pixels says that nothing named is in the picture.
+
+    Args:
+        pixels: predicted pixels, int or int64 tensor.
+        area: pixels of the picture, int or int64 tensor.
+    """
     return pixels * EMPTY_SIDE**2 < EMPTY_BELOW * area
 
 
 def intersection_over_union(
     intersection: torch.Tensor, union: torch.Tensor, no_target: torch.Tensor, empty: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
-    """I, U and I/U in units of 2^-32 under the rule for expressions without a target, all (B,) int64.
+    """Apply the rule for expressions without a target (see the module's text).
 
-    no_target, empty (B,) bool: the expression names nothing, the prediction is called empty; both False leave I and U as they are.
+    Args:
+        intersection: (B,) int64 pixels.
+        union: (B,) int64 pixels.
+        no_target: (B,) bool, True where the expression names nothing.
+        empty: (B,) bool, True where the prediction is called empty. With both False, I and U stay
+            as they are.
+
+    Returns:
+        I, U and I/U in units of 2^-32, each (B,) int64.
     """
-    intersection, union = (
-        intersection.masked_fill(empty, 0),
-        union.masked_fill(no_target & empty, 0),
-    )
+    rejected = no_target & empty
+    intersection = intersection.masked_fill(empty, 0)
+    union = union.masked_fill(rejected, 0)
     # An empty union has I = 0; dividing by 1 makes it count 0.
-    return (
-        intersection,
-        union,
-        (intersection * IOU_UNIT // union.clamp(min=1)).masked_fill(no_target & empty, IOU_UNIT),
-    )
+    iou = (intersection * IOU_UNIT // union.clamp(min=1)).masked_fill(rejected, IOU_UNIT)
+    return intersection, union, iou
 
 
 def score(
@@ -129,15 +165,18 @@ def score(
     no_target: torch.Tensor | None = None,
     empty: torch.Tensor | None = None,
 ) -> Sums:
-    """Sums of a batch.   intersection, union (B,) int64 pixels; valid (B,) bool leaves padding out.
+    """Return the sums of a batch.
 
-    no_target, empty (B,) bool: given where expressions without a target are among the split's, with what `called_empty` says.
+    Args:
+        intersection: (B,) int64 pixels.
+        union: (B,) int64 pixels.
+        valid: (B,) bool, False for padding, which is left out.
+        no_target: (B,) bool, given where the split has expressions without a target.
+        empty: (B,) bool, the result of `called_empty`, given together with `no_target`.
     """
     keep = slice(None) if valid is None else valid
-    intersection, union = (
-        intersection[keep].cpu().to(torch.int64),
-        union[keep].cpu().to(torch.int64),
-    )
+    intersection = intersection[keep].cpu().to(torch.int64)
+    union = union[keep].cpu().to(torch.int64)
     absent, empty = (
         torch.zeros_like(union, dtype=torch.bool) if x is None else x[keep].cpu()
         for x in (no_target, empty)
@@ -146,8 +185,16 @@ def score(
     hits = tuple(
         int(((100 * intersection >= x * union) & (union > 0) & ~absent).sum()) for x in THRESHOLDS
     )
-    named = int(absent.sum()), int((absent & empty).sum()), int((~absent & empty).sum())
-    return Sums(len(union), int(intersection.sum()), int(union.sum()), int(iou.sum()), *named, hits)
+    return Sums(
+        n=len(union),
+        intersection=int(intersection.sum()),
+        union=int(union.sum()),
+        iou=int(iou.sum()),
+        no_target=int(absent.sum()),
+        rejected=int((absent & empty).sum()),
+        missed=int((~absent & empty).sum()),
+        hits=hits,
+    )
 
 
 def score_masks(
@@ -156,33 +203,56 @@ def score_masks(
     valid: torch.Tensor | None = None,
     no_target: torch.Tensor | None = None,
 ) -> Sums:
-    """Sums of a batch of masks.   prediction, truth (B, H, W) bool; valid, no_target (B,) bool as in `score`"""
+    """Return the sums of a batch of masks.
+
+    Args:
+        prediction: (B, H, W) bool.
+        truth: (B, H, W) bool.
+        valid: (B,) bool as in `score`.
+        no_target: (B,) bool as in `score`.
+    """
     pixels = prediction.flatten(1).sum(1)
     empty = None if no_target is None else called_empty(pixels, prediction[0].numel())
     return score(*counts(prediction, truth), valid, no_target=no_target, empty=empty)
 
 
 def weighted_auroc(score: torch.Tensor, weight: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """Area under the ROC curve when cell j holds a share `weight` of positives, all at the same score.
+    """Return the area under the ROC curve of scores given to cells that hold several pixels.
 
-    score, weight (B, N) float, weight in [0, 1]; valid (B, N) bool -> (B,) float, NaN where a class is empty. It equals the pixel-level
-    AUROC (Mann-Whitney: probability that a positive scores higher than a negative, ties 1/2) of a map that is constant over each cell.
+    The result equals the pixel-level AUROC (Mann-Whitney: probability that a positive scores higher
+    than a negative, ties 1/2) of a map that is constant over each cell.
+
+    Args:
+        score: (B, N) float, the score of all pixels of a cell.
+        weight: (B, N) float in [0, 1], the share of positives in a cell.
+        valid: (B, N) bool, False for cells to leave out.
+
+    Returns:
+        (B,) float, NaN where a row has no positives or no negatives.
     """
-    positive, negative = weight * valid, (1 - weight) * valid
+    positive = weight * valid
+    negative = (1 - weight) * valid
     ascending, order = score.sort(1)
-    below = F.pad(
-        negative.gather(1, order).cumsum(1), (1, 0)
-    )  # negatives among the k lowest scores
+    # negatives among the k lowest scores
+    below = F.pad(negative.gather(1, order).cumsum(1), (1, 0))
     first = torch.searchsorted(ascending, score.contiguous())
     last = torch.searchsorted(ascending, score.contiguous(), right=True)
     wins = (positive * (below.gather(1, first) + below.gather(1, last)) / 2).sum(1)
-    return wins / (
-        positive.sum(1) * negative.sum(1)
-    )  # 0 / 0 is NaN: undefined, and left out of means
+    # 0 / 0 is NaN: the area is undefined, and means leave it out
+    return wins / (positive.sum(1) * negative.sum(1))
 
 
 def mask_auroc(hidden: torch.Tensor, weight: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
-    """The same of a mask that calls visible cells positive.   hidden (B, N) bool; weight (B, N) pixels of positives, size (B, N) pixels -> (B,)"""
+    """Return the area under the ROC curve of a mask that calls visible cells positive.
+
+    Args:
+        hidden: (B, N) bool, the cells that the mask hides.
+        weight: (B, N) positive pixels of a cell.
+        size: (B, N) pixels of a cell.
+
+    Returns:
+        (B,) in the dtype of `weight`.
+    """
     visible = (~hidden).to(weight.dtype)
     hit = (weight * visible).sum(1) / weight.sum(1)
     alarm = ((size - weight) * visible).sum(1) / (size - weight).sum(1)

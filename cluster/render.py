@@ -1,10 +1,14 @@
-"""Print a file of this folder with ${NAME} replaced by values.env: python cluster/render.py FILE [NAME=VALUE ...]
+"""Print a file of this folder with each ${NAME} replaced by its value of values.env.
 
-`$NAME` without braces is left alone: it belongs to the shell. `!spec FILE` in YAML stands for the `spec` of another file. A value may name others.
+python cluster/render.py FILE [NAME=VALUE ...]
+
+`$NAME` without braces is left alone: it belongs to the shell. `!spec FILE` in YAML stands for the
+`spec` of another file. A value may name others.
 """
 
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
@@ -18,8 +22,12 @@ FILES = (
 )
 
 
-def values(overrides: list[str] = ()) -> dict[str, str]:
-    """values.env with NAME=VALUE on top. ValueError for a name that is not in it, and for an empty value where it has one."""
+def values(overrides: Iterable[str] = ()) -> dict[str, str]:
+    """Return the values of values.env, some of them replaced by NAME=VALUE.
+
+    Raises:
+        ValueError: A name is not in values.env, or is given an empty value where it has one there.
+    """
     lines = [
         line
         for line in (HERE / "values.env").read_text("utf-8").splitlines()
@@ -30,11 +38,13 @@ def values(overrides: list[str] = ()) -> dict[str, str]:
         name, equals, value = override.partition("=")
         if not equals or name not in found:
             raise ValueError(
-                f"{override!r} is not NAME=VALUE with a NAME of values.env; there: {', '.join(found)}"
+                f"{override!r} is not NAME=VALUE with a NAME of values.env; "
+                f"there: {', '.join(found)}"
             )
         if found[name] and not value:
             raise ValueError(
-                f"{name} is given as nothing, where values.env has {found[name]!r}; give a value, or leave {override!r} away"
+                f"{name} is given as nothing, where values.env has {found[name]!r}; give a value, "
+                f"or leave {override!r} away"
             )
         found[name] = value
     return {
@@ -44,11 +54,15 @@ def values(overrides: list[str] = ()) -> dict[str, str]:
 
 
 def check_read(file: str, overrides: list[str]) -> None:
-    """ValueError for a NAME=VALUE that the file does not read, nor what stands in it by `!spec`, nor a value that it reads."""
-    text, asked = (
-        (HERE / named(file)).read_text("utf-8"),
-        dict(override.split("=", 1) for override in overrides),
-    )
+    """Check that the file reads every NAME=VALUE given.
+
+    A file also reads what the files that it names by `!spec` read, and what its values name.
+
+    Raises:
+        ValueError: The file does not read one of them.
+    """
+    text = (HERE / named(file)).read_text("utf-8")
+    asked = dict(override.split("=", 1) for override in overrides)
     text += "".join(
         (HERE / named(file)).with_name(other).read_text("utf-8")
         for other in re.findall(r": !spec (\S+)", text)
@@ -68,8 +82,16 @@ def check_read(file: str, overrides: list[str]) -> None:
 
 
 def render(file: str, known: dict[str, str]) -> str:
-    """The file's text with every ${NAME} replaced. ValueError for a file that is not filled in here, a NAME that values.env lacks,
-    and for what is no YAML any more."""
+    """Return the file's text with every ${NAME} replaced.
+
+    Args:
+        file: Name of the file in this folder, or its path.
+        known: Values by name.
+
+    Raises:
+        ValueError: The file is not filled in here, asks for a name without a value, or is no
+            valid YAML with these values.
+    """
     name = named(file)
 
     def value(match: re.Match) -> str:
@@ -92,17 +114,22 @@ def render(file: str, known: dict[str, str]) -> str:
 
 
 def named(file: str) -> str:
-    """The one of FILES that is meant, by its name in this folder or by its path. ValueError if none is."""
+    """Return the one of FILES that a name in this folder or a path means.
+
+    Raises:
+        ValueError: It means none of them.
+    """
     for path in (HERE / file, Path(file).resolve()):
         if path.is_relative_to(HERE) and (name := path.relative_to(HERE).as_posix()) in FILES:
             return name
     raise ValueError(
-        f"{file} is not filled in here; there are {', '.join(FILES)}, and docker compose fills in compose.yaml"
+        f"{file} is not filled in here; there are {', '.join(FILES)}, and docker compose fills in "
+        "compose.yaml"
     )
 
 
 def _loader(known: dict[str, str], name: str) -> type:
-    """Of YAML where `!spec FILE`, beside the file `name`, is that file's spec."""
+    """Return a YAML loader for which `!spec FILE`, beside the file `name`, is that file's spec."""
 
     class Loader(yaml.SafeLoader):
         pass

@@ -1,1 +1,4 @@
-"""Everything that knows a cluster: shards, Ray Train, Ray Tune, MLflow, evaluation, the report and the command line."""
+"""Run experiments on a cluster: shards, Ray Train, Ray Tune, MLflow, evaluation, reports, commands.
+
+Its packages import each other in one direction; pyproject.toml has their order.
+"""

@@ -1,4 +1,8 @@
-"""Fixtures shared by the tests: generated scenes, their rows, blocks and items, a quickly trained model; real data where they lie."""
+"""Provide fixtures shared by the tests.
+
+They are generated scenes with their rows, blocks and items, a quickly trained model, and real data
+if there are any.
+"""
 
 import os
 import time
@@ -7,27 +11,24 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from stores import save_model, write_store
 
 from aml.data import dataset, decode, refer, refer_counts
 from aml.models.registry import build_model
 from aml.synthetic import refer_files
+from tests.support.hearing import stop_hearing
+from tests.support.stores import save_model, write_store
 
 torch.set_num_threads(1)
-os.environ["RAY_raylet_start_wait_time_s"] = (
-    "120"  # a node has 30 s to appear otherwise, too few on a busy machine  # noqa: SIM112
-)
-for name in (
-    "MLFLOW_TRACKING_URI",
-    "RAY_ADDRESS",
-    "AMLRIS_HOME",
-):  # nothing of who runs the tests is written to
+# Ray's default of 30 s for a node to start is too short on a busy machine.
+os.environ["RAY_raylet_start_wait_time_s"] = "120"  # noqa: SIM112 (Ray's own spelling)
+# Tests must not write to the results, cluster or tracking server of the person who runs them.
+for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "AMLRIS_HOME"):
     os.environ.pop(name, None)
 SIZE = 64
-"""Side of the network image, pixels."""
+"""Side of the network image in pixels."""
 
 MINUTES = float(os.environ.get("AMLRIS_TEST_MINUTES", "inf"))
-"""Tests that would begin later than so are skipped."""
+"""Minutes after which tests that have not begun are skipped."""
 BEGUN = time.monotonic()
 
 
@@ -36,8 +37,14 @@ def pytest_runtest_setup(item):
         pytest.skip(f"no time left: AMLRIS_TEST_MINUTES is {MINUTES:g}")
 
 
+@pytest.fixture(autouse=True)
+def remove_message_handlers():
+    yield
+    stop_hearing()
+
+
 def pytest_exception_interact(node, report):
-    """A failure is said when it happens: a run that is cut off comes to no summary."""
+    """Print a failure when it happens, because a run that is cut off prints no summary."""
     terminal = node.config.pluginmanager.get_plugin("terminalreporter")
     if terminal and getattr(report, "failed", False):
         terminal.write_line(f"\n{report.nodeid}: {report.longreprtext[-4000:]}")
@@ -45,20 +52,21 @@ def pytest_exception_interact(node, report):
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """Folder with mini_refer and coco128."""
+    """Return the folder with mini_refer and coco128."""
     folder = Path(
         os.environ.get("AMLRIS_REAL_DATA", Path(__file__).parents[1] / ".." / "shared" / "data")
     )
     if not (folder / "mini_refer").is_dir():
         pytest.skip(
-            f"no real data at {folder}: set AMLRIS_REAL_DATA to a folder with mini_refer and coco128"
+            f"no real data at {folder}: "
+            "set AMLRIS_REAL_DATA to a folder with mini_refer and coco128"
         )
     return folder
 
 
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory) -> Path:
-    """40 generated pictures of 64 px as RefCOCO: 76 train refs, 30 val sentences."""
+    """Return 40 generated RefCOCO pictures of 64 px with 76 train refs and 30 val sentences."""
     out = tmp_path_factory.mktemp("scenes")
     refer_files.generate_dataset(out, "refcoco", images=40, size=SIZE, seed=0, workers=1)
     return out
@@ -71,7 +79,7 @@ def rows(scenes) -> list[dict]:
 
 @pytest.fixture(scope="session")
 def blocks(rows) -> list[dict]:
-    """The rows decoded at network size, in two blocks."""
+    """Return the rows decoded at network size, in two blocks."""
     decoded = [
         decode.decode_row(row | {"jpeg": Path(row["path"]).read_bytes()}, SIZE) for row in rows
     ]
@@ -80,7 +88,7 @@ def blocks(rows) -> list[dict]:
 
 @pytest.fixture(scope="session")
 def items(blocks) -> dict[str, dataset.Items]:
-    """train: one item a ref. val: one item a sentence."""
+    """Return items of two splits: train has one for each ref, val one for each sentence."""
     return {
         "train": dataset.Items(blocks, "train", size=SIZE),
         "val": dataset.Items(blocks, "val", size=SIZE, unit="sentence"),
@@ -89,7 +97,7 @@ def items(blocks) -> dict[str, dataset.Items]:
 
 @pytest.fixture(scope="session", name="data")
 def stored(tmp_path_factory):
-    """24 generated pictures: their rows, a store of them, a checkpoint."""
+    """Return 24 generated pictures with their rows, a store of them and a checkpoint."""
     root = tmp_path_factory.mktemp("data")
     refer_files.generate_dataset(root, "refcoco", images=24, size=64, seed=3, workers=1)
     rows = refer.read_refer(root, root / "images", "refcoco", "unc")
@@ -104,7 +112,10 @@ def stored(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def make_model(rows):
-    """make_model(seed=0, **options): a small model narrow enough for training steps in milliseconds."""
+    """Return make_model(seed=0, **options), which builds a small model.
+
+    The model is narrow enough for training steps of a few milliseconds.
+    """
     vocabulary = refer_counts.vocabulary(rows)
 
     def make(seed: int = 0, **options):
@@ -118,8 +129,11 @@ def make_model(rows):
 
 @pytest.fixture(scope="session")
 def root(tmp_path_factory):
-    """A storage root whose SQLite store is made once for all tests; each test has experiments of its own."""
-    from orchestrator.tracking.queue import Tracker
+    """Return a storage root whose SQLite store is made once for all tests.
+
+    Each test has experiments of its own.
+    """
+    from orchestrator.tracking.mlflow_tracker import Tracker
 
     path = tmp_path_factory.mktemp("root")
     tracker = Tracker(path / "first", None, "first", path)
@@ -130,7 +144,10 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def ray_session():
-    """ray_session(arguments) -> exit code, what was printed: commands run in this process on one Ray for the whole session."""
+    """Return a function that runs a command and returns its exit code and printed text.
+
+    Commands run in this process, on one Ray for the whole session.
+    """
     import contextlib
     import io
 
@@ -139,10 +156,8 @@ def ray_session():
     from orchestrator.cli.app import main
     from orchestrator.cluster import session
 
-    for name in (
-        "AWS_ACCESS_KEY_ID",
-        "AWS_SECRET_ACCESS_KEY",
-    ):  # Ray's workers inherit them: the local S3 server of the tests takes any
+    # Ray's workers inherit these keys. The local S3 server of the tests accepts any.
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         os.environ.setdefault(name, "testing")
     session.init_ray()
 
@@ -162,9 +177,9 @@ def ray_session():
 
 @pytest.fixture(scope="session")
 def s3_server():
-    """A client of a running S3 server, and the words that lead an address to it."""
-    pytest.importorskip("moto.server", reason="moto is not installed: install requirements.txt")
-    import s3
+    """Yield a client of a running S3 server, and the query that leads an address to it."""
+    pytest.importorskip("moto.server", reason="moto is not installed: install requirements-dev.txt")
+    from tests.support import s3
 
     before = {name: os.environ.get(name) for name in s3.KEYS}
     os.environ.update(s3.KEYS)
@@ -172,13 +187,16 @@ def s3_server():
     yield client, query
     running.stop()
     for name, value in before.items():
-        os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+        if value is None:
+            os.environ.pop(name)
+        else:
+            os.environ[name] = value
 
 
 @pytest.fixture
 def bucket(s3_server, monkeypatch):
-    """An empty bucket of its own."""
-    import s3
+    """Return an empty bucket that no other test uses."""
+    from tests.support import s3
 
     for name, value in s3.KEYS.items():
         monkeypatch.setenv(name, value)

@@ -1,8 +1,12 @@
-"""What a step costs: python -m aml.bench step --model caris --backbone swin_base --image-size 448 --batch 16 --precision bf16
-What evaluation gains by encoding a picture once for its sentences: python -m aml.bench eval --model clipseg --image-size 352 --batch 32
-What more workers gain, and what their talking costs: python -m aml.bench workers --workers 2 --image-size 64 --batch 16
+"""Measure a training step, evaluation, or several workers.
 
-What is compared is timed in turn in one process, so that a ratio compares like with like; JSON on the last line.
+A step:         python -m aml.bench step --model caris --backbone swin_base --image-size 448
+Evaluation:     python -m aml.bench eval --model clipseg --image-size 352 --batch 32
+More workers:   python -m aml.bench workers --workers 2 --image-size 64 --batch 16
+
+The ways that are compared are timed in turn in one process, so that a ratio compares like with
+like;
+the last line printed is JSON.
 """
 
 import argparse

@@ -1,7 +1,8 @@
-"""Evaluation's speed: a picture encoded once for its n sentences against a picture encoded for each sentence.
+"""Measure evaluation: a picture encoded once for its n sentences against once for each.
 
-With V the time of encoding a picture, T of reading a sentence and D of the rest of a sentence's way to its logits, encoding once can be
-faster by n (V + T + D) / (V + n (T + D)) at most. The three are measured alone, the two ways as whole batches, all in turn in one run.
+With V the time of encoding a picture, T of reading a sentence and D of the rest of a sentence's way
+to its logits, encoding once can be faster by n (V + T + D) / (V + n (T + D)) at most. The three are
+measured alone, the two ways as whole batches, all in turn in one run.
 """
 
 import platform
@@ -17,22 +18,34 @@ from aml.models import build_model
 from aml.training import VOCABULARY, synchronize
 
 WARM = 2
-
 """First rounds that are not counted: they fill caches and, on a GPU, load kernels."""
 
 
 def limit(visual: float, text: float, decode: float, sentences: int) -> float:
-    """How many times faster encoding once can be.   visual: V of a picture, text and decode: T and D of a sentence, in any one unit"""
+    """Return how many times faster encoding once can be.
+
+    Args:
+        visual: V of a picture, in any unit.
+        text: T of a sentence, in the same unit.
+        decode: D of a sentence, in the same unit.
+        sentences: n, of a picture.
+    """
     return sentences * (visual + text + decode) / (visual + sentences * (text + decode))
 
 
 def measure(
     spec: dict, *, size: int, batch: int, sentences: int, precision: str, device: str, rounds: int
 ) -> dict:
-    """Medians over the rounds: V, T, D in ms, both ways in sentences a second, the speed-up, paired by round, and its limit.
+    """Time both ways.
 
-    `batch` pictures are encoded and as many sentences decoded at a time in both ways. Where the model fuses words into its encoder there
-    is nothing to share: V is null, the limit 1, and both ways do the same.
+    `batch` pictures are encoded and as many sentences decoded at a time in both ways. Where the
+    model fuses words into its encoder there is nothing to share: V is null, the limit 1, and both
+    ways do the same.
+
+    Returns:
+        Medians over the rounds: V, T, D in ms, both ways in sentences a second, the speed-up,
+        paired
+        by round, and its limit.
     """
     torch.manual_seed(0)
     spec = dict(spec)
@@ -41,8 +54,8 @@ def measure(
     images = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
     said = [" ".join(VOCABULARY[i : i + 5]) for i in range(batch * sentences)]
     of = [picture for picture in range(batch) for _ in range(sentences)]
-    ways = {
-        "once": lambda: list(segmenter.answers(images, said, of, batch)),
+    ways: dict[str, Callable] = {
+        "once": lambda: list(segmenter.iter_logits(images, said, of, batch)),
         "each": lambda: _each(segmenter, images, said, of, batch),
     }
     if not model.fuses:
@@ -89,15 +102,18 @@ def measure(
 
 
 def lines(found: dict) -> list[str]:
-    """What `measure` found, to be read."""
-    reached = f"once {found['once_per_s']:.1f} sentences/s, each {found['each_per_s']:.1f}: x{found['speedup']:.3f}"
+    """Return what `measure` found as lines of text."""
+    rates = f"once {found['once_per_s']:.1f} sentences/s, each {found['each_per_s']:.1f}"
+    reached = f"{rates}: x{found['speedup']:.3f}"
     if found["fuses"]:
         return [
-            f"{found['model']['name']} reads the words inside its visual encoder: nothing of a picture can be shared by its sentences",
+            f"{found['model']['name']} reads the words inside its visual encoder: nothing of a "
+            "picture can be shared by its sentences",
             reached,
         ]
     return [
-        f"a picture {found['visual_ms']:.3f} ms (V); a sentence {found['text_ms']:.3f} ms text (T) and {found['decode_ms']:.3f} ms decoding (D)",
+        f"a picture {found['visual_ms']:.3f} ms (V); a sentence {found['text_ms']:.3f} ms text "
+        f"(T) and {found['decode_ms']:.3f} ms decoding (D)",
         f"limit n(V+T+D)/(V+n(T+D)) at n = {found['sentences']}: x{found['limit']:.3f}",
         f"{reached}, {found['share_of_limit']:.1%} of the limit",
     ]
@@ -106,8 +122,8 @@ def lines(found: dict) -> list[str]:
 def _in_turn(
     ways: dict[str, Callable], rounds: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Seconds of each way in each round, one after another within a round."""
-    times = {way: [] for way in ways}
+    """Return the seconds of each way in each round, one after another within a round."""
+    times: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(rounds + WARM):
         for way, run in ways.items():
             synchronize(device)
@@ -127,7 +143,7 @@ def _each(
 
 @torch.inference_mode()
 def _read(segmenter: Segmenter, seen: list, sentences: list[str]) -> None:
-    """The sentences alone: what alignment at `encoder` reads, with the maps at hand."""
-    tokens, token_mask = segmenter.tokens(sentences)
+    """Read the sentences alone, as alignment at `encoder` does with the maps at hand."""
+    tokens, token_mask = segmenter.tokenise(sentences)
     with segmenter.autocast():
         segmenter.model.features(None, tokens, token_mask, "encoder", seen)

@@ -4,6 +4,7 @@ import json
 import platform
 import statistics
 import time
+from typing import Any
 
 import torch
 
@@ -34,7 +35,7 @@ PEAK_SIDE = 4096
 
 
 def peak_flops(device: str, precision: str) -> float:
-    """FLOPs a second of a large matrix product at this precision: what this device reaches at best, measured and not promised."""
+    """Return the FLOPs a second of a large matrix product at this precision, as measured here."""
     dtype = PRECISIONS[precision] or torch.float32
     side = PEAK_SIDE if device.startswith("cuda") else PEAK_SIDE // 4
     a = torch.randn(side, side, device=device, dtype=dtype)
@@ -48,12 +49,14 @@ def peak_flops(device: str, precision: str) -> float:
 
 
 def peak_memory_mb(learner: Learner, batch: Batch) -> float | None:
-    """Most memory allocated on the device during one step, MiB; None on a CPU, whose allocator keeps no such count."""
+    """Return the most memory allocated on the device during one step, in MiB.
+
+    None on a CPU, whose allocator keeps no such count.
+    """
     if learner.device.type != "cuda":
         return None
-    timed_steps(
-        learner, batch, 0
-    )  # what is made once stays: the optimiser's state, and the workspace of the first product of all
+    # what is made once stays: the optimiser's state, and the workspace of the first product
+    timed_steps(learner, batch, 0)
     torch.cuda.reset_peak_memory_stats(learner.device)
     before = torch.cuda.memory_allocated(learner.device)
     timed_steps(learner, batch, 0)
@@ -61,7 +64,10 @@ def peak_memory_mb(learner: Learner, batch: Batch) -> float | None:
 
 
 def _held(learner: Learner) -> int:
-    """Bytes of the learner's own parameters and optimiser state: other learners stand beside it on the device."""
+    """Return the bytes of the learner's own parameters and optimiser state.
+
+    Other learners are on the device, too.
+    """
     state = [t for s in learner.optimizer.state.values() for t in s.values() if torch.is_tensor(t)]
     return sum(
         t.numel() * t.element_size()
@@ -70,7 +76,7 @@ def _held(learner: Learner) -> int:
 
 
 def bare_step(learner: Learner, batch: Batch, optimizer) -> float:
-    """Seconds of forward, loss, backward, clip and step written out, without the learner."""
+    """Return the seconds of forward, loss, backward, clip and step, without the learner."""
     start = time.perf_counter()
     with learner.autocast():
         logits = learner.model(learner.model.normalise(batch.image), batch.tokens, batch.token_mask)
@@ -83,7 +89,13 @@ def bare_step(learner: Learner, batch: Batch, optimizer) -> float:
 
 
 def compare(spec: dict, *, batch: int, size: int, precision: str, device: str, rounds: int) -> dict:
-    """Every arm in turn, `rounds` times: median ms, its quartiles, samples/s, FLOPs, memory, and ratios to off paired round by round."""
+    """Time every arm in turn, `rounds` times.
+
+    Returns:
+        JSON-ready medians of ms with quartiles, samples/s, FLOPs, memory, and ratios to off that
+        are
+        paired round by round.
+    """
     learners = {}
     for arm, config in ARMS.items():
         try:
@@ -92,7 +104,7 @@ def compare(spec: dict, *, batch: int, size: int, precision: str, device: str, r
             )
         except UserError as error:  # a preset may ask for what this model or size does not have
             print(f"{arm:16} left out: {error}")
-    memory = {arm: peak_memory_mb(*pair) for arm, pair in learners.items()}
+    memory: dict[str, Any] = {arm: peak_memory_mb(*pair) for arm, pair in learners.items()}
     flops = {arm: step_flops(*pair) for arm, pair in learners.items()}
     bare, bare_batch = make_learner_and_batch(
         ARMS["off"](), spec, batch=batch, size=size, precision=precision, device=device
@@ -150,8 +162,8 @@ def compare(spec: dict, *, batch: int, size: int, precision: str, device: str, r
     }
 
 
-def plain(text: str):
-    """A number, true, false, null or a list as JSON has it; anything else is text."""
+def plain(text: str) -> Any:
+    """Return a number, true, false, null or a list as JSON has it; anything else is text."""
     try:
         return json.loads(text)
     except ValueError:

@@ -1,7 +1,10 @@
-"""What a step gains from more workers, and what their talking costs: python -m aml.bench workers --workers 2 --image-size 64 --batch 16
+"""Measure what a step gains from more workers, and what communication costs.
 
-The same global batch three ways in turn: by one worker while the others wait, by all of them with their gradients summed, and by all of
-them each for itself. What the second takes over the third is communication, and waiting for the slowest.
+    python -m aml.bench workers --workers 2 --image-size 64 --batch 16
+
+The same global batch is trained three ways in turn: by one worker while the others wait, by all of
+them with their gradients summed, and by all of them each for itself. What the second takes over the
+third is communication, and waiting for the slowest.
 """
 
 import json
@@ -30,15 +33,25 @@ WAYS = ("alone", "together", "apart")
 def measure(
     spec: dict, *, workers: int, batch: int, size: int, precision: str, device: str, rounds: int
 ) -> dict:
-    """-> JSON-ready medians: milliseconds of the three ways, `speedup` (alone over together), `communication_share` (of a step together), each
-    with its quartiles over rounds paired one by one. UserError where a worker would have no sample, or a GPU."""
+    """Time the three ways.
+
+    Returns:
+        JSON-ready medians: milliseconds of the three ways, `speedup` (alone over together) and
+        `communication_share` (of a step together), each with its quartiles over rounds paired one
+        by one.
+
+    Raises:
+        UserError: A worker would have no sample, or no GPU.
+    """
     if not 2 <= workers <= batch:
         raise UserError(
-            f"bench workers was given {workers} workers for a batch of {batch}; it needs at least 2, and a sample for each"
+            f"bench workers was given {workers} workers for a batch of {batch}; it needs at "
+            "least 2, and a sample for each"
         )
     if device.startswith("cuda") and torch.cuda.device_count() < workers:
         raise UserError(
-            f"bench workers was given {workers} workers on cuda, but {torch.cuda.device_count()} GPUs are here; use --device cpu or fewer"
+            f"bench workers was given {workers} workers on cuda, but {torch.cuda.device_count()} "
+            "GPUs are here; use --device cpu or fewer"
         )
     with tempfile.TemporaryDirectory() as folder:
         given = (
@@ -79,12 +92,14 @@ def measure(
 
 
 def lines(found: dict) -> list[str]:
-    """What `measure` found, to be read."""
+    """Return what `measure` found as lines of text."""
     low, high = found["communication_share_quartiles"]
     return [
-        f"a step of {found['batch']}: one worker {found['alone_ms']:.2f} ms, {found['workers']} workers {found['together_ms']:.2f} ms (x{found['speedup']:.3f} faster), "
+        f"a step of {found['batch']}: one worker {found['alone_ms']:.2f} ms, {found['workers']} "
+        f"workers {found['together_ms']:.2f} ms (x{found['speedup']:.3f} faster), "
         f"without summing gradients {found['apart_ms']:.2f} ms",
-        f"communication and waiting: {found['communication_share']:.1%} of a step (quartiles {low:.1%} to {high:.1%})",
+        f"communication and waiting: {found['communication_share']:.1%} of a step (quartiles "
+        f"{low:.1%} to {high:.1%})",
     ]
 
 
@@ -120,7 +135,7 @@ def _worker(
         wrap=DistributedDataParallel,
     )
     mine = replace(noise.part(rank_part(batch, rank, workers)), total=batch)
-    times = {way: [] for way in WAYS}
+    times: dict[str, list[float]] = {way: [] for way in WAYS}
     for index in range(rounds + WARM):
         for way in WAYS:
             dist.barrier()

@@ -1,15 +1,19 @@
-"""Seven image corruptions at five severities, for measuring how a trained model degrades.
+"""Corrupt images in seven ways at five severities, for measuring how a trained model degrades.
 
-A corruption acts on the native uint8 RGB image, before any resize. Lengths (the blur radius) are therefore in native
-pixels, as in COCO-C, and scores must not be compared with those of images corrupted after a resize. Geometry never
-changes, so the clean mask stays the truth. The random stream depends on (image_id, name, severity) only: all sentences
-of an image see one picture, whatever the order or the number of workers.
+A corruption acts on the native uint8 RGB image, before any resize. Lengths (the blur radius) are
+therefore in native pixels, as in COCO-C, and scores must not be compared with those of images
+corrupted after a resize. Geometry never changes, so the clean mask stays the truth. The random
+stream depends on (image_id, name, severity) only: all sentences of an image see one picture,
+whatever the order or the number of workers.
 
-Sources of formulas and constants (x = image / 255, results are clipped to [0, 1] and rounded to uint8):
-noise, blur (defocus), fog, jpeg   ImageNet-C, Hendrycks and Dietterich 2019, arXiv 1903.12261
-low_light                          3D Common Corruptions, Kar et al. 2022, arXiv 2203.01441
-occlusion                          rectangles of Random Erasing, Zhong et al. 2020, arXiv 1708.04896; total areas ours
-colour                             hue rotation; angles ours
+Sources of formulas and constants (x = image / 255; results are clipped to [0, 1] and rounded to
+uint8):
+
+- noise, blur (defocus), fog, jpeg: ImageNet-C, Hendrycks and Dietterich 2019, arXiv 1903.12261;
+- low_light: 3D Common Corruptions, Kar et al. 2022, arXiv 2203.01441;
+- occlusion: rectangles of Random Erasing, Zhong et al. 2020, arXiv 1708.04896; the total areas are
+  this project's;
+- colour: hue rotation; the angles are this project's.
 """
 
 import difflib
@@ -27,51 +31,57 @@ from aml.errors import UserError
 
 SEVERITIES: tuple[int, ...] = (1, 2, 3, 4, 5)
 
-FOG = (
-    (1.5, 2.0),
-    (2.0, 2.0),
-    (2.5, 1.7),
-    (2.5, 1.5),
-    (3.0, 1.4),
-)  # thickness, roughness decay of the plasma
+FOG = ((1.5, 2.0), (2.0, 2.0), (2.5, 1.7), (2.5, 1.5), (3.0, 1.4))
+"""Thickness, and roughness decay of the plasma."""
 
-LOW_LIGHT = (0.60, 0.50, 0.40, 0.30, 0.20)  # brightest value left
+LOW_LIGHT = (0.60, 0.50, 0.40, 0.30, 0.20)
+"""Brightest value that is left."""
 
 LOW_LIGHT_PHOTONS = 120.0
+"""Photons of a pixel of value 1."""
 
 LOW_LIGHT_READ_NOISE = 0.018
+"""Standard deviation."""
 
-OCCLUSION = (0.05, 0.10, 0.20, 0.30, 0.40)  # share of the image area that is covered
+OCCLUSION = (0.05, 0.10, 0.20, 0.30, 0.40)
+"""Share of the image area that is covered."""
 
-OCCLUSION_AREA = (0.02, 0.33)  # area of one rectangle, share of the image
+OCCLUSION_AREA = (0.02, 0.33)
+"""Range of the area of one rectangle, as a share of the image."""
 
-OCCLUSION_RATIO = (0.3, 3.3)  # height / width of one rectangle
+OCCLUSION_RATIO = (0.3, 3.3)
+"""Range of height / width of one rectangle."""
 
-OCCLUSION_TOLERANCE = (
-    0.002  # share of the image that may stay uncovered: filling it would draw specks
-)
+OCCLUSION_TOLERANCE = 0.002
+"""Share of the image by which the covered area may fall short; filling it would draw specks."""
 
-NOISE = (0.08, 0.12, 0.18, 0.26, 0.38)  # standard deviation
+NOISE = (0.08, 0.12, 0.18, 0.26, 0.38)
+"""Standard deviation."""
 
-BLUR = (
-    (3, 0.1),
-    (4, 0.5),
-    (6, 0.5),
-    (8, 0.5),
-    (10, 0.5),
-)  # disk radius in pixels, sigma that softens the disk's edge
+BLUR = ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5))
+"""Disk radius in pixels, and sigma that softens the edge of the disk."""
 
-COLOUR = (0.05, 0.10, 0.20, 0.30, 0.50)  # share of a full turn of hue
+COLOUR = (0.05, 0.10, 0.20, 0.30, 0.50)
+"""Share of a full turn of hue."""
 
-JPEG = (25, 18, 15, 10, 7)  # Pillow quality
+JPEG = (25, 18, 15, 10, 7)
+"""Quality as Pillow counts it."""
 
 
 def corrupt(image: np.ndarray, name: str, severity: int, image_id: int) -> np.ndarray:
     """Corrupt one image; the same arguments always give the same result.
 
-    image: (H, W, 3) uint8 RGB at its native size, left unchanged. name: one of CORRUPTIONS. severity: 0 (a bit-equal
-    copy) to 5. image_id: non-negative int, the picture's id in its data set. Returns a new (H, W, 3) uint8 array.
-    Raises UserError for another shape or dtype, an unknown name, or a severity or image_id out of range.
+    Args:
+        image: (H, W, 3) uint8 RGB at its native size, left unchanged.
+        name: one of CORRUPTIONS.
+        severity: 0 (a bit-equal copy) to 5.
+        image_id: non-negative id of the picture in its data set.
+
+    Returns:
+        A new (H, W, 3) uint8 array.
+
+    Raises:
+        UserError: another shape or dtype, an unknown name, or a severity or image_id out of range.
     """
     _check_image(image)
     _check_name(name)
@@ -83,10 +93,21 @@ def corrupt(image: np.ndarray, name: str, severity: int, image_id: int) -> np.nd
 
 
 def occlusion_mask(height: int, width: int, severity: int, image_id: int) -> np.ndarray:
-    """Which pixels `corrupt(image, "occlusion", severity, image_id)` covers: (height, width) bool, True where covered.
+    """Return the pixels that `corrupt(image, "occlusion", severity, image_id)` covers.
 
-    Lets an evaluation score the visible part beside the full mask. Raises UserError for a severity or image_id out of
-    range or a side below 1.
+    With this mask an evaluation can score the visible part beside the full mask.
+
+    Args:
+        height: pixels, 1 or more.
+        width: pixels, 1 or more.
+        severity: 0 (nothing is covered) to 5.
+        image_id: non-negative id of the picture in its data set.
+
+    Returns:
+        (height, width) bool, True where covered.
+
+    Raises:
+        UserError: a severity or image_id out of range, or a side below 1.
     """
     if min(height, width) < 1:
         raise UserError(
@@ -94,33 +115,39 @@ def occlusion_mask(height: int, width: int, severity: int, image_id: int) -> np.
         )
     level = _check_severity(severity)
     rng = _generator("occlusion", level, image_id)
-    return (
-        _cover(height, width, OCCLUSION[level - 1], rng)
-        if level
-        else np.zeros((height, width), dtype=bool)
-    )
+    if level == 0:
+        return np.zeros((height, width), dtype=bool)
+    return _cover(height, width, OCCLUSION[level - 1], rng)
 
 
 def parse_corruptions(text: str) -> list[tuple[str, int]]:
-    """Read "fog:3,noise:1", "fog:all", "all:2" or "all:all" as (name, severity) pairs, in the order written, each once.
+    """Parse a list of corruptions such as "fog:3,noise:1", "fog:all", "all:2" or "all:all".
 
-    "all" as a name is every corruption, as a severity it is 1 to 5; severity 0, the clean image, must be asked for by
-    its number. Raises UserError for an item that is not name:severity, an unknown name (with the nearest known one) or
-    a severity outside 0..5.
+    "all" as a name is every corruption, as a severity it is 1 to 5; severity 0, the clean image,
+    must be asked for by its number.
+
+    Returns:
+        (name, severity) pairs in the order written, each once.
+
+    Raises:
+        UserError: an item is not name:severity, a name is unknown (the message suggests the nearest
+            known one), or a severity is outside 0 to 5.
     """
     pairs: dict[tuple[str, int], None] = {}
     for item in text.split(","):
         name, colon, level = (part.strip() for part in item.partition(":"))
         if not (name and colon and level):
             raise UserError(
-                f"Corruption {item.strip()!r} is not name:severity; write for example 'fog:3,noise:1' or 'all:all', "
-                f"with a name of {_names()} and a severity of 0 to 5 or all."
+                f"Corruption {item.strip()!r} is not name:severity; write for example "
+                f"'fog:3,noise:1' or 'all:all', with a name of {_names()} and a severity of 0 to 5 "
+                "or all."
             )
         if name != "all":
             _check_name(name)
         if level != "all" and level not in {"0", "1", "2", "3", "4", "5"}:
             raise UserError(
-                f"Severity {level!r} of corruption {name!r} is not known; give 0 (clean), 1, 2, 3, 4, 5 or all."
+                f"Severity {level!r} of corruption {name!r} is not known; give 0 (clean), 1, 2, 3, "
+                "4, 5 or all."
             )
         names = CORRUPTIONS if name == "all" else (name,)
         levels = SEVERITIES if level == "all" else (int(level),)
@@ -129,20 +156,24 @@ def parse_corruptions(text: str) -> list[tuple[str, int]]:
 
 
 def _names() -> str:
+    """Return the known names for a message."""
     return ", ".join(CORRUPTIONS)
 
 
 def _check_name(name: str) -> None:
+    """Raise UserError for an unknown name, with the nearest known one."""
     if name in _FUNCTIONS:
         return
     near = difflib.get_close_matches(str(name).lower(), CORRUPTIONS, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? Known" if near else "known"
     raise UserError(
-        f"Corruption {name!r} is not known; {hint} names are {_names()}, each with a severity of 0 to 5."
+        f"Corruption {name!r} is not known; {hint} names are {_names()}, each with a severity of "
+        "0 to 5."
     )
 
 
 def _check_severity(severity: int) -> int:
+    """Return the severity as an int; raise UserError where it is not one of 0 to 5."""
     try:
         level = operator.index(severity)
     except TypeError:
@@ -155,6 +186,7 @@ def _check_severity(severity: int) -> int:
 
 
 def _check_image(image: np.ndarray) -> None:
+    """Raise UserError where the image is not a non-empty (H, W, 3) uint8 array."""
     is_array = isinstance(image, np.ndarray)
     if (
         is_array
@@ -166,38 +198,42 @@ def _check_image(image: np.ndarray) -> None:
         return
     came = f"{image.dtype} array of shape {image.shape}" if is_array else type(image).__name__
     raise UserError(
-        f"The image to corrupt came as {came}, wanted was a non-empty uint8 array of shape (H, W, 3); convert it to 8-bit RGB first."
+        f"The image to corrupt came as {came}, wanted was a non-empty uint8 array of shape "
+        "(H, W, 3); convert it to 8-bit RGB first."
     )
 
 
 def _generator(name: str, severity: int, image_id: int) -> np.random.Generator:
-    """Random stream of one (image_id, name, severity), the same in every process."""
+    """Return the random stream of (image_id, name, severity), the same in every process."""
     try:
         key = operator.index(image_id)
     except TypeError:
         key = -1
     if key < 0:
         raise UserError(
-            f"Image id {image_id!r} cannot seed a corruption; give a whole number that is not negative."
+            f"Image id {image_id!r} cannot seed a corruption; give a whole number that is not "
+            "negative."
         )
-    seed = np.random.SeedSequence(
-        (key, zlib.crc32(name.encode()), severity)
-    )  # crc32: hash(str) differs by process
-    return np.random.Generator(
-        np.random.PCG64(seed)
-    )  # named, because numpy may change what default_rng is
+    # crc32, since hash(str) differs by process; PCG64, since numpy may change its default_rng
+    seed = np.random.SeedSequence((key, zlib.crc32(name.encode()), severity))
+    return np.random.Generator(np.random.PCG64(seed))
 
 
 def _to_float(image: np.ndarray) -> np.ndarray:
+    """Convert uint8 to float32 in [0, 1]."""
     return image.astype(np.float32) / np.float32(255)
 
 
 def _to_uint8(x: np.ndarray) -> np.ndarray:
+    """Clip to [0, 1] and round to uint8."""
     return np.rint(np.clip(x, 0, 1) * 255).astype(np.uint8)
 
 
 def _fog(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """(x + c0 plasma) max / (max + c0), max of x; the plasma's side is the next power of two of the longer side."""
+    """Return (x + c0 plasma) max / (max + c0), where max is the maximum of x.
+
+    The side of the plasma is the next power of two of the longer side.
+    """
     thickness, decay = FOG[level]
     height, width = image.shape[:2]
     side = 1 << max(1, (max(height, width) - 1).bit_length())
@@ -210,13 +246,22 @@ def _fog(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _plasma(side: int, decay: float, rng: np.random.Generator) -> np.ndarray:
-    """Diamond-square fractal on a torus, (side, side) float64 scaled to [0, 1]; side is a power of two, 2 or more.
+    """Draw a diamond-square fractal on a torus.
 
-    As in ImageNet-C, a midpoint is the mean of its four neighbours plus U(-w^2, w^2), and w is divided by decay from
-    one scale to the next.
+    As in ImageNet-C, a midpoint is the mean of its four neighbours plus U(-w^2, w^2), and w is
+    divided by `decay` from one scale to the next.
+
+    Args:
+        side: a power of two, 2 or more.
+        decay: divisor of w.
+        rng: source of the draws.
+
+    Returns:
+        (side, side) float64 scaled to [0, 1].
     """
     field = np.zeros((side, side))
-    step, wibble = side, 100.0
+    step = side
+    wibble = 100.0
 
     def midpoint(total: np.ndarray) -> np.ndarray:
         return total / 4 + wibble * rng.uniform(-wibble, wibble, total.shape)
@@ -231,15 +276,20 @@ def _plasma(side: int, decay: float, rng: np.random.Generator) -> np.ndarray:
         down = corners + np.roll(corners, -1, axis=0) + centres + np.roll(centres, 1, axis=1)
         field[::step, half::step] = midpoint(across)
         field[half::step, ::step] = midpoint(down)
-        step, wibble = half, wibble / decay
+        step = half
+        wibble /= decay
     field -= field.min()
     return field / field.max()
 
 
 def _low_light(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """Stretch to [0, 1], gamma 2, scale to [0, c], then photon (Poisson) and read (Gaussian) noise."""
+    """Darken: stretch to [0, 1], apply gamma 2, scale to [0, c], add photon and read noise.
+
+    Photon noise is Poisson, read noise Gaussian.
+    """
     x = _to_float(image)
-    low, high = x.min(), x.max()
+    low = x.min()
+    high = x.max()
     if high > low:  # an image of one value has no range to stretch
         x = (x - low) / (high - low)
     dark = np.square(x) * np.float32(LOW_LIGHT[level])
@@ -250,19 +300,31 @@ def _low_light(image: np.ndarray, level: int, rng: np.random.Generator) -> np.nd
 
 
 def _normal(rng: np.random.Generator, shape: tuple[int, ...], sigma: float) -> np.ndarray:
+    """Draw Gaussian float32 noise of standard deviation sigma."""
     return rng.standard_normal(shape, dtype=np.float32) * np.float32(sigma)
 
 
 def _occlusion(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """Rectangles of the image's mean colour over a fixed share of its area."""
-    covered = _cover(*image.shape[:2], OCCLUSION[level], rng)
+    """Cover a fixed share of the area by rectangles of the image's mean colour."""
+    height, width = image.shape[:2]
+    covered = _cover(height, width, OCCLUSION[level], rng)
     result = image.copy()
     result[covered] = np.rint(image.mean(axis=(0, 1))).astype(np.uint8)
     return result
 
 
 def _cover(height: int, width: int, share: float, rng: np.random.Generator) -> np.ndarray:
-    """Union of random rectangles, (height, width) bool, that covers share of the area to within OCCLUSION_TOLERANCE."""
+    """Draw rectangles that together cover a share of the area to within OCCLUSION_TOLERANCE.
+
+    Args:
+        height: pixels.
+        width: pixels.
+        share: share of the area that is to be covered.
+        rng: source of the draws.
+
+    Returns:
+        (height, width) bool, True where covered.
+    """
     covered = np.zeros((height, width), dtype=bool)
     goal = round(share * covered.size)
     missing = goal
@@ -271,28 +333,30 @@ def _cover(height: int, width: int, share: float, rng: np.random.Generator) -> n
         ratio = math.exp(rng.uniform(math.log(OCCLUSION_RATIO[0]), math.log(OCCLUSION_RATIO[1])))
         tall = int(np.clip(math.sqrt(area * ratio), max(1.0, area / width), height))
         wide = int(np.clip(area / tall, 1, width))
-        top, left = rng.integers(height - tall + 1), rng.integers(width - wide + 1)
+        top = rng.integers(height - tall + 1)
+        left = rng.integers(width - wide + 1)
         covered[top : top + tall, left : left + wide] = True
         missing = goal - int(covered.sum())
     return covered
 
 
 def _noise(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """x + N(0, c), independent in each pixel and channel."""
+    """Return x + N(0, c), independent in each pixel and channel."""
     return _to_uint8(_to_float(image) + _normal(rng, image.shape, NOISE[level]))
 
 
 def _blur(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """Defocus: convolution with a disk, borders mirrored."""
+    """Defocus by convolution with a disk, borders mirrored."""
     return _to_uint8(
         cv2.filter2D(_to_float(image), -1, _disk(*BLUR[level]), borderType=cv2.BORDER_REFLECT_101)
     )
 
 
 def _disk(radius: int, edge_sigma: float) -> np.ndarray:
-    """Disk of sum 1, its edge softened by a Gaussian of 3 x 3 taps, above radius 8 of 5 x 5, as in ImageNet-C.
+    """Return a disk of sum 1 whose edge is softened by a Gaussian.
 
-    There the larger disks touch the kernel's border and sum to 1.01, which brightens; here the kernel has room.
+    The Gaussian has 3 x 3 taps, above radius 8 it has 5 x 5, as in ImageNet-C. There the larger
+    disks touch the border of the kernel and sum to 1.01, which brightens; here the kernel has room.
     """
     reach = radius + 2
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
@@ -304,7 +368,7 @@ def _disk(radius: int, edge_sigma: float) -> np.ndarray:
 
 
 def _colour(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """Hue turned by +c or -c of the circle, saturation and value kept; grey pixels have no hue and stay."""
+    """Turn the hue by +c or -c of the circle and keep saturation and value; grey pixels stay."""
     hsv = cv2.cvtColor(_to_float(image), cv2.COLOR_RGB2HSV)
     sign = 1 if rng.random() < 0.5 else -1
     hsv[..., 0] = (hsv[..., 0] + np.float32(sign * 360 * COLOUR[level])) % np.float32(360)
@@ -312,7 +376,7 @@ def _colour(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarr
 
 
 def _jpeg(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """One encode and decode at low quality, chroma at half resolution (Pillow's default)."""
+    """Encode and decode at low quality, chroma at half resolution (Pillow's default)."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="JPEG", quality=JPEG[level])
     with Image.open(buffer) as decoded:

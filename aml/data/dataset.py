@@ -1,16 +1,15 @@
-"""Arrays to batches; which items a step takes is a plan, not a stream.
+"""Gather the items of a split by index into batches of tensors.
 
-block    decoded rows, stacked                                                                    (aml.decode)
-Items    refs or sentences of a split over decoded blocks, gathered by index                      (Batch)
-
-B samples, H W network image, L tokens
+`Items` holds the refs or sentences of a split over decoded blocks (see `decode`); `Items.batch`
+makes a `Batch`. Shapes: B samples, H and W of the network image, L tokens.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,9 +22,20 @@ from aml.draws import uniform
 from aml.errors import UserError
 
 
+class Tokeniser(Protocol):
+    """The part of a model that `Items` uses."""
+
+    def tokenise(self, sentences: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return token ids (n, L) int64 and which of them are valid (n, L) bool."""
+
+
 @dataclass
 class Batch:
-    """One step's samples on one rank. The image is raw; normalisation is the model's."""
+    """Samples of one step on one rank.
+
+    The image is raw, since each model normalises in its own way. There are more than ten fields,
+    since the loop, the losses and the masking read different ones of the same samples.
+    """
 
     image: torch.Tensor
     """(B, 3, H, W) uint8"""
@@ -34,49 +44,48 @@ class Batch:
     token_mask: torch.Tensor
     """(B, L) bool"""
     mask: torch.Tensor
-    """(B, H, W) bool: the referent"""
+    """(B, H, W) bool: the referent."""
     real: torch.Tensor
-    """(B, 4) int64: top, left, bottom, right of the picture inside its letterbox"""
+    """(B, 4) int64: top, left, bottom and right of the picture inside its letterbox."""
     size: torch.Tensor
-    """(B, 2) int64: original height, width"""
+    """(B, 2) int64: original height and width."""
     valid: torch.Tensor
-    """(B,) bool: False for padding"""
+    """(B,) bool: False for padding."""
     no_target: torch.Tensor
-    """(B,) bool: the expression names nothing in the picture"""
+    """(B,) bool: the expression names nothing in the picture."""
     item: torch.Tensor
-    """(B,) int64: hash of (dataset, split_by, ref_id, sent_id), the key of every draw"""
+    """(B,) int64: hash of (dataset, split_by, ref_id, sent_id), the key of every draw."""
     image_id: torch.Tensor
+    """(B,) int64, as the two following ids."""
     ref_id: torch.Tensor
     sent_id: torch.Tensor
     dataset: torch.Tensor
-    """(B,) int64: place in Items.datasets"""
+    """(B,) int64: index in Items.datasets."""
     index: torch.Tensor
-    """(B,) int64: place in Items"""
+    """(B,) int64: index in Items, -1 for padding."""
     total: int
-    """Valid samples of this step on all ranks: what the loss is divided by."""
+    """Valid samples of this step on all ranks, by which the loss is divided."""
     generalised: bool = False
-    """Expressions without a target are among the split's."""
+    """True where the split has expressions without a target."""
 
-    def to(self, device) -> "Batch":
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(
-            **{
-                k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v
-                for k, v in moved.items()
-            }
-        )
+    def to(self, device: torch.device | str) -> "Batch":
+        """Return the batch on a device."""
+        tensors = self._tensors()
+        return replace(self, **{k: v.to(device, non_blocking=True) for k, v in tensors.items()})
 
     def part(self, rows: slice) -> "Batch":
-        """Some of the rows, for micro-steps; `total` stays that of the whole step."""
-        cut = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{k: v[rows] if isinstance(v, torch.Tensor) else v for k, v in cut.items()})
+        """Return some of the rows, for a micro-step; `total` stays that of the whole step."""
+        return replace(self, **{k: v[rows] for k, v in self._tensors().items()})
+
+    def _tensors(self) -> dict[str, Any]:
+        """Return the fields that are tensors."""
+        return {k: v for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
 
 
 def item_key(dataset: str, split_by: str, ref_id: int, sent_id: int) -> int:
-    """A stable signed 64-bit hash of an item's identity."""
-    digest = hashlib.blake2b(
-        f"{dataset}/{split_by}/{ref_id}/{sent_id}".encode(), digest_size=8
-    ).digest()
+    """Return a stable signed 64-bit hash of an item's identity."""
+    identity = f"{dataset}/{split_by}/{ref_id}/{sent_id}".encode()
+    digest = hashlib.blake2b(identity, digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
 
 
@@ -87,17 +96,31 @@ class Item:
     block: int
     row: int
     ref: int
-    """Place of the ref, and of its mask, in the row."""
+    """Index of the ref, and of its mask, in the row."""
     sentence: dict
     key: int
+    """See `item_key`."""
 
 
 class Items:
-    """The items of a split over decoded blocks, gathered by index into batches.
+    """Items of a split over decoded blocks, gathered by index into batches.
 
-    unit `ref`: one item a ref, its sentence drawn anew each epoch by u(seed, epoch, ref). unit `sentence`: one item a sentence.
-    augment: names out of aml.augment.AUGMENTATIONS that `batch` applies. meta: the rows of the blocks, where the items of another split
-    have parsed them. UserError where the split holds nothing.
+    The class is long, and has more than ten attributes, since the loop and the evaluation read the
+    arguments back and look up every part of an item here.
+
+    Args:
+        blocks: decoded blocks (see `decode.rows_of_block`).
+        split: name of the split.
+        size: side of the network image.
+        fit: see `decode.placement`.
+        unit: "ref" makes one item a ref, whose sentence is drawn anew each epoch by
+            u(seed, epoch, ref); "sentence" makes one item a sentence.
+        limit: keep the first items only.
+        augment: augmentations that `batch` applies, of "flip" and "crop".
+        meta: the parsed rows of the blocks, where the items of another split have them.
+
+    Raises:
+        UserError: the split holds nothing.
     """
 
     def __init__(
@@ -106,20 +129,18 @@ class Items:
         split: str,
         *,
         size: int,
-        fit="square",
-        unit="ref",
+        fit: str = "square",
+        unit: str = "ref",
         limit: int | None = None,
-        augment=(),
-        meta=None,
-    ):
-        self.blocks, self.split, self.size, self.fit, self.unit, self.augment = (
-            blocks,
-            split,
-            size,
-            fit,
-            unit,
-            tuple(augment),
-        )
+        augment: Sequence[str] = (),
+        meta: list[list[dict]] | None = None,
+    ) -> None:
+        self.blocks = blocks
+        self.split = split
+        self.size = size
+        self.fit = fit
+        self.unit = unit
+        self.augment = tuple(augment)
         self.meta: list[list[dict]] = meta or [
             [json.loads(text) for text in block["meta"]] for block in blocks
         ]
@@ -130,9 +151,8 @@ class Items:
             for k, ref in enumerate(row["refs"])
             if ref["split"] == split
         ]
-        self.refs.sort(
-            key=self._identity
-        )  # the plan must not depend on how rows were spread over blocks
+        # sorted, since the plan must not depend on how rows were spread over blocks
+        self.refs.sort(key=self._identity)
         if not self.refs:
             have = sorted(
                 {ref["split"] for rows in self.meta for row in rows for ref in row["refs"]}
@@ -149,33 +169,40 @@ class Items:
             self.choices = [[item] for items in self.choices for item in items]
         self.choices = self.choices[:limit]
         self._ref_keys = torch.tensor([items[0].key for items in self.choices])
-        self._tokens: tuple[object, torch.Tensor, torch.Tensor, dict[str, int]] | None = None
+        self._token_table: _TokenTable | None = None
 
     def __len__(self) -> int:
         return len(self.choices)
 
     def pick(self, index: int, seed: int, epoch: int) -> Item:
-        """The item at this index in this epoch."""
+        """Return the item at an index in an epoch."""
         return self.picks(np.array([index]), seed, epoch)[0]
 
     def picks(self, indices: np.ndarray, seed: int, epoch: int) -> list[Item]:
-        u = uniform(seed, epoch, self._ref_keys[torch.as_tensor(indices)], "sentence")[
-            :, 0
-        ].tolist()
+        """Return the items at indices (n,) in an epoch."""
+        keys = self._ref_keys[torch.as_tensor(indices)]
+        draws = uniform(seed, epoch, keys, "sentence")[:, 0].tolist()
         return [
-            self.choices[i][int(x * len(self.choices[i]))]
-            for i, x in zip(indices.tolist(), u, strict=True)
+            self.choices[i][int(draw * len(self.choices[i]))]
+            for i, draw in zip(indices.tolist(), draws, strict=True)
         ]
 
     def order(self, seed: int, epoch: int) -> np.ndarray:
-        """A permutation of all items for an epoch; where pictures are read through a window, one that keeps a window's items together."""
+        """Return a permutation of all items for an epoch.
+
+        Where pictures are read through a window, it keeps the items of a window together.
+        """
         rng = np.random.default_rng([seed, epoch])
         if not isinstance(self.blocks, Window):
             return rng.permutation(len(self))
         return self.blocks.order(np.array([choice[0].block for choice in self.choices]), rng)
 
     def ahead(self, batches: list[np.ndarray]) -> Iterator[np.ndarray]:
-        """The same batches of indices. Pictures that are not in memory are at hand when theirs is yielded, and got ready for the next ones."""
+        """Yield the same batches of indices.
+
+        Pictures that are not in memory are decoded when their batch is yielded, and meanwhile
+        those of the next batches are prepared.
+        """
         if not isinstance(self.blocks, Window):
             yield from batches
             return
@@ -186,11 +213,11 @@ class Items:
             yield from (batch for batch, _ in zip(batches, ready, strict=True))
 
     def image(self, item: Item) -> np.ndarray:
-        """(H, W, 3) uint8 at network size."""
+        """Return the picture at network size, (H, W, 3) uint8."""
         return self.blocks[item.block]["image"][item.row]
 
     def mask(self, item: Item) -> np.ndarray:
-        """(H, W) bool at network size."""
+        """Return the referent's mask at network size, (H, W) bool."""
         packed = np.frombuffer(self.blocks[item.block]["masks"][item.row], np.uint8)
         step = -(-self.size * self.size // 8)
         bits = np.unpackbits(
@@ -199,39 +226,50 @@ class Items:
         return bits.reshape(self.size, self.size).astype(bool)
 
     def row(self, item: Item) -> dict:
+        """Return the row of an item, without picture and masks."""
         return self.meta[item.block][item.row]
 
     def ref(self, item: Item) -> dict:
+        """Return the ref of an item."""
         return self.row(item)["refs"][item.ref]
 
     def batch(
         self,
         indices: np.ndarray,
-        model,
+        model: Tokeniser,
         *,
         seed: int = 0,
         epoch: int = 0,
         total: int | None = None,
         pad_to: int | None = None,
     ) -> Batch:
-        """Items by index, padded with repeats marked invalid up to pad_to. The model only tokenises."""
+        """Return a batch of items.
+
+        Args:
+            indices: (n,) indices of the items.
+            model: tokenises the sentences.
+            seed: seed of the run.
+            epoch: number of the epoch.
+            total: valid samples of the step on all ranks; by default n.
+            pad_to: rows of the batch; repeats of the first item, marked invalid, fill them up.
+        """
         items = self.picks(indices, seed, epoch)
         n = len(items)
         if pad_to is not None:
             items = items + items[:1] * (pad_to - n)
         rows = [self.row(item) for item in items]
-        seen = self._seen(items, seed, epoch)
-        tokens, token_mask = self._tokenise(model, [view.sentence for view in seen])
+        views = self._views(items, seed, epoch)
+        tokens, token_mask = self._tokens_of(model).look_up([view.sentence for view in views])
 
-        def column(values):
+        def column(values: list) -> torch.Tensor:
             return torch.tensor(values, dtype=torch.int64)
 
         return Batch(
-            image=torch.from_numpy(np.stack([view.image for view in seen])).permute(0, 3, 1, 2),
+            image=torch.from_numpy(np.stack([view.image for view in views])).permute(0, 3, 1, 2),
             tokens=tokens,
             token_mask=token_mask,
-            mask=torch.from_numpy(np.stack([view.mask for view in seen])),
-            real=column([view.real for view in seen]),
+            mask=torch.from_numpy(np.stack([view.mask for view in views])),
+            real=column([view.real for view in views]),
             size=column([(r["height"], r["width"]) for r in rows]),
             valid=torch.arange(len(items)) < n,
             no_target=torch.tensor([not targets_of(self.ref(i)) for i in items]),
@@ -245,23 +283,26 @@ class Items:
             generalised=self.generalised,
         )
 
-    def _identity(self, place_: tuple[int, int, int]) -> tuple[str, str, int, int]:
-        row = self.meta[place_[0]][place_[1]]
-        return row["dataset"], row["split_by"], row["image_id"], self._ref(place_)["ref_id"]
+    def _identity(self, place: tuple[int, int, int]) -> tuple[str, str, int, int]:
+        """Return the sort key of a ref, given as (block, row, index in the row)."""
+        row = self.meta[place[0]][place[1]]
+        return row["dataset"], row["split_by"], row["image_id"], self._ref(place)["ref_id"]
 
-    def _ref(self, place_: tuple[int, int, int]) -> dict:
-        block, row, ref = place_
+    def _ref(self, place: tuple[int, int, int]) -> dict:
+        """Return a ref, given as (block, row, index in the row)."""
+        block, row, ref = place
         return self.meta[block][row]["refs"][ref]
 
     def _item(self, block: int, row: int, ref: int, sentence: dict) -> Item:
+        """Return the item of a ref and one of its sentences."""
         meta = self.meta[block][row]
         key = item_key(
             meta["dataset"], meta["split_by"], meta["refs"][ref]["ref_id"], sentence["sent_id"]
         )
         return Item(block, row, ref, sentence, key)
 
-    def _seen(self, items: list[Item], seed: int, epoch: int) -> list["_View"]:
-        """Each item as the model is to see it in this epoch."""
+    def _views(self, items: list[Item], seed: int, epoch: int) -> list["_View"]:
+        """Return each item as the model sees it in an epoch, augmented."""
         views = [self._view(item) for item in items]
         keys = torch.tensor([item.key for item in items])
         if "crop" in self.augment:
@@ -277,7 +318,15 @@ class Items:
                     )
         return views
 
+    def _tokens_of(self, model: Tokeniser) -> "_TokenTable":
+        """Return the tokens of all sentences of the split, made anew for another model."""
+        if self._token_table is None or self._token_table.model is not model:
+            sentences = (item.sentence["sent"] for items in self.choices for item in items)
+            self._token_table = _TokenTable(model, sentences, mirrored="flip" in self.augment)
+        return self._token_table
+
     def _view(self, item: Item) -> "_View":
+        """Return an item without augmentation."""
         row = self.row(item)
         return _View(
             self.image(item),
@@ -286,94 +335,39 @@ class Items:
             item.sentence["sent"],
         )
 
-    def _tokenise(self, model, sentences: list[str]):
-        """All sentences of the split, and what a flip makes of them, are tokenised once for a model, then looked up."""
-        if self._tokens is None or self._tokens[0] is not model:
-            every = dict.fromkeys(item.sentence["sent"] for items in self.choices for item in items)
-            if "flip" in self.augment:
-                every |= dict.fromkeys(
-                    swapped
-                    for sentence in every
-                    if (swapped := augment_module.mirrored(sentence)) is not None
-                )
-            tokens, token_mask = model.tokenise(list(every))
-            self._tokens = (
-                model,
-                tokens,
-                token_mask,
-                {sentence: i for i, sentence in enumerate(every)},
-            )
-        _, tokens, token_mask, where = self._tokens
-        rows = torch.tensor([where[sentence] for sentence in sentences])
-        return tokens[rows], token_mask[rows]
-
 
 @dataclass
 class _View:
-    """An item at network size: picture, referent, where the picture lies inside its letterbox, sentence."""
+    """An item at network size S."""
 
     image: np.ndarray
+    """(S, S, 3) uint8."""
     mask: np.ndarray
-    real: tuple[int, int, int, int]
+    """(S, S) bool, the referent."""
+    real: augment_module.Box
+    """The picture inside its letterbox."""
     sentence: str
 
 
-def steps_per_epoch(n: int, batch: int) -> int:
-    """Whole global batches in n items; at least one. The rest of an epoch's permutation waits for another epoch."""
-    return max(1, n // batch)
+class _TokenTable:
+    """Tokens of all sentences of a split, made once for a model.
 
-
-def rank_part(batch: int, rank: int, world: int) -> slice:
-    """A rank's places in a global batch: contiguous, and no rank has more than one more than another."""
-    return slice(rank * batch // world, (rank + 1) * batch // world)
-
-
-def rank_rows(batch: int, world: int, accumulate: int = 1) -> int:
-    """Rows of every rank's tensors: the largest part, padded to whole micro-steps, so that all ranks do the same work."""
-    return -(-batch // (world * accumulate)) * accumulate
-
-
-def train_batches(
-    items: Items,
-    model,
-    *,
-    batch: int,
-    seed: int,
-    epoch: int,
-    rank: int = 0,
-    world: int = 1,
-    accumulate: int = 1,
-    start: int = 0,
-) -> Iterator[Batch]:
-    """One rank's batches of an epoch, from step `start` on: step k takes order[kB:(k+1)B] of Items.order(seed, epoch), rank r its r-th contiguous part.
-
-    So a global step holds the same items on any number of ranks; where they do not divide, the shorter parts are padded with invalid rows.
+    Args:
+        model: tokenises the sentences.
+        sentences: the different sentences.
+        mirrored: also hold the mirrored form of each sentence that has one.
     """
-    order, rows = items.order(seed, epoch), rank_rows(batch, world, accumulate)
-    steps = [
-        order[k * batch : (k + 1) * batch] for k in range(start, steps_per_epoch(len(items), batch))
-    ]
-    mine = [whole[rank_part(batch, rank, world)] for whole in steps]
-    # a rank without items of its own, where there are fewer than ranks, steps along with another's
-    shown = [own if len(own) else whole[:1] for own, whole in zip(mine, steps, strict=True)]
-    for own, whole, indices in zip(mine, steps, items.ahead(shown), strict=True):
-        made = items.batch(indices, model, seed=seed, epoch=epoch, total=len(whole), pad_to=rows)
-        if not len(own):
-            made.valid[:] = False
-        yield made
 
+    def __init__(self, model: Tokeniser, sentences: Iterable[str], mirrored: bool) -> None:
+        every = dict.fromkeys(sentences)
+        if mirrored:
+            forms = [augment_module.mirrored(sentence) for sentence in every]
+            every |= dict.fromkeys(form for form in forms if form is not None)
+        self.model = model
+        self.tokens, self.valid = model.tokenise(list(every))
+        self.row_of = {sentence: i for i, sentence in enumerate(every)}
 
-def eval_batches(
-    items: Items, model, *, batch: int, rank: int = 0, world: int = 1
-) -> Iterator[Batch]:
-    """Every item exactly once over all ranks, in order; the last batch of a rank is shorter."""
-    low, high = rank * len(items) // world, (rank + 1) * len(items) // world
-    yield from some_batches(items, model, np.arange(low, high), batch)
-
-
-def some_batches(items: Items, model, indices: np.ndarray, batch: int) -> Iterator[Batch]:
-    """These items in this order."""
-    for some in items.ahead(
-        [indices[start : start + batch] for start in range(0, len(indices), batch)]
-    ):
-        yield items.batch(some, model)
+    def look_up(self, sentences: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the tokens of sentences, (n, L) int64, and which are valid, (n, L) bool."""
+        rows = torch.tensor([self.row_of[sentence] for sentence in sentences])
+        return self.tokens[rows], self.valid[rows]

@@ -1,8 +1,12 @@
-"""A row's pictures and masks as arrays at network size. Without torch: processes that only decode need not wait for it.
+"""Decode the picture and masks of a row to arrays at network size.
 
-row      one image: its JPEG once, every annotated object as RLE, its refs with their sentences   (aml.refer)
-decoded  one image at network size: pixels, packed referent masks, the rest of the row as JSON    (decode_row)
-block    decoded rows, stacked                                                                    (block_of)
+The module does not import torch, so that processes that only decode start without it.
+
+- A row is one image: its JPEG once, every annotated object as RLE, its refs with their sentences
+  (see `refer`).
+- A decoded row is one image at network size: pixels, packed referent masks, and the rest of the row
+  as JSON (see `decode_row`).
+- A block is several decoded rows, stacked (see `rows_of_block`).
 """
 
 import io
@@ -15,55 +19,85 @@ from aml.data.rle import referent
 from aml.errors import UserError
 
 LETTERBOX = (124, 116, 104)
-
 """Colour around a letterboxed picture: the mean of natural images."""
 
 
 class UnreadableImage(UserError):
-    """A JPEG that cannot be decoded whole."""
+    """An image file cannot be decoded completely."""
 
 
 def open_image(jpeg: bytes, name: str) -> Image.Image:
-    """JPEG or PNG (colour, grey, palette or CMYK) -> RGB, decoded, as it lies in the file: EXIF's orientation is not applied, since masks are
-    drawn on the file's own pixels. UnreadableImage names the file."""
+    """Decode a JPEG or PNG (colour, grey, palette or CMYK) to RGB.
+
+    EXIF's orientation is not applied, since masks are drawn on the pixels as they lie in the file.
+
+    Args:
+        jpeg: content of the file.
+        name: name of the file, for the message.
+
+    Raises:
+        UnreadableImage: the content is damaged, empty or no 8-bit picture.
+    """
     try:
         picture = Image.open(io.BytesIO(jpeg))
         if picture.mode.startswith(("I", "F")):  # Pillow would cut these off at 255
             raise ValueError("it has more than 8 bits a channel")
         picture.load()
         return picture if picture.mode == "RGB" else picture.convert("RGB")
-    except (
-        Exception
-    ) as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error ... on damaged files
-        why = (
-            "it is empty"
-            if not jpeg
-            else "it is no picture"
-            if isinstance(error, UnidentifiedImageError)
-            else str(error)
-        )
+    # on damaged files Pillow raises OSError, SyntaxError, ValueError, struct.error and others
+    except Exception as error:
+        if not jpeg:
+            why = "it is empty"
+        elif isinstance(error, UnidentifiedImageError):
+            why = "it is no picture"
+        else:
+            why = str(error)
         raise UnreadableImage(
-            f"{name} cannot be decoded ({why}); get the image again, or pass skip_unreadable to leave such images out"
+            f"{name} cannot be decoded ({why}); get the image again, or pass skip_unreadable to "
+            "leave such images out"
         ) from None
 
 
 def decode_image(jpeg: bytes, name: str) -> np.ndarray:
-    """open_image's as (H, W, 3) uint8."""
+    """Decode a file as `open_image` does, to (H, W, 3) uint8."""
     return np.asarray(open_image(jpeg, name))
 
 
 def placement(height: int, width: int, size: int, fit: str) -> tuple[int, int, int, int]:
-    """Where an image lands in the size x size network image: top, left, bottom, right in pixels."""
+    """Return where an image lies in the network image.
+
+    Args:
+        height: pixels of the original.
+        width: pixels of the original.
+        size: side of the square network image.
+        fit: "square" stretches the image; otherwise it is letterboxed.
+
+    Returns:
+        Top, left, bottom and right in pixels.
+    """
     if fit == "square":
         return 0, 0, size, size
     scale = size / max(height, width)
-    h, w = max(1, round(height * scale)), max(1, round(width * scale))
-    top, left = (size - h) // 2, (size - w) // 2
+    h = max(1, round(height * scale))
+    w = max(1, round(width * scale))
+    top = (size - h) // 2
+    left = (size - w) // 2
     return top, left, top + h, left + w
 
 
 def fit_image(image: np.ndarray | Image.Image, size: int, fit: str) -> np.ndarray:
-    """(H, W, 3) uint8 -> (size, size, 3) uint8, bilinear with antialiasing (Pillow's, as the published loaders do it)."""
+    """Resize an image to network size.
+
+    The resize is Pillow's, bilinear with antialiasing, as in the published loaders.
+
+    Args:
+        image: (H, W, 3) uint8 or an RGB picture.
+        size: side of the network image.
+        fit: see `placement`.
+
+    Returns:
+        (size, size, 3) uint8.
+    """
     picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
     top, left, bottom, right = placement(picture.height, picture.width, size, fit)
     resized = np.asarray(picture.resize((right - left, bottom - top), Image.Resampling.BILINEAR))
@@ -75,8 +109,18 @@ def fit_image(image: np.ndarray | Image.Image, size: int, fit: str) -> np.ndarra
 
 
 def fit_mask(mask: np.ndarray, size: int, fit: str) -> np.ndarray:
-    """(H, W) uint8 0/1 -> (size, size) bool, nearest as Pillow does it."""
-    top, left, bottom, right = placement(*mask.shape, size, fit)
+    """Resize a mask to network size by Pillow's nearest neighbour.
+
+    Args:
+        mask: (H, W) uint8 of 0 and 1.
+        size: side of the network image.
+        fit: see `placement`.
+
+    Returns:
+        (size, size) bool.
+    """
+    height, width = mask.shape
+    top, left, bottom, right = placement(height, width, size, fit)
     out = np.zeros((size, size), bool)
     out[top:bottom, left:right] = np.asarray(
         Image.fromarray(mask).resize((right - left, bottom - top), Image.Resampling.NEAREST)
@@ -85,14 +129,24 @@ def fit_mask(mask: np.ndarray, size: int, fit: str) -> np.ndarray:
 
 
 def rasterise(counts: str, height: int, width: int) -> np.ndarray:
-    """Compressed RLE counts -> (height, width) uint8 of 0 and 1."""
+    """Decode compressed RLE counts to (height, width) uint8 of 0 and 1."""
     from pycocotools import mask
 
     return mask.decode({"size": [height, width], "counts": counts.encode()})
 
 
 def decode_row(row: dict, size: int, fit: str = "square") -> dict:
-    """A row with its `jpeg` -> image (size, size, 3) uint8, masks bytes (one bit a pixel, refs after one another), meta JSON text."""
+    """Decode a row to network size.
+
+    Args:
+        row: a row with its `jpeg`.
+        size: side of the network image.
+        fit: see `placement`.
+
+    Returns:
+        `image`, (size, size, 3) uint8; `masks`, bytes with one bit a pixel, one ref after the
+        other, each padded to whole bytes; `meta`, the rest of the row as JSON text.
+    """
     image = fit_image(open_image(row["jpeg"], row["file_name"]), size, fit)
     masks = [
         fit_mask(rasterise(referent(row, ref), row["height"], row["width"]), size, fit)
@@ -107,7 +161,7 @@ def decode_row(row: dict, size: int, fit: str = "square") -> dict:
 
 
 def rows_of_block(decoded: list[dict]) -> dict:
-    """Decoded rows to one block: image (n, H, W, 3) uint8, masks list of bytes, meta list of str."""
+    """Stack decoded rows: `image` (n, H, W, 3) uint8, `masks` list of bytes, `meta` list of str."""
     return {
         "image": np.stack([d["image"] for d in decoded]),
         "masks": [d["masks"] for d in decoded],

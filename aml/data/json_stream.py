@@ -1,25 +1,35 @@
-"""The arrays of a large JSON object an element at a time: an annotation file of 100 MB takes gigabytes as Python objects."""
+"""Read the arrays of a large JSON object one element at a time.
+
+An annotation file of 100 MB would take gigabytes as Python objects.
+"""
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 CHUNK = 1 << 20
-
 """Characters read at a time."""
 
 SPACE = " \t\r\n"
 
 ENDS = tuple(",]}:" + SPACE)
+"""Characters that may follow a value."""
 
-"""What may follow a value."""
 
+def elements(path: Path, keys: set[str]) -> Iterator[tuple[str, Any]]:
+    """Yield the elements of the arrays that an object in a file has under some keys.
 
-def elements(path: Path, keys: set[str]) -> Iterator[tuple[str, object]]:
-    """(key, element) of the arrays called so in the object that a file holds, in the file's order; (key, None) first for each array.
+    Args:
+        path: a JSON file that holds one object.
+        keys: names of the arrays.
 
-    ValueError where it is not valid JSON or not an object, FileNotFoundError where there is no file.
+    Yields:
+        (key, element) in the order of the file; before the elements of each array (key, None).
+
+    Raises:
+        ValueError: the file is not valid JSON or holds no object.
+        FileNotFoundError: there is no file.
     """
     with open(path, encoding="utf-8") as file:
         text = _Text(file)
@@ -41,54 +51,58 @@ def elements(path: Path, keys: set[str]) -> Iterator[tuple[str, object]]:
 
 
 class _Text:
-    """A file's text of which only what is being parsed is in memory."""
+    """Text of a file, of which only the part being parsed is in memory."""
 
     def __init__(self, file: TextIO):
-        self.file, self.held, self.at, self.before, self.decoder = (
-            file,
-            "",
-            0,
-            0,
-            json.JSONDecoder(),
-        )
+        self.file = file
+        self.decoder = json.JSONDecoder()
+        self.buffer = ""
+        self.position = 0  # in the buffer
+        self.dropped = 0  # characters of the file before the buffer
 
     def peek(self) -> str:
-        """The next character that is no white space; nothing at the end."""
+        """Return the next character that is no white space; empty at the end of the file."""
         while True:
-            while self.at < len(self.held) and self.held[self.at] in SPACE:
-                self.at += 1
-            if self.at < len(self.held) or not self._more():
-                return self.held[self.at : self.at + 1]
+            while self.position < len(self.buffer) and self.buffer[self.position] in SPACE:
+                self.position += 1
+            if self.position < len(self.buffer) or not self._more():
+                return self.buffer[self.position : self.position + 1]
 
     def take(self, wanted: str) -> None:
+        """Skip the next character that is no white space, which must be the one wanted."""
         if self.peek() != wanted:
-            raise ValueError(f"expecting {wanted!r} at char {self.before + self.at}")
-        self.at += 1
+            raise ValueError(f"expecting {wanted!r} at char {self.dropped + self.position}")
+        self.position += 1
 
     def separator(self, end: str) -> None:
-        """A comma between two elements, or the end after the last."""
+        """Skip the comma between two elements; after the last one, check that the end follows."""
         if self.peek() != end:
             self.take(",")
             if self.peek() == end:
-                raise ValueError(f"expecting a value at char {self.before + self.at}")
+                raise ValueError(f"expecting a value at char {self.dropped + self.position}")
 
-    def value(self):
-        """The next value. More is read as long as it may go on beyond what is held."""
+    def value(self) -> Any:
+        """Return the next value; read on while the value may go on beyond the buffer."""
         self.peek()
         while True:
             try:
-                found, end = self.decoder.raw_decode(self.held, self.at)
+                found, end = self.decoder.raw_decode(self.buffer, self.position)
             except json.JSONDecodeError as error:
                 if not self._more():
-                    raise ValueError(f"{error.msg} at char {self.before + error.pos}") from None
+                    raise ValueError(f"{error.msg} at char {self.dropped + error.pos}") from None
             else:
-                if self.held[end : end + 1] in ENDS or not self._more():  # a number may go on
-                    self.at = end
+                # at the end of the buffer a number may go on
+                if self.buffer[end : end + 1] in ENDS or not self._more():
+                    self.position = end
                     return found
 
     def _more(self) -> bool:
-        """Read on, twice as far each time for a value that is longer than a chunk; False at the end of the file."""
-        read = self.file.read(max(CHUNK, len(self.held) - self.at))
-        self.before += self.at
-        self.held, self.at = self.held[self.at :] + read, 0
+        """Read on, and return False at the end of the file.
+
+        A value longer than a chunk doubles the buffer each time.
+        """
+        read = self.file.read(max(CHUNK, len(self.buffer) - self.position))
+        self.dropped += self.position
+        self.buffer = self.buffer[self.position :] + read
+        self.position = 0
         return bool(read)

@@ -1,18 +1,23 @@
-"""REFER files (RefCOCO, RefCOCO+, RefCOCOg, gRefCOCO) to rows: one row an image, its objects as RLE, its refs with their sentences.
+"""Read REFER files (RefCOCO, RefCOCO+, RefCOCOg, gRefCOCO) into rows.
 
-Format: refer (github.com/lichengunc/refer). `file_name` of a ref is not a file: only its image_id leads to the JPEG. gRefCOCO (as
-github.com/henghuiding/ReLA reads it) is JSON, its refs name several annotations, or [-1]: nothing in the picture.
+A row is one image with its objects as RLE and its refs with their sentences.
 
-A ref of a row has `ann_id`, its one object; where expressions may name several objects or none, `ann_ids` and `no_target` instead.
+The format is that of refer (github.com/lichengunc/refer). The `file_name` of a ref is not a file:
+only its image_id leads to the JPEG. gRefCOCO (as github.com/henghuiding/ReLA reads it) is JSON; its
+refs name several annotations, or [-1] for nothing in the picture.
+
+A ref of a row has `ann_id`, its one object. Where expressions may name several objects or none, it
+has `ann_ids` and `no_target` instead.
 """
 
 import json
 import pickle
 from pathlib import Path
+from typing import Any, NoReturn
 
 from aml.data.json_stream import elements
 from aml.data.refer_counts import targets_of
-from aml.data.rle import NOTHING, _check_segmentation, leads_out, to_rle
+from aml.data.rle import NOTHING, check_segmentation, leads_out, to_rle
 from aml.errors import UserError
 
 SPLITS_BY = {
@@ -21,19 +26,29 @@ SPLITS_BY = {
     "refcocog": ("umd", "google"),
     "grefcoco": ("unc",),
 }
+"""Data set -> its ways of splitting."""
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Admits containers and scalars, which need no import; any named class or function is refused before it is looked up."""
+    """Admit containers and scalars, which need no import.
 
-    def find_class(self, module, name):
+    Any named class or function is refused before it is looked up.
+    """
+
+    def find_class(self, module: str, name: str) -> NoReturn:
+        """Refuse the class or function that the pickle names."""
         raise UserError(
-            f"the pickle names {module}.{name}, which a refs file never holds; nothing of it was run, get the file from its source again"
+            f"the pickle names {module}.{name}, which a refs file never holds; nothing of it was "
+            "run, get the file from its source again"
         )
 
 
 def load_refs(path: Path) -> list[dict]:
-    """REFER's refs(split_by).p as a list of dicts. UserError for a pickle that holds more than plain data, or is damaged."""
+    """Return the entries of REFER's refs(split_by).p.
+
+    Raises:
+        UserError: the file is missing or damaged, or holds more than plain data.
+    """
     try:
         with open(path, "rb") as file:
             refs = _PlainUnpickler(file, encoding="utf-8", errors="replace").load()
@@ -41,17 +56,25 @@ def load_refs(path: Path) -> list[dict]:
         raise UserError(f"{path}: {error}") from None
     except FileNotFoundError:
         raise UserError(
-            f"{path} is missing; it is REFER's list of referents for one dataset and split_by, put it there"
+            f"{path} is missing; it is REFER's list of referents for one dataset and split_by, put "
+            "it there"
         ) from None
     except Exception as error:  # a damaged pickle may raise almost anything
         raise UserError(
-            f"{path} cannot be read as a refs pickle ({type(error).__name__}: {error}); get the file again"
+            f"{path} cannot be read as a refs pickle ({type(error).__name__}: {error}); get the "
+            "file again"
         ) from None
     return _checked(refs, path)
 
 
 def load_grefs(path: Path) -> list[dict]:
-    """gRefCOCO's grefs(split_by).json as a list of dicts, each with `ann_ids` (none for an expression without a target). UserError as load_refs."""
+    """Return the entries of gRefCOCO's grefs(split_by).json.
+
+    Each entry has `ann_ids`, an empty list for an expression without a target.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
     try:
         refs = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
@@ -64,24 +87,27 @@ def load_grefs(path: Path) -> list[dict]:
 
 
 def _named(ref: dict, path: Path) -> list[int]:
-    """The annotations a gRefCOCO ref names, each once."""
+    """Return the annotations that a gRefCOCO ref names, each once."""
     given = ref["ann_id"] if isinstance(ref["ann_id"], list) else [ref["ann_id"]]
     if given == [NOTHING]:
         return []
     if not given or not all(isinstance(i, int) and i >= 0 for i in given):
         raise UserError(
-            f"{path}: ref {ref['ref_id']} names annotations {given}; it must be some annotation ids, or [-1] for no target"
+            f"{path}: ref {ref['ref_id']} names annotations {given}; it must be some annotation "
+            "ids, or [-1] for no target"
         )
     return list(dict.fromkeys(given))
 
 
-def _checked(refs, path: Path) -> list[dict]:
+def _checked(refs: Any, path: Path) -> list[dict]:
+    """Return the refs; raise UserError where they are not as REFER writes them."""
     needed = {"ref_id", "ann_id", "image_id", "split", "sentences"}
     if not isinstance(refs, list) or not all(
         isinstance(r, dict) and needed <= r.keys() for r in refs
     ):
         raise UserError(
-            f"{path} is not REFER's list of refs (dicts with {', '.join(sorted(needed))}); get the file again"
+            f"{path} is not REFER's list of refs (dicts with {', '.join(sorted(needed))}); get the "
+            "file again"
         )
     seen: set[tuple[int, int]] = set()
     wrong = [f"ref {ref['ref_id']!r} {problem}" for ref in refs if (problem := _wrong(ref, seen))]
@@ -91,7 +117,13 @@ def _checked(refs, path: Path) -> list[dict]:
 
 
 def _wrong(ref: dict, seen: set[tuple[int, int]]) -> str:
-    """What is wrong with a ref; nothing where it is as REFER writes it.   seen: (ref_id, sent_id), which name an item, of the refs before"""
+    """Return what is wrong with a ref; empty where it is as REFER writes it.
+
+    Args:
+        ref: the ref.
+        seen: (ref_id, sent_id) of the sentences of earlier refs, to which those of this ref are
+            added. The pair names an item.
+    """
     if type(ref["ref_id"]) is not int or type(ref["image_id"]) is not int:
         return f"has image_id {ref['image_id']!r}, and its ids must be whole numbers"
     if not isinstance(ref["split"], str) or not ref["split"].strip() or "," in ref["split"]:
@@ -112,10 +144,21 @@ def _wrong(ref: dict, seen: set[tuple[int, int]]) -> str:
 
 
 def read_refer(refer_root: Path, images: Path, dataset: str, split_by: str) -> list[dict]:
-    """Rows without their JPEG, one an image, in the order of image_id; `path` names the file.
+    """Read a data set into rows without their JPEG.
 
-    refer_root holds <dataset>/refs(<split_by>).p (grefcoco/grefs(unc).json) and <dataset>/instances.json; images holds the JPEGs.
-    UserError: unknown dataset or split_by, a missing file, a ref whose annotation or image record is missing, an image that is not on disk.
+    Args:
+        refer_root: folder with <dataset>/refs(<split_by>).p (or grefcoco/grefs(unc).json) and
+            <dataset>/instances.json.
+        images: folder of the JPEGs.
+        dataset: a key of SPLITS_BY.
+        split_by: one of its values.
+
+    Returns:
+        One row an image, in the order of image_id; `path` names its file.
+
+    Raises:
+        UserError: unknown dataset or split_by, a missing file, a ref whose annotation or image
+            record is missing, or an image that is not on disk.
     """
     if dataset not in SPLITS_BY:
         raise UserError(f"dataset {dataset!r} is not known; use one of {', '.join(SPLITS_BY)}")
@@ -133,13 +176,15 @@ def read_refer(refer_root: Path, images: Path, dataset: str, split_by: str) -> l
     unknown = sorted(set(by_image) - set(records))
     if unknown:
         raise UserError(
-            f"{folder}/instances.json lacks image {unknown[0]} ({len(unknown)} in all) that {name} names; use matching files"
+            f"{folder}/instances.json lacks image {unknown[0]} ({len(unknown)} in all) that {name} "
+            "names; use matching files"
         )
     paths = {i: _find_image(Path(images).absolute(), records[i]["file_name"]) for i in by_image}
     absent = sorted(records[i]["file_name"] for i, path in paths.items() if path is None)
     if absent:
         raise UserError(
-            f"{len(absent)} of {len(paths)} images are not under {images}, the first is {absent[0]}; put COCO's train2014 JPEGs there"
+            f"{len(absent)} of {len(paths)} images are not under {images}, the first is "
+            f"{absent[0]}; put COCO's train2014 JPEGs there"
         )
     return [
         _row(dataset, split_by, records[i], by_image[i], objects.get(i, []))
@@ -149,77 +194,109 @@ def read_refer(refer_root: Path, images: Path, dataset: str, split_by: str) -> l
 
 
 def _load_instances(path: Path, used: set[int]) -> tuple[dict[int, dict], dict[int, list[dict]]]:
-    """{image_id: record} and {image_id: its objects} of the images in use. Read twice, since annotations may stand before what they refer to."""
-    wanted = ("images", "annotations", "categories")
+    """Read COCO's instances of the images in use.
+
+    Args:
+        path: instances.json.
+        used: ids of the images in use.
+
+    Returns:
+        {image_id: record} and {image_id: its objects}.
+
+    Raises:
+        UserError: the file is missing, is not valid JSON or does not have COCO's format.
+    """
     try:
-        found: dict[str, list] = {}
-        for key, element in elements(path, set(wanted)):
-            known = found.setdefault(key, [])
-            if (
-                element is not None
-                and key != "annotations"
-                and (key != "images" or element["id"] in used)
-            ):
-                known.append(element)
-        missing = [key for key in wanted if key not in found]
-        if missing:
-            raise UserError(
-                f"{path} lacks {', '.join(missing)}; it must be COCO's instances format"
-            )
-        records, categories = (
-            _records(found["images"], path),
-            {c["id"]: c["name"] for c in found["categories"]},
-        )
-        objects: dict[int, dict[int, dict]] = {}
-        for _, a in elements(path, {"annotations"}):
-            if a is not None and a["image_id"] in records:
-                of_image = objects.setdefault(a["image_id"], {})
-                if a["id"] in of_image:
-                    raise UserError(f"{path} has annotation {a['id']} twice; get the file again")
-                of_image[a["id"]] = _object(a, records[a["image_id"]], categories, path)
+        return _read_instances(path, used)
     except FileNotFoundError:
         raise UserError(
             f"{path} is missing; it holds the annotations (masks) of the refs, put it there"
         ) from None
-    except UserError:  # a ValueError, too
+    except UserError:  # UserError is a ValueError, too
         raise
     except (KeyError, TypeError) as error:
         raise UserError(
-            f"{path} has an entry that is not COCO's ({type(error).__name__}: {error}); it must be COCO's instances format"
+            f"{path} has an entry that is not COCO's ({type(error).__name__}: {error}); it must be "
+            "COCO's instances format"
         ) from None
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}); get the file again") from None
+
+
+def _read_instances(path: Path, used: set[int]) -> tuple[dict[int, dict], dict[int, list[dict]]]:
+    """Read instances.json twice, since annotations may stand before the images they refer to."""
+    found = _image_records(path, used)
+    records = _records(found["images"], path)
+    categories = {c["id"]: c["name"] for c in found["categories"]}
+    objects: dict[int, dict[int, dict]] = {}
+    for _, annotation in elements(path, {"annotations"}):
+        if annotation is None or annotation["image_id"] not in records:
+            continue
+        of_image = objects.setdefault(annotation["image_id"], {})
+        if annotation["id"] in of_image:
+            raise UserError(f"{path} has annotation {annotation['id']} twice; get the file again")
+        record = records[annotation["image_id"]]
+        of_image[annotation["id"]] = _object(annotation, record, categories, path)
     return records, {i: list(of_image.values()) for i, of_image in objects.items()}
 
 
+def _image_records(path: Path, used: set[int]) -> dict[str, list[dict]]:
+    """Return the entries of instances.json except annotations and the images not in use."""
+    wanted = ("images", "annotations", "categories")
+    found: dict[str, list] = {}
+    for key, element in elements(path, set(wanted)):
+        known = found.setdefault(key, [])
+        if element is None or key == "annotations":
+            continue
+        if key == "categories" or element["id"] in used:
+            known.append(element)
+    missing = [key for key in wanted if key not in found]
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(missing)}; it must be COCO's instances format")
+    return found
+
+
 def _records(images: list[dict], path: Path) -> dict[int, dict]:
-    """{image_id: record}. UserError: an id twice, no size, a file that is not under the images folder."""
+    """Return {image_id: record}.
+
+    Raises:
+        UserError: an id comes twice, a size is missing, or a file is not under the images folder.
+    """
     records: dict[int, dict] = {}
     for record in images:
-        name, sides = record["file_name"], (record["height"], record["width"])
+        name = record["file_name"]
+        sides = (record["height"], record["width"])
         if records.setdefault(record["id"], record) is not record:
             raise UserError(f"{path} has image {record['id']} twice; get the file again")
         if not all(type(side) is int and side > 0 for side in sides):
             raise UserError(
-                f"{path}: image {record['id']} is {sides[0]!r} x {sides[1]!r}, and height and width must be pixels; get the file again"
+                f"{path}: image {record['id']} is {sides[0]!r} x {sides[1]!r}, and height and "
+                "width must be pixels; get the file again"
             )
         if leads_out(name):
             raise UserError(
-                f"{path}: image {record['id']} is called {name!r}, which leads out of the images folder; give a name inside of it"
+                f"{path}: image {record['id']} is called {name!r}, which leads out of the images "
+                "folder; give a name inside of it"
             )
     return records
 
 
 def _object(annotation: dict, record: dict, categories: dict[int, str], path: Path) -> dict:
-    """An annotation as a row holds it, and whether it is a crowd; polygons take many times the memory of an RLE."""
-    category, height, width = annotation["category_id"], record["height"], record["width"]
+    """Return an annotation as a row holds it, with the additional key `crowd`.
+
+    The mask becomes an RLE, since polygons take many times its memory.
+    """
+    category = annotation["category_id"]
+    height = record["height"]
+    width = record["width"]
     try:
-        _check_segmentation(annotation["segmentation"], height, width)
+        check_segmentation(annotation["segmentation"], height, width)
         rle = to_rle(annotation["segmentation"], height, width)
-    except Exception as error:  # pycocotools raises whatever it comes across
-        why = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else error
+    except Exception as error:  # pycocotools raises errors of any class on wrong values
+        why = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         raise UserError(
-            f"{path}: the mask of annotation {annotation['id']} cannot be drawn ({why}); get the file again"
+            f"{path}: the mask of annotation {annotation['id']} cannot be drawn ({why}); get the "
+            "file again"
         ) from None
     return {
         "ann_id": annotation["id"],
@@ -230,20 +307,36 @@ def _object(annotation: dict, record: dict, categories: dict[int, str], path: Pa
 
 
 def _find_image(folder: Path, file_name: str) -> Path | None:
-    """The images folder may be train2014 itself or lie one or two above it."""
+    """Return the path of an image, or None.
+
+    The images folder may be train2014 itself or lie one or two levels above it.
+    """
     for place in (folder, folder / "train2014", folder / "images" / "train2014"):
         if (place / file_name).is_file():
             return place / file_name
     return None
 
 
-def _row(dataset, split_by, record, refs, objects) -> dict:
+def _row(dataset: str, split_by: str, record: dict, refs: list[dict], objects: list[dict]) -> dict:
+    """Return the row of an image.
+
+    Args:
+        dataset: name of the data set.
+        split_by: name of its splitting.
+        record: COCO's image record.
+        refs: the refs of the image.
+        objects: the objects of the image, see `_object`.
+
+    Raises:
+        UserError: a ref names an annotation that is not among the objects.
+    """
     crowd = {o["ann_id"]: o["crowd"] for o in objects}
     for ref in refs:
         lost = [i for i in targets_of(ref) if i not in crowd]
         if lost:
             raise UserError(
-                f"ref {ref['ref_id']} of {dataset} ({split_by}) names annotation {lost[0]}, which instances.json lacks; use matching files"
+                f"ref {ref['ref_id']} of {dataset} ({split_by}) names annotation {lost[0]}, which "
+                "instances.json lacks; use matching files"
             )
     return {
         "dataset": dataset,
@@ -256,7 +349,7 @@ def _row(dataset, split_by, record, refs, objects) -> dict:
         "refs": [
             {
                 "ref_id": ref["ref_id"],
-                **_aim(ref, crowd),
+                **_target(ref, crowd),
                 "split": ref["split"],
                 "sentences": [
                     {"sent_id": s["sent_id"], "sent": s["sent"], "raw": s.get("raw", s["sent"])}
@@ -268,8 +361,11 @@ def _row(dataset, split_by, record, refs, objects) -> dict:
     }
 
 
-def _aim(ref: dict, crowd: dict[int, bool]) -> dict:
-    """What a row's ref says of its target. Crowd regions among several objects are left out, as ReLA does it."""
+def _target(ref: dict, crowd: dict[int, bool]) -> dict:
+    """Return the keys of a row's ref that name its target.
+
+    Crowd regions among several objects are left out, as ReLA does it.
+    """
     if "ann_ids" not in ref:
         return {"ann_id": ref["ann_id"]}
     return {

@@ -1,11 +1,12 @@
-"""Counts of a referring data set, beside the published ones; its vocabulary and its kinds of
-targets.
+"""Count refs, sentences, images and words of a referring data set.
+
+The counts can be compared with the published ones. The module also tells which targets a ref names.
 """
 
 from collections import Counter
 from collections.abc import Iterable
 
-PUBLISHED = {
+PUBLISHED: dict[tuple[str, str], dict[str, tuple[int, int | None, int]]] = {
     ("refcoco", "unc"): {
         "train": (42_404, 120_624, 16_994),
         "val": (3_811, 10_834, 1_500),
@@ -30,22 +31,33 @@ PUBLISHED = {
     },
     ("refcocog", "google"): {"train": (44_822, 85_474, 24_698), "val": (5_000, 9_536, 4_650)},
 }
-
-"""Refs, sentences and images of each split as published; None where no number is."""
+"""Refs, sentences and images of each split as published; None where no number was published."""
 
 
 def targets_of(ref: dict) -> list[int]:
-    """The annotations that a ref of a row names: one, in gRefCOCO several or none."""
+    """Return the annotations that a ref of a row names: one, in gRefCOCO several or none."""
     return ref["ann_ids"] if "ann_ids" in ref else [ref["ann_id"]]
 
 
 def generalised(refs: Iterable[dict]) -> bool:
-    """Whether expressions without a target are among these refs: then predictions of next to nothing are read as "nothing there"."""
+    """Return whether expressions without a target are among these refs.
+
+    Predictions of very few pixels are then read as "nothing there" (`aml.metrics.called_empty`).
+    """
     return any(not targets_of(ref) for ref in refs)
 
 
 def against_published(dataset: str, split_by: str, counts: dict[str, dict[str, int]]) -> str | None:
-    """One line on how counts (of split_counts) differ from the published ones; None for a data set without published counts."""
+    """Compare counts with the published ones.
+
+    Args:
+        dataset: name of the data set.
+        split_by: name of its splitting.
+        counts: the result of `split_counts`.
+
+    Returns:
+        One line that names the differences; None for a data set without published counts.
+    """
     published = PUBLISHED.get((dataset, split_by))
     if published is None:
         return None
@@ -59,21 +71,23 @@ def against_published(dataset: str, split_by: str, counts: dict[str, dict[str, i
             if n is not None and found.get(what, 0) != n
         ]
     name = f"{dataset} ({split_by})"
-    return (
-        f"counts differ from the published {name}: {'; '.join(said)}"
-        if said
-        else f"counts are those of the published {name}"
-    )
+    if said:
+        return f"counts differ from the published {name}: {'; '.join(said)}"
+    return f"counts are those of the published {name}"
 
 
 def split_words(sentence: str) -> list[str]:
-    """Lower-cased words, punctuation taken off their ends."""
+    """Return the lower-cased words without punctuation at their ends."""
     return [w for w in (part.strip(".,;:!?\"'()") for part in sentence.lower().split()) if w]
 
 
 def vocabulary(rows: Iterable[dict]) -> list[str]:
-    """Words of the train split's sentences (of all, where there is no train split), the most frequent first, then by alphabet."""
-    every, train = Counter(), Counter()
+    """Return the words of the train split, the most frequent first, equal ones by alphabet.
+
+    Where there is no train split, the sentences of all splits count.
+    """
+    every: Counter[str] = Counter()
+    train: Counter[str] = Counter()
     for ref in (ref for row in rows for ref in row["refs"]):
         said = Counter(word for s in ref["sentences"] for word in split_words(s["sent"]))
         every.update(said)
@@ -84,7 +98,10 @@ def vocabulary(rows: Iterable[dict]) -> list[str]:
 
 
 def split_counts(rows: Iterable[dict]) -> dict[str, dict[str, int]]:
-    """{"val": {"refs": n, "sentences": n, "images": n}, ...}, and "no_target": n sentences without a target in a split that has some"""
+    """Return {split: {"refs": n, "sentences": n, "images": n}}.
+
+    A split with sentences without a target also has their number as "no_target".
+    """
     counts: dict[str, dict] = {}
     for row in rows:
         for ref in row["refs"]:

@@ -1,8 +1,8 @@
 """Predict masks with a trained model, and draw them.
 
 May import: aml.training and what it may import.
-Public names: PREDICTION, Segmenter, draw_overlay, panels, png, to_original, training_rows,
-    usual_precision.
+Public names: PREDICTION_COLOUR, Segmenter, default_precision, draw_overlay, draw_training_grid,
+    encode_png, example_panels, resize_to_original.
 """
 
 import lazy_loader

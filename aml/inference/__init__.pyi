@@ -1,24 +1,12 @@
 from .segmenter import (
     Segmenter as Segmenter,
-)
-from .segmenter import (
-    to_original as to_original,
-)
-from .segmenter import (
-    usual_precision as usual_precision,
+    default_precision as default_precision,
+    resize_to_original as resize_to_original,
 )
 from .visualize import (
-    PREDICTION as PREDICTION,
-)
-from .visualize import (
+    PREDICTION_COLOUR as PREDICTION_COLOUR,
     draw_overlay as draw_overlay,
-)
-from .visualize import (
-    panels as panels,
-)
-from .visualize import (
-    png as png,
-)
-from .visualize import (
-    training_rows as training_rows,
+    draw_training_grid as draw_training_grid,
+    encode_png as encode_png,
+    example_panels as example_panels,
 )

@@ -1,8 +1,9 @@
-"""Hide what does not match the sentence: alignment scores (PMME), block masks (AFM), masking modes.
+"""Hide what does not match the sentence: alignment scores (PMME), block masks (AFM), methods.
 
 May import: aml.synthetic and what it may import.
-Public names: Alignment, CALIBRATION_BATCHES, DIAGNOSTICS, Mask, MaskSums, Masker, MaskingConfig,
-    PRESETS, Pass, SCORES, blocks_to_pixels, measure_masks, preset.
+Public names: Alignment, BlockDraw, CALIBRATION_BATCHES, DIAGNOSTICS, Mask, MaskInputs, MaskSums,
+    Masker, MaskingConfig, MaskingMethod, PRESETS, Pass, SCORES, Step, blocks_to_pixels,
+    measure_masks, preset.
 """
 
 import lazy_loader

@@ -3,37 +3,35 @@ from .alignment import (
 )
 from .config import (
     PRESETS as PRESETS,
-)
-from .config import (
     SCORES as SCORES,
-)
-from .config import (
     MaskingConfig as MaskingConfig,
-)
-from .config import (
     preset as preset,
 )
 from .diagnostics import (
     DIAGNOSTICS as DIAGNOSTICS,
-)
-from .diagnostics import (
     MaskSums as MaskSums,
-)
-from .diagnostics import (
     measure_masks as measure_masks,
 )
-from .masker import (
-    CALIBRATION_BATCHES as CALIBRATION_BATCHES,
-)
-from .masker import (
-    Mask as Mask,
+from .drawing import (
+    BlockDraw as BlockDraw,
 )
 from .masker import (
     Masker as Masker,
 )
-from .masker import (
+from .method import (
+    MaskingMethod as MaskingMethod,
+)
+from .passes import (
+    Mask as Mask,
+    MaskInputs as MaskInputs,
     Pass as Pass,
 )
 from .selection import (
     blocks_to_pixels as blocks_to_pixels,
+)
+from .stage1 import (
+    CALIBRATION_BATCHES as CALIBRATION_BATCHES,
+)
+from .step import (
+    Step as Step,
 )

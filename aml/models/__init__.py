@@ -1,7 +1,8 @@
 """Networks for referring image segmentation, one file each, and the registry that names them.
 
 May import: aml.masking and what it may import.
-Public names: build_model, load_published, model_class, model_options.
+Public names: Features, MODELS, Model, build_model, check, find_class, load_published, make_options,
+    resolved.
 """
 
 import lazy_loader

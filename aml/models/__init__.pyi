@@ -1,12 +1,19 @@
+from .base import (
+    Features as Features,
+    Model as Model,
+    find_class as find_class,
+)
+from .contract import (
+    check as check,
+)
+from .options import (
+    MODELS as MODELS,
+    resolved as resolved,
+)
 from .published import (
     load_published as load_published,
 )
 from .registry import (
     build_model as build_model,
-)
-from .registry import (
-    model_class as model_class,
-)
-from .registry import (
-    model_options as model_options,
+    make_options as make_options,
 )

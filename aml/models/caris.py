@@ -1,11 +1,13 @@
-"""CARIS: two encoders and a pixel decoder in which words and pixels read each other (Liu et al., ACM MM 2023).
+"""CARIS: two encoders and a pixel decoder in which words and pixels read each other.
 
-Swin sees the picture and BERT the sentence, together with prompts made of the picture's last map. Six layers then update the words from
-the maps at 1/32, 1/16 and 1/8 and the maps from the words, with deformable attention among pixels; learned background prompts travel
-with the words. At 1/4 each pixel is compared with [CLS] and with the mean background prompt: the logit is the difference, so that its
-sigmoid is the softmax of the pair.
+Liu et al., ACM MM 2023. Swin sees the picture and BERT the sentence, together with prompts made of
+the picture's last map. Six layers then update the words from the maps at 1/32, 1/16 and 1/8 and the
+maps from the words, with deformable attention among pixels; learned background prompts travel with
+the words. At 1/4 each pixel is compared with [CLS] and with the mean background prompt: the logit
+is the difference, so that its sigmoid is the softmax of the pair.
 
-    B samples, H W image, h w a map, N places of the three maps, C decoder width, L tokens, P background prompts, D text width
+    B samples, H W image, h w a map, N places of the three maps, C decoder width, L tokens,
+    P background prompts, D text width
 """
 
 import torch
@@ -13,34 +15,35 @@ import torch.nn.functional as F
 from torch import nn
 
 from aml.models.base import Features, Model
-from aml.models.caris_decoder import POOLS, PixelDecoder, small_weights
+from aml.models.decoders.caris import POOLS, PixelDecoder, small_weights
 from aml.models.encoders import bert, swin
 from aml.models.options import CarisOptions
 
 
 class Caris(Model):
-    """See the module. Alignment sources:
+    """CARIS, see the module. Alignment is read from:
 
-    encoder     Swin's last map, normalised, and BERT's output (1024 and 768 wide), which has read the prompts and so the picture
-    joint       keys of the 1/16 map and queries of the words in the decoder's first attention, words reading pixels (equal widths,
-                all heads); of its three levels the one with a place for every 32-px block when stage 1 sees the image at half size
-    prediction  the sigmoid of the logits
+    - encoder: Swin's last map, normalised, and BERT's output (1024 and 768 wide), which has read
+      the prompts and so the picture;
+    - joint: keys of the 1/16 map and queries of the words in the decoder's first attention, words
+      reading pixels (equal widths, all heads); of its three levels the one with a place for every
+      32-px block when stage 1 sees the image at half size;
+    - prediction: the sigmoid of the logits.
     """
 
-    name = "caris"
-    sources = ("encoder", "joint", "prediction")
-    image_multiple = 32
+    name, sources = CarisOptions.name, CarisOptions.sources
+    image_multiple, fuses = CarisOptions.image_multiple, CarisOptions.fuses
     encoders = ("visual.", "text.")
 
     def __init__(self, options: CarisOptions, vocabulary: list[str], assets: dict | None = None):
         super().__init__(options, vocabulary, assets)
         self.normalise = swin.Normalise()
-        self.text, self.tokenise, self.assets = bert.bert(options, self.vocabulary, self.assets)
-        self.mask_token, self.special_tokens, self.word_ids = (
-            self.tokenise.mask,
-            self.tokenise.special,
-            self.tokenise.word_ids,
-        )
+        self.text, words, self.assets = bert.bert(options, self.vocabulary, self.assets)
+        self.tokens = words
+        self.tokenise = words
+        self.mask_token = words.mask
+        self.special_tokens = words.special
+        self.word_ids = words.word_ids
         self.visual = swin.Swin(
             options.backbone,
             options.window,
@@ -68,14 +71,14 @@ class Caris(Model):
         maps = self.encode(x) if maps is None else maps
         text = self._read(maps[3], tokens, token_mask)
         visual, text = self.decoder.joint(maps, text) if upto == "joint" else (maps[3], text)
-        return Features(visual, text, *self.tokenise.words(tokens, token_mask))
+        return Features(visual, text, *self.tokens.words(tokens, token_mask))
 
     def _read(self, last, tokens, token_mask):
         return bert.read(self.text, tokens, token_mask, self.prompts(last))
 
 
 class LanguagePrompts(nn.Module):
-    """What the text encoder reads of the picture.   last map (B, C, h, w) -> (B, 5, D)"""
+    """Makes of the last map (B, C, h, w) what the text encoder reads of the picture, (B, 5, D)."""
 
     def __init__(self, channels: int, width: int):
         super().__init__()

@@ -1,13 +1,17 @@
-"""CLIPSeg: a frozen CLIP and a small trained decoder, three transformer layers over patches that the sentence's embedding modulates (FiLM).
+"""CLIPSeg: a frozen CLIP and a small trained decoder of three transformer layers over patches.
 
-Lueddecke and Ecker, CVPR 2022; modules and weights of transformers (CIDAS/clipseg-rd64-refined). Their arithmetic is run from here, layer
-by layer: the decoder there puts patches back into a square, here into the grid they came from, so an image of any shape is read as it is
-(position embeddings interpolated); no deeper CLIP layer runs than the decoder reads; and the picture is encoded once for all sentences.
+The sentence's embedding modulates the patches (FiLM). Lueddecke and Ecker, CVPR 2022; modules and
+weights of transformers (CIDAS/clipseg-rd64-refined). Their arithmetic is run from here, layer by
+layer: the decoder there puts patches back into a square, here into the grid they came from, so an
+image of any shape is read as it is (position embeddings interpolated); no deeper CLIP layer runs
+than the decoder reads; and the picture is encoded once for all sentences.
 
-    B samples, C width of the visual transformer, h w patches, L tokens, P width of CLIP's joint space
+    B samples, C width of the visual transformer, h w patches, L tokens, P width of CLIP's joint
+    space
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -17,7 +21,6 @@ from aml.models.encoders.clip_text import (
     END,
     PAD,
     START,
-    WORDS,
     PieceTokens,
     WordTokens,
     check_length,
@@ -29,87 +32,40 @@ from aml.models.encoders.clip_text import (
     roles,
     text_states,
 )
+from aml.models.options import WORDS, ClipSegOptions
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
 """CLIPSeg normalises as ImageNet models do, not as CLIP does."""
 
 CONTEXT = 77
-
 """Places of CLIP's text transformer."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClipSegOptions:
-    """Options of CLIPSeg; the sizes are those of clipseg-rd64-refined and are read with `weights: words` only."""
-
-    weights: str = "CIDAS/clipseg-rd64-refined"
-    """A hub name, a local folder in Hugging Face format, or words: random weights, the data set's words as tokens, no network."""
-    max_tokens: int = CONTEXT
-    """Tokens of a sentence, start and end among them; longer ones are cut."""
-    dropout: float = 0.0
-    """Of the decoder's attention weights."""
-    width: int = 768
-    """Of the visual transformer."""
-    layers: int = 12
-    heads: int = 12
-    size: int = 224
-    """Side in pixels of the image the position embeddings are made for; others interpolate them."""
-    text_width: int = 512
-    text_layers: int = 12
-    text_heads: int = 8
-    projection: int = 512
-    """Width of the space in which CLIP compares picture and sentence."""
-    reduce: int = 64
-    """Width of the decoder; a multiple of 4, its heads."""
-    feed: int = 2048
-    """Inner width of the decoder's feed-forward layers."""
-    extract: tuple[int, ...] = (3, 6, 9)
-    """Visual layers the decoder reads, the first being 0."""
-
-    def __post_init__(self):
-        object.__setattr__(self, "extract", tuple(self.extract))  # JSON and YAML give a list
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"model.dropout is {self.dropout}; it must lie in [0, 1)")
-        if self.weights != WORDS:
-            return
-        if self.width % self.heads or self.text_width % self.text_heads or self.reduce % 4:
-            raise UserError(
-                f"model.width {self.width}, text_width {self.text_width} and reduce {self.reduce} must be multiples of heads {self.heads}, "
-                f"text_heads {self.text_heads} and 4"
-            )
-        if (
-            not self.extract
-            or not all(0 <= i < self.layers for i in self.extract)
-            or self.size < ClipSeg.image_multiple
-        ):
-            raise UserError(
-                f"model.extract {list(self.extract)} with layers {self.layers}, size {self.size}: extract must name layers from 0 to "
-                f"{self.layers - 1}, size must be at least {ClipSeg.image_multiple}"
-            )
-
-
 class ClipSeg(Model):
-    """See the module. Only the decoder trains; CLIP is frozen and stays in eval mode. Alignment sources:
+    """CLIPSeg, see the module. Only the decoder trains; CLIP is frozen and stays in eval mode.
 
-    encoder     patches after the deepest visual layer the decoder reads, and the text transformer's output (widths may differ)
-    joint       both after the projections into the space in which CLIP compares them (width P). CLIP itself multiplies only the class
-                token's and the end token's projections; here each patch and each token goes through the same two. It is the only
-                product of picture and text in the model (the decoder modulates), and it lies behind all visual layers
-    prediction  the sigmoid of the logits
+    Alignment is read from:
 
-    The maps of `encode` are the patches (B, C, h, w) of each layer in `extract` and, last, those layers' class tokens stacked to
-    (B, extract * C, 1, 1). `visible` hides patches; a class token has no place and stays whole.
+    - encoder: patches after the deepest visual layer the decoder reads, and the text transformer's
+      output (widths may differ);
+    - joint: both after the projections into the space in which CLIP compares them (width P). CLIP
+      itself multiplies only the class token's and the end token's projections; here each patch and
+      each token goes through the same two. It is the only product of picture and text in the model
+      (the decoder modulates), and it lies behind all visual layers;
+    - prediction: the sigmoid of the logits.
+
+    The maps of `encode` are the patches (B, C, h, w) of each layer in `extract` and, last, those
+    layers' class tokens stacked to (B, extract * C, 1, 1). `visible` hides patches; a class token
+    has no place and stays whole.
     """
 
-    name = "clipseg"
-    sources = ("encoder", "joint", "prediction")
-    image_multiple = 16
+    name, sources = ClipSegOptions.name, ClipSegOptions.sources
+    image_multiple, fuses = ClipSegOptions.image_multiple, ClipSegOptions.fuses
 
     def __init__(self, options: ClipSegOptions, vocabulary: list[str], assets: dict | None = None):
         super().__init__(options, vocabulary, assets)
         if options.weights == WORDS:
-            self.tokens = WordTokens(self.vocabulary, options.max_tokens)
+            self.tokens: WordTokens | PieceTokens = WordTokens(self.vocabulary, options.max_tokens)
         else:
             self.tokens = PieceTokens(
                 self.assets.get("tokenizer") or read_pieces(options.weights, "weights"),
@@ -121,11 +77,9 @@ class ClipSeg(Model):
         self.clip, self.decoder = freeze(network.clip), network.decoder
         self.extract = tuple(network.config.extract_layers)
         self.image_multiple = network.config.vision_config.patch_size
-        self.mask_token, self.special_tokens, self.word_ids = (
-            self.tokens.mask_token,
-            self.tokens.special_tokens,
-            self.tokens.word_ids,
-        )
+        self.mask_token = self.tokens.mask_token
+        self.special_tokens = self.tokens.special_tokens
+        self.word_ids = self.tokens.word_ids
         for layer in self.decoder.layers:
             layer.self_attn.dropout = options.dropout
         self.register_buffer("mean", torch.tensor(MEAN)[:, None, None], persistent=False)
@@ -158,7 +112,7 @@ class ClipSeg(Model):
         *patches, classes = maps
         classes = classes[:, :, 0, 0].unflatten(1, (len(patches), -1))
         condition = self._condition(tokens, token_mask)
-        x = 0
+        x: Any = 0
         for i, (layer, reduce) in enumerate(
             zip(self.decoder.layers, self.decoder.reduces, strict=True)
         ):
@@ -191,13 +145,16 @@ class ClipSeg(Model):
 
     @torch.no_grad()
     def _condition(self, tokens, token_mask):
-        """The sentence's embedding in CLIP's joint space.   -> (B, P)"""
+        """Return the sentence's embedding in CLIP's joint space, (B, P)."""
         return self.clip.text_projection(
             pool(text_states(self.clip.text_model, tokens), token_mask)
         )
 
     def _visual(self, x, layers: int) -> list:
-        """States after each of the first layers, the class token before the patches.   -> layers x (B, 1 + h*w, C)"""
+        """Return the states after each of the first layers, layers x (B, 1 + h*w, C).
+
+        The class token comes before the patches.
+        """
         visual, states = self.clip.vision_model, []
         state = visual.pre_layrnorm(visual.embeddings(x, interpolate_pos_encoding=True))
         for layer in visual.encoder.layers[:layers]:
@@ -209,7 +166,8 @@ class ClipSeg(Model):
         (h, down), (w, across) = (divmod(side, self.image_multiple) for side in x.shape[2:])
         if down or across:
             raise UserError(
-                f"an image of {x.shape[2]} x {x.shape[3]}: model {self.name} takes multiples of {self.image_multiple}; resize it"
+                f"an image of {x.shape[2]} x {x.shape[3]}: model {self.name} takes multiples of "
+                f"{self.image_multiple}; resize it"
             )
         return h, w
 
@@ -227,20 +185,19 @@ class ClipSeg(Model):
         )
         network = CLIPSegForImageSegmentation(config)
         for module in network.decoder.modules():
-            if hasattr(
-                module, "reset_parameters"
-            ):  # transformers draws them with deviation 1: logits in the hundreds
-                module.reset_parameters()
+            # transformers draws them with deviation 1, which makes logits in the hundreds
+            if callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
         return network
 
 
-def as_map(states, grid) -> torch.Tensor:
-    """Patches of a sequence whose first place is the class token.   (B, 1 + h*w, C) -> (B, C, h, w)"""
+def as_map(states: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
+    """Return the patches of states (B, 1 + h*w, C), class token first, as a map (B, C, h, w)."""
     return states[:, 1:].mT.unflatten(2, tuple(grid))
 
 
-def random_config(options: ClipSegOptions, tokens: int):
-    """The configuration of `weights: words`: clipseg-rd64-refined with the options' sizes."""
+def random_config(options: ClipSegOptions, tokens: int) -> Any:
+    """Return the configuration of `weights: words`, clipseg-rd64-refined of the options' sizes."""
     from transformers import CLIPSegConfig
 
     text = {

@@ -1,22 +1,28 @@
-"""DETRIS-like: frozen DINOv2 and frozen CLIP text, joined by small adapters; a transformer decoder and a sentence-made kernel on top.
+"""DETRIS-like: frozen DINOv2 and frozen CLIP text, joined by small adapters.
 
-After DETRIS (Huang et al., AAAI 2025). Beside the MLP of every other block stands a bottleneck whose three convolutions (reach 1, 3, 5) each
-read all before them; in the visual blocks its places then read the encoded sentence. Three visual levels, gated by the sentence, meet
-in a neck; places read the words; logits come from a 3x3 kernel that the sentence makes. Only these parts train.
+After DETRIS (Huang et al., AAAI 2025). Beside the MLP of every other block stands a bottleneck
+whose three convolutions (reach 1, 3, 5) each read all before them; in the visual blocks its places
+then
+read the encoded sentence. Three visual levels, gated by the sentence, meet in a neck; in a
+transformer decoder places read the words; logits come from a 3x3 kernel that the sentence makes.
+Only these parts train.
 
-Where this differs from the published model: GroupNorm for BatchNorm in neck and head, no norm in the adapters, whose input the block's own
-LayerNorm has normalised (published for the text: before that norm); adapters start at zero output; padding is never read; attention over the
-one sentence vector, which is a linear map, is written as one.
+Differences from the published model: GroupNorm for BatchNorm in neck and head, no norm in the
+adapters, whose input the block's own LayerNorm has normalised (published for the text: before that
+norm); adapters start at zero output; padding is never read; attention over the one sentence vector,
+which is a linear map, is written as one.
 
     B samples, L tokens, h w patches, C_v C_t widths of the two encoders, C of neck and decoder
 """
+
+from typing import cast
 
 import torch
 from torch import nn
 
 from aml.errors import UserError
 from aml.models.base import Features, Model
-from aml.models.detris_layers import (
+from aml.models.decoders.detris import (
     SHARE,
     DecoderLayer,
     Head,
@@ -30,7 +36,6 @@ from aml.models.encoders.clip_text import (
     END,
     PAD,
     START,
-    WORDS,
     PieceTokens,
     WordTokens,
     check_length,
@@ -43,26 +48,28 @@ from aml.models.encoders.clip_text import (
     text_states,
 )
 from aml.models.encoders.dino import adapted_states, build_backbone
-from aml.models.options import DetrisOptions
+from aml.models.options import WORDS, DetrisOptions
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-
-"""CLIP's, as published, for DINOv2 too."""
+"""Mean and spread of CLIP, as published, for DINOv2 too."""
 
 
 class Detris(Model):
-    """See the module. Words are fused into the visual encoder by its adapters, so there is no encode without a sentence. Alignment sources:
+    """DETRIS-like, see the module.
 
-    encoder     the last visual block's patches after the final norm, words already read, and the text encoder's output (C_v and C_t)
-    joint       the queries of the places and the keys of the tokens that the first visual adapter's attention multiplies (equal widths,
-                all heads): before it no word has touched the picture. Stage 1 then runs the text encoder and adapter_every // 2 + 1 blocks
-    prediction  the sigmoid of the logits
+    Words are fused into the visual encoder by its adapters, so there is no encode without a
+    sentence. Alignment is read from:
+
+    - encoder: the last visual block's patches after the final norm, words already read, and the
+      text encoder's output (C_v and C_t);
+    - joint: the queries of the places and the keys of the tokens that the first visual adapter's
+      attention multiplies (equal widths, all heads): before it no word has touched the picture.
+      Stage 1 then runs the text encoder and adapter_every // 2 + 1 blocks;
+    - prediction: the sigmoid of the logits.
     """
 
-    name = "detris"
-    sources = ("encoder", "joint", "prediction")
-    image_multiple = 14
-    fuses = True
+    name, sources = DetrisOptions.name, DetrisOptions.sources
+    image_multiple, fuses = DetrisOptions.image_multiple, DetrisOptions.fuses
 
     def __init__(self, options: DetrisOptions, vocabulary: list[str], assets: dict | None = None):
         super().__init__(options, vocabulary, assets)
@@ -74,11 +81,9 @@ class Detris(Model):
             "backbone": options.backbone,
         }
         self.image_multiple = self.visual.patch_embed.patch_size[0]
-        self.mask_token, self.special_tokens, self.word_ids = (
-            self.tokens.mask_token,
-            self.tokens.special_tokens,
-            self.tokens.word_ids,
-        )
+        self.mask_token = self.tokens.mask_token
+        self.special_tokens = self.tokens.special_tokens
+        self.word_ids = self.tokens.word_ids
         c_v, c_t, blocks = (
             self.visual.embed_dim,
             self.text.config.hidden_size,
@@ -88,8 +93,9 @@ class Detris(Model):
         self.levels = (blocks // 3, 2 * blocks // 3)
         if self.first >= blocks or self.levels[0] == self.levels[1]:
             raise UserError(
-                f"model.backbone {options.backbone} has {blocks} blocks, but adapter_every {options.adapter_every} starts at block "
-                f"{self.first} and three levels are read; take a deeper one, or a smaller adapter_every"
+                f"model.backbone {options.backbone} has {blocks} blocks, but adapter_every "
+                f"{options.adapter_every} starts at block {self.first} and three levels are read; "
+                "take a deeper one, or a smaller adapter_every"
             )
         self.visual_adapters = nn.ModuleDict(
             {
@@ -123,7 +129,10 @@ class Detris(Model):
     def tokenise(self, sentences: list[str]):
         return self.tokens(sentences)
 
-    def forward(self, x, tokens, token_mask):
+    def forward(  # type: ignore[override]  # no maps before the words, so neither visible nor upto
+        self, x: torch.Tensor, tokens: torch.Tensor, token_mask: torch.Tensor
+    ) -> torch.Tensor:
+        """Return logits (B, h, w)."""
         text = self._read(tokens, token_mask)
         sentence = self.text.text_projection(pool(text, token_mask))
         grid = self._grid(x)
@@ -134,17 +143,21 @@ class Detris(Model):
             places = layer(places, text, at, order, token_mask)
         return self.head(self.norm(places).mT.unflatten(2, grid), sentence)
 
-    def features(self, x, tokens, token_mask, upto: str) -> Features:
+    def features(  # type: ignore[override]  # no maps before the words
+        self, x: torch.Tensor, tokens: torch.Tensor, token_mask: torch.Tensor, upto: str
+    ) -> Features:
+        """Return what alignment is computed from, see the class."""
         text = self._read(tokens, token_mask)
         if upto == "joint":
             y = adapted_states(self.visual, x, stop=self.first)
-            visual, text = self.visual_adapters[str(self.first)].joint(y, self._grid(x), text)
+            first = cast(VisualAdapter, self.visual_adapters[str(self.first)])
+            visual, text = first.joint(y, self._grid(x), text)
         else:
             visual = self._look(x, text, token_mask)[-1]
         return Features(visual.mT.unflatten(2, self._grid(x)), text, *roles(token_mask))
 
     def _read(self, tokens, token_mask):
-        """-> (B, L, C_t)"""
+        """Return the states of the sentence's tokens, (B, L, C_t)."""
 
         def beside(i, y):
             return (
@@ -156,7 +169,7 @@ class Detris(Model):
         return text_states(self.text.text_model, tokens, beside)
 
     def _look(self, x, text, token_mask) -> list:
-        """Patches of two inner blocks and, normed, of the last.   -> 3 x (B, h*w, C_v)"""
+        """Return patches of two inner blocks and, normed, of the last, 3 x (B, h*w, C_v)."""
         grid = self._grid(x)
 
         def beside(i, y):
@@ -172,17 +185,18 @@ class Detris(Model):
         (h, down), (w, across) = (divmod(side, self.image_multiple) for side in x.shape[2:])
         if down or across:
             raise UserError(
-                f"an image of {x.shape[2]} x {x.shape[3]}: model {self.name} takes multiples of {self.image_multiple}; resize it"
+                f"an image of {x.shape[2]} x {x.shape[3]}: model {self.name} takes multiples of "
+                f"{self.image_multiple}; resize it"
             )
         return h, w
 
     def _text_encoder(self):
-        """-> tokens, the frozen CLIPTextModelWithProjection"""
+        """Return the tokens and the frozen CLIPTextModelWithProjection."""
         from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
         options = self.options
         if options.text == WORDS:
-            tokens = WordTokens(self.vocabulary, options.max_tokens)
+            tokens: WordTokens | PieceTokens = WordTokens(self.vocabulary, options.max_tokens)
         else:
             tokens = PieceTokens(
                 self.assets.get("tokenizer") or read_pieces(options.text, "text"),

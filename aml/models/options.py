@@ -1,112 +1,358 @@
-"""Options of the built-in models."""
+"""Options of the models, and what is known of a model before it is built.
 
-from dataclasses import dataclass
+The classes that compute are in aml.models; nothing here imports torch.
+"""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
 
 from aml.errors import UserError
-from aml.models.encoders import bert
-from aml.models.encoders.clip_text import WORDS
+from aml.own_classes import names_own_class
+from aml.schema import Layers, Settings, ShareBelowOne, Text, Wanted, Width, leaf, not_among, shown
+
+WORDS = "words"
+"""Names a random text encoder whose tokens are the words of the data set."""
+
+Tokens = Annotated[int, Field(ge=3, le=4096)]
+
+Pixels = Annotated[int, Field(ge=1, le=16384)]
+
+Weights = Annotated[bool | Text, Wanted("true, false or the path of a weights file")]
+
+Fraction = ShareBelowOne
 
 
-@dataclass(frozen=True, kw_only=True)
-class CarisOptions:
-    """Options of CARIS; the defaults are the published model."""
+class Options(Settings):
+    """Holds the options of one model."""
 
-    backbone: str = "swin_base"
-    """swin_tiny, swin_small, swin_base; swin_test is for tests."""
-    window: int = 7
-    """Side of Swin's windows, places."""
-    pretrained: bool | str = True
-    """Swin's weights: true, ImageNet-22k from the hub; a file, the original .pth or timm's; false, random."""
-    text: str = "bert-base-uncased"
-    """A BERT: hub name, folder in Hugging Face format, or words: a random one that knows the data set's words."""
-    text_width: int = 768
-    """With text words only, as text_layers and text_heads: elsewhere the BERT says."""
-    text_layers: int = 12
-    text_heads: int = 12
-    max_tokens: int = 20
-    """Longer sentences are cut."""
-    width: int = 256
-    """Channels of the decoder; a multiple of heads, of 4 and of 32 (or below 32)."""
-    inner: int = 1024
-    """Width in which attention between words and pixels is computed, and of the feed-forward layers."""
-    heads: int = 8
-    layers: int = 6
-    dropout: float = 0.1
-    """Of BERT; nothing else has any."""
-    drop_path: float = 0.3
-    """Largest share of samples for which a residual branch of Swin is left out."""
+    section: ClassVar[str] = "model"
 
-    def __post_init__(self):
-        bert.check(self)
-        if (
-            self.width % self.heads
-            or self.inner % self.heads
-            or self.width % 4
-            or (self.width > 32 and self.width % 32)
-        ):
+    name: ClassVar[str]
+    built_by: ClassVar[str]
+    """The model's class, as package.module:ClassName."""
+    sources: ClassVar[tuple[str, ...]] = ("encoder", "joint", "prediction")
+    """Where alignment can be read."""
+    image_multiple: ClassVar[int] = 1
+    """The side of an image must be a multiple of it."""
+    fuses: ClassVar[bool] = False
+    """Whether words are read inside the visual encoder."""
+
+
+class SmallOptions(Options):
+    """Holds the options of the small model, which learns from scratch on a CPU."""
+
+    name: ClassVar[str] = "small"
+    built_by: ClassVar[str] = "aml.models.small:Small"
+    image_multiple: ClassVar[int] = 16
+
+    width: Width = leaf(
+        "Width of the 1/8 and 1/16 maps, of words and of attention; a multiple of heads and of 8.",
+        192,
+        unit="channels",
+    )
+    stem: Width = leaf("Width of the 1/4 map; a multiple of 8.", 64, unit="channels")
+    blocks: Layers = leaf("Residual blocks of a stage.", 1, unit="blocks")
+    layers: Annotated[int, Field(ge=2, le=1000)] = leaf(
+        "Layers of cross-attention.", 2, unit="layers"
+    )
+    heads: Layers = leaf("Heads of attention.", 4, unit="heads")
+    max_words: Annotated[int, Field(ge=1, le=4096)] = leaf(
+        "Words of a sentence; longer ones are cut.", 20, unit="words"
+    )
+    dropout: Fraction = leaf("Share of values that dropout leaves out.", 0.1, unit="share")
+
+    @model_validator(mode="after")
+    def _check_together(self):
+        if self.width % 8 or self.stem % 8 or self.width % self.heads:
             raise UserError(
-                f"model.width {self.width} and model.inner {self.inner} must be multiples of model.heads {self.heads}, "
-                "width of 4 and, above 32, of 32 as well"
+                f"model.width {self.width} and model.stem {self.stem} must be multiples of 8, "
+                f"and width of model.heads {self.heads}; change them"
             )
-        if self.heads < 1 or self.layers < 1:
+        return self
+
+
+class SwinBertOptions(Options):
+    """Holds the options of the encoders that CARIS and LAVT share."""
+
+    image_multiple: ClassVar[int] = 32
+
+    backbone: Literal["swin_test", "swin_tiny", "swin_small", "swin_base"] = leaf(
+        "Size of Swin; swin_test is for tests.", "swin_base"
+    )
+    window: Annotated[int, Field(ge=2, le=64)] = leaf("Side of Swin's windows.", 7, unit="places")
+    pretrained: Weights = leaf(
+        "Swin's weights: true takes ImageNet-22k from the hub, a file the original .pth or "
+        "timm's, false random ones.",
+        True,
+    )
+    text: Text = leaf(
+        "A BERT: a hub name, a folder in Hugging Face format, or words for a random one that "
+        "knows the data set's words.",
+        "bert-base-uncased",
+    )
+    text_width: Width = leaf("Width of a BERT of text words.", 768, unit="channels")
+    text_layers: Layers = leaf("Layers of a BERT of text words.", 12, unit="layers")
+    text_heads: Layers = leaf("Heads of a BERT of text words.", 12, unit="heads")
+    max_tokens: Tokens = leaf("Tokens of a sentence; longer ones are cut.", 20, unit="tokens")
+    dropout: Fraction = leaf("Dropout of BERT; nothing else has any.", 0.1, unit="share")
+    drop_path: Fraction = leaf(
+        "Largest share of samples for which a residual branch of Swin is left out.",
+        0.3,
+        unit="share",
+    )
+
+    @model_validator(mode="after")
+    def _check_text(self):
+        if self.text_width % self.text_heads:
             raise UserError(
-                f"model.heads {self.heads} and model.layers {self.layers} must be at least 1"
+                f"model.text_width {self.text_width} must be a multiple of model.text_heads "
+                f"{self.text_heads}; change one of them"
             )
+        return self
 
 
-@dataclass(frozen=True, kw_only=True)
-class DetrisOptions:
-    """Options of DETRIS-like; the defaults are DETRIS-B. DETRIS-L: vit_large_patch14_reg4_dinov2, adapter_every 4."""
+class CarisOptions(SwinBertOptions):
+    """Holds the options of CARIS; the defaults are the published model."""
 
-    text: str = "openai/clip-vit-base-patch16"
-    """CLIP text encoder: a hub name, a local folder in Hugging Face format, or words: random, the data set's words as tokens, no network."""
-    backbone: str = "vit_base_patch14_reg4_dinov2"
-    """A timm vision transformer of plain blocks."""
-    pretrained: bool | str = True
-    """Of the backbone. true: timm's weights. false: random. A path: that file, timm's or DINOv2's own."""
-    size: int = 448
-    """Side in pixels of the image the position embeddings are stored for; others interpolate them. A multiple of the patch."""
-    vit_width: int | None = None
-    vit_depth: int | None = None
-    vit_heads: int | None = None
-    """Replace the backbone's sizes; null: as its name says."""
-    text_width: int = 512
-    text_layers: int = 12
-    text_heads: int = 8
-    """Sizes of `text: words`, read there only."""
-    max_tokens: int = 17
-    """Tokens of a sentence, start and end among them; longer ones are cut. Published: 22 for RefCOCOg."""
-    adapter_every: int = 2
-    """Every so many-th visual block has an adapter, from block adapter_every // 2 on; of the text's blocks every second."""
-    visual_adapter: int = 128
-    """Bottleneck width; a multiple of 16 and of heads."""
-    text_adapter: int = 64
-    """A multiple of 16."""
-    width: int = 512
-    """Of neck and decoder; a multiple of 8 and of heads."""
-    layers: int = 3
-    """Of the decoder."""
-    heads: int = 8
-    feed: int = 512
-    """Inner width of the decoder's feed-forward layers."""
-    dropout: float = 0.1
+    name: ClassVar[str] = "caris"
+    built_by: ClassVar[str] = "aml.models.caris:Caris"
 
-    def __post_init__(self):
+    width: Width = leaf(
+        "Width of the decoder; a multiple of heads, of 4 and of 32 (or below 32).",
+        256,
+        unit="channels",
+    )
+    inner: Width = leaf(
+        "Width of attention between words and pixels, and of the feed-forward layers.",
+        1024,
+        unit="channels",
+    )
+    heads: Layers = leaf("Heads of the decoder.", 8, unit="heads")
+    layers: Layers = leaf("Layers of the decoder.", 6, unit="layers")
+
+    @model_validator(mode="after")
+    def _check_together(self):
+        odd = self.width % self.heads or self.inner % self.heads or self.width % 4
+        if odd or (self.width > 32 and self.width % 32):
+            raise UserError(
+                f"model.width {self.width} and model.inner {self.inner} must be multiples of "
+                f"model.heads {self.heads}, width of 4 and, above 32, of 32 as well; change them"
+            )
+        return self
+
+
+class LavtOptions(SwinBertOptions):
+    """Holds the options of LAVT; the defaults are the published model, but for `norm`."""
+
+    name: ClassVar[str] = "lavt"
+    built_by: ClassVar[str] = "aml.models.lavt:Lavt"
+    fuses: ClassVar[bool] = True
+
+    window: Annotated[int, Field(ge=2, le=64)] = leaf("Side of Swin's windows.", 12, unit="places")
+    text: Text = leaf(
+        "A BERT: a hub name, a folder in Hugging Face format, or words for a random one that knows "
+        "the data set's words; of a pretrained one the embeddings and the last two layers are not "
+        "trained, as published.",
+        "bert-base-uncased",
+    )
+    norm: Literal["group", "batch_frozen"] = leaf(
+        "Norm of the decoder: group is GroupNorm, batch_frozen BatchNorm's scale and shift with "
+        "fixed statistics, for published weights, which bring the statistics.",
+        "group",
+    )
+
+
+class DetrisOptions(Options):
+    """Holds the options of DETRIS-like; the defaults are DETRIS-B.
+
+    DETRIS-L is vit_large_patch14_reg4_dinov2 with adapter_every 4.
+    """
+
+    name: ClassVar[str] = "detris"
+    built_by: ClassVar[str] = "aml.models.detris:Detris"
+    image_multiple: ClassVar[int] = 14
+    fuses: ClassVar[bool] = True
+
+    text: Text = leaf(
+        "CLIP's text encoder: a hub name, a folder in Hugging Face format, or words for a random "
+        "one with the data set's words as tokens.",
+        "openai/clip-vit-base-patch16",
+    )
+    backbone: Text = leaf(
+        "A timm vision transformer of plain blocks.", "vit_base_patch14_reg4_dinov2"
+    )
+    pretrained: Weights = leaf(
+        "The backbone's weights: true takes timm's, a file timm's or DINOv2's own, false random "
+        "ones.",
+        True,
+    )
+    size: Pixels = leaf(
+        "Side of the image the position embeddings are stored for, a multiple of the patch; "
+        "others interpolate them.",
+        448,
+        unit="pixels",
+    )
+    vit_width: Width | None = leaf(
+        "Width of the backbone; null is as its name says.", None, unit="channels"
+    )
+    vit_depth: Layers | None = leaf(
+        "Blocks of the backbone; null is as its name says.", None, unit="blocks"
+    )
+    vit_heads: Layers | None = leaf(
+        "Heads of the backbone; null is as its name says.", None, unit="heads"
+    )
+    text_width: Width = leaf("Width of a text encoder of words.", 512, unit="channels")
+    text_layers: Layers = leaf("Layers of a text encoder of words.", 12, unit="layers")
+    text_heads: Layers = leaf("Heads of a text encoder of words.", 8, unit="heads")
+    max_tokens: Tokens = leaf(
+        "Tokens of a sentence, start and end among them; longer ones are cut (published: 22 for "
+        "RefCOCOg).",
+        17,
+        unit="tokens",
+    )
+    adapter_every: Layers = leaf(
+        "Every so many-th visual block has an adapter, from block adapter_every // 2 on; of the "
+        "text's blocks every second.",
+        2,
+        unit="blocks",
+    )
+    visual_adapter: Width = leaf(
+        "Width of a visual adapter; a multiple of 16 and of heads.", 128, unit="channels"
+    )
+    text_adapter: Width = leaf("Width of a text adapter; a multiple of 16.", 64, unit="channels")
+    width: Width = leaf(
+        "Width of neck and decoder; a multiple of 8 and of heads.", 512, unit="channels"
+    )
+    layers: Layers = leaf("Layers of the decoder.", 3, unit="layers")
+    heads: Layers = leaf("Heads of the decoder.", 8, unit="heads")
+    feed: Width = leaf("Inner width of the decoder's feed-forward layers.", 512, unit="channels")
+    dropout: Fraction = leaf("Share of values that dropout leaves out.", 0.1, unit="share")
+
+    @model_validator(mode="after")
+    def _check_together(self):
         if self.visual_adapter % 16 or self.visual_adapter % self.heads or self.text_adapter % 16:
             raise UserError(
-                f"model.visual_adapter {self.visual_adapter} and text_adapter {self.text_adapter} must be multiples of 16, "
-                f"the first of model.heads {self.heads} too"
+                f"model.visual_adapter {self.visual_adapter} and text_adapter {self.text_adapter} "
+                f"must be multiples of 16, the first of model.heads {self.heads} too; change them"
             )
         if self.width % 8 or self.width % self.heads:
             raise UserError(
-                f"model.width {self.width} must be a multiple of 8 and of model.heads {self.heads}"
+                f"model.width {self.width} must be a multiple of 8 and of model.heads "
+                f"{self.heads}; change one of them"
             )
         if self.text == WORDS and (self.text_width % self.text_heads or self.text_layers < 2):
             raise UserError(
-                f"model.text_width {self.text_width} must be a multiple of model.text_heads {self.text_heads}, text_layers {self.text_layers} at least 2"
+                f"model.text_width {self.text_width} must be a multiple of model.text_heads "
+                f"{self.text_heads}, text_layers {self.text_layers} at least 2; change them"
             )
-        if min(self.adapter_every, self.layers, self.feed) < 1 or not 0 <= self.dropout < 1:
+        return self
+
+
+class ClipSegOptions(Options):
+    """Holds the options of CLIPSeg.
+
+    The sizes are those of clipseg-rd64-refined and are read with `weights: words` only.
+    """
+
+    name: ClassVar[str] = "clipseg"
+    built_by: ClassVar[str] = "aml.models.clipseg:ClipSeg"
+    image_multiple: ClassVar[int] = 16
+
+    weights: Text = leaf(
+        "A hub name, a folder in Hugging Face format, or words for random weights with the data "
+        "set's words as tokens.",
+        "CIDAS/clipseg-rd64-refined",
+    )
+    max_tokens: Tokens = leaf(
+        "Tokens of a sentence, start and end among them; longer ones are cut.", 77, unit="tokens"
+    )
+    dropout: Fraction = leaf("Dropout of the decoder's attention weights.", 0.0, unit="share")
+    width: Width = leaf("Width of the visual transformer.", 768, unit="channels")
+    layers: Layers = leaf("Layers of the visual transformer.", 12, unit="layers")
+    heads: Layers = leaf("Heads of the visual transformer.", 12, unit="heads")
+    size: Pixels = leaf(
+        "Side of the image the position embeddings are made for; others interpolate them.",
+        224,
+        unit="pixels",
+    )
+    text_width: Width = leaf("Width of the text transformer.", 512, unit="channels")
+    text_layers: Layers = leaf("Layers of the text transformer.", 12, unit="layers")
+    text_heads: Layers = leaf("Heads of the text transformer.", 8, unit="heads")
+    projection: Width = leaf(
+        "Width of the space in which CLIP compares picture and sentence.", 512, unit="channels"
+    )
+    reduce: Width = leaf("Width of the decoder; a multiple of 4, its heads.", 64, unit="channels")
+    feed: Width = leaf("Inner width of the decoder's feed-forward layers.", 2048, unit="channels")
+    extract: Annotated[
+        list[Annotated[int, Field(ge=0, le=999)]], Field(min_length=1, max_length=1000)
+    ] = leaf("Visual layers the decoder reads, the first being 0.", [3, 6, 9], unit="layers")
+
+    @model_validator(mode="after")
+    def _check_together(self):
+        if self.weights != WORDS:
+            return self
+        uneven = self.width % self.heads or self.text_width % self.text_heads or self.reduce % 4
+        if uneven:
             raise UserError(
-                f"model.adapter_every {self.adapter_every}, layers {self.layers}, feed {self.feed}, dropout {self.dropout}: "
-                "the first three must be at least 1, dropout in [0, 1)"
+                f"model.width {self.width}, text_width {self.text_width} and reduce {self.reduce} "
+                f"must be multiples of heads {self.heads}, text_heads {self.text_heads} and 4; "
+                "change them"
             )
+        if max(self.extract) >= self.layers or self.size < self.image_multiple:
+            raise UserError(
+                f"model.extract {self.extract} with layers {self.layers}, size {self.size}: "
+                "extract "
+                f"must name layers from 0 to {self.layers - 1}, size must be at least "
+                f"{self.image_multiple}; change them"
+            )
+        return self
+
+
+MODELS: dict[str, type[Options]] = {
+    cls.name: cls
+    for cls in (SmallOptions, CarisOptions, LavtOptions, DetrisOptions, ClipSegOptions)
+}
+
+
+def options_class(name: Any) -> type[Options]:
+    """Return the class of a registered model's options; name the nearest for one that is not."""
+    if not isinstance(name, str) or name not in MODELS:
+        raise not_among("model.name", name, [*MODELS, "package.module:ClassName"])
+    return MODELS[name]
+
+
+def options(name: str, **given) -> Options:
+    """Return the options of a registered model, checked."""
+    return options_class(name)(**given)
+
+
+def resolved(given: Any) -> dict[str, Any]:
+    """Return a model's name and all its options out of what was given.
+
+    The options of a class outside this project stay as they were given: scalars and lists of them.
+    """
+    if given is None:
+        given = {}
+    if not isinstance(given, dict):
+        raise UserError(
+            f"model is {shown(given)}; it must be a mapping of a name and that model's options"
+        )
+    rest = dict(given)
+    name = rest.pop("name", "small")
+    if names_own_class(name):
+        for key, value in rest.items():
+            if not all(_scalar(item) for item in (value if isinstance(value, list) else [value])):
+                raise UserError(
+                    f"model.{key} is {shown(value)}; options of {name} are numbers, text, true, "
+                    "false, null or lists of these"
+                )
+        return {"name": name, **rest}
+    cls = options_class(name)
+    if odd := [key for key in rest if not isinstance(key, str)]:
+        raise UserError(f"model has the key {shown(odd[0])}; an option's name is text")
+    return {"name": name, **cls(**rest).to_dict()}
+
+
+def _scalar(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str))

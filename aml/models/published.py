@@ -1,10 +1,13 @@
-"""Checkpoints that the training scripts of CARIS, MaskRIS and LAVT wrote, as weights of `caris` and `lavt`.
+"""Read checkpoints that CARIS, MaskRIS and LAVT wrote as weights of `caris` and `lavt`.
 
     load_published(model, "refcoco.pth")
 
-Names are those of github.com/lsa1997/CARIS (4b24546), naver-ai/maskris (01b54d5) and yz93/LAVT-RIS (1da0af9). Each file is a torch.save of
-a dict: "model" holds the weights; LAVT trained with BERT beside it has those under "bert_model"; optimizer, lr_scheduler, scaler, epoch
-and args (an argparse.Namespace) are not used. Only plain data, tensors and that one class are ever unpickled.
+Names are those of github.com/lsa1997/CARIS (4b24546), naver-ai/maskris (01b54d5) and
+yz93/LAVT-RIS (1da0af9). Each file is a torch.save of a dict: "model" holds the weights; LAVT
+trained
+with BERT beside it has those under "bert_model"; optimizer, lr_scheduler, scaler, epoch and args
+(an
+argparse.Namespace) are not used. Only plain data, tensors and that one class are ever unpickled.
 
 MaskRIS has CARIS's network and a token that stands for masked patches in training; it is left out.
 """
@@ -12,6 +15,7 @@ MaskRIS has CARIS's network and a token that stands for masked patches in traini
 import argparse
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,14 +23,14 @@ from aml.errors import UserError
 from aml.models.encoders.swin import TABLE, fitting, one_line, square, swin_name
 
 MODEL_OF = {"CARIS": "caris", "MaskRIS": "caris", "LAVT": "lavt"}
-
-"""Whose checkpoint -> the model here that takes it."""
+"""Author's name of a checkpoint -> the model here that takes it."""
 
 UNUSED = re.compile(
-    r"relative_position_index$|attn_mask$|position_ids$|num_batches_tracked$|(^|\.)pooler\."  # made anew, or never read
-    r"|^criterion\.|^backbone\.vis_encoder\.mask_token$|^backbone\.layers\.3\.res_gate\."  # of the loss, of training, behind the last stage
+    # made anew, or never read
+    r"relative_position_index$|attn_mask$|position_ids$|num_batches_tracked$|(^|\.)pooler\."
+    # of the loss, of training, behind the last stage
+    r"|^criterion\.|^backbone\.vis_encoder\.mask_token$|^backbone\.layers\.3\.res_gate\."
 )
-
 """Entries of a file that the network does not compute with."""
 
 _ATTENTION = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "out_proj"}
@@ -100,7 +104,7 @@ _LAVT = {
 
 
 def caris_name(key: str) -> str:
-    """What CARIS and MaskRIS call a parameter of `caris`."""
+    """Return what CARIS and MaskRIS call a parameter of `caris`."""
     if key.startswith("visual.body."):
         return "backbone.vis_encoder." + swin_name(key.removeprefix("visual.body."))
     if found := re.fullmatch(
@@ -113,7 +117,7 @@ def caris_name(key: str) -> str:
 
 
 def lavt_name(key: str) -> str:
-    """What LAVT calls a parameter of `lavt`; BERT's as where it is a part of the model."""
+    """Return what LAVT calls a parameter of `lavt`; BERT's as where it is a part of the model."""
     if key.startswith("visual.body."):
         return "backbone." + swin_name(key.removeprefix("visual.body."))
     if found := re.fullmatch(r"fusion\.(\d)\.(\w+)\.(\w+)", key):
@@ -131,29 +135,38 @@ def _by_prefix(key: str, table: dict[str, str]) -> str:
     return table[prefix] + key.removeprefix(prefix)
 
 
-def load_published(model, path: str | Path) -> None:
-    """Put a published checkpoint's weights into a model of its kind and size. UserError: see `convert`."""
+def load_published(model: Any, path: str | Path) -> None:
+    """Fill a model with the weights of a published checkpoint of its kind and size.
+
+    Raises:
+        UserError: See `convert`.
+    """
     model.load_state_dict(convert(path, model))
 
 
-def convert(path: str | Path, model) -> dict[str, torch.Tensor]:
-    """A published checkpoint as a state_dict of `model`, a `caris` or a `lavt`.
+def convert(path: str | Path, model: Any) -> dict[str, torch.Tensor]:
+    """Return a published checkpoint as a state_dict of `model`, a `caris` or a `lavt`.
 
-    UserError: not such a file, one of another model, Swin windows of another size, or the first parameter that is missing, has another
-    shape, or has no place in the model.
+    Raises:
+        UserError: Not such a file, one of another model, Swin windows of another size, or the first
+            parameter that is missing, has another shape, or has no place in the model.
     """
     weights = read(path)
-    kind, where = whose(weights, path), f"the {whose(weights, path)} weights {path}"
+    kind = whose(weights, path)
+    where = f"the {kind} weights {path}"
     if MODEL_OF[kind] != model.name:
         raise UserError(
-            f"{where} are for model {MODEL_OF[kind]}, not {model.name}; set model.name to {MODEL_OF[kind]}"
+            f"{where} are for model {MODEL_OF[kind]}, not {model.name}; set model.name to "
+            f"{MODEL_OF[kind]}"
         )
     own = model.state_dict()
     if kind == "LAVT" and not any(key.endswith("running_mean") for key in own):
         raise UserError(
-            f"{where} were trained with batch normalisation; set model.norm to batch_frozen to use its statistics"
+            f"{where} were trained with batch normalisation; set model.norm to batch_frozen to use "
+            "its statistics"
         )
-    state, name_of = {}, NAME[model.name]
+    state: dict[str, torch.Tensor] = {}
+    name_of = NAME[model.name]
     for key, target in own.items():
         name = name_of(key)
         value = weights.pop(name, None)
@@ -166,7 +179,8 @@ def convert(path: str | Path, model) -> dict[str, torch.Tensor]:
         ):
             window = (round(len(value) ** 0.5) + 1) // 2
             raise UserError(
-                f"{where} were trained with windows of {window} places, but the model's have {model.options.window}; set model.window"
+                f"{where} were trained with windows of {window} places, but the model's have "
+                f"{model.options.window}; set model.window"
             )
         if value is not None and value.squeeze().shape == target.squeeze().shape:
             value = value.reshape(target.shape)  # 1 x 1 convolutions are linear layers here
@@ -180,38 +194,49 @@ def convert(path: str | Path, model) -> dict[str, torch.Tensor]:
     left = sorted(name for name in weights if not UNUSED.search(name))
     if left:
         raise UserError(
-            f"{where} hold {left[0]} ({len(left)} such), which the model has no place for; use the sizes it was trained with"
+            f"{where} hold {left[0]} ({len(left)} such), which the model has no place for; use the "
+            "sizes it was trained with"
         )
     return state
 
 
 def read(path: str | Path) -> dict[str, torch.Tensor]:
-    """Name -> tensor of a published checkpoint, LAVT's separate BERT under text_encoder. UserError where it is none or names a foreign class."""
+    """Return the tensors of a published checkpoint by name, LAVT's BERT under text_encoder.
+
+    Raises:
+        UserError: It is none, or names a foreign class.
+    """
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             file = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged or foreign file raises UnpicklingError, RuntimeError, EOFError, OSError ...
+    except Exception as error:
+        # a damaged or foreign file raises UnpicklingError, RuntimeError, EOFError, OSError ...
         foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
         if foreign:
             raise UserError(
-                f"{path} names {foreign[1]}, which no published checkpoint holds; nothing of it was run, get it from its source"
+                f"{path} names {foreign[1]}, which no published checkpoint holds; nothing of it "
+                "was "
+                "run, get it from its source"
             ) from None
         raise UserError(
-            f"{path} cannot be read ({one_line(error)}); get the .pth again, or give a checkpoint folder"
+            f"{path} cannot be read ({one_line(error)}); get the .pth again, or give a checkpoint "
+            "folder"
         ) from None
     model = file.get("model") if isinstance(file, dict) else None
     if not isinstance(model, dict) or not all(
         isinstance(value, torch.Tensor) for value in model.values()
     ):
         raise UserError(
-            f"{path} holds no weights under 'model'; give a .pth as the training of CARIS, MaskRIS or LAVT wrote it"
+            f"{path} holds no weights under 'model'; give a .pth as the training of CARIS, "
+            "MaskRIS or "
+            "LAVT wrote it"
         )
     bert = {f"text_encoder.{name}": value for name, value in (file.get("bert_model") or {}).items()}
     return {name.removeprefix("module."): value for name, value in (model | bert).items()}
 
 
 def whose(weights: dict, path: str | Path = "the file") -> str:
-    """CARIS, MaskRIS or LAVT, by the names only one of them has. UserError for none of them."""
+    """Return CARIS, MaskRIS or LAVT by the names only one has; raise UserError for none."""
     if "pixel_decoder.vis_prompts.weight" in weights:
         return "MaskRIS" if "backbone.vis_encoder.mask_token" in weights else "CARIS"
     if "classifier.conv1_1.weight" in weights and any(
@@ -219,5 +244,7 @@ def whose(weights: dict, path: str | Path = "the file") -> str:
     ):
         return "LAVT"
     raise UserError(
-        f"{path} is no checkpoint of {', '.join(MODEL_OF)}; those are the published ones that can be read"
+        f"{path} is no checkpoint of {', '.join(MODEL_OF)}; those are the published ones that "
+        "can be "
+        "read"
     )

@@ -1,54 +1,39 @@
-"""Built-in models by name: options, class, and building one."""
+"""Build a model by its name: one of this project, or a class of one's own."""
 
-from dataclasses import asdict, fields
-from difflib import get_close_matches
-from importlib import import_module
+from typing import Any
 
-from aml.errors import UserError
-
-MODELS = {
-    "small": ("aml.models.small", "SmallOptions", "Small"),
-    "caris": ("aml.models.caris", "CarisOptions", "Caris"),
-    "lavt": ("aml.models.lavt", "LavtOptions", "Lavt"),
-    "detris": ("aml.models.detris", "DetrisOptions", "Detris"),
-    "clipseg": ("aml.models.clipseg", "ClipSegOptions", "ClipSeg"),
-}
+from aml.models.base import Model, find_class
+from aml.models.options import MODELS, options
+from aml.models.own import options_to_dict, own_options
+from aml.own_classes import allow
 
 
-def model_options(name: str, **given):
-    """The model's options dataclass, checked. UserError names an unknown model or option and the nearest known one."""
-    module, options_class, _ = _entry(name)
-    cls = getattr(import_module(module), options_class)
-    known = [f.name for f in fields(cls)]
-    for key in given:
-        if key not in known:
-            near = get_close_matches(key, known, n=1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            raise UserError(
-                f"model.{key} is not an option of model {name}{hint}; known: {', '.join(known)}"
-            )
-    return cls(**given)
+def build_model(
+    name: str, *, vocabulary: list[str], assets: dict[str, Any] | None = None, **given: Any
+) -> Model:
+    """Return a freshly initialised model, or one with the pretrained weights its options name.
 
+    The caller seeds torch.
 
-def build_model(name: str, *, vocabulary: list[str], assets: dict | None = None, **given):
-    """A freshly initialised model, or with the pretrained weights its options name; the caller seeds torch.
+    Args:
+        name: The model's name; a class of one's own is imported, which runs its file.
+        vocabulary: Words of the data set.
+        assets: Of a model built before: then nothing is fetched and no pretrained weight is read,
+            as a checkpoint brings them.
+        given: The model's options.
 
-    With `assets`, those of a model built before, nothing is fetched and no pretrained weight is read: a checkpoint brings them.
+    Raises:
+        UserError: An unknown name or option, a value that is refused, weights that cannot be had.
     """
-    model = model_class(name)(model_options(name, **given), vocabulary, assets)
-    model.spec = {"name": name, **asdict(model.options)}
+    cls = find_class(name)
+    model = cls(make_options(name, given), vocabulary, assets)
+    model.spec = {"name": name, **options_to_dict(model.options)}
+    allow(name)
     return model
 
 
-def model_class(name: str):
-    """The class: name, sources and image_multiple can be read without building one."""
-    module, _, class_name = _entry(name)
-    return getattr(import_module(module), class_name)
-
-
-def _entry(name: str) -> tuple[str, str, str]:
-    if name not in MODELS:
-        near = get_close_matches(str(name), MODELS, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise UserError(f"model.name is {name!r}{hint}; known: {', '.join(MODELS)}")
-    return MODELS[name]
+def make_options(name: str, given: dict[str, Any]) -> Any:
+    """Return a model's options, checked; they name the nearest of an unknown one."""
+    if name in MODELS:
+        return options(name, **given)
+    return own_options(name, find_class(name), given)

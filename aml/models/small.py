@@ -1,69 +1,41 @@
 """The small model: learns referring segmentation from scratch on a CPU.
 
-Residual convolutions with GroupNorm at 1/4, 1/8 and 1/16; a 2-layer text transformer over words; cross-attention layers in
-which every place of the 1/8 map reads the sentence and then the other places; logits at 1/4. No BatchNorm: a batch of a
-rank, of a micro-step or of a masked pass gives each sample the same output.
+Residual convolutions with GroupNorm at 1/4, 1/8 and 1/16; a 2-layer text transformer over words;
+cross-attention layers in which every place of the 1/8 map reads the sentence and then the other
+places; logits at 1/4. There is no BatchNorm: a batch of a rank, of a micro-step or of a masked pass
+gives each sample the same output.
 
     B samples, C width, h w the 1/8 map, L tokens
 """
 
-from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from aml.data import split_words
-from aml.errors import UserError
-from aml.models.base import Features, Model
+from aml.models.base import Features, Model, Tokens
+from aml.models.options import SmallOptions
 
 PAD, POOL, UNKNOWN, MASK = range(4)
 
 MEAN, STD = 118.0, 64.0
-
-"""Grey level and spread that normalise a picture: about those of COCO and of the generated scenes."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SmallOptions:
-    """Options of the small model."""
-
-    width: int = 192
-    """Channels of the 1/8 and 1/16 maps, of words and of attention; a multiple of heads and of 8."""
-    stem: int = 64
-    """Channels of the 1/4 map; a multiple of 8."""
-    blocks: int = 1
-    """Residual blocks a stage."""
-    layers: int = 2
-    """Cross-attention layers, at least 2."""
-    heads: int = 4
-    max_words: int = 20
-    """Longer sentences are cut."""
-    dropout: float = 0.1
-
-    def __post_init__(self):
-        if self.width % 8 or self.stem % 8 or self.width % self.heads:
-            raise UserError(
-                f"model.width {self.width} and model.stem {self.stem} must be multiples of 8, and width of model.heads {self.heads}"
-            )
-        if min(self.blocks, self.max_words) < 1 or self.layers < 2 or not 0 <= self.dropout < 1:
-            raise UserError(
-                f"model.blocks {self.blocks}, layers {self.layers}, max_words {self.max_words}, dropout {self.dropout}: "
-                "blocks and max_words must be at least 1, layers at least 2, dropout in [0, 1)"
-            )
+"""Grey level and spread that normalise a picture: about those of COCO and the drawn scenes."""
 
 
 class Small(Model):
-    """See the module. Alignment sources:
+    """The small model, see the module. Alignment is read from:
 
-    encoder     the 1/16 map before any word was read, and the text transformer's output (equal widths)
-    joint       the 1/8 queries and word keys that the first cross-attention multiplies (equal widths, all heads)
-    prediction  the sigmoid of the logits
+    - encoder: the 1/16 map before any word was read, and the text transformer's output (equal
+      widths);
+    - joint: the 1/8 queries and word keys that the first cross-attention multiplies (equal widths,
+      all heads);
+    - prediction: the sigmoid of the logits.
     """
 
-    name = "small"
-    sources = ("encoder", "joint", "prediction")
-    image_multiple = 16
+    name, sources = SmallOptions.name, SmallOptions.sources
+    image_multiple, fuses = SmallOptions.image_multiple, SmallOptions.fuses
     no_decay = ("text.embed", "text.position")
     mask_token, special_tokens = MASK, (PAD, POOL, MASK)
 
@@ -94,15 +66,15 @@ class Small(Model):
         self.up = nn.Sequential(nn.Conv2d(width, stem, 1), norm(stem))
         self.pixels = nn.Sequential(nn.Conv2d(2 * stem, stem, 1), norm(stem), Residual(stem))
         self.query = nn.Linear(width, stem)
-        self.bias = nn.Parameter(
-            torch.tensor(-3.0)
-        )  # a referent covers a few per cent: start near that
+        # a referent covers a few per cent: start near that
+        self.bias = nn.Parameter(torch.tensor(-3.0))
 
-    def normalise(self, image):
+    def normalise(self, image: torch.Tensor) -> torch.Tensor:
+        """Return uint8 images as float with mean 0."""
         return (image.float() - MEAN) / STD
 
-    def tokenise(self, sentences: list[str]):
-        """Words to ids, the pooling token first; UNKNOWN for a word outside the vocabulary."""
+    def tokenise(self, sentences: list[str]) -> Tokens:
+        """Return words as ids, the pooling token first; UNKNOWN for words not in vocabulary."""
         length = self.options.max_words + 1
         tokens = torch.full((len(sentences), length), PAD)
         for row, sentence in zip(tokens, sentences, strict=True):
@@ -110,24 +82,37 @@ class Small(Model):
             row[: len(ids)] = torch.tensor(ids)
         return tokens, tokens != PAD
 
-    def features(self, x, tokens, token_mask, upto: str, maps=None) -> Features:
+    def features(
+        self,
+        x: torch.Tensor,
+        tokens: torch.Tensor,
+        token_mask: torch.Tensor,
+        upto: str,
+        maps: list[torch.Tensor] | None = None,
+    ) -> Features:
+        """Return what alignment is computed from, see the class."""
         maps = self.encode(x) if maps is None else maps
         text = self.text(tokens, token_mask)
         pooled = torch.zeros_like(token_mask)
         pooled[:, 0] = True
         if upto == "joint":
-            place, keys = self.fusion[0].joint(self._places(*maps[1:]).flatten(2).mT, text)
+            first = cast(Fusion, self.fusion[0])
+            place, keys = first.joint(self._places(maps[1], maps[2]).flatten(2).mT, text)
             visual = place.mT.unflatten(2, (x.shape[2] // 8, x.shape[3] // 8))
         else:
             visual, keys = maps[2], text
         return Features(visual, keys, token_mask & ~pooled, pooled)
 
-    def encode(self, x):
+    def encode(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Return the maps at 1/4, 1/8 and 1/16."""
         fine = self.stage4(x)
         middle = self.stage8(fine)
         return [fine, middle, self.stage16(middle)]
 
-    def decode(self, maps, tokens, token_mask):
+    def decode(
+        self, maps: list[torch.Tensor], tokens: torch.Tensor, token_mask: torch.Tensor
+    ) -> torch.Tensor:
+        """Return logits (B, h, w) at 1/4."""
         fine, middle, coarse = maps
         text = self.text(tokens, token_mask)
         places = self._places(middle, coarse)
@@ -143,16 +128,19 @@ class Small(Model):
             + self.bias
         )
 
-    def _places(self, middle, coarse):
-        """The 1/8 map with its wider context and where each place is: "left" needs coordinates.   -> (B, C, h, w)"""
+    def _places(self, middle: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
+        """Return the 1/8 map with its wider context and each place's coordinates, (B, C, h, w).
+
+        Words as "left" need coordinates.
+        """
         wide = F.interpolate(coarse, middle.shape[2:], mode="bilinear", align_corners=False)
         return self.merge(torch.cat([middle, wide], 1)) + self.place(
-            coordinates(*middle.shape[2:], middle)
+            coordinates(middle.shape[2], middle.shape[3], middle)
         )
 
 
 class Text(nn.Module):
-    """Words to context-aware vectors.   tokens (B, L) -> (B, L, C)"""
+    """Turns tokens (B, L) into vectors (B, L, C) that know their context."""
 
     def __init__(self, vocabulary_size: int, options: SmallOptions):
         super().__init__()
@@ -170,7 +158,7 @@ class Text(nn.Module):
 
 
 class Layer(nn.Module):
-    """Pre-norm self-attention and feed-forward."""
+    """Self-attention and feed-forward, each after its norm."""
 
     def __init__(self, options: SmallOptions):
         super().__init__()
@@ -185,7 +173,7 @@ class Layer(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Places read the sentence, then each other.   places (B, h*w, C), text (B, L, C) -> (B, h*w, C)"""
+    """Lets places (B, h*w, C) read the sentence (B, L, C), then each other; (B, h*w, C)."""
 
     def __init__(self, options: SmallOptions):
         super().__init__()
@@ -196,13 +184,13 @@ class Fusion(nn.Module):
     def forward(self, places, text, token_mask):
         return self.layer(places + self.read(self.norm(places), text, token_mask))
 
-    def joint(self, places, text):
-        """The pair the cross-attention multiplies: (B, h*w, C), (B, L, C)."""
+    def joint(self, places: torch.Tensor, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the pair that the cross-attention multiplies: (B, h*w, C), (B, L, C)."""
         return self.read.query(self.norm(places)), self.read.key(text)
 
 
 class Attention(nn.Module):
-    """Multi-head attention.   x (B, N, C) asks y (B, M, C); mask (B, M) bool: True may be read."""
+    """Multi-head attention: x (B, N, C) asks y (B, M, C) where mask (B, M) bool is True."""
 
     def __init__(self, options: SmallOptions):
         super().__init__()
@@ -220,8 +208,13 @@ class Attention(nn.Module):
         return F.dropout(self.out(out.transpose(1, 2).flatten(2)), self.dropout, self.training)
 
 
-def plain_attention(q, k, v, mask=None):
-    """The same product in three steps: on a CPU the fused kernel's backward takes three times as long for maps this small."""
+def plain_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return the attention product in three steps.
+
+    On a CPU the fused kernel's backward takes three times as long for maps this small.
+    """
     scores = q @ k.mT * q.shape[-1] ** -0.5
     return (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(-1) @ v
 
@@ -244,7 +237,8 @@ class Residual(nn.Module):
         return x + self.scale * self.body(x)
 
 
-def feed_forward(options: SmallOptions):
+def feed_forward(options: SmallOptions) -> nn.Sequential:
+    """Return the feed-forward part of a layer."""
     hidden = 2 * options.width
     return nn.Sequential(
         nn.Linear(options.width, hidden),
@@ -254,12 +248,16 @@ def feed_forward(options: SmallOptions):
     )
 
 
-def norm(width: int):
+def norm(width: int) -> nn.GroupNorm:
+    """Return the norm of all convolutions."""
     return nn.GroupNorm(8, width)
 
 
-def coordinates(height: int, width: int, like):
-    """Where each cell is: y, x, their sines over one period, their distance from the centre.   -> (1, 6, h, w)"""
+def coordinates(height: int, width: int, like: torch.Tensor) -> torch.Tensor:
+    """Return where each cell is, (1, 6, h, w), on the device and of the dtype of `like`.
+
+    The six are y, x, their sines over one period, their distance from the centre.
+    """
     y = torch.linspace(-1, 1, height, device=like.device, dtype=like.dtype)[:, None].expand(
         height, width
     )

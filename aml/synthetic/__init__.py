@@ -1,4 +1,4 @@
-"""Generate drawn scenes with referring expressions, written in REFER's files.
+"""Generate drawn scenes with referring expressions, written as REFER files.
 
 May import: aml.data and what it may import.
 Public names: POSITION_WORDS, generate_dataset.

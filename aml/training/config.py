@@ -1,127 +1,155 @@
-"""Settings of training, evaluation and optimizer."""
+"""Settings of training, of its optimiser and of the validation at each epoch's end."""
 
-from dataclasses import dataclass, field
+import re
+from typing import Annotated, Any, ClassVar, Literal
 
-import torch
+from pydantic import BeforeValidator, Field, model_validator
 
 from aml.errors import UserError
+from aml.schema import NotNegative, Positive, Settings, Share, Wanted, Whole, leaf, shown
 
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+AUGMENTATIONS = ("flip", "crop")
+
+LONGEST_WARMUP = 1e9
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """Length and arithmetic of training."""
+def canonical_warmup(value: Any) -> Any:
+    """Return a warm-up as it is kept: 0, "500steps" or "1.5epochs"."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value == 0:
+        return 0
+    found = re.fullmatch(r"(\d{1,12}(?:\.\d{1,12})?) ?(step|epoch)s?", str(value)[:40])
+    if not isinstance(value, str) or not found:
+        raise _not_a_warmup(value)
+    number, unit = float(found[1]), f"{found[2]}s"
+    if number > LONGEST_WARMUP or (unit == "steps" and number % 1):
+        raise _not_a_warmup(value)
+    return f"{number:.12g}{unit}" if number else 0
 
-    epochs: int = 10
-    batch: int = 32
-    """Global batch: samples of one optimiser step over all workers."""
-    accumulate: int = 1
-    """Micro-steps a step: a rank's part is cut into as many."""
-    precision: str = "fp32"
-    """fp32, bf16 or fp16 (with a loss scaler)."""
-    compile: bool = False
-    """Train through torch.compile: minutes at the start, faster steps on a GPU; evaluation and stage 1 run uncompiled."""
-    max_skipped: float = 0.2
-    """Share of an epoch's steps that may be skipped for a non-finite loss or gradient before the run stops."""
 
-    def __post_init__(self):
-        if min(self.epochs, self.batch, self.accumulate) < 1:
+def _not_a_warmup(value: Any) -> UserError:
+    return UserError(
+        f"optim.warmup is {shown(value)}; it must be a number of steps or epochs, as 500steps or "
+        "1.5epochs, or 0 for none"
+    )
+
+
+Warmup = Annotated[
+    Literal[0] | str,
+    BeforeValidator(canonical_warmup),
+    Wanted("a number of steps or epochs, as 500steps or 1.5epochs, or 0"),
+]
+
+
+class OptimConfig(Settings):
+    """Holds the settings of AdamW: warm-up, then decay of the rate."""
+
+    section: ClassVar[str] = "optim"
+
+    lr: Annotated[float, Field(gt=0, le=1e6)] = leaf("Learning rate.", 1e-3, unit="rate")
+    encoder_lr: NotNegative = leaf(
+        "Learning rate of the parameters in the model's encoders, in units of lr.",
+        0.1,
+        unit="factor",
+    )
+    weight_decay: NotNegative = leaf(
+        "Weight decay; norms, biases, scales and what the model exempts have none.",
+        0.01,
+        unit="rate",
+    )
+    warmup: Warmup = leaf(
+        "How long the rate rises linearly from a thousandth of it, as 500steps or 1.5epochs.", 0
+    )
+    power: NotNegative = leaf(
+        "Exponent of the decay (1 - step/steps)^power, for schedule poly.", 0.9, unit="exponent"
+    )
+    schedule: Literal["poly", "steps"] = leaf(
+        "poly lowers the rate at each step; steps multiplies it by gamma after each milestone.",
+        "poly",
+    )
+    milestones: Annotated[list[Annotated[int, Field(ge=1, le=100_000)]], Field(max_length=1000)] = (
+        leaf("Epochs after which the rate falls, for schedule steps.", [], unit="epochs")
+    )
+    gamma: Positive = leaf("Factor of the rate at each milestone.", 0.1, unit="factor")
+    clip: Positive | None = leaf("Largest gradient norm; null sets no limit.", 1.0, unit="norm")
+    loss: Literal["ce", "bce", "ce+dice"] = leaf(
+        "ce is cross-entropy with weights 0.9 (background) and 1.1, bce the same without "
+        "weights, ce+dice ce plus 1 - Dice.",
+        "ce",
+    )
+
+    @model_validator(mode="after")
+    def _check_together(self):
+        if (self.schedule == "steps") != bool(self.milestones):
             raise UserError(
-                f"train.epochs {self.epochs}, batch {self.batch}, accumulate {self.accumulate}: each must be at least 1"
+                f"optim.schedule is {self.schedule} and optim.milestones is "
+                f"{shown(self.milestones)}; steps needs epochs in milestones, poly takes none"
             )
-        if self.precision not in PRECISIONS:
-            raise UserError(
-                f"train.precision is {self.precision!r}; known: {', '.join(PRECISIONS)}"
-            )
-        if not 0 <= self.max_skipped <= 1:
-            raise UserError(f"train.max_skipped is {self.max_skipped}; it must lie in [0, 1]")
+        return self
+
+    def warmup_steps(self, steps: int) -> int:
+        """Return how many steps the warm-up takes, where an epoch has `steps`."""
+        if not self.warmup:
+            return 0
+        if self.warmup.endswith("steps"):
+            return int(self.warmup.removesuffix("steps"))
+        return round(float(self.warmup.removesuffix("epochs")) * steps)
+
+
+class TrainConfig(Settings):
+    """Holds length and arithmetic of training."""
+
+    section: ClassVar[str] = "train"
+
+    epochs: Annotated[int, Field(ge=1, le=100_000)] = leaf(
+        "How many times training goes through the data.", 10, unit="epochs"
+    )
+    batch: Annotated[int, Field(ge=1, le=10**6)] = leaf(
+        "Samples of one optimiser step over all workers.", 32, unit="samples"
+    )
+    accumulate: Annotated[int, Field(ge=1, le=10**6)] = leaf(
+        "Into how many micro-steps a worker's part of a step is cut.", 1, unit="micro-steps"
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = leaf(
+        "Arithmetic of the model; fp16 trains with a loss scaler.", "fp32"
+    )
+    compile: bool = leaf(
+        "Whether training goes through torch.compile: minutes at the start, faster steps on a "
+        "GPU; evaluation and stage 1 run uncompiled.",
+        False,
+    )
+    max_skipped: Share = leaf(
+        "How many of an epoch's steps may be skipped for a non-finite loss or gradient before "
+        "the run stops.",
+        0.2,
+        unit="share",
+    )
 
     def check_workers(self, workers: int) -> None:
-        """UserError where some worker would have nothing to do in any step."""
+        """Refuse a batch of which some worker would get nothing in any step."""
         if self.batch < workers * self.accumulate:
             raise UserError(
-                f"train.batch {self.batch} is less than an item for each of {workers} workers x {self.accumulate} micro-steps; "
-                "raise it, or lower resources.workers or train.accumulate"
+                f"train.batch {self.batch} is less than an item for each of {workers} workers x "
+                f"{self.accumulate} micro-steps; raise it, or lower resources.workers or "
+                "train.accumulate"
             )
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvalConfig:
-    """Validation at each epoch's end."""
+class EvalConfig(Settings):
+    """Holds the settings of the validation at each epoch's end."""
 
-    batch: int = 64
-    """Sentences at a time on a worker."""
-    threshold: float = 0.5
-    """A pixel is the referent's from this probability on."""
-    probe: int = 128
-    """Validation sentences, always the same, on which the mask is diagnosed."""
-    pictures: int = 8
-    """Validation sentences, always the same, that are drawn."""
+    section: ClassVar[str] = "evaluate"
 
-    def __post_init__(self):
-        if self.batch < 1 or self.probe < 0 or self.pictures < 0:
-            raise UserError(
-                f"evaluate.batch {self.batch}, probe {self.probe}, pictures {self.pictures}: batch must be at least 1, the others 0"
-            )
-        if not 0 < self.threshold < 1:
-            raise UserError(f"evaluate.threshold is {self.threshold}; it must lie between 0 and 1")
-
-
-LOSSES = ("ce", "bce", "ce+dice")
-
-SCHEDULES = ("poly", "steps")
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimConfig:
-    """AdamW, warm-up then poly decay per step."""
-
-    lr: float = 1e-3
-    encoder_lr: float = 0.1
-    """Rate of the parameters in model.encoders, as a share of lr."""
-    weight_decay: float = 0.01
-    """0 on norms, biases, scales and what the model lists in no_decay."""
-    warmup_epochs: float = 0.0
-    """Linear from 1e-3 of the rate; give this or warmup_steps."""
-    warmup_steps: int = 0
-    power: float = 0.9
-    """Of the poly decay (1 - step/steps)^power."""
-    schedule: str = "poly"
-    """poly: decay at each step. steps: times gamma after each of the milestones."""
-    milestones: list[int] = field(default_factory=list)
-    """Epochs after which the rate falls, for schedule steps."""
-    gamma: float = 0.1
-    clip: float | None = 1.0
-    """Largest gradient norm; null: none."""
-    loss: str = "ce"
-    """ce: cross-entropy with weights 0.9 (background) and 1.1. bce: the same without weights. ce+dice: ce plus 1 - Dice."""
-
-    def __post_init__(self):
-        if (
-            not self.lr > 0
-            or self.weight_decay < 0
-            or self.encoder_lr < 0
-            or (self.clip is not None and self.clip <= 0)
-        ):
-            raise UserError(
-                f"optim.lr {self.lr}, weight_decay {self.weight_decay}, encoder_lr {self.encoder_lr}, clip {self.clip}: "
-                "lr and clip must be above 0, the others not below"
-            )
-        if self.warmup_epochs and self.warmup_steps:
-            raise UserError(
-                f"optim.warmup_epochs is {self.warmup_epochs} and optim.warmup_steps is {self.warmup_steps}; give one of them"
-            )
-        if min(self.warmup_epochs, self.warmup_steps, self.power) < 0:
-            raise UserError(
-                f"optim.warmup_epochs, warmup_steps and power must not be below 0; got {self.warmup_epochs}, {self.warmup_steps}, {self.power}"
-            )
-        if self.schedule not in SCHEDULES:
-            raise UserError(f"optim.schedule is {self.schedule!r}; known: {', '.join(SCHEDULES)}")
-        if (self.schedule == "steps") != bool(self.milestones) or self.gamma <= 0:
-            raise UserError(
-                f"optim.schedule {self.schedule} with milestones {self.milestones} and gamma {self.gamma}: steps needs epochs in milestones and "
-                "a gamma above 0, poly takes none"
-            )
-        if self.loss not in LOSSES:
-            raise UserError(f"optim.loss is {self.loss!r}; known: {', '.join(LOSSES)}")
+    batch: Annotated[int, Field(ge=1, le=10**6)] = leaf(
+        "How many sentences a worker answers at a time.", 64, unit="sentences"
+    )
+    threshold: Annotated[float, Field(gt=0, lt=1)] = leaf(
+        "From which probability on a pixel is the referent's.", 0.5, unit="share"
+    )
+    probe: Whole = leaf(
+        "On how many validation sentences, always the same, the mask is diagnosed.",
+        128,
+        unit="sentences",
+    )
+    pictures: Annotated[int, Field(ge=0, le=10_000)] = leaf(
+        "How many validation sentences, always the same, are drawn.", 8, unit="sentences"
+    )

@@ -1,150 +1,174 @@
-"""The training loop, written once: it knows batches, a model and a masker, and no cluster.
+"""The training step and the epoch, written once for every caller; nothing here knows a cluster.
 
-    for result in fit(learner, train_items, val_items):
-        report(result.metrics); learner.save(folder)
+    for result in train_epochs(learner, train_items, val_items):
+        report(result.metrics)
+        learner.save(folder)
 
-Plain code, a light trial and a distributed worker drive the same generator. A step is: stage 1 (forward only) decides what to hide,
-stage 2 trains on the masked image against the full mask. A resumed run goes on where it was saved, with the same order and draws.
+A plain loop, a trial inside a process and a distributed worker drive the same generator. In a step
+stage 1 (forward only) decides what to hide, and stage 2 trains on the masked image against the full
+mask. A resumed run goes on where it was saved, with the same order and draws.
 
     B samples of this rank, H W network image, h w logits
 """
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from aml.data import Batch
 from aml.errors import NonFinite
-from aml.masking import Masker, MaskSums, Pass
-from aml.metrics import Sums
-from aml.training.config import PRECISIONS, OptimConfig, TrainConfig
+from aml.masking import Masker, Pass, Step
+from aml.training.config import OptimConfig, TrainConfig
 from aml.training.losses import pass_losses
 from aml.training.optimizer import EagerAdamW, lr_factor, parameter_groups
-from aml.training.scoring import TrainSums, score_batch, whole_image_logits
-from aml.training.world import MidEpochCheckpointer, World, reseed, set_generators
+from aml.training.predictor import Predictor, Progress
+from aml.training.scoring import TrainSums
+from aml.training.world import MidEpochCheckpointer, reseed, set_generators
 
 OWN = ("base_lr", "weight_decay")
+"""Settings of an optimiser's group that a resumed run takes from its configuration.
 
-"""Settings of an optimiser's group that a resumed run takes from its configuration: they may have changed on purpose."""
+They may have been changed on purpose.
+"""
 
 ENDED = "time/ended"
-
-"""Of an epoch's metrics: when it ended, in Unix seconds."""
-
-
-@dataclass
-class Progress:
-    """What resuming needs besides model, optimiser and masker."""
-
-    epoch: int = 0
-    """Epochs done."""
-    step: int = 0
-    """Steps done of the epoch under way."""
-    ranks: list[dict] = field(default_factory=list)
-    """At that step each rank's running sums and random generators."""
-    best: float = -1.0
-    """Best validation mIoU so far."""
-    history: list[dict] = field(default_factory=list)
+"""Metric of an epoch: when it ended, in Unix seconds."""
 
 
-class Learner:
-    """Model, masker and optimiser, and the step that moves them."""
+class Learner(Predictor):
+    """Model, masker and optimiser, and the step that moves them.
+
+    It holds a training's whole state, so it has more attributes than other classes: what it
+    predicts with is in `Predictor`; settings, optimiser and loss scaler are added here.
+    """
 
     def __init__(
         self,
-        model,
+        model: Any,
         masker: Masker,
         *,
         optim: OptimConfig,
         train: TrainConfig,
         steps: int,
         seed: int = 0,
-        device="cpu",
+        device: str | torch.device = "cpu",
         wrap: Callable | None = None,
-    ):
-        """steps: optimiser steps an epoch. wrap: makes the module that training calls (DDP); everything else uses the bare model."""
-        self.world, self.device, self.seed = World(), torch.device(device), seed
+    ) -> None:
+        """Put the model on its device and make its optimiser.
+
+        Args:
+            model: The model.
+            masker: Decides what is hidden.
+            optim: Settings of the optimiser.
+            train: Length and arithmetic of training.
+            steps: Optimiser steps of an epoch.
+            seed: Of dropout.
+            device: Where training computes.
+            wrap: Makes the module that training calls (DDP); all else uses the bare model.
+        """
+        super().__init__(model, masker, device, train.precision)
         train.check_workers(self.world.size)
-        self.model, self.masker = model.to(self.device), masker
-        masker.mean_over_ranks = self.world.mean
         wrapped = wrap(self.model) if wrap else self.model
-        self.wrapped = torch.compile(wrapped) if train.compile else wrapped
-        self.optim_config, self.config, self.steps = optim, train, steps
-        self.total_steps = steps * train.epochs
-        self.warmup = optim.warmup_steps or round(optim.warmup_epochs * steps)
+        self.wrapped: Any = torch.compile(wrapped) if train.compile else wrapped
+        self.optim_config = optim
+        self.config = train
+        self.steps = steps
+        self.seed = seed
         kind = torch.optim.AdamW if train.compile else EagerAdamW
         self.optimizer = kind(parameter_groups(model, optim), lr=optim.lr, fused=True)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=train.precision == "fp16")
-        self.progress = Progress()
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole training."""
+        return self.steps * self.config.epochs
 
     # -- one step
 
-    def step(self, batch: Batch, epoch: int, index: int, sums: "TrainSums") -> None:
-        """One optimiser step on this rank's part of a global batch; index counts steps within the epoch."""
+    def step(self, batch: Batch, epoch: int, index: int, sums: TrainSums) -> None:
+        """Do one optimiser step.
+
+        Args:
+            batch: This rank's part of a global batch.
+            epoch: 0-based.
+            index: The step within the epoch.
+            sums: Running sums of the epoch.
+        """
+        optim = self.optim_config
+        warmup = optim.warmup_steps(self.steps)
+        done = epoch * self.steps + index
         for group in self.optimizer.param_groups:
-            group["lr"] = group["base_lr"] * lr_factor(
-                epoch * self.steps + index,
-                self.total_steps,
-                self.warmup,
-                self.optim_config,
-                self.steps,
-            )
-        batch, loss_before = batch.to(self.device), sums.loss.clone()
-        size = len(batch.valid) // self.config.accumulate
-        for micro in range(self.config.accumulate):
-            self._accumulate(
-                batch.part(slice(micro * size, (micro + 1) * size)),
-                epoch,
-                sums,
-                last=micro == self.config.accumulate - 1,
-            )
+            factor = lr_factor(done, self.total_steps, warmup, optim, self.steps)
+            group["lr"] = group["base_lr"] * factor
+        batch = batch.to(self.device)
+        loss_before = sums.loss.clone()
+        parts = self.config.accumulate
+        size = len(batch.valid) // parts
+        for micro in range(parts):
+            part = batch.part(slice(micro * size, (micro + 1) * size))
+            self._accumulate(part, epoch, sums, last=micro == parts - 1)
         skipped = self._update()
         sums.skipped += skipped
         sums.loss = torch.where(skipped > 0, loss_before, sums.loss)
 
-    def _accumulate(self, batch: Batch, epoch: int, sums: "TrainSums", *, last: bool) -> None:
-        """The passes the mode asks for, forward and backward; gradients meet the other ranks' in the last backward only."""
-        passes = self.masker.passes(self.model, self.model.normalise(batch.image), batch, epoch)
-        sent = None
-        while True:
+    def _accumulate(self, batch: Batch, epoch: int, sums: TrainSums, *, last: bool) -> None:
+        """Run the passes that the masking method asks for, forward and backward.
+
+        Gradients are summed over the ranks in the last backward of the last micro-batch only.
+        """
+        passes_s = 0.0
+
+        def run(one: Pass) -> tuple[torch.Tensor, Any]:
+            nonlocal passes_s
             start = time.perf_counter()
-            try:
-                with self.autocast():
-                    one = passes.send(sent)
-            except StopIteration:
-                return
-            sums.stage1_s += time.perf_counter() - start
             if one.mask is not None:
                 sums.masks.add(one.mask, batch.mask, batch.valid, self.masker.block)
-            sent = self._backward(one, batch, sums, sync=last and one.last)
+            answer = self._backward(one, batch, sums, sync=last and one.last)
+            passes_s += time.perf_counter() - start
+            return answer
 
-    def _backward(self, one: Pass, batch: Batch, sums: "TrainSums", *, sync: bool):
-        """Loss of one pass at its weight, backward.   -> logits (B, h, w) and Features (or None), without gradient"""
-        extras = {
-            name: value
-            for name, value in (("visible", one.visible), ("upto", one.upto))
-            if value is not None
-        }
+        step = Step(self.masker, self.model, batch, epoch, run, self.autocast)
+        start = time.perf_counter()
+        step.train()
+        sums.stage1_s += time.perf_counter() - start - passes_s
+
+    def _backward(
+        self, one: Pass, batch: Batch, sums: TrainSums, *, sync: bool
+    ) -> tuple[torch.Tensor, Any]:
+        """Compute the loss of one pass at its weight, and its gradients.
+
+        Returns:
+            Logits (B, h, w) without gradient, and the features or None.
+        """
+        extras: dict[str, Any] = {}
+        if one.visible is not None:
+            extras["visible"] = one.visible
+        if one.upto is not None:
+            extras["upto"] = one.upto
         with nullcontext() if sync or self.world.size == 1 else self.wrapped.no_sync():
             with self.autocast():
                 out = self.wrapped(one.x, one.tokens, one.token_mask, **extras)
             logits, features = out if one.upto else (out, None)
             each = pass_losses(logits.float(), batch.mask, one, self.optim_config.loss)
             loss = one.weight * torch.where(batch.valid, each, 0.0).sum() / batch.total
-            # DDP averages gradients over ranks; the loss is divided by the samples of all ranks already.
+            # DDP averages gradients over ranks; the loss is divided by all ranks' samples already.
             self.scaler.scale(loss * self.world.size).backward()
         sums.loss += loss.detach()
         return logits.detach(), features
 
     def _update(self) -> torch.Tensor:
-        """Clip, step, clear. A non-finite gradient skips the step on every rank alike.   -> () float: 1 where skipped
+        """Clip the gradients, do the optimiser's step and clear them.
 
-        Gradients are summed over ranks before, so the norm is not finite on all ranks or on none: no message and no wait is needed,
-        the fused optimiser reads the flag on the device.
+        A non-finite gradient skips the step on every rank alike: gradients are summed over the
+        ranks before, so their norm is finite on all of them or on none. No message and no wait is
+        needed, as the fused optimiser reads the flag on the device.
+
+        Returns:
+            () float: 1 where the step was skipped.
         """
         self.scaler.unscale_(self.optimizer)
         parameters = [
@@ -159,67 +183,78 @@ class Learner:
             self.scaler.step(self.optimizer)
             self.scaler.update()
         else:
-            self.optimizer.found_inf = skipped
+            self.optimizer.found_inf = skipped  # type: ignore[attr-defined]  # the fused step reads it
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return skipped
 
-    def autocast(self):
-        dtype = PRECISIONS[self.config.precision]
-        return torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext()
-
     # -- epochs
 
     def train_epoch(
-        self, batches: Iterable[Batch], epoch: int, keep: MidEpochCheckpointer | None = None
+        self,
+        batches: Iterable[Batch],
+        epoch: int,
+        checkpointer: MidEpochCheckpointer | None = None,
     ) -> dict[str, float]:
-        """All steps of an epoch (0-based), or those that progress.step says are left; fit ends it. NonFinite if too many were skipped."""
+        """Do all steps of an epoch (0-based), or those left of it after progress.step.
+
+        `train_epochs` ends the epoch.
+
+        Returns:
+            The epoch's metrics.
+
+        Raises:
+            NonFinite: Too many steps were skipped.
+        """
         sums = self._sums_so_far(epoch)
         self.wrapped.train()
         for index, batch in enumerate(batches, self.progress.step):
             self.step(batch, epoch, index, sums)
-            if (
-                keep
-                and (index + 1) % keep.every == 0
-                and index + 1 < self.steps
-                and self._agreed(keep.due())
-            ):
-                self._stands_at(index + 1, sums)
-                keep.save()
-        self._stands_at(self.steps, sums)
-        if keep and self._agreed(keep.due()):  # validation may take long
-            keep.save()
+            done = index + 1
+            if checkpointer is None or done % checkpointer.every or done >= self.steps:
+                continue
+            if self._any_rank(checkpointer.due()):
+                self._note_progress(done, sums)
+                checkpointer.save()
+        self._note_progress(self.steps, sums)
+        # validation may take long
+        if checkpointer is not None and self._any_rank(checkpointer.due()):
+            checkpointer.save()
         metrics = sums.means(self.steps, self.world)
-        searching = (
-            8 if self.scaler.is_enabled() else 0
-        )  # a loss scaler finds its scale by overflowing
-        if metrics["train/skipped"] > self.config.max_skipped * self.steps + searching:
-            raise NonFinite(
-                f"{metrics['train/skipped']:.0f} of {self.steps} steps of epoch {epoch + 1} had a non-finite loss or gradient; "
-                "lower optim.lr, set optim.clip, or use train.precision bf16 or fp32"
-            )
-        if self.masker.calibrating is False and self.masker.config.mode == "aml":
+        self._check_skipped(metrics["train/skipped"], epoch)
+        if not self.masker.calibrating and self.masker.method.selects_by_alignment:
             metrics["aml/scale"] = self.masker.scale
-        return metrics | {
-            "time/train_s": sums.seconds,
-            "optim/lr": self.optimizer.param_groups[0]["lr"],
-        }
+        lr = self.optimizer.param_groups[0]["lr"]
+        return metrics | {"time/train_s": sums.seconds, "optim/lr": lr}
 
-    def _stands_at(self, step: int, sums: "TrainSums") -> None:
-        """What a save from here on says of the epoch under way."""
-        self.progress.step, self.progress.ranks = step, self.world.gather(sums.state())
+    def _check_skipped(self, skipped: float, epoch: int) -> None:
+        # a loss scaler finds its scale by overflowing
+        searching = 8 if self.scaler.is_enabled() else 0
+        if skipped > self.config.max_skipped * self.steps + searching:
+            raise NonFinite(
+                f"{skipped:.0f} of {self.steps} steps of epoch {epoch + 1} had a non-finite loss "
+                "or gradient; lower optim.lr, set optim.clip, or use train.precision bf16 or fp32"
+            )
 
-    def _agreed(self, wanted: bool) -> bool:
-        """Whether any rank wants it."""
-        return (
-            wanted
-            if self.world.size == 1
-            else bool(self.world.sum(torch.tensor(float(wanted), device=self.device)) > 0)
-        )
+    def _note_progress(self, step: int, sums: TrainSums) -> None:
+        """Note how far the epoch is, for checkpoints written from here on."""
+        self.progress.step = step
+        self.progress.ranks = self.world.gather(sums.state())
 
-    def _sums_so_far(self, epoch: int) -> "TrainSums":
-        """Of the epoch under way, dropout's generators set to where it stands; on another number of ranks the draws go on as new ones."""
-        rank, saved, sums = self.world.rank, self.progress.ranks, TrainSums(self.device)
+    def _any_rank(self, wanted: bool) -> bool:
+        """Return whether any rank wants it."""
+        if self.world.size == 1:
+            return wanted
+        return bool(self.world.sum(torch.tensor(float(wanted), device=self.device)) > 0)
+
+    def _sums_so_far(self, epoch: int) -> TrainSums:
+        """Return the sums of the epoch under way and set dropout's generators to where it stands.
+
+        On another number of ranks than before the draws go on as new ones.
+        """
+        rank = self.world.rank
+        saved = self.progress.ranks
+        sums = TrainSums(self.device)
         if len(saved) == self.world.size:
             sums.add(saved[rank])
             set_generators(saved[rank])
@@ -229,77 +264,10 @@ class Learner:
             sums.add(state)
         return sums
 
-    def evaluate(self, batches: Iterable[Batch], threshold: float = 0.5) -> Sums:
-        """Sums over the sentences of all ranks, square protocol (prediction and truth at network size)."""
-        total = Sums()
-        for batch, logits in self.predict(batches):
-            total = total + score_batch(logits, batch, threshold)
-        return Sums.from_tensor(self.world.sum(total.to_tensor().to(self.device)))
-
-    @torch.inference_mode()
-    def predict(
-        self, batches: Iterable[Batch], masked: bool = False, sums: MaskSums | None = None
-    ) -> Iterator[tuple[Batch, torch.Tensor]]:
-        """Logits (B, h, w) of each batch, on whole images or, for diagnostics, under the training mask."""
-        self.model.eval()
-        for batch in batches:
-            batch = batch.to(self.device)
-            with self.autocast():
-                yield (
-                    batch,
-                    (
-                        self._under_mask(batch, sums)
-                        if masked
-                        else whole_image_logits(self.model, batch)
-                    ).float(),
-                )
-
-    def _under_mask(self, batch: Batch, sums: MaskSums) -> torch.Tensor:
-        """Logits (B, h, w) of the images as training would mask them; sums hears of the masks."""
-        x = self.model.normalise(batch.image)
-        mask = self.mask(x, batch)
-        sums.add(mask, batch.mask, batch.valid, self.masker.block)
-        x, visible = self.masker.view(x, mask)
-        extras = {} if visible is None else {"visible": visible}
-        return self.model(x, batch.tokens, batch.token_mask, **extras)
-
-    def mask(self, x, batch: Batch):
-        """The mask of normalised x (B, 3, H, W) as training would draw it in the present epoch, warm-up or not."""
-        return self.masker(
-            self.model,
-            x,
-            batch.tokens,
-            batch.token_mask,
-            epoch=self.progress.epoch,
-            item=batch.item,
-            real=batch.real,
-            target=batch.mask,
-            probe=True,
-        )
-
-    def diagnose(
-        self, batches: Iterable[Batch], clean: Iterable[Batch], threshold: float = 0.5
-    ) -> dict[str, float]:
-        """The probe: what the mask knows of the target, and leak = mIoU with training masks on minus without."""
-        sums, masked, whole = MaskSums(self.device), Sums(), Sums()
-        for batch, logits in self.predict(batches, masked=True, sums=sums):
-            masked = masked + score_batch(logits, batch, threshold)
-        for batch, logits in self.predict(clean):
-            whole = whole + score_batch(logits, batch, threshold)
-        masked, whole = (
-            Sums.from_tensor(self.world.sum(s.to_tensor().to(self.device))) for s in (masked, whole)
-        )
-        found = {f"aml/probe_{name}": value for name, value in sums.means(self.world.sum).items()}
-        return found | (
-            {"aml/leak": masked.scores()["mIoU"] - whole.scores()["mIoU"]}
-            if self.masker.config.mode not in ("off", "two_pass")
-            else {}
-        )
-
     # -- state
 
-    def state_dict(self) -> dict:
-        """Everything an exact resume needs besides the model's weights."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that an exact resume needs besides the model's weights."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -307,7 +275,8 @@ class Learner:
             "progress": vars(self.progress),
         }
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the state of the run that goes on, but its own rates and decays."""
         own = [
             {k: v for k, v in group.items() if k in OWN} for group in self.optimizer.param_groups
         ]

@@ -22,7 +22,7 @@ class Result(NamedTuple):
     """1-based: epochs done."""
     metrics: dict[str, float]
     improved: bool
-    """The best validation mIoU so far."""
+    """Whether its validation mIoU is the best so far."""
 
 
 def train_epochs(
@@ -30,73 +30,98 @@ def train_epochs(
     train: Items,
     val: Items,
     config: EvalConfig = EvalConfig(),  # noqa: B008 (frozen)
-    keep: MidEpochCheckpointer | None = None,
+    checkpointer: MidEpochCheckpointer | None = None,
 ) -> Iterator[Result]:
-    """Train from learner.progress to the last epoch, one Result an epoch; the caller saves, reports and may stop at any of them.
+    """Train from learner.progress to the last epoch and yield one Result an epoch.
 
-    keep: is asked during an epoch whether the run is to be saved there, too.
+    The caller saves and reports, and may stop after any of them.
+
+    Args:
+        learner: Trains.
+        train: Items of the training split.
+        val: Items of the validation split.
+        config: Settings of the validation.
+        checkpointer: Is asked during an epoch whether the run should be saved there, too.
     """
-    world, batch, accumulate = learner.world, learner.config.batch, learner.config.accumulate
     probe = probe_indices(len(val), config.probe)
+    world = learner.world
     for epoch in range(learner.progress.epoch, learner.config.epochs):
-        part = {
-            "rank": world.rank,
-            "world": world.size,
-            "accumulate": accumulate,
-            "start": learner.progress.step,
-        }
-        metrics = learner.train_epoch(
-            train_batches(
-                train, learner.model, batch=batch, seed=learner.seed, epoch=epoch, **part
-            ),
-            epoch,
-            keep,
+        batches = train_batches(
+            train,
+            learner.model,
+            batch=learner.config.batch,
+            seed=learner.seed,
+            epoch=epoch,
+            rank=world.rank,
+            world=world.size,
+            accumulate=learner.config.accumulate,
+            start=learner.progress.step,
         )
+        metrics = learner.train_epoch(batches, epoch, checkpointer)
         before = time.perf_counter()
-        batches = eval_batches(
-            val, learner.model, batch=config.batch, rank=world.rank, world=world.size
-        )
-        sums = learner.evaluate(
-            batches if keep is None or world.size > 1 else yield_with_checkpoints(batches, keep),
-            config.threshold,
-        )
-        metrics |= validation_metrics(sums)
-        if len(probe):
-            mine = probe[world.rank :: world.size]
-            metrics |= learner.diagnose(
-                some_batches(val, learner.model, mine, config.batch),
-                some_batches(val, learner.model, mine, config.batch),
-                config.threshold,
-            )
-        improved = metrics["val/mIoU"] > learner.progress.best
-        learner.progress.best = max(learner.progress.best, metrics["val/mIoU"])
-        learner.progress.epoch, learner.progress.step, learner.progress.ranks = epoch + 1, 0, []
+        metrics |= _validate(learner, val, config, probe, checkpointer)
+        progress = learner.progress
+        improved = metrics["val/mIoU"] > progress.best
+        progress.best = max(progress.best, metrics["val/mIoU"])
+        progress.epoch = epoch + 1
+        progress.step = 0
+        progress.ranks = []
+        val_s = time.perf_counter() - before
         metrics |= {
             "epoch": epoch + 1,
             "train/workers": world.size,
-            "val/mIoU_best": learner.progress.best,
-            "time/val_s": time.perf_counter() - before,
-            "time/epoch_s": metrics["time/train_s"] + time.perf_counter() - before,
+            "val/mIoU_best": progress.best,
+            "time/val_s": val_s,
+            "time/epoch_s": metrics["time/train_s"] + val_s,
             ENDED: time.time(),
             "mem/peak_mb": peak_memory_mb(learner.device),
         }
         if text := vacuous_mask(learner.masker.config, metrics):
             warnings.warn(text, stacklevel=2)
-        learner.progress.history.append(metrics)
+        progress.history.append(metrics)
         yield Result(epoch + 1, metrics, improved)
 
 
-def yield_with_checkpoints(batches: Iterable[Batch], keep: MidEpochCheckpointer) -> Iterator[Batch]:
-    """The batches of a validation, between which the epoch that was trained may be saved; where ranks have different numbers of them they
-    could not agree."""
+def _validate(
+    learner: Learner,
+    val: Items,
+    config: EvalConfig,
+    probe: np.ndarray,
+    checkpointer: MidEpochCheckpointer | None,
+) -> dict[str, float]:
+    """Return the scores of the validation split, and the diagnostics of the probed sentences."""
+    world = learner.world
+    batches = eval_batches(
+        val, learner.model, batch=config.batch, rank=world.rank, world=world.size
+    )
+    if checkpointer is not None and world.size == 1:
+        batches = yield_with_checkpoints(batches, checkpointer)
+    metrics = validation_metrics(learner.evaluate(batches, config.threshold))
+    if len(probe):
+        mine = probe[world.rank :: world.size]
+        metrics |= learner.diagnose(
+            some_batches(val, learner.model, mine, config.batch),
+            some_batches(val, learner.model, mine, config.batch),
+            config.threshold,
+        )
+    return metrics
+
+
+def yield_with_checkpoints(
+    batches: Iterable[Batch], checkpointer: MidEpochCheckpointer
+) -> Iterator[Batch]:
+    """Yield the batches of a validation, and save the trained epoch between them when it is due.
+
+    On several ranks, which may have different numbers of batches, they could not agree on it.
+    """
     for batch in batches:
         yield batch
-        if keep.due():
-            keep.save()
+        if checkpointer.due():
+            checkpointer.save()
 
 
 def validation_metrics(sums: Sums) -> dict[str, float]:
-    """The scores under the names the tracker takes: val/P0.5, since it refuses @."""
+    """Return the scores under the names the tracker takes: val/P0.5, since it refuses @."""
     scores = sums.scores()
     precision = {f"val/P0.{x // 10}": scores[f"P@0.{x // 10}"] for x in THRESHOLDS}
     accuracy = {f"val/{name}": scores[name] for name in ("N-acc", "T-acc") if name in scores}
@@ -110,24 +135,29 @@ def validation_metrics(sums: Sums) -> dict[str, float]:
 
 
 def probe_indices(n: int, count: int) -> np.ndarray:
-    """`count` places spread evenly over n, the same in every run on the same data."""
-    return (
-        np.unique(np.linspace(0, n - 1, min(n, count)).round().astype(int))
-        if count
-        else np.array([], int)
-    )
+    """Return `count` places spread evenly over n, the same in every run on the same data."""
+    if not count:
+        return np.array([], int)
+    return np.unique(np.linspace(0, n - 1, min(n, count)).round().astype(int))
 
 
-def vacuous_mask(config: MaskingConfig, metrics: dict) -> str:
-    """One sentence with the realised numbers where the first masked epoch hid nearly all or nothing; else nothing."""
+def vacuous_mask(config: MaskingConfig, metrics: dict[str, float]) -> str:
+    """Return a sentence where the first masked epoch hid nearly all or nothing; else nothing.
+
+    Args:
+        config: Settings of masked learning.
+        metrics: Metrics of an epoch.
+    """
     hidden = metrics.get("aml/hidden")
-    first = (
-        metrics["epoch"] == config.warmup_epochs + 1 and "aml/scale" in metrics
-    )  # the scale is there once it is calibrated
-    if config.mode != "aml" or not first or hidden is None or 0.001 < hidden < 0.9:
+    # the scale is among the metrics once it is calibrated
+    first = metrics["epoch"] == config.warmup_epochs + 1 and "aml/scale" in metrics
+    if not config.method.selects_by_alignment or not first or hidden is None:
+        return ""
+    if 0.001 < hidden < 0.9:
         return ""
     what = "nearly the whole image" if hidden >= 0.9 else "almost nothing"
     return (
-        f"{config.arm} with tau {config.tau} and rho {config.rho} called {metrics['aml/weak']:.1%} of the image weak and hid "
-        f"{hidden:.1%}, {what}; its settings say little about alignment (aml.threshold_mode quantile hides tau*rho exactly)"
+        f"{config.arm} with tau {config.tau} and rho {config.rho} called "
+        f"{metrics['aml/weak']:.1%} of the image weak and hid {hidden:.1%}, {what}; its settings "
+        "say little about alignment (aml.threshold_mode quantile hides tau*rho exactly)"
     )

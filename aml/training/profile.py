@@ -3,6 +3,8 @@
 import inspect
 import statistics
 import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.utils import flop_counter
@@ -17,8 +19,8 @@ from aml.training.scoring import TrainSums
 VOCABULARY = [f"word{i}" for i in range(1000)]
 
 
-def noise_batch(model, batch: int, size: int, device="cpu") -> Batch:
-    """A batch of noise with sentences of five words, as large as a real one."""
+def noise_batch(model: Any, batch: int, size: int, device: str = "cpu") -> Batch:
+    """Return a batch of noise with sentences of five words, as large as a real one."""
     generator = torch.Generator().manual_seed(0)
     tokens, token_mask = model.tokenise([" ".join(VOCABULARY[i : i + 5]) for i in range(batch)])
     ids = torch.arange(batch)
@@ -43,15 +45,25 @@ def noise_batch(model, batch: int, size: int, device="cpu") -> Batch:
 
 def make_learner_and_batch(
     masking: MaskingConfig,
-    spec: dict,
+    spec: dict[str, Any],
     *,
     batch: int,
     size: int,
     precision: str = "fp32",
-    device="cpu",
-    wrap=None,
+    device: str = "cpu",
+    wrap: Callable | None = None,
 ) -> tuple[Learner, Batch]:
-    """A learner of these settings and a batch for it.   wrap: as Learner takes it"""
+    """Return a learner and a batch of noise for it.
+
+    Args:
+        masking: Settings of masked learning.
+        spec: Name and options of the model.
+        batch: Samples of a step.
+        size: Side of the image in pixels.
+        precision: Arithmetic of the model.
+        device: Where it computes.
+        wrap: As `Learner` takes it.
+    """
     torch.manual_seed(0)
     spec = dict(spec)
     model = build_model(spec.pop("name"), vocabulary=VOCABULARY, **spec)
@@ -69,32 +81,41 @@ def make_learner_and_batch(
 
 
 def step_flops(learner: Learner, batch: Batch) -> int:
-    """FLOPs of one training step, stage 1 included (torch's counter: matrix products, convolutions, attention)."""
+    """Return the FLOPs of one training step, stage 1 included.
+
+    torch's counter counts matrix products, convolutions and attention.
+    """
     learner.model.train()
     dispatch = inspect.unwrap(flop_counter._FlopCounterMode.__torch_dispatch__)
-    dispatch.__dynamo_disable = (
-        dispatch  # or torch's compiler is imported to be kept out of it, 4 s of the process
-    )
+    # else torch's compiler is imported to be kept out of it, 4 s of the process
+    dispatch.__dynamo_disable = dispatch
     with flop_counter.FlopCounterMode(display=False) as counter:
         learner.step(batch, learner.masker.config.warmup_epochs, 0, TrainSums(learner.device))
     return counter.get_total_flops()
 
 
 def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def timed_steps(learner: Learner, batch: Batch, index: int) -> float:
-    """Seconds of one step, the device waited for."""
-    sums, start = TrainSums(learner.device), time.perf_counter()
+    """Return the seconds of step `index`, the device waited for."""
+    sums = TrainSums(learner.device)
+    start = time.perf_counter()
     learner.step(batch, learner.masker.config.warmup_epochs, index, sums)
     synchronize(learner.device)
     return time.perf_counter() - start
 
 
-def step_seconds(experiment, steps: int = 3) -> tuple[int, float]:
-    """Samples and seconds of one step of an experiment's sizes on one worker of this machine."""
+def step_seconds(experiment: Any, steps: int = 3) -> tuple[int, float]:
+    """Return samples and seconds of one step on one worker of this machine.
+
+    Args:
+        experiment: Its sizes are those of the step.
+        steps: How many steps are timed.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, int(experiment.resources.cpus_per_worker)))
     batch = experiment.train.batch // experiment.resources.workers

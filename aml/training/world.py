@@ -1,32 +1,36 @@
-"""The process group of a training (rank and size), its random generators, and the interface of mid-
-epoch checkpoints.
-"""
+"""The ranks that train together, their random generators, and mid-epoch checkpoints' interface."""
 
 import resource
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Precision's name -> dtype of autocast; None: no autocast."""
+
 
 class World:
     """The workers that train together; one process unless torch.distributed is up."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         up = dist.is_available() and dist.is_initialized()
-        self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if up else (0, 1)
+        self.rank = dist.get_rank() if up else 0
+        self.size = dist.get_world_size() if up else 1
 
     def sum(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the sum of a tensor over the ranks; it is written into x."""
         if self.size > 1:
             dist.all_reduce(x)
         return x
 
     def mean(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the mean of a tensor over the ranks."""
         return self.sum(x) / self.size
 
-    def gather(self, mine) -> list:
-        """What each rank has, in the order of ranks."""
+    def gather(self, mine: Any) -> list[Any]:
+        """Return the objects of all ranks, in the order of ranks."""
         every = [mine] * self.size
         if self.size > 1:
             dist.all_gather_object(every, mine)
@@ -34,25 +38,25 @@ class World:
 
 
 class MidEpochCheckpointer(Protocol):
-    """Who saves a run in the middle of an epoch."""
+    """Saves a run in the middle of an epoch."""
 
     every: int
-    """Steps after which it is asked; also when all steps of the epoch are done."""
+    """Steps after which it is asked; it is also asked when all steps of the epoch are done."""
 
     def due(self) -> bool:
-        """Whether this rank wants it saved now; where one does, all save."""
+        """Return whether this rank wants a checkpoint now; where one rank does, all save."""
 
     def save(self) -> None:
-        """Save the learner as it is: called on every rank, and one writes."""
+        """Save the learner as it is: called on every rank, of which one writes."""
 
 
 def reseed(seed: int, epoch: int, rank: int, step: int = 0) -> None:
-    """Dropout's generator, a function of where we are: an interrupted epoch repeats with the same draws."""
+    """Seed dropout's generator by place, so that an interrupted epoch repeats the same draws."""
     key = [seed, epoch, rank, *([step] if step else [])]
     torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
 
 
-def set_generators(state: dict) -> None:
+def set_generators(state: dict[str, Any]) -> None:
     """Put dropout's generators where they were (TrainSums.state)."""
     torch.set_rng_state(state["cpu"].cpu())
     if "cuda" in state and torch.cuda.is_available():
@@ -60,7 +64,7 @@ def set_generators(state: dict) -> None:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Peak of this process (CPU, resident) or of this device's allocator (CUDA), in MiB."""
+    """Return the peak of this process (CPU, resident) or the device's allocator (CUDA), in MiB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

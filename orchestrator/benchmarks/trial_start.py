@@ -1,30 +1,45 @@
-"""What the orchestration costs on top of the loop: python -m orchestrator bench trial
+"""Measure what orchestration adds to the training loop: python -m orchestrator bench trial
 
-Start-up is counted from the moment the sweep hands a trial out to the end of its first step. An epoch inside a light trial (loop, checkpoint,
-pictures, report to Tune) is compared with the plain loop's in the same process, the two taking turns.
+Start-up is timed from the moment the sweep hands out a trial to the end of its first step. An
+epoch of an in-process trial (training loop, checkpoint, pictures, report to Tune) is compared with
+an epoch of the plain training loop in the same process; the two take turns.
 """
 
-import dataclasses
+import logging
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from aml.training import step_seconds
 from orchestrator import cluster, data, training, utils
 from orchestrator.config import Experiment, from_dict
+from orchestrator.data import ObjectStoreBlocks, StreamingBlocks
+
+logger = logging.getLogger(__name__)
 
 EPOCH_S = 5.0
-
-"""An epoch is sized to last at least this long on this machine."""
+"""Seconds that an epoch is sized to last at least on this machine."""
 
 STARTS = 3
+"""Repetitions of a start."""
+
+TRAIN_REFS = 700
+"""Training refs in the 400 generated pictures, about."""
+
+Blocks = ObjectStoreBlocks | StreamingBlocks
 
 
 def experiment(root: Path) -> Experiment:
-    """A run of the quickstart's model on generated pictures."""
+    """Return settings with the quickstart's model on generated pictures.
+
+    Args:
+        root: Folder of all runs, and of the shards.
+    """
     return from_dict(
         {
             "name": "bench",
@@ -44,96 +59,145 @@ def experiment(root: Path) -> Experiment:
     )
 
 
-def measure_trial(*, epochs: int, distributed: bool, say=print) -> dict:
-    """Start-up of light trials (fresh and reused process) and of a distributed one, and the ratio of epoch times."""
+def measure_trial(*, epochs: int, distributed: bool) -> dict[str, Any]:
+    """Measure starts of trials and the ratio of epoch times, and log the result.
+
+    Args:
+        epochs: Pairs of epochs to compare.
+        distributed: Whether to time the start of a trial under Ray Train too.
+
+    Returns:
+        The measurements for JSON, in seconds.
+    """
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         base = experiment(root)
         cluster.init_ray()
-        cluster.quiet_tune()
-        used = data.prepare_sources(base.data, root, say)
-        shared, words = used.decode(), used.words()
+        cluster.configure_tune()
+        sources = data.prepare_sources(base.data, root)
+        shared = sources.decode()
+        words = sources.words()
         samples, seconds = step_seconds(base)
-        unit = dataclasses.replace(base, train=dataclasses.replace(base.train, epochs=epochs))
-        repeats = max(
-            1, round(1.3 * EPOCH_S / (seconds / samples * 700))
-        )  # about 700 refs train in 400 pictures
-        found = starts(base, shared, words, root)
-        found["imports_s"] = imports()
-        say(
-            f"light trial, first step after: reused process {found['reused_start_s']:.2f} s, fresh process {found['fresh_start_s']:.2f} s "
+        several = base.replace(train=base.train.replace(epochs=epochs))
+        repeats = max(1, round(1.3 * EPOCH_S / (seconds / samples * TRAIN_REFS)))
+        found: dict[str, Any] = measure_starts(base, shared, words, root)
+        found["imports_s"] = measure_imports()
+        logger.info(
+            "in-process trial, first step after: "
+            f"reused process {found['reused_start_s']:.2f} s, "
+            f"fresh process {found['fresh_start_s']:.2f} s "
             f"(a plain Python needs {found['imports_s']:.2f} s for the same imports)"
         )
-        found |= paired_epochs(unit, shared, words, root, repeats)
-        say(
-            f"epoch in a light trial over the plain loop's: x{found['epoch_ratio']:.3f}, quartiles {found['epoch_ratio_quartiles']}, "
+        found |= compare_epochs(several, shared, words, root, repeats)
+        logger.info(
+            "epoch in an in-process trial over the plain loop's: "
+            f"x{found['epoch_ratio']:.3f}, quartiles {found['epoch_ratio_quartiles']}, "
             f"{found['epochs']} pairs of epochs of {found['epoch_s']:.1f} s"
         )
         if distributed:
-            found["distributed_start_s"] = distributed_start(base, shared, words, root)
-            say(
-                f"distributed trial, first epoch reported after: {found['distributed_start_s']:.1f} s"
+            found["distributed_start_s"] = measure_distributed_start(base, shared, words, root)
+            logger.info(
+                "trial under Ray Train, first epoch reported after: "
+                f"{found['distributed_start_s']:.1f} s"
             )
     return found
 
 
-def starts(base: Experiment, shared, words, root: Path) -> dict:
-    """Trials one after another in one actor: the first starts a process, the others find it warm."""
+def measure_starts(
+    base: Experiment, shared: Blocks, words: list[str], root: Path
+) -> dict[str, float]:
+    """Time the starts of trials that run one after another in one Tune actor.
+
+    The first trial starts a process; the others reuse it.
+
+    Args:
+        base: Settings of the trials.
+        shared: Decoded data.
+        words: Vocabulary of the data.
+        root: Folder for Tune's files.
+
+    Returns:
+        Seconds to the end of the first step, in a fresh process and in a reused one (median).
+    """
     from ray import tune
     from ray.tune.search import Searcher
 
-    handed: list[float] = []
+    suggested_at: list[float] = []
+    first_step_at: list[float] = []
 
     class OneAtATime(Searcher):
-        def suggest(self, trial_id):
-            if len(handed) > len(heard):
+        """Searcher that suggests a trial when the one before has completed."""
+
+        def suggest(self, trial_id: str) -> Any:
+            if len(suggested_at) > len(first_step_at):
                 return None
-            if len(handed) == STARTS + 1:
+            if len(suggested_at) == STARTS + 1:
                 return Searcher.FINISHED
-            handed.append(time.time())
-            return {"number": len(handed)}
+            suggested_at.append(time.time())
+            return {"number": len(suggested_at)}
 
-        def on_trial_complete(self, trial_id, result=None, error=False):
-            heard.append(result["first_step"])
+        def on_trial_complete(
+            self, trial_id: str, result: dict | None = None, error: bool = False
+        ) -> None:
+            assert result is not None
+            first_step_at.append(result["first_step"])
 
-    heard: list[float] = []
-
-    def first_step(config, shared, words, tree):
-        experiment = from_dict(tree)
-        train, _ = training.load_items(experiment, shared.open)
-        learner = training.make_learner(experiment, train, words)
-        from aml.data import train_batches
-        from aml.training import TrainSums
-
-        batch = next(
-            train_batches(
-                train, learner.model, batch=experiment.train.batch, seed=config["number"], epoch=0
-            )
-        )
-        learner.step(batch, 0, 0, TrainSums("cpu"))
-        tune.report({"first_step": time.time()})
-
-    tune.Tuner(
-        tune.with_resources(
-            tune.with_parameters(first_step, shared=shared, words=words, tree=base.to_dict()),
-            {"CPU": 1},
-        ),
-        tune_config=tune.TuneConfig(
-            search_alg=OneAtATime(metric="first_step", mode="max"),
-            num_samples=STARTS + 1,
-            reuse_actors=True,
-        ),
-        run_config=tune.RunConfig(name="starts", storage_path=str(root / "tune"), verbose=0),
+    searcher = OneAtATime(metric="first_step", mode="max")
+    _tuner(
+        root / "tune",
+        "starts",
+        tune.with_parameters(_first_step, shared=shared, words=words, tree=base.to_dict()),
+        search_alg=searcher,
+        num_samples=STARTS + 1,
+        reuse_actors=True,
     ).fit()
-    waits = [b - a for a, b in zip(handed, heard, strict=True)]
+    waits = [end - begin for begin, end in zip(suggested_at, first_step_at, strict=True)]
     return {
         "fresh_start_s": round(waits[0], 3),
         "reused_start_s": round(statistics.median(waits[1:]), 3),
     }
 
 
-def imports() -> float:
-    """Seconds a plain Python takes for what a trial imports: no fresh process of any kind starts sooner."""
+def _tuner(folder: Path, name: str, trainable: Callable, **tune_config: Any) -> Any:
+    """Return a Tuner whose trials have one core each.
+
+    Args:
+        folder: Folder for Tune's files.
+        name: Name of Tune's experiment.
+        trainable: Function that a trial runs.
+        tune_config: Arguments of TuneConfig.
+    """
+    from ray import tune
+
+    return tune.Tuner(
+        tune.with_resources(trainable, {"CPU": 1}),
+        tune_config=tune.TuneConfig(**tune_config),
+        run_config=tune.RunConfig(name=name, storage_path=str(folder), verbose=0),
+    )
+
+
+def _first_step(config: dict, shared: Blocks, words: list[str], tree: dict) -> None:
+    """Trial: make a learner, take one step and report the time."""
+    from ray import tune
+
+    from aml.data import train_batches
+    from aml.training import TrainSums
+
+    settings = from_dict(tree)
+    open_blocks: Callable[[], Any] = shared.open
+    train, _ = training.load_items(settings, open_blocks)
+    learner = training.make_learner(settings, train, words)
+    size = settings.train.batch
+    batches = train_batches(train, learner.model, batch=size, seed=config["number"], epoch=0)
+    learner.step(next(batches), 0, 0, TrainSums("cpu"))
+    tune.report({"first_step": time.time()})
+
+
+def measure_imports() -> float:
+    """Return the seconds that a plain Python needs for a trial's imports.
+
+    No fresh process of any kind can start sooner.
+    """
     waits = []
     for _ in range(STARTS):
         start = time.perf_counter()
@@ -142,48 +206,34 @@ def imports() -> float:
     return round(statistics.median(waits), 3)
 
 
-def paired_epochs(base: Experiment, shared, words, root: Path, repeats: int) -> dict:
-    """Epochs of a light trial and of the plain loop in turn, in one process; the ratio is taken pair by pair."""
+def compare_epochs(
+    base: Experiment, shared: Blocks, words: list[str], root: Path, repeats: int
+) -> dict[str, Any]:
+    """Compare epochs of an in-process trial with those of the plain loop, in one process.
+
+    The two take turns; the ratio is taken pair by pair.
+
+    Args:
+        base: Settings of the trial.
+        shared: Decoded data.
+        words: Vocabulary of the data.
+        root: Folder for the trial's and Tune's files.
+        repeats: Times that the training data is repeated in an epoch.
+
+    Returns:
+        Median and quartiles of the ratio, median seconds of a plain epoch, and number of pairs.
+    """
     from ray import tune
 
-    def both(config, shared, words, tree, folder):
-        import torch
-
-        from aml.training import train_epochs
-
-        torch.set_num_threads(1)
-        experiment = from_dict(tree)
-        train, val = training.load_items(experiment, shared.open)
-        train.choices = train.choices * repeats
-        train._ref_keys = train._ref_keys.repeat(repeats)
-        plain = train_epochs(
-            training.make_learner(experiment, train, words), train, val, experiment.evaluate
-        )
-        times = {"trial": [], "plain": []}
-        start = time.perf_counter()
-
-        def report(metrics):
-            nonlocal start
-            tune.report(utils.without_nan(metrics) | {"times": times})
-            times["trial"].append(time.perf_counter() - start)
-            start = time.perf_counter()
-            next(plain)
-            times["plain"].append(time.perf_counter() - start)
-            start = time.perf_counter()
-
-        training.run_training(experiment, shared.open, words, Path(folder), report)
-        tune.report({"times": times})
-
-    grid = tune.Tuner(
-        tune.with_resources(
-            tune.with_parameters(
-                both, shared=shared, words=words, tree=base.to_dict(), folder=str(root / "paired")
-            ),
-            {"CPU": 1},
-        ),
-        tune_config=tune.TuneConfig(num_samples=1),
-        run_config=tune.RunConfig(name="paired", storage_path=str(root / "tune"), verbose=0),
-    ).fit()
+    trainable = tune.with_parameters(
+        _paired_epochs,
+        shared=shared,
+        words=words,
+        tree=base.to_dict(),
+        folder=str(root / "paired"),
+        repeats=repeats,
+    )
+    grid = _tuner(root / "tune", "paired", trainable, num_samples=1).fit()
     times = grid[0].metrics["times"]
     ratios = [a / b for a, b in zip(times["trial"], times["plain"], strict=True)]
     low, _, high = statistics.quantiles(ratios, n=4)
@@ -195,10 +245,50 @@ def paired_epochs(base: Experiment, shared, words, root: Path, repeats: int) -> 
     }
 
 
-def distributed_start(base: Experiment, shared, words, root: Path) -> float:
-    """Seconds from fit() to the report of a one-step epoch through Ray Train."""
-    from orchestrator.training import make_trainer
+def _paired_epochs(
+    config: dict, shared: Blocks, words: list[str], tree: dict, folder: str, repeats: int
+) -> None:
+    """Trial: run an epoch of the plain loop after each epoch of the trial's own training."""
+    import torch
+    from ray import tune
 
+    from aml.training import train_epochs
+
+    torch.set_num_threads(1)
+    settings = from_dict(tree)
+    open_blocks: Callable[[], Any] = shared.open
+    train, val = training.load_items(settings, open_blocks)
+    train.choices = train.choices * repeats
+    train._ref_keys = train._ref_keys.repeat(repeats)
+    learner = training.make_learner(settings, train, words)
+    plain = train_epochs(learner, train, val, settings.evaluate)
+    times: dict[str, list[float]] = {"trial": [], "plain": []}
+    start = time.perf_counter()
+
+    def report(metrics: dict) -> None:
+        nonlocal start
+        tune.report(utils.without_nan(metrics) | {"times": times})
+        times["trial"].append(time.perf_counter() - start)
+        start = time.perf_counter()
+        next(plain)
+        times["plain"].append(time.perf_counter() - start)
+        start = time.perf_counter()
+
+    training.run_training(settings, open_blocks, words, Path(folder), report)
+    tune.report({"times": times})
+
+
+def measure_distributed_start(
+    base: Experiment, shared: Blocks, words: list[str], root: Path
+) -> float:
+    """Return the seconds from fit() to the report of a one-step epoch under Ray Train.
+
+    Args:
+        base: Settings of the trial, which are shortened.
+        shared: Decoded data.
+        words: Vocabulary of the data.
+        root: Folder for the trial's files.
+    """
     short = base.with_overrides(
         {
             "data.train_limit": 32,
@@ -209,5 +299,5 @@ def distributed_start(base: Experiment, shared, words, root: Path) -> float:
         }
     )
     start = time.perf_counter()
-    make_trainer(short, shared, words, root / "distributed").fit()
+    training.make_trainer(short, shared, words, root / "distributed").fit()
     return round(time.perf_counter() - start, 2)

@@ -1,51 +1,68 @@
 """Placement groups of distributed trials: registered by workers, removed for the next trial."""
 
-from orchestrator.cluster.shutdown import _key
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.cluster import ray_compat
+from orchestrator.cluster.shutdown import kv_key
+
+if TYPE_CHECKING:
+    from ray.util.placement_group import PlacementGroup
 
 
 def register_placement_group(name: str) -> None:
-    """Of a distributed trial's worker: which placement group it holds, for free_places."""
-    import ray
-    from ray.experimental import internal_kv
+    """Note which placement group a worker of a distributed run is in.
 
-    if place := ray.util.get_current_placement_group():
-        internal_kv._internal_kv_put(_key(f"{name}/place"), place.id.binary())
+    Args:
+        name: of the run or trial.
+    """
+    import ray
+
+    if group := ray.util.get_current_placement_group():
+        ray_compat.kv_put(kv_key(f"{name}/place"), group.id.binary())
 
 
 def remove_placement_groups(names: list[str]) -> bool:
-    """Take the places of these runs, and with them their workers.   -> whether there were workers in them
+    """Remove the placement groups of distributed runs that are over, and with them their workers.
 
-    Of distributed trials that are over: Ray Train leaves this to an actor that asks the dashboard, without which a trial that was stopped would
-    hold its places for ever."""
+    Ray Train leaves this to an actor that asks the dashboard; without a dashboard a trial that was
+    stopped would hold its placement group for ever.
+
+    Args:
+        names: of the runs or trials.
+
+    Returns:
+        Whether there were workers in the groups.
+    """
     from ray.util.placement_group import remove_placement_group
 
-    places = [place for name in names if (place := _place(name))]
-    for group, state in places:
+    groups = [found for name in names if (found := _registered_group(name))]
+    for group, state in groups:
         if state != "REMOVED":
             remove_placement_group(group)
-    return any(state == "CREATED" for _, state in places)
+    return any(state == "CREATED" for _, state in groups)
 
 
 def is_pending(name: str) -> bool:
-    """Whether a distributed run of this driver has no workers in place: there was no room for them yet, or it was lost."""
-    place = _place(name)
-    return not place or place[1] != "CREATED"
+    """Return whether a distributed run of this driver has no workers.
+
+    There was no room for them yet, or they were lost.
+    """
+    found = _registered_group(name)
+    return not found or found[1] != "CREATED"
 
 
-def _place(name: str) -> tuple[object, str] | None:
-    """The placement group that a run's worker has noted, and its state."""
-    from ray._raylet import PlacementGroupID
-    from ray.experimental import internal_kv
-    from ray.util.placement_group import PlacementGroup, placement_group_table
+def _registered_group(name: str) -> tuple["PlacementGroup", str | None] | None:
+    """Return the placement group that a run's worker has registered, and its state."""
+    from ray.util.placement_group import placement_group_table
 
-    if noted := internal_kv._internal_kv_get(_key(f"{name}/place")):
-        group = PlacementGroup(PlacementGroupID(noted))
+    if group_id := ray_compat.kv_get(kv_key(f"{name}/place")):
+        group = ray_compat.placement_group(group_id)
         return group, placement_group_table(group).get("state")
     return None
 
 
-def required_resources(resources) -> str:
-    """What a run's workers need at least, for a person."""
+def required_resources(resources: Any) -> str:
+    """Return in words what the workers of `experiment.resources` need at least."""
     amounts = {
         "CPU": resources.cpus_per_worker,
         "GPU": resources.gpus_per_worker,
@@ -55,16 +72,18 @@ def required_resources(resources) -> str:
     return f"{resources.min_workers or resources.workers} worker(s) x {' and '.join(each)}"
 
 
-def available_resources(resources) -> str:
-    """What nobody holds of the cluster, of what is asked for, for a person."""
+def available_resources(resources: Any) -> str:
+    """Return in words how much is free in the cluster of what `experiment.resources` asks for."""
     import ray
 
-    has, left = ray.cluster_resources(), ray.available_resources()
-    found = [
-        f"{left.get(name, 0):g} of {has[name]:g} {name}" for name in ("CPU", "GPU") if has.get(name)
+    total: dict[str, Any] = ray.cluster_resources()
+    free: dict[str, Any] = ray.available_resources()
+    texts = [
+        f"{free.get(name, 0):g} of {total[name]:g} {name}"
+        for name in ("CPU", "GPU")
+        if total.get(name)
     ]
     if resources.memory_gb:
-        found.append(
-            f"{left.get('memory', 0) / 2**30:.1f} of {has.get('memory', 0) / 2**30:.1f} GiB"
-        )
-    return " and ".join(found)
+        gib = [found.get("memory", 0) / 2**30 for found in (free, total)]
+        texts.append(f"{gib[0]:.1f} of {gib[1]:.1f} GiB")
+    return " and ".join(texts)

@@ -1,4 +1,4 @@
-"""Ray itself: starting or joining it, what it holds, and whether a plan fits."""
+"""Ray on this machine: join the cluster that RAY_ADDRESS names, or start one."""
 
 import contextlib
 import logging
@@ -10,29 +10,40 @@ import subprocess
 import threading
 import time
 import warnings
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from aml.errors import RunError, UserError
 from orchestrator import utils
+from orchestrator.cluster import ray_compat
 
-if TYPE_CHECKING:  # it imports torch, for which tasks that only decode need not wait
-    pass
+logger = logging.getLogger(__name__)
 
 POLL_S = 1.0
+"""Seconds between looks for a shutdown.
 
-"""A spot machine is given up half a minute to two minutes after its notice, a stopped job sooner."""
+A spot machine is taken away half a minute to two minutes after its notice, a stopped job sooner.
+"""
 
-QUIET = {"log_to_driver": False, "logging_level": logging.WARNING}
+QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+
+LATE = re.compile(
+    r"tim(ed|e) ?out|deadline exceeded|failed to (start|connect to) gcs|cannot find the node",
+    re.IGNORECASE,
+)
+"""Words in Ray's exceptions, of many kinds, where a part of it was not up in time."""
+
+OTHERWISE = "or unset RAY_ADDRESS to start a Ray on this machine"
 
 
 def set_ray_environment() -> None:
-    """Ray's switches, before its first import. Nothing phones home; trials keep the folder they were started in."""
+    """Set Ray's switches in the environment; to be called before Ray is first imported.
+
+    Nothing is sent to Ray's makers, and trials stay in the folder in which they were started.
+    """
     for key, value in {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TRAIN_V2_ENABLED": "1",
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a report is seen once in so long
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a report is seen once in this interval
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
@@ -41,87 +52,92 @@ def set_ray_environment() -> None:
         "RAY_AIR_NEW_OUTPUT": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_DEDUP_LOGS": "1",
-        "RAY_raylet_start_wait_time_s": "60",  # Ray gives a node 30 s to appear, which a busy machine may need for its imports
+        # Ray gives a node 30 s to appear, which a busy machine may need for its imports alone.
+        "RAY_raylet_start_wait_time_s": "60",
     }.items():
         os.environ.setdefault(key, value)
 
 
-def init_ray(say: Callable[[str], object] = print) -> None:
-    """Join the cluster RAY_ADDRESS names (a Ray job has it set; `auto` finds one of this machine), else start one here. UserError where the one
-    it names cannot be joined, RunError where none comes up here in time."""
+def init_ray() -> None:
+    """Join the cluster that RAY_ADDRESS names, or start a Ray on this machine.
+
+    A Ray job has RAY_ADDRESS set; `auto` finds the cluster of this machine.
+
+    Raises:
+        UserError: the cluster that RAY_ADDRESS names cannot be joined.
+        RunError: no Ray starts here in time.
+    """
     set_ray_environment()
     import ray
 
     if ray.is_initialized():
         return
     logging.getLogger("ray").setLevel(logging.WARNING)
-    for name in (
-        "ray._private.authentication.authentication_token_setup",
-        "ray.data._internal.progress",
-    ):  # what is as it should be
-        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-    # Without RAY_ADDRESS ray.init would look for a cluster some `ray start` has noted on this machine, and wait for one that is gone.
+    ray_compat.set_levels(ray_compat.START_LOGGERS)
+    # Without an address ray.init would look for a cluster that some `ray start` has noted on this
+    # machine, and wait for one that is gone.
     address = os.environ.get("RAY_ADDRESS") or "local"
     if address != "local":
-        _join(address)
+        _join_cluster(address)
     else:
-        _start_here(say)
+        _start_locally()
     if threading.current_thread() is threading.main_thread():
-        # Ray's own handler prints a C++ trace and may abort; a job that is stopped ends as one interrupted at the keyboard does.
+        # Ray's own handler prints a C++ trace and may abort; a stopped job is to end like a command
+        # that was interrupted at the keyboard.
         signal.signal(signal.SIGTERM, utils.stop_at_once)
     import ray.data
 
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    for name in (
-        "ray.data._internal.execution.streaming_executor_state",
-        "ray.data.exceptions",
-    ):  # tracebacks of what is raised and told anyway
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    ray.data.DataContext.get_current().raise_original_map_exception = True
+    ray_compat.set_levels(ray_compat.DATA_LOGGERS)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.raise_original_map_exception = True
 
 
-LATE = re.compile(
-    r"tim(ed|e) ?out|deadline exceeded|failed to (start|connect to) gcs|cannot find the node",
-    re.IGNORECASE,
-)
+def configure_tune() -> None:
+    """Silence Tune's remarks on files and ways to resume that this project does not use.
 
-"""What Ray says, in exceptions of many kinds, where a part of it was not up in time."""
+    Tune also stops handing AWS keys to its trials: see `ray_compat.keep_credentials_from_trials`.
+    """
+    ray_compat.set_levels(ray_compat.TUNE_LOGGERS)
+    ray_compat.keep_credentials_from_trials()
 
 
-def _start_here(say: Callable[[str], object]) -> None:
-    """Start a Ray on this machine, once more where it does not come up in time, as on one that is busy. RunError where it does not then either."""
+def _start_locally() -> None:
+    """Start a Ray on this machine, a second time where a busy machine was late the first time.
+
+    Raises:
+        RunError: it is late the second time, too.
+    """
     import ray
 
     for tries_left in (1, 0):
-        with _groups_of_their_own() as started:
+        with ray_compat.own_process_groups() as started:
             try:
                 ray.init("local", include_dashboard=False, **QUIET)
                 return
             except Exception as error:
                 ray.shutdown()
-                _end(started)  # shutdown knows nothing of what a start that failed has begun
+                _terminate(started)  # ray.shutdown does not know the processes of a failed start
                 if not (isinstance(error, TimeoutError) or LATE.search(str(error))):
                     raise
         if tries_left:
-            say("Ray did not start in time on this machine; starting it once more")
+            logger.info("Ray did not start in time on this machine; starting it once more")
     raise RunError(
-        f"Ray did not start in time on this machine, tried twice; its logs are in {_logs()}: give the same command when less runs here"
+        "Ray did not start in time on this machine, tried twice; "
+        f"its logs are in {_log_folder()}: give the same command when less runs here"
     )
 
 
-def _logs() -> str:
-    """The log folder of the Ray this process started last."""
-    from ray._common.utils import get_default_ray_temp_dir
-
-    folder = Path(get_default_ray_temp_dir())
-    of_ours = sorted(folder.glob(f"session_*_{os.getpid()}"))  # their names begin with the time
-    return str((of_ours[-1] if of_ours else folder / "session_latest") / "logs")
+def _log_folder() -> str:
+    """Return the log folder of the Ray that this process started last."""
+    folder = ray_compat.ray_temp_folder()
+    sessions = sorted(folder.glob(f"session_*_{os.getpid()}"))  # their names begin with the time
+    return str((sessions[-1] if sessions else folder / "session_latest") / "logs")
 
 
-def _end(started: list[subprocess.Popen]) -> None:
-    """Take down what Ray has started: asked first, killed after some seconds, and with it the rest of its groups."""
+def _terminate(started: list[subprocess.Popen]) -> None:
+    """End processes that Ray started, after five seconds by force, and the rest of their groups."""
     for process in started:
         process.terminate()
     deadline = time.monotonic() + 5
@@ -133,83 +149,56 @@ def _end(started: list[subprocess.Popen]) -> None:
         process.wait()
 
 
-@contextlib.contextmanager
-def _groups_of_their_own():
-    """Processes that Ray starts are no part of this command's group. Who ends a command often signals all of its group (`timeout`, a batch system):
-    Ray is still needed then, to save what is under way, and ends with the command.   -> a list of them, as they are started"""
-    from ray._private import services
+def _join_cluster(address: str) -> None:
+    """Join a cluster, given its address.
 
-    start, started = services.ConsolePopen, []
-
-    def popen(*arguments, **how):
-        started.append(start(*arguments, process_group=0, **how))
-        return started[-1]
-
-    services.ConsolePopen = popen
-    try:
-        yield started
-    finally:
-        services.ConsolePopen = start
-
-
-def _join(address: str) -> None:
-    """UserError for what Ray would say in tracebacks: of a cluster that is away only after more than a minute."""
+    Raises:
+        UserError: in one sentence what Ray would say in tracebacks, and of a cluster that is away
+            only after more than a minute.
+    """
     import ray
 
-    other = "or unset RAY_ADDRESS to start a Ray on this machine"
-    if address.startswith("ray://"):
-        raise UserError(
-            f"RAY_ADDRESS is {address}, which Ray Train and Tune cannot be driven through; submit to http://HEAD:8265, {other}"
-        )
-    host, _, port = address.rpartition(":")
-    if address != "auto":
-        if not host or not port.isdigit():
-            raise UserError(
-                f"RAY_ADDRESS is {address}; give HOST:PORT of a cluster's head, auto for the cluster of this machine, {other}"
-            )
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-        except OSError as error:
-            raise UserError(
-                f"no Ray answers at {address}, which RAY_ADDRESS names ({error.strerror or error}); start it, {other}"
-            ) from None
+    _check_address(address)
     try:
         ray.init(address, **QUIET)
     except (ConnectionError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         if address == "auto" and isinstance(error, ConnectionError):
             raise UserError(
-                f"RAY_ADDRESS is auto, but no Ray runs on this machine; start it with `ray start --head`, {other}"
+                "RAY_ADDRESS is auto, but no Ray runs on this machine; "
+                f"start it with `ray start --head`, {OTHERWISE}"
             ) from None
         why = f"{error.__cause__ or ''} {error}"
         if "AuthToken" in why or isinstance(error, ray.exceptions.AuthenticationError):
             raise UserError(
-                f"the Ray at {address} refuses the token it was given, or was given none; export RAY_AUTH_MODE=token, with the token in "
-                "RAY_AUTH_TOKEN or in ~/.ray/auth_token"
+                f"the Ray at {address} refuses the token it was given, or was given none; "
+                "export RAY_AUTH_MODE=token, with the token in RAY_AUTH_TOKEN or in "
+                "~/.ray/auth_token"
             ) from None
+        why = " ".join(str(error).split())[:300]
         raise UserError(
-            f"the Ray at {address} cannot be joined ({' '.join(str(error).split())[:300]}); mend that, {other}"
+            f"the Ray at {address} cannot be joined ({why}); mend that, {OTHERWISE}"
         ) from None
 
 
-def quiet_tune() -> None:
-    """Tune looks for result files of its own loggers, which are off, and names its own way to resume: the ledger has and does both."""
-    for name in (
-        "ray.tune.analysis.experiment_analysis",
-        "ray.tune.tune",
-        "ray.tune.search.searcher",
-    ):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    for name in (
-        "ray.tune.execution.experiment_state",
-        "ray.train._internal.syncer",
-    ):  # its snapshot, which nobody reads, on a full disk
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-
-
-def hide_credentials_from_tune() -> None:
-    """Tune would hand AWS keys to its trials in their runtime environment, which Ray writes to its log; each node has its own instead."""
-    from ray.tune.execution import class_cache
-
-    class_cache.ENV_VARS_TO_PROPAGATE -= {
-        name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")
-    }
+def _check_address(address: str) -> None:
+    """Raise UserError where an address is none that can be joined, or no process answers there."""
+    if address == "auto":
+        return
+    if address.startswith("ray://"):
+        raise UserError(
+            f"RAY_ADDRESS is {address}, which Ray Train and Tune cannot be driven through; "
+            f"submit to http://HEAD:8265, {OTHERWISE}"
+        )
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(
+            f"RAY_ADDRESS is {address}; give HOST:PORT of a cluster's head, auto for the cluster "
+            f"of this machine, {OTHERWISE}"
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise UserError(
+            f"no Ray answers at {address}, which RAY_ADDRESS names ({error.strerror or error}); "
+            f"start it, {OTHERWISE}"
+        ) from None

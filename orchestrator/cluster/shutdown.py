@@ -1,4 +1,7 @@
-"""Requests to save and end, passed between the driver and those who train."""
+"""Requests to save a checkpoint before an end, between the driver and its workers.
+
+They are passed through the key-value store of the cluster.
+"""
 
 import contextlib
 import functools
@@ -6,66 +9,79 @@ import threading
 import time
 from collections.abc import Callable
 
+from orchestrator.cluster import ray_compat
 from orchestrator.cluster.session import POLL_S
 
-PREEMPTED, SHUTDOWN = "this machine is to be taken away", "the command is asked to end"
+PREEMPTED = "this machine is to be taken away"
+
+SHUTDOWN = "the command is asked to end"
+"""Reasons of a request, as workers write them to their notes."""
 
 
 @functools.cache
 def shutdown_notice() -> Callable[[], str]:
-    """-> why this process should save what it trains now, or nothing: LEAVING (Ray drains its node, as on a spot machine's notice) or ENDING.
+    """Start to watch for a request to save, in one thread a process that asks Ray every `POLL_S`.
 
-    Asked of Ray every POLL_S by one thread a process.
+    Returns:
+        A function that returns why this process should save what it trains now: PREEMPTED where Ray
+        drains its node, as on the notice of a spot machine, SHUTDOWN where the driver asks for it,
+        or an empty text.
     """
     import ray
-    from ray.experimental import internal_kv
 
-    context, given = ray.get_runtime_context(), []
-    node, key = context.get_node_id(), _key()
+    node = ray.get_runtime_context().get_node_id()
+    key = kv_key()
+    reasons: list[str] = []
 
     def watch() -> None:
-        while SHUTDOWN not in given:
+        while SHUTDOWN not in reasons:
             time.sleep(POLL_S)
-            with contextlib.suppress(
-                Exception
-            ):  # the head is away, or a Ray that tells no longer; then nothing is known
-                if internal_kv._internal_kv_exists(key):
-                    given.append(SHUTDOWN)
-                elif not given and node in ray._private.state.state.get_draining_nodes():
-                    given.append(PREEMPTED)
+            # Nothing is known while the head is away, or from a Ray that has changed.
+            with contextlib.suppress(Exception):
+                if ray_compat.kv_exists(key):
+                    reasons.append(SHUTDOWN)
+                elif not reasons and ray_compat.is_draining(node):
+                    reasons.append(PREEMPTED)
 
     threading.Thread(target=watch, name="notice", daemon=True).start()
-    return lambda: given[-1] if given else ""
+    return lambda: reasons[-1] if reasons else ""
 
 
 def ack_shutdown(name: str) -> None:
-    """Of a worker: what it trains has been saved since ENDING was given; nothing otherwise."""
-    from ray.experimental import internal_kv
+    """Tell the driver, after its shutdown request if any, that this worker saved a checkpoint.
 
+    Args:
+        name: of the run or trial.
+    """
     if shutdown_notice()() == SHUTDOWN:
         with contextlib.suppress(Exception):  # the driver waits no longer than it said
-            internal_kv._internal_kv_put(_key(name), b"")
+            ray_compat.kv_put(kv_key(name))
 
 
 def request_checkpoints(names: Callable[[], set[str]], seconds: float) -> None:
-    """Of the driver: give ENDING to its workers and wait, at most so long, until each of the names has answered, or the driver has left Ray."""
-    import ray
-    from ray.experimental import internal_kv
+    """Ask the driver's workers to save, and wait until all have answered or the driver leaves Ray.
 
-    key, deadline = _key(), time.monotonic() + seconds
-    internal_kv._internal_kv_put(key, b"")
+    Args:
+        names: returns the runs or trials whose answers are still needed.
+        seconds: to wait at most.
+    """
+    import ray
+
+    key = kv_key()
+    deadline = time.monotonic() + seconds
+    ray_compat.kv_put(key)
     while (
         ray.is_initialized()
         and time.monotonic() < deadline
-        and not all(internal_kv._internal_kv_exists(key + n.encode()) for n in names())
+        and not all(ray_compat.kv_exists(key + name.encode()) for name in names())
     ):
         time.sleep(0.1)
-    for left in internal_kv._internal_kv_list(key) if ray.is_initialized() else ():
-        internal_kv._internal_kv_del(left)
+    if ray.is_initialized():
+        ray_compat.kv_delete_prefix(key)
 
 
-def _key(name: str = "") -> bytes:
-    """Of the driver, whose Ray job its workers share."""
+def kv_key(name: str = "") -> bytes:
+    """Return a key of the driver, which is the same in its workers: they share its Ray job."""
     import ray
 
     return f"amlris/{ray.get_runtime_context().get_job_id()}/{name}".encode()

@@ -1,8 +1,20 @@
-"""Settings of an experiment: schema, YAML, overrides, checks.
+"""Settings: what may be set, how it is read, checked and explained.
+
+An experiment is a YAML file, perhaps built on another, and key=value overrides. `load` makes an
+`Experiment` of them or raises a `UserError` of one sentence. `schema` has the settings, `loader`
+reads them, `space` and `validation` check them against each other, `arms` knows the arms, `explain`
+shows them to people and editors.
+
+This package starts in a fraction of a second and may import only aml's modules without torch
+(errors, schema, numerics, masking_config, training_config, models_options), orchestrator.redaction
+and, for `storage_root`, orchestrator.mirror. It knows no Ray, MLflow or shards.
 
 May import: orchestrator.utils and torch-free modules of aml.
-Public names: AT_COMPUTE, BudgetConfig, DataConfig, Experiment, METHODS, TrackingConfig, base_arm,
-    code_version, from_dict, from_text, load.
+Public names: ARMS, AT_COMPUTE, AshaConfig, BudgetConfig, CHANGEABLE, DataConfig, Experiment,
+    METHODS, PbtConfig, ResourcesConfig, SCHEDULERS, SearchConfig, SeedsConfig, StorageConfig,
+    SynthConfig, TrackingConfig, active_params, base_arm, check_budget, check_run, check_sweep,
+    code_version, explain_settings, from_dict, from_stored, from_text, hourly_price, json_schema,
+    load, setting_warnings, settings_reference, show_settings, unbundle, upgrade_overrides.
 """
 
 import lazy_loader

@@ -1,33 +1,48 @@
-from .schema import (
+from .arms import (
+    ARMS as ARMS,
     AT_COMPUTE as AT_COMPUTE,
+    active_params as active_params,
+    base_arm as base_arm,
+    unbundle as unbundle,
 )
-from .schema import (
-    METHODS as METHODS,
+from .explain import (
+    explain_settings as explain_settings,
+    json_schema as json_schema,
+    settings_reference as settings_reference,
+    show_settings as show_settings,
 )
-from .schema import (
-    BudgetConfig as BudgetConfig,
+from .loader import (
+    from_dict as from_dict,
+    from_stored as from_stored,
+    from_text as from_text,
+    load as load,
 )
-from .schema import (
-    DataConfig as DataConfig,
-)
-from .schema import (
-    Experiment as Experiment,
-)
-from .schema import (
+from .old_spellings import upgrade_overrides as upgrade_overrides
+from .resources import (
+    ResourcesConfig as ResourcesConfig,
+    StorageConfig as StorageConfig,
     TrackingConfig as TrackingConfig,
 )
 from .schema import (
-    base_arm as base_arm,
-)
-from .schema import (
+    DataConfig as DataConfig,
+    Experiment as Experiment,
+    SynthConfig as SynthConfig,
     code_version as code_version,
 )
-from .schema import (
-    from_dict as from_dict,
+from .search import (
+    METHODS as METHODS,
+    SCHEDULERS as SCHEDULERS,
+    AshaConfig as AshaConfig,
+    BudgetConfig as BudgetConfig,
+    PbtConfig as PbtConfig,
+    SearchConfig as SearchConfig,
+    SeedsConfig as SeedsConfig,
 )
-from .schema import (
-    from_text as from_text,
-)
-from .schema import (
-    load as load,
+from .validation import (
+    CHANGEABLE as CHANGEABLE,
+    check_budget as check_budget,
+    check_run as check_run,
+    check_sweep as check_sweep,
+    hourly_price as hourly_price,
+    setting_warnings as setting_warnings,
 )

@@ -1,187 +1,182 @@
-"""Plain data to dataclasses, strictly: YAML as people mean it, files built on others, types checked and never guessed.
+"""Reads experiments: YAML files built on one another, key=value overrides, and stored run folders.
 
-Nothing here knows what an experiment is.
+What is read is bounded before anything is made of it: the kind and size of a file, how deep it
+nests, how much its aliases stand for. Old spellings are refused with the new one, and converted
+only where a run folder holds them.
 """
 
-import functools
-import re
-from dataclasses import fields, is_dataclass
-from difflib import get_close_matches
+import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
-
-import yaml
+from typing import Any
 
 from aml.errors import UserError
+from aml.schema import shown, unknown
+from orchestrator.config.old_spellings import refuse_old_spellings, upgraded
+from orchestrator.config.schema import Experiment, leaves, put
+from orchestrator.config.yaml_text import parse_yaml, path_in_words, plain, read_yaml_text
+
+Layer = tuple[str, dict[str, Any]]
+"""Where settings came from, and what was set there."""
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-3 as text and `off` as false; here they are the number and the word everybody means."""
+def read_layers(path: Path, base: Path | None = None, above: tuple[Path, ...] = ()) -> list[Layer]:
+    """Return what a file and the files it is built on set, the lowest first.
 
-    yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|false|False)$"), list("tTfF")
-)
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?([eE][-+]?\d+)$"),
-    list("-+0123456789"),
-)
-
-
-def parsed(text: str, where: str):
-    """What YAML text holds."""
-    try:
-        return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError as error:
-        raise UserError(
-            f"{where} is not valid YAML: {' '.join(str(error).split())}; correct it"
-        ) from None
-
-
-def with_base(path: Path, top, base: Path | None = None, above: tuple = ()) -> dict:
-    """The file's keys on top of those of `base`, or of the base it names.   top: as in `tree_of`"""
-    try:
-        tree = tree_of(path.read_text("utf-8"), str(path), top)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror}); give the path of an experiment's YAML file"
-        ) from None
+    Args:
+        path: The file.
+        base: The file to build it on, instead of the one it names.
+        above: The files that are built on this one.
+    """
+    tree = tree_of(read_yaml_text(path), path_in_words(path))
     named = tree.pop("base", None)
-    if base is None and named is None:
-        return tree
-    base = base or path.parent / str(named)
-    if base.resolve() in above:
+    if named is not None and (not isinstance(named, str) or not named):
         raise UserError(
-            f"{path} names the base {named}, which is built on it in turn; remove one of the two"
+            f"{path_in_words(path)}: base is {shown(named)}; it must be the path of a YAML file"
         )
-    return _merged(with_base(base, top, above=(*above, path.resolve())), tree)
+    top = ("file" if not above else "base") + f" {os.path.normpath(path)}"
+    if base is None and named is None:
+        return [(top, tree)]
+    base = base or path.parent / str(named)
+    here = _resolved(path)
+    if _resolved(base) in (*above, here):
+        raise UserError(
+            f"{path_in_words(path)} names the base {path_in_words(base)}, which is built on it in "
+            "turn; remove one of the two"
+        )
+    if len(above) >= 16:
+        raise UserError(
+            f"{path_in_words(path)} is the base of a base 16 times over; name fewer files"
+        )
+    return [*read_layers(base, above=(*above, here)), (top, tree)]
 
 
-def _merged(base: dict, top: dict) -> dict:
-    """Sections merge key by key; a search space, lists and a model of another name replace what was there."""
+def tree_of(text: str, where: str) -> dict[str, Any]:
+    """Return the mapping that YAML text holds, its shorthands written out."""
+    tree = parse_yaml(text, where)
+    if not isinstance(tree, dict):
+        keys = ", ".join(Experiment.model_fields)
+        raise UserError(
+            f"{where} holds {shown(tree)}, not a mapping; its top-level keys are {keys}"
+        )
+    return _written_out(tree)
+
+
+def merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    """Return `base` with what `top` sets.
+
+    Sections merge key by key; a search space, lists, and a section whose name changes replace what
+    was there.
+    """
     found = dict(base)
     for key, value in top.items():
-        old = base.get(key)
-        whole = (
-            key == "space"
-            or not (isinstance(old, dict) and isinstance(value, dict))
-            or ("name" in value and value["name"] != old.get("name"))
-        )
-        found[key] = value if whole else _merged(old, value)
+        old: Any = base.get(key)
+        whole = key == "space" or not isinstance(old, dict) or not isinstance(value, dict)
+        if whole or ("name" in value and value["name"] != old.get("name")):
+            found[key] = value
+        else:
+            found[key] = merged(old, value)
     return found
 
 
-def tree_of(text: str, where: str, top) -> dict:
-    """The mapping that YAML text holds.   top: the dataclass whose fields are its keys"""
-    tree = parsed(text, where)
-    if not isinstance(tree, dict):
-        raise UserError(
-            f"{where} holds {type(tree).__name__}, not a mapping; its top-level keys are {', '.join(names(top))}"
-        )
+def _written_out(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return settings with `search.method: name` written as a mapping, as `search.scheduler`."""
+    search = tree.get("search")
+    if not isinstance(search, dict):
+        return tree
+    bare = {
+        k: {"name": search[k]} for k in ("method", "scheduler") if isinstance(search.get(k), str)
+    }
+    return {**tree, "search": {**search, **bare}}
+
+
+def _resolved(path: Path) -> Path:
+    """Return the real path; the path itself where it cannot be that of a file."""
+    try:
+        return path.resolve()
+    except (OSError, ValueError, RuntimeError):
+        return path
+
+
+def load(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
+    """Return an experiment from a YAML file and key=value overrides.
+
+    `base: OTHER.yaml` (relative to the file, or base=OTHER.yaml among the overrides, relative to
+    here) names the file whose keys this one changes.
+    """
+    return from_dict(merge_layers(layers_of_experiment(path, overrides)))
+
+
+def layers_of_experiment(path: str | Path, overrides: Iterable[str] = ()) -> list[Layer]:
+    """Return what the files and each override set, the lowest first."""
+    overrides = list(overrides)
+    given = [o.partition("=")[2] for o in overrides if o.startswith("base=")]
+    found = read_layers(Path(path), Path(given[-1]) if given else None)
+    return found + [_override(o) for o in overrides if not o.startswith("base=")]
+
+
+def merge_layers(found: list[Layer]) -> dict[str, Any]:
+    """Return the settings of all layers together."""
+    tree: dict[str, Any] = {}
+    for label, layer in found:
+        tree = _overridden(tree, layer) if label == "override" else merged(tree, layer)
     return tree
 
 
-def plain(tree, where: str) -> dict:
-    if not isinstance(tree, dict):
-        raise UserError(f"{where} is {tree!r}; it must be a mapping")
-    return tree
+def from_text(
+    text: str, overrides: Iterable[str] = (), where: str = "the experiment"
+) -> Experiment:
+    """Return an experiment from YAML text and key=value overrides."""
+    return from_dict(
+        merge_layers([(where, tree_of(text, where)), *(_override(o) for o in overrides)])
+    )
 
 
-def build(cls, tree: dict, where: str):
-    """A dataclass out of a mapping, nested ones too; types are checked, never guessed."""
-    hints, values = _hints(cls), {}
-    for f in fields(cls):
-        if f.name in tree:
-            values[f.name] = _value(hints[f.name], tree[f.name], f"{where}{f.name}")
-        elif f.default is f.default_factory:  # both MISSING: no default
-            raise UserError(f"{where}{f.name} is missing; set it")
-    return cls(**values)
+def from_dict(tree: dict[str, Any]) -> Experiment:
+    """Return a checked experiment out of plain data."""
+    tree = plain(tree, "")
+    refuse_old_spellings(tree)
+    if odd := [key for key in tree if key not in Experiment.model_fields]:
+        raise unknown(odd[0], list(Experiment.model_fields))
+    return Experiment(**tree)
 
 
-@functools.cache
-def _hints(cls) -> dict:
-    """Types of a dataclass's fields; resolving them takes longer than all the checking, and a sweep builds thousands of experiments."""
-    return get_type_hints(cls)
+def from_stored(text: str, where: str) -> Experiment:
+    """Return the experiment of a run folder, old spellings included."""
+    return from_dict(upgraded(tree_of(text, where)))
 
 
-def _value(hint, value, where: str):
-    section = next((t for t in (hint, *get_args(hint)) if is_dataclass(t)), None)
-    if section and isinstance(value, dict):
-        check_keys(section, value, f"{where}.")
-        return build(section, value, f"{where}.")
-    kinds = [_generic(t) or t for t in ([hint] if _generic(hint) else get_args(hint))]
-    kinds = [t for t in kinds if isinstance(t, type)] or [hint]
-    if section and not isinstance(value, section) and not (value is None and type(None) in kinds):
-        raise UserError(
-            f"{where} is {value!r}; it must be a mapping of {', '.join(names(section))}"
-        )
-    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
-        return float(value) if int not in kinds else value
-    if isinstance(value, bool) and bool not in kinds or not isinstance(value, tuple(kinds)):
-        wanted = " or ".join(
-            "null"
-            if k is type(None)
-            else {
-                "str": "text",
-                "int": "a whole number",
-                "float": "a number",
-                "list": "a list",
-            }.get(k.__name__, k.__name__)
-            for k in kinds
-        )
-        raise UserError(f"{where} is {value!r}; it must be {wanted}")
-    return value
+def _override(text: str) -> Layer:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"override {shown(text)} is not key=value, as in optim.lr=1e-4")
+    return "override", {key: parse_yaml(value, f"override {path_in_words(Path(text))}")}
 
 
-def _generic(hint):
-    """list[str] -> list; dict[str, Any] -> dict; None for anything else."""
-    origin = getattr(hint, "__origin__", None)
-    return origin if origin in (list, dict) else None
+def _overridden(tree: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
+    (key, value), *_ = override.items()
+    bare = isinstance(value, str) and key in ("search.method", "search.scheduler")
+    if bare:
+        search = tree.get("search")
+        old = search.get(key.split(".")[1]) if isinstance(search, dict) else None
+        same = isinstance(old, dict) and old.get("name") == value
+        value = old if same else {"name": value}
+    put(tree, key, value)
+    return _written_out(tree)
 
 
-def check_keys(cls, tree, where: str) -> None:
-    known = names(cls)
-    for key in tree:
-        if key not in known:
-            near = get_close_matches(str(key), known, n=1)
-            hint = f"; did you mean {where}{near[0]}?" if near else ";"
-            raise UserError(f"unknown key {where}{key}{hint} known here: {', '.join(known)}")
-
-
-def leaves(tree: dict, prefix: str) -> dict[str, Any]:
-    flat = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        flat |= (
-            leaves(value, f"{name}.")
-            if isinstance(value, dict) and name != "search.space"
-            else {name: value}
-        )
-    return flat
-
-
-def put(tree: dict, dotted: str, value) -> None:
-    *path, last = dotted.split(".")
-    for part in path:
-        tree = tree.setdefault(part, {})
-        if not isinstance(tree, dict):
-            raise UserError(f"override {dotted}: {part} is not a section; its keys cannot be set")
-    tree[last] = value
-
-
-def choice(name: str, value, known) -> None:
-    if value not in known:
-        near = get_close_matches(str(value), known, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise UserError(f"{name} is {value!r}{hint}; known: {', '.join(known)}")
-
-
-def names(cls) -> list[str]:
-    return [f.name for f in fields(cls)]
+def origins(found: list[Layer]) -> dict[str, str]:
+    """Return which layer set each dotted key last."""
+    set_by: dict[str, str] = {}
+    tree: dict[str, Any] = {}
+    for label, layer in found:
+        before = leaves(tree)
+        tree = _overridden(tree, layer) if label == "override" else merged(tree, layer)
+        after = leaves(tree)
+        said = leaves(layer)
+        for key, value in after.items():
+            told = any(key == k or key.startswith(f"{k}.") for k in said)
+            if told or before.get(key, before) != value:
+                set_by[key] = label
+        set_by = {key: label for key, label in set_by.items() if key in after}
+    return set_by

@@ -1,4 +1,4 @@
-"""Parquet shards of a data set: write, verify, decode with Ray Data, mix.
+"""Write Parquet shards of a data set, verify them, decode them with Ray Data, mix data sets.
 
 May import: orchestrator.cluster and what it may import.
 Public names: COMPLETE_MARKER, ObjectStoreBlocks, RowGroupReader, ShardSelection, Sources,

@@ -1,16 +1,19 @@
-"""Annotations and JPEGs to shards: one Ray task a file, each file complete or absent, the marker last.
+"""Convert annotations and JPEGs into shards, one Ray task a file.
 
-A conversion that was killed is gone on with by the same command: a file's name holds a hash of what goes into it, and its footer what came
-out, so finished files are taken as they are. Rows lie in the order of their splits, then of image_id: a split is a run of row groups.
+Each file is complete or absent, and the marker is written last. The same command continues a
+conversion that was killed: a file's name holds a hash of what goes into it, and its footer tells
+what came out, so finished files are used as they are. Rows lie in the order of their splits, then
+of image_id, so a split is a sequence of row groups.
 """
 
 import hashlib
 import json
+import logging
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from aml.data import UnreadableImage, decode_image, read_refer, split_counts, vocabulary
 from aml.errors import UserError
@@ -18,8 +21,9 @@ from orchestrator import cluster, storage
 from orchestrator.data.shards import (
     COMPLETE_MARKER,
     FORMAT,
-    SAID_EVERY_S,
+    PROGRESS_EVERY_S,
     Progress,
+    content_fingerprint,
     describe_counts,
 )
 from orchestrator.storage import Filesystem
@@ -27,40 +31,43 @@ from orchestrator.storage import Filesystem
 if TYPE_CHECKING:
     from orchestrator.config import SynthConfig
 
-
-if TYPE_CHECKING:  # it imports torch, for which tasks that only decode need not wait
-    pass
+logger = logging.getLogger(__name__)
 
 ROWS_PER_GROUP = 64
-
 """Images a row group: about 10 MB of COCO JPEGs, the unit of random access."""
 
 ROWS_PER_FILE = 256
-
-"""Images a file: about 40 MB, what a task holds in memory and a killed conversion loses."""
+"""Images a file: about 40 MB, which a task holds in memory and a killed conversion loses."""
 
 NOTE = b"amlris"
+"""Key of the FileNote in a file's footer."""
 
-"""Key of a file's footer: digests of its images, and what could not be used."""
+PackedRow = tuple[str, bytes]
+"""Path of a JPEG, and the rest of its row as zlib-compressed JSON."""
 
-Line = tuple[str, bytes]
 
-"""Path of a JPEG and the rest of its row, packed."""
+class FileNote(TypedDict):
+    """Outcome of writing one file, kept in its footer as JSON."""
+
+    digests: dict[int, str]
+    """SHA-256 of the JPEG by image_id; JSON makes the keys text."""
+    errors: list[str]
+    """Reasons why images could not be used, one for each."""
 
 
 @dataclass(frozen=True)
-class Packed:
-    """The rows of one data set, small enough to lie in memory while they are converted."""
+class PackedRows:
+    """Rows of one data set, small enough to stay in memory while they are converted."""
 
     named: dict[str, str]
-    """dataset, split_by"""
+    """dataset and split_by."""
     source: str
-    """Hash of json.dumps([FORMAT, rows without their path], sort_keys=True)."""
-    files: dict[str, list[Line]]
-    """What goes into each file."""
+    """SHA-256 of json.dumps([FORMAT, rows without their path], sort_keys=True)."""
+    files: dict[str, list[PackedRow]]
+    """Rows by the name of the file that they go into."""
 
-    def rows(self, digests: dict[int, str]) -> Iterator[dict]:
-        """Those of the images in digests."""
+    def rows(self, digests: dict[int, str]) -> Iterator[dict[str, Any]]:
+        """Yield the rows of the images in `digests`, without their path."""
         for lines in self.files.values():
             for _, packed in lines:
                 row = json.loads(zlib.decompress(packed))
@@ -68,169 +75,201 @@ class Packed:
                     yield row
 
 
-def pack_rows(rows: list[dict]) -> Packed:
-    """Rows of aml.refer or aml.table for `write`. UserError: no row at all."""
+def pack_rows(rows: list[dict[str, Any]]) -> PackedRows:
+    """Pack rows of aml.data.read_refer or read_table for write_shards.
+
+    Raises:
+        UserError: There are no rows.
+    """
     if not rows:
         raise UserError(
             "nothing is to be written: the annotations name no image; give those of some referents"
         )
-    return Packed(
-        {key: rows[0][key] for key in ("dataset", "split_by")}, _source(rows), _files(rows)
-    )
+    named = {key: rows[0][key] for key in ("dataset", "split_by")}
+    return PackedRows(named, _source_hash(rows), _assign_files(rows))
 
 
 def write_shards(
-    packed: Packed,
+    packed: PackedRows,
     out: Filesystem,
     *,
     skip_unreadable: bool = False,
-    synth: dict | None = None,
-    here: bool = False,
-    say: Callable = print,
-) -> dict:
-    """Convert one data set; returns the manifest. A complete folder with the same content is left as it is.
+    synth: dict[str, Any] | None = None,
+    on_driver: bool = False,
+) -> dict[str, Any]:
+    """Convert one data set and return the manifest.
 
-    synth notes how generated data were made. here: the images lie on this machine alone. UserError: an image that cannot be decoded or has another size than its annotations (unless
-    skip_unreadable), a folder with other data or files.
+    A complete folder with the same content is left as it is.
+
+    Args:
+        packed: Rows of the data set.
+        out: Folder of the shards.
+        skip_unreadable: Leave out images that cannot be used.
+        synth: Settings that generated the data, for the manifest.
+        on_driver: Run the tasks on the driver's node, since no other node sees the images.
+
+    Raises:
+        UserError: An image cannot be decoded or has another size than its annotations (unless
+            skip_unreadable), or the folder holds other data or files.
     """
-    source, files = packed.source, packed.files
     present = out.read(COMPLETE_MARKER)
     if present is not None:
         manifest = json.loads(present)
-        if manifest.get("source") == source:
+        if manifest.get("source") == packed.source:
             return manifest
         held = f"{manifest.get('dataset')}, {manifest.get('split_by')}"
         raise UserError(
             f"{out.uri} holds other data ({held}); choose another --out or delete that folder"
         )
-    notes = _convert(files, out, skip_unreadable, here, say)
-    bad = [error for name in files for error in notes[name]["errors"]]
-    if bad and not skip_unreadable:
-        total = sum(map(len, files.values()))
+    notes = _convert(packed.files, out, skip_unreadable, on_driver)
+    errors = [error for name in packed.files for error in notes[name]["errors"]]
+    if errors and not skip_unreadable:
+        total = sum(map(len, packed.files.values()))
         raise UserError(
-            f"{len(bad)} of {total} images cannot be used, the first: {bad[0]}".replace(
+            f"{len(errors)} of {total} images cannot be used, the first: {errors[0]}".replace(
                 "skip_unreadable", "--skip-unreadable"
             )
         )
-    digests = {int(i): digest for note in notes.values() for i, digest in note["digests"].items()}
+    digests = {
+        int(image_id): digest
+        for note in notes.values()
+        for image_id, digest in note["digests"].items()
+    }
     out.write("vocabulary.json", json.dumps(vocabulary(packed.rows(digests))).encode())
-    content = "".join(digests[i] for i in sorted(digests))
     manifest = {
         "format": FORMAT,
         **packed.named,
         "splits": split_counts(packed.rows(digests)),
         "images": len(digests),
-        "skipped": bad,
-        "fingerprint": hashlib.sha256((source + content).encode()).hexdigest()[:16],
-        "source": source,
+        "skipped": errors,
+        "fingerprint": content_fingerprint(packed.source, digests),
+        "source": packed.source,
         "synth": synth,
-        "files": [name for name in files if notes[name]["digests"]],
+        "files": [name for name in packed.files if notes[name]["digests"]],
     }
     out.write(COMPLETE_MARKER, json.dumps(manifest, indent=1).encode())
     return manifest
 
 
-def make_synthetic(synth: "SynthConfig", store: Filesystem, root: Path, say=print) -> None:
+def make_synthetic(synth: "SynthConfig", store: Filesystem, root: Path) -> None:
+    """Generate a data set and write its shards.
+
+    Args:
+        synth: Settings of the generator.
+        store: Folder of the shards.
+        root: Storage root, which keeps the generated pictures under generated/.
+    """
     from aml.synthetic import generate_dataset
 
     source = root / "generated" / f"{synth.dataset}-{synth.images}-{synth.size}-{synth.seed}"
-    say(f"generating {synth.images} pictures of {synth.size} px for {synth.dataset} into {source}")
+    logger.info(
+        f"generating {synth.images} pictures of {synth.size} px for {synth.dataset} into {source}"
+    )
     generate_dataset(source, synth.dataset, images=synth.images, size=synth.size, seed=synth.seed)
     split_by = "umd" if synth.dataset == "refcocog" else "unc"
     packed = pack_rows(read_refer(source, source / "images", synth.dataset, split_by))
-    made = write_shards(
-        packed, store, synth=asdict(synth), here=storage.root_of(root) is not None, say=say
-    )
-    say(f"wrote shards to {store.uri}: {describe_counts(made)}")
+    in_bucket = storage.bucket_of(root) is not None
+    cluster.init_ray()  # a preview starts none itself; elsewhere it runs already
+    manifest = write_shards(packed, store, synth=synth.to_dict(), on_driver=in_bucket)
+    logger.info(f"wrote shards to {store.uri}: {describe_counts(manifest)}")
 
 
-def _meta(row: dict) -> dict:
+def _without_path(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key != "path"}
 
 
-def _source(rows: list[dict]) -> str:
-    """See Packed; a row at a time."""
-    found = hashlib.sha256(f"[{FORMAT}, [".encode())
+def _source_hash(rows: list[dict[str, Any]]) -> str:
+    """Return PackedRows.source, computed one row at a time to save memory."""
+    digest = hashlib.sha256(f"[{FORMAT}, [".encode())
     for k, row in enumerate(rows):
-        found.update(((", " if k else "") + json.dumps(_meta(row), sort_keys=True)).encode())
-    found.update(b"]]")
-    return found.hexdigest()
+        text = json.dumps(_without_path(row), sort_keys=True)
+        digest.update(((", " if k else "") + text).encode())
+    digest.update(b"]]")
+    return digest.hexdigest()
 
 
-def _splits(meta: dict) -> str:
+def _splits(meta: dict[str, Any]) -> str:
+    """Return the splits of a row's refs, comma-separated."""
     return ",".join(sorted({ref["split"] for ref in meta["refs"]}))
 
 
-def _files(rows: list[dict]) -> dict[str, list[Line]]:
-    """{name: its lines}, the same for the same rows."""
-    order = sorted(rows, key=lambda row: (_splits(row), row["image_id"]))
-    found = {}
-    for number, start in enumerate(range(0, len(order), ROWS_PER_FILE)):
-        some = [
-            (row["path"], json.dumps(_meta(row))) for row in order[start : start + ROWS_PER_FILE]
+def _assign_files(rows: list[dict[str, Any]]) -> dict[str, list[PackedRow]]:
+    """Return the packed rows of each file; the same rows give the same names."""
+    ordered = sorted(rows, key=lambda row: (_splits(row), row["image_id"]))
+    files = {}
+    for number, start in enumerate(range(0, len(ordered), ROWS_PER_FILE)):
+        chunk = ordered[start : start + ROWS_PER_FILE]
+        metas = [json.dumps(_without_path(row)) for row in chunk]
+        digest = hashlib.sha256(json.dumps([FORMAT, metas]).encode()).hexdigest()[:12]
+        files[f"part-{number:05d}-{digest}.parquet"] = [
+            (row["path"], zlib.compress(meta.encode()))
+            for row, meta in zip(chunk, metas, strict=True)
         ]
-        digest = hashlib.sha256(
-            json.dumps([FORMAT, [meta for _, meta in some]]).encode()
-        ).hexdigest()[:12]
-        found[f"part-{number:05d}-{digest}.parquet"] = [
-            (path, zlib.compress(meta.encode())) for path, meta in some
-        ]
-    return found
+    return files
 
 
 def _convert(
-    files: dict[str, list[Line]], out: Filesystem, skip_unreadable: bool, here: bool, say: Callable
-) -> dict[str, dict]:
-    """Write what is not there yet, a few files at a time.   -> {name: its note}"""
+    files: dict[str, list[PackedRow]], out: Filesystem, skip_unreadable: bool, on_driver: bool
+) -> dict[str, FileNote]:
+    """Write the files that are missing, a few at a time, and return every file's note."""
     import ray
 
     out.clear_unfinished(keep=set(files))
-    found = {name: _note(out, name) for name in sorted(set(out.names()) & set(files))}
-    notes = {
-        name: note for name, note in found.items() if note and not note["errors"]
-    }  # what was wrong may have been put right
+    notes: dict[str, FileNote] = {}
+    for name in sorted(set(out.names()) & set(files)):
+        note = _read_note(out, name)
+        # A file with errors is written again: its images may have been repaired.
+        if note and not note["errors"]:
+            notes[name] = note
     if notes:
-        say(f"{len(notes)} of {len(files)} files are there already")
-    progress = Progress(sum(map(len, files.values())), sum(len(files[name]) for name in notes), say)
-    task = ray.remote(_write_file).options(
-        **(cluster.driver_node_options() if here else cluster.data_task_options())
-    )
-    waiting, running = [name for name in files if name not in notes], {}
+        logger.info(f"{len(notes)} of {len(files)} files are there already")
+    progress = Progress(sum(map(len, files.values())), sum(len(files[name]) for name in notes))
+    options = cluster.driver_node_options() if on_driver else cluster.data_task_options()
+    task = ray.remote(_write_file).options(**options)
+    waiting = [name for name in files if name not in notes]
+    running: dict[ray.ObjectRef, str] = {}
     while waiting or running:
         while waiting and len(running) < 2 * max(1, int(ray.cluster_resources().get("CPU", 1))):
             name = waiting.pop(0)
             running[task.remote(out, name, files[name], skip_unreadable)] = name
-        for ref in ray.wait(list(running), timeout=SAID_EVERY_S)[0]:
+        for ref in ray.wait(list(running), timeout=PROGRESS_EVERY_S)[0]:
             name = running.pop(ref)
             notes[name] = ray.get(ref)
             progress.add(len(files[name]))
-        progress.say()
+        progress.report()
     return notes
 
 
-def _note(out: Filesystem, name: str) -> dict | None:
-    """The footer's note of a finished file; None where it is none of ours or cannot be read."""
+def _read_note(out: Filesystem, name: str) -> FileNote | None:
+    """Return the note in a file's footer; None if the file is unreadable or has none."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        held = pq.read_schema(out.join(name), filesystem=out.fs).metadata or {}
+        footer = pq.read_schema(out.join(name), filesystem=out.fs).metadata or {}
     except (OSError, pa.ArrowInvalid):
         return None
-    return json.loads(held[NOTE]) if NOTE in held else None
+    return json.loads(footer[NOTE]) if NOTE in footer else None
 
 
-def _write_file(out: Filesystem, name: str, lines: list[Line], skip_unreadable: bool) -> dict:
-    """Runs in a Ray task. Nothing is written where an image cannot be used and that is not allowed.   -> note"""
+def _write_file(
+    out: Filesystem, name: str, lines: list[PackedRow], skip_unreadable: bool
+) -> FileNote:
+    """Write one file in a Ray task and return its note.
+
+    Nothing is written if an image cannot be used and skip_unreadable is False.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    note = {"digests": {}, "errors": []}
+    note: FileNote = {"digests": {}, "errors": []}
     rows = []
     for path, packed in lines:
         text = zlib.decompress(packed).decode()
-        meta, jpeg = json.loads(text), Path(path).read_bytes()
-        if error := _wrong(meta, jpeg):
+        meta = json.loads(text)
+        jpeg = Path(path).read_bytes()
+        error = _image_error(meta, jpeg)
+        if error:
             note["errors"].append(error)
             continue
         note["digests"][meta["image_id"]] = hashlib.sha256(jpeg).hexdigest()
@@ -252,9 +291,8 @@ def _write_file(out: Filesystem, name: str, lines: list[Line], skip_unreadable: 
         table,
         sink,
         row_group_size=ROWS_PER_GROUP,
-        compression={
-            key: "none" if key == "jpeg" else "zstd" for key in types
-        },  # JPEGs do not get smaller
+        # JPEGs do not get smaller.
+        compression={key: "none" if key == "jpeg" else "zstd" for key in types},
         use_dictionary=["splits"],
         write_statistics=["image_id", "splits"],
     )
@@ -262,12 +300,15 @@ def _write_file(out: Filesystem, name: str, lines: list[Line], skip_unreadable: 
     return note
 
 
-def _wrong(meta: dict, jpeg: bytes) -> str:
-    """Why an image cannot be used; nothing where it can."""
+def _image_error(meta: dict[str, Any], jpeg: bytes) -> str:
+    """Return why an image cannot be used, or ""."""
     try:
-        found = decode_image(jpeg, meta["file_name"]).shape[:2]
+        height, width = decode_image(jpeg, meta["file_name"]).shape[:2]
     except UnreadableImage as problem:
         return str(problem)
-    if found == (meta["height"], meta["width"]):
+    if (height, width) == (meta["height"], meta["width"]):
         return ""
-    return f"{meta['file_name']} is {found[1]} x {found[0]}, but its annotations are for {meta['width']} x {meta['height']}; get the original image"
+    return (
+        f"{meta['file_name']} is {width} x {height}, but its annotations are for "
+        f"{meta['width']} x {meta['height']}; get the original image"
+    )

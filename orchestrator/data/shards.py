@@ -1,127 +1,178 @@
-"""Shards: Parquet files with each image's JPEG once, and a marker written last. orchestrator.convert writes them, orchestrator.decoded feeds trials.
+"""Read and verify shards: Parquet files that hold each image's JPEG once, and a marker.
 
-URI/part-*.parquet     image_id, splits, jpeg, meta (the row of aml.refer as JSON); the rows of a split lie together
-URI/vocabulary.json    words of the train split, the most frequent first
-URI/_COMPLETE.json     dataset, split_by, counts by split, fingerprint of the content, files; readers look for this file first
+Files under the address of a data set:
+    part-*.parquet: columns image_id, splits, jpeg and meta (the row of aml.data.read_refer as
+        JSON). The rows of a split lie together.
+    vocabulary.json: words of the train split, the most frequent first.
+    _COMPLETE.json: the marker, which is written last and looked for first. It holds dataset,
+        split_by, counts by split, the fingerprint of the content, and the names of the files.
+
+orchestrator.data.convert writes shards.
 """
 
 import functools
 import hashlib
 import json
+import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from aml.data import decode_image, split_counts
 from aml.errors import UserError
-from orchestrator import storage
-from orchestrator.storage import READERS, Filesystem
+from orchestrator.storage import Filesystem
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+logger = logging.getLogger(__name__)
 
 COMPLETE_MARKER = "_COMPLETE.json"
+"""Name of the file that makes a folder of shards complete."""
 
 FORMAT = 1
+"""Version of the layout of shards."""
 
 COLUMNS = {"image_id": "int64", "splits": "string", "jpeg": "binary", "meta": "string"}
+"""Columns of a file and their Arrow types; splits are comma-separated."""
 
-SAID_EVERY_S = 5.0
+PROGRESS_EVERY_S = 5.0
+"""Seconds between two messages about progress."""
+
+PicturePlace = tuple[int, str, int, int]
+"""image_id, file, row group, row in the group."""
 
 
-def read_manifest(store: Filesystem) -> dict:
-    """The marker's content. UserError where there are no shards, or unfinished ones, or a file of them is missing."""
+def read_manifest(store: Filesystem) -> dict[str, Any]:
+    """Return the content of the marker.
+
+    Raises:
+        UserError: There are no shards, unfinished ones, or a file of them is missing.
+    """
     data = store.read(COMPLETE_MARKER)
     if data is None:
-        how = f"python -m orchestrator shard --out {store.uri} ..."
         raise UserError(
-            f"{store.uri} has no {COMPLETE_MARKER}, so there are no complete shards there; make them with: {how}"
+            f"{store.uri} has no {COMPLETE_MARKER}, so there are no complete shards there; make "
+            f"them with: python -m orchestrator shard --out {store.uri} ..."
         )
     try:
-        found = json.loads(data)
-        version, files = found["format"], found["files"]
+        manifest = json.loads(data)
+        version = manifest["format"]
+        files = manifest["files"]
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(
-            f"{store.uri}/{COMPLETE_MARKER} is damaged ({type(error).__name__}: {error}); copy it again or write the shards again"
+            f"{store.uri}/{COMPLETE_MARKER} is damaged ({type(error).__name__}: {error}); copy it "
+            "again or write the shards again"
         ) from None
     if version != FORMAT:
         raise UserError(
-            f"{store.uri} is of format {version!r}, and this version reads format {FORMAT}; write the shards again"
+            f"{store.uri} is of format {version!r}, and this version reads format {FORMAT}; write "
+            "the shards again"
         )
     missing = sorted(set(files) - set(store.names()))
     if missing:
-        lack = f"{len(missing)} of its {len(files)} files, the first is {missing[0]}"
-        raise UserError(f"{store.uri} lacks {lack}; copy it again or write the shards again")
-    return found
+        raise UserError(
+            f"{store.uri} lacks {len(missing)} of its {len(files)} files, the first is "
+            f"{missing[0]}; copy it again or write the shards again"
+        )
+    return manifest
 
 
-def verify_shards(store: Filesystem, say: Callable = lambda _: None) -> dict:
-    """Read everything again, a row group at a time: files whole, every JPEG decodes, counts and fingerprint as noted.
+def verify_shards(store: Filesystem) -> dict[str, Any]:
+    """Read all shards again, one row group in memory at a time, and return the manifest.
 
-    Returns the manifest. UserError names the damage.
+    Files must be whole, every JPEG must decode, counts and fingerprint must be as noted.
+
+    Raises:
+        UserError: Something is damaged; the message says what.
     """
-    noted, digests = read_manifest(store), {}
-    progress = Progress(noted.get("images", 0), 0, say)
+    manifest = read_manifest(store)
+    digests: dict[int, str] = {}
+    progress = Progress(manifest.get("images", 0), 0)
 
     def rows() -> Iterator[dict]:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for name in noted["files"]:
+            for name in manifest["files"]:
+                check = functools.partial(_check_row, store, name)
                 for table in _row_groups(store, name, ["jpeg", "meta"]):
-                    checked = functools.partial(_checked, store, name)
-                    for row, digest in pool.map(
-                        checked, table["jpeg"].to_pylist(), table["meta"].to_pylist()
-                    ):
+                    jpegs = table["jpeg"].to_pylist()
+                    for row, digest in pool.map(check, jpegs, table["meta"].to_pylist()):
                         digests[row["image_id"]] = digest
                         yield row
                     progress.add(table.num_rows)
-                    progress.say()
+                    progress.report()
 
     counts = split_counts(rows())
-    content = hashlib.sha256(
-        (noted["source"] + "".join(digests[i] for i in sorted(digests))).encode()
-    ).hexdigest()[:16]
-    if counts != noted["splits"] or content != noted["fingerprint"]:
+    fingerprint = content_fingerprint(manifest["source"], digests)
+    if counts != manifest["splits"] or fingerprint != manifest["fingerprint"]:
         raise UserError(
-            f"{store.uri} does not hold what its marker says (content {content}, noted {noted['fingerprint']}); write the shards again"
+            f"{store.uri} does not hold what its marker says (content {fingerprint}, noted "
+            f"{manifest['fingerprint']}); write the shards again"
         )
-    return noted
+    return manifest
 
 
-def _checked(store: Filesystem, name: str, jpeg: bytes, meta: str) -> tuple[dict, str]:
-    """A row and its JPEG's digest."""
-    with _damage_named(store, name):
+def content_fingerprint(source: str, digests: Mapping[int, str]) -> str:
+    """Return the fingerprint of a data set: 16 hex digits.
+
+    Args:
+        source: Hash of the annotations.
+        digests: SHA-256 of the JPEG by image_id.
+    """
+    content = source + "".join(digests[image_id] for image_id in sorted(digests))
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _check_row(store: Filesystem, name: str, jpeg: bytes, meta: str) -> tuple[dict, str]:
+    """Decode a row and its JPEG; return the row and the SHA-256 of the JPEG."""
+    with _name_damage(store, name):
         row = json.loads(meta)
         decode_image(jpeg, row["file_name"])
     return row, hashlib.sha256(jpeg).hexdigest()
 
 
 class Progress:
-    """Said every few seconds: images, rate, time left."""
+    """Log every few seconds how many images are done, the rate, and the time left."""
 
-    def __init__(self, total: int, done: int, tell: Callable):
-        self.total, self.before, self.done, self.tell = total, done, done, tell
-        self.start = self.said = time.monotonic()
+    def __init__(self, total: int, done: int):
+        """Begin with `done` images of `total`, which do not count for the rate."""
+        self._total = total
+        self._before = done
+        self._done = done
+        self._start = time.monotonic()
+        self._last_report = self._start
 
     def add(self, images: int) -> None:
-        self.done += images
+        """Count images that were just done."""
+        self._done += images
 
-    def say(self) -> None:
+    def report(self) -> None:
+        """Log the progress if the last message is some seconds old."""
         now = time.monotonic()
-        if self.done in (self.before, self.total) or now - self.said < SAID_EVERY_S:
+        if self._done in (self._before, self._total) or now - self._last_report < PROGRESS_EVERY_S:
             return
-        self.said = now
-        rate = (self.done - self.before) / (now - self.start)
-        self.tell(
-            f"{self.done} of {self.total} images, {rate:.0f} images/s, {(self.total - self.done) / rate:.0f} s left"
+        self._last_report = now
+        rate = (self._done - self._before) / (now - self._start)
+        logger.info(
+            f"{self._done} of {self._total} images, {rate:.0f} images/s, "
+            f"{(self._total - self._done) / rate:.0f} s left"
         )
 
 
-def files_with(store: Filesystem, splits: frozenset[str]) -> dict[str, object]:
-    """{file: its footer} of those that may hold a picture with a ref in one of the splits.
+def files_with(store: Filesystem, splits: Collection[str]) -> dict[str, "pq.FileMetaData"]:
+    """Return the footers of the files that may hold a picture with a ref in one of the splits.
 
-    The end of every file is looked at, which says where everything in it is. UserError names one that is cut off or something else.
+    The footer of every file is read, which tells where everything in the file is.
+
+    Raises:
+        UserError: A file is truncated or is not a Parquet file; the message names it.
     """
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(Filesystem.READERS) as pool:
         names = read_manifest(store)["files"]
         footers = dict(zip(names, pool.map(functools.partial(_footer, store), names), strict=True))
     return {
@@ -131,91 +182,111 @@ def files_with(store: Filesystem, splits: frozenset[str]) -> dict[str, object]:
     }
 
 
-def _footer(store: Filesystem, name: str):
-    with opened(store, name) as file:
+def _footer(store: Filesystem, name: str) -> "pq.FileMetaData":
+    with open_file(store, name) as file:
         return file.metadata
 
 
-def may_hold(footer, group: int, splits: frozenset[str]) -> bool:
-    """Whether a row group may have a picture with a ref in one of the splits, by what its footer tells."""
-    known = footer.row_group(group).column(footer.schema.names.index("splits")).statistics
-    return not (
-        known
-        and known.has_min_max
-        and known.min == known.max
-        and not splits & set(known.min.split(","))
-    )
+def may_hold(footer: "pq.FileMetaData", group: int, splits: Collection[str]) -> bool:
+    """Check by a file's footer if a row group may hold a picture with a ref in one of the splits.
+
+    Args:
+        footer: Footer of the file.
+        group: Number of the row group.
+        splits: Names of splits.
+    """
+    statistics = footer.row_group(group).column(footer.schema.names.index("splits")).statistics
+    if not (statistics and statistics.has_min_max and statistics.min == statistics.max):
+        return True  # the rows of the group differ, or nothing is known of them
+    return not set(splits).isdisjoint(statistics.min.split(","))
 
 
 @contextmanager
-def opened(store: Filesystem, name: str, metadata=None):
-    """A file of the shards as a ParquetFile, its columns checked. UserError where it is cut off, altered or something else.
+def open_file(
+    store: Filesystem, name: str, footer: "pq.FileMetaData | None" = None
+) -> "Iterator[pq.ParquetFile]":
+    """Open a file of the shards and check its columns.
 
-    metadata: its footer where it was read before.
+    Args:
+        store: Folder of the shards.
+        name: Name of the file.
+        footer: Its footer, where it was read before.
+
+    Raises:
+        UserError: The file is truncated, altered or something else.
     """
     import pyarrow.parquet as pq
 
     with (
-        _damage_named(store, name),
-        pq.ParquetFile(store.join(name), filesystem=store.fs, metadata=metadata) as file,
+        _name_damage(store, name),
+        pq.ParquetFile(store.join(name), filesystem=store.fs, metadata=footer) as file,
     ):
-        held = {field.name: str(field.type) for field in file.schema_arrow}
-        if wrong := [
-            f"{column} ({kind})" for column, kind in COLUMNS.items() if held.get(column) != kind
-        ]:
+        types = {field.name: str(field.type) for field in file.schema_arrow}
+        wrong = [
+            f"{column} ({kind})" for column, kind in COLUMNS.items() if types.get(column) != kind
+        ]
+        if wrong:
             raise UserError(
-                f"{store.uri}/{name} lacks {', '.join(wrong)}, so it is no file of these shards; copy it again or write the shards again"
+                f"{store.uri}/{name} lacks {', '.join(wrong)}, so it is no file of these shards; "
+                "copy it again or write the shards again"
             )
         yield file
 
 
-def _row_groups(store: Filesystem, name: str, columns: list[str]) -> Iterator:
-    """The row groups of a file as Arrow tables, one in memory at a time."""
-    with opened(store, name) as file:
+def _row_groups(store: Filesystem, name: str, columns: list[str]) -> "Iterator[pa.Table]":
+    """Yield the row groups of a file, one in memory at a time."""
+    with open_file(store, name) as file:
         for group in range(file.num_row_groups):
             yield file.read_row_group(group, columns=columns)
 
 
 @contextmanager
-def _damage_named(store: Filesystem, name: str):
+def _name_damage(store: Filesystem, name: str) -> Iterator[None]:
+    """Turn errors of reading a file into a UserError that names the file.
+
+    Raises:
+        UserError: The file is damaged.
+        Unreachable: The bucket does not answer; its content may be whole.
+    """
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # pyarrow raises several kinds on cut-off or altered files
-        if "AWS Error" in str(error):  # the bucket gave nothing; what it holds may be whole
-            raise store.away(storage.join_uri(store.uri, name), error) from None
+    except Exception as error:  # pyarrow raises several kinds on truncated or altered files
+        if "AWS Error" in str(error):
+            raise store.unreachable(error, name) from None
         what = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         raise UserError(f"{store.uri}/{name} is damaged ({what}); write the shards again") from None
 
 
 def splits_of(store: Filesystem) -> dict[int, set[str]]:
-    """{image_id: the splits of its refs}"""
-    return {image_id: set(of.split(",")) for image_id, of, *_ in _places(store)}
+    """Return the splits of each image's refs by image_id."""
+    return {place[0]: set(splits.split(",")) for place, splits in _all_places(store)}
 
 
-def picture_places(store: Filesystem, splits: list[str]) -> list[tuple[int, str, int, int]]:
-    """Where the pictures with a ref in one of the splits are: (image_id, file, row group, row), in the order of image_id."""
+def picture_places(store: Filesystem, splits: Collection[str]) -> list[PicturePlace]:
+    """Return the places of the pictures with a ref in one of the splits, in order of image_id.
+
+    Returns:
+        (image_id, file, row group, row) of each picture.
+    """
     wanted = set(splits)
-    return sorted((i, *where) for i, of, *where in _places(store) if wanted & set(of.split(",")))
+    return sorted(place for place, held in _all_places(store) if wanted & set(held.split(",")))
 
 
-def _places(store: Filesystem) -> Iterator[tuple[int, str, str, int, int]]:
-    """Of every picture (image_id, its splits comma-separated, file, row group, row)."""
+def _all_places(store: Filesystem) -> Iterator[tuple[PicturePlace, str]]:
+    """Yield the place of every picture and its splits, comma-separated."""
     names = read_manifest(store)["files"]
-    with ThreadPoolExecutor(READERS) as pool:
-        for name, groups in zip(
-            names, pool.map(functools.partial(_ids, store), names), strict=True
-        ):
-            yield from (
-                (i, of, name, group, row)
-                for group, pairs in enumerate(groups)
-                for row, (i, of) in enumerate(pairs)
-            )
+    with ThreadPoolExecutor(Filesystem.READERS) as pool:
+        read = functools.partial(_image_ids, store)
+        for name, groups in zip(names, pool.map(read, names), strict=True):
+            for group, pairs in enumerate(groups):
+                for row, (image_id, splits) in enumerate(pairs):
+                    yield (image_id, name, group, row), splits
 
 
-def _ids(store: Filesystem, name: str) -> list[list[tuple[int, str]]]:
-    """Of each row group of a file, image_id and splits of its rows."""
+def _image_ids(store: Filesystem, name: str) -> list[list[tuple[int, str]]]:
+    """Return image_id and splits of the rows of each row group of a file."""
     tables = _row_groups(store, name, ["image_id", "splits"])
     return [
         list(zip(table["image_id"].to_pylist(), table["splits"].to_pylist(), strict=True))
@@ -224,20 +295,26 @@ def _ids(store: Filesystem, name: str) -> list[list[tuple[int, str]]]:
 
 
 def read_rows(
-    store: Filesystem, places: list[tuple[int, str, int, int]], *, jpeg: bool = True
-) -> Iterator[dict]:
-    """The rows at some places, with or without their `jpeg`, one at a time. A row group is read once and held until its last place.
+    store: Filesystem, places: list[PicturePlace], *, jpeg: bool = True
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows at some places, one at a time.
 
-    In the order of image_id that is one row group for each combination of splits, since rows lie in the order of both.
+    A row group is read once and held until its last place. In order of image_id, one row group for
+    each combination of splits is held, since rows lie in the order of splits, then image_id.
+
+    Args:
+        store: Folder of the shards.
+        places: Places as picture_places returns them.
+        jpeg: Whether rows have the key `jpeg`.
     """
-    left, held = Counter((name, group) for _, name, group, _ in places), {}
+    left = Counter((name, group) for _, name, group, _ in places)
+    held: dict[tuple[str, int], pa.Table] = {}
+    columns = ["meta", "jpeg"] if jpeg else ["meta"]
     for _, name, group, row in places:
         key = name, group
         if key not in held:
-            with opened(store, name) as file:
-                held[key] = file.read_row_group(
-                    group, columns=["meta", "jpeg"] if jpeg else ["meta"]
-                )
+            with open_file(store, name) as file:
+                held[key] = file.read_row_group(group, columns=columns)
         table = held[key]
         left[key] -= 1
         if not left[key]:
@@ -247,23 +324,36 @@ def read_rows(
 
 
 def words(store: Filesystem) -> list[str]:
-    """The vocabulary stored with the shards."""
-    return json.loads(store.read("vocabulary.json"))
+    """Return the vocabulary that is stored with the shards."""
+    data = store.read("vocabulary.json")
+    if data is None:
+        raise UserError(
+            f"{store.uri} lacks vocabulary.json; copy it again or write the shards again"
+        )
+    return json.loads(data)
 
 
-def describe_counts(found: dict) -> str:
-    """Counts in words, a part a split."""
+def describe_counts(manifest: dict[str, Any]) -> str:
+    """Return the counts of refs, sentences and images of each split, in words."""
     return "; ".join(
         f"{split} {c['refs']} refs, {c['sentences']} sentences, {c['images']} images"
-        for split, c in found["splits"].items()
+        for split, c in manifest["splits"].items()
     )
 
 
-def with_refs_of(row: dict, splits: set[str], leave: dict[str, frozenset[int]]) -> dict | None:
-    """The row with the refs of these splits that `leave` keeps; None where there is none."""
+def keep_refs(
+    row: dict[str, Any], splits: Collection[str], excluded: Mapping[str, Collection[int]]
+) -> dict[str, Any] | None:
+    """Return the row with some of its refs; None if no ref is left.
+
+    Args:
+        row: Row with all refs.
+        splits: Splits whose refs stay.
+        excluded: By split the image_ids whose refs of that split go.
+    """
     refs = [
-        r
-        for r in row["refs"]
-        if r["split"] in splits and row["image_id"] not in leave.get(r["split"], ())
+        ref
+        for ref in row["refs"]
+        if ref["split"] in splits and row["image_id"] not in excluded.get(ref["split"], ())
     ]
     return row | {"refs": refs} if refs else None

@@ -1,8 +1,8 @@
 """Score checkpoints, predict, rank alignments, preview masks, show data.
 
 May import: orchestrator.tracking and what it may import.
-Public names: METRICS, breakdown_lines, check_same_sentences, evaluate_checkpoint, log_evaluation,
-    predict_files, preview_masks, rank_alignments, ranking_line, read_sentence_scores,
+Public names: METRICS, EvaluationRequest, breakdown_lines, check_comparable, evaluate_checkpoint,
+    log_evaluation, predict_files, preview_masks, rank_alignments, ranking_line, read_evaluation,
     robustness_lines, score_baselines, serve_demo, show_data.
 """
 

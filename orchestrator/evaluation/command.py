@@ -1,296 +1,356 @@
-"""A checkpoint against every sentence of some splits, and against baselines that cost nothing.
+"""Score every sentence of some splits with a checkpoint, clean and corrupted.
 
-    OUT/metrics.json          {"val": {"mIoU", "oIoU", "P@0.5" ... "P@0.9", "n"}, "val/fog:3": {...}}: shares in [0, 1]; a split's own
-                              name is the clean pictures, <split>/<corruption>:<severity> the corrupted ones
-    OUT/per_sentence.jsonl    one row a sentence (and corruption), from which anyone can recompute the scores; in a split with expressions
-                              without a target (gRefCOCO) I and U are those after its rule (aml.metrics), and `called_empty` is the decision
-    OUT/sentences.jsonl       one row a sentence: its words, the referent's area at the picture's own size, position words, distractors
-    OUT/breakdown.json        the clean scores by those (see orchestrator.breakdown)
-    OUT/robustness.json       under corruption: mean over severities, drop; only where corruptions were asked for
-    OUT/about.json            checkpoint, protocol, threshold, data, versions
+Files in the output folder:
 
-Protocols: `square` compares at network size (truth resized nearest, letterbox included, as validation does in training), `original` at the
-picture's own size. A corruption acts on the native picture, before any resize.
+metrics.json: {"val": {"mIoU", "oIoU", "P@0.5" ... "P@0.9", "n"}, "val/fog:3": {...}}, shares in
+    [0, 1]. The key of the clean pictures is the split's name, that of corrupted ones
+    <split>/<corruption>:<severity>.
+per_sentence.jsonl: one row a sentence (and corruption), from which anyone can recompute the
+    scores. In a split with expressions without a target (gRefCOCO) intersection and union are
+    those after its rule (aml.metrics), and `called_empty` is the decision.
+sentences.jsonl: one row a sentence: its words, the referent's area at the picture's own size,
+    position words, distractors.
+breakdown.json: the clean scores by those (see orchestrator.evaluation.breakdown).
+robustness.json: scores under corruption, mean over severities and drop; only where corruptions
+    were asked for.
+about.json: checkpoint, protocol, threshold, data, versions.
 
-    S network size, H W a picture's own size
+The protocol `square` compares at network size (the truth is resized nearest, letterbox included,
+as validation in training does), `original` at the picture's own size. A corruption acts on the
+picture at its own size, before any resize.
 """
 
-import itertools
 import json
+import logging
 import platform
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from aml.errors import UserError
-from aml.inference import Segmenter, usual_precision
+from aml.inference import Segmenter, default_precision
 from aml.training import read_checkpoint_config
 from orchestrator import data, storage
-from orchestrator.evaluation import breakdown, worker
-from orchestrator.evaluation.tally import CLEAN
-from orchestrator.storage import storage_root
+from orchestrator.evaluation import worker
+from orchestrator.evaluation.breakdown import score_groups
+from orchestrator.evaluation.results import check_comparable, read_evaluation
+from orchestrator.evaluation.robustness import measure_robustness
+from orchestrator.evaluation.samples import CLEAN, Condition, SampleLoader
+from orchestrator.evaluation.scoring import PartialScores, ScoringTask, json_line
 from orchestrator.utils import atomic_write
+
+logger = logging.getLogger(__name__)
 
 PROTOCOLS = ("square", "original")
 
-SAY_EVERY_S = 20.0
+PROGRESS_INTERVAL_S = 20.0
+"""Seconds between two messages on the progress."""
 
-LOGGED = ("about.json", "metrics.json", "breakdown.json", "robustness.json")
+CHECKPOINT_KEYS = (
+    "run",
+    "trial",
+    "arm",
+    "seed",
+    "epoch",
+    "model",
+    "image_size",
+    "fit",
+    "threshold",
+)
+"""Keys of a checkpoint's configuration that about.json repeats."""
 
-"""What MLflow gets of an evaluation; the rows stay in its folder."""
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """What a person asks to be evaluated, and how."""
+
+    checkpoint: Path
+    """Folder of the checkpoint."""
+    shards: storage.Filesystem
+    splits: list[str]
+    """`test` stands for testA, testB, ... where the shards have no split of that name."""
+    out: Path
+    """Folder for the results."""
+    protocol: str = "square"
+    corruptions: Iterable[Condition] = ()
+    """(name, severity) pairs that are scored beside the clean pictures."""
+    baseline: Path | None = None
+    """Folder of an earlier evaluation that robustness is compared with."""
+    batch: int | None = None
+    """Pictures, and sentences, computed together; None takes worker.DEFAULT_BATCH."""
+    precision: str | None = None
+    """None is that of the checkpoint's training on a GPU, fp32 on a CPU."""
+    workers: int = 1
+    """With more than 1 that many Ray tasks share the pictures. They count the same integers as one
+    does on the same kind of processor."""
 
 
-def evaluate_checkpoint(
-    checkpoint: Path,
-    store: storage.Filesystem,
-    splits: list[str],
-    *,
-    protocol: str = "square",
-    corruptions: Iterable[tuple[str, int]] = (),
-    out: Path,
-    baseline: Path | None = None,
-    batch: int | None = None,
-    precision: str | None = None,
-    workers: int = 1,
-    say=print,
-) -> dict[str, dict]:
-    """Score every sentence of the splits exactly once, clean and under each (corruption, severity); write the files of OUT.
+@dataclass(frozen=True)
+class EvaluationInputs:
+    """The shards and the checkpoint of a request, read and checked."""
 
-    baseline: an earlier evaluation's folder that robustness is also given against. batch: pictures, and sentences, computed at a time; None:
-    what suits the device. precision: None is training's on a GPU, fp32 on a CPU. workers: above 1 that many Ray tasks share the pictures,
-    and count the same integers as one does on the same kind of processor.
-    Returns what metrics.json holds. UserError: no checkpoint or shards there, an unknown split, protocol or corruption, an OUT that is a file,
-    a baseline that measured something else.
+    manifest: dict
+    config: dict
+    """The checkpoint's configuration."""
+    splits: list[str]
+    conditions: list[Condition]
+    """CLEAN, then the corruptions."""
+    baseline: dict[str, dict] | None
+    """metrics.json of the baseline."""
+    places: list[worker.Place]
+    """Positions of the pictures in the shards."""
+
+    @property
+    def sentences(self) -> int:
+        """Number of sentences in the splits by the manifest."""
+        return sum(self.manifest["splits"][split]["sentences"] for split in self.splits)
+
+
+@dataclass(frozen=True)
+class EvaluationOutcome:
+    """What scoring gave, and how it was computed."""
+
+    scores: PartialScores
+    metrics: dict[str, dict]
+    """The content of metrics.json."""
+    device: str
+    precision: str
+    batch: int
+    seconds: float
+
+
+def evaluate_checkpoint(request: EvaluationRequest) -> dict[str, dict]:
+    """Score every sentence of the splits once under each condition, and write the output files.
+
+    Returns:
+        What metrics.json holds.
+
+    Raises:
+        UserError: There is no checkpoint or there are no shards, a split, protocol, corruption or
+            precision is unknown, the output folder is a file, the baseline measured something
+            else, or the shards lack sentences.
     """
-    manifest, views = (
-        data.read_manifest(store),
-        [CLEAN, *dict.fromkeys(tuple(c) for c in corruptions)],
-    )
-    splits = _named(list(dict.fromkeys(splits)), manifest)
-    _check(manifest, store, splits, protocol, batch, workers, Path(out))
-    config = read_checkpoint_config(checkpoint)
-    measured = {
-        "data": {"fingerprint": manifest["fingerprint"]},
-        "protocol": protocol,
-        **{key: config.get(key) for key in ("image_size", "fit")},
-    }
-    if baseline and len(views) == 1:
-        raise UserError(
-            "a baseline is for robustness, but no corruption was asked for; add --corrupt all:all, or compare two evaluations with `compare`"
+    inputs = _load_inputs(request)
+    outcome = _score(request, inputs)
+    write_outputs(request, inputs, outcome)
+    if share := outcome.scores.unknown_share:
+        logger.info(
+            f"{share:.1%} of the words are not in the checkpoint's vocabulary; the model reads "
+            "them all as one unknown word"
         )
-    other = _baseline(baseline, measured, splits, views) if baseline else None
-    places = data.picture_places(store, splits)
-    expected = sum(manifest["splits"][split]["sentences"] for split in splits)
-    say(
-        f"{expected} sentences of {', '.join(splits)} on {len(places)} pictures, {len(views)} view(s) each, protocol {protocol}"
-    )
-    device, start = worker.device_for(workers), time.monotonic()
-    segmenter = Segmenter.load(
-        checkpoint, device if workers == 1 else "cpu", precision or usual_precision(config, device)
-    )
-    batch = batch or worker.AT_ONCE[device]
-    generalised = {split for split in splits if manifest["splits"][split].get("no_target")}
-    job = worker.Job(
-        segmenter,
-        splits,
-        views,
-        protocol,
-        batch,
-        worker.pictures_at_once(len(places), batch),
-        generalised,
-    )
-    tally = worker.tallied(job, store, places, workers, _watch(len(places), say))
-    if len(tally.lines) != expected * len(views):
+    return outcome.metrics
+
+
+def write_outputs(
+    request: EvaluationRequest, inputs: EvaluationInputs, outcome: EvaluationOutcome
+) -> None:
+    """Write the files that the module's docstring lists; metrics.json comes last."""
+    out = Path(request.out)
+    scores = outcome.scores
+    atomic_write(out / "per_sentence.jsonl", b"".join(scores.rows))
+    descriptions = b"".join(json_line(description) for description, _, _ in scores.clean)
+    atomic_write(out / "sentences.jsonl", descriptions)
+    _write_json(out / "breakdown.json", score_groups(scores.clean))
+    # An earlier evaluation may have left one, and this one need not have corruptions.
+    (out / "robustness.json").unlink(missing_ok=True)
+    if robustness := measure_robustness(outcome.metrics, inputs.baseline):
+        _write_json(out / "robustness.json", robustness)
+    _write_json(out / "about.json", _about(request, inputs, outcome))
+    _write_json(out / "metrics.json", outcome.metrics)
+
+
+def _load_inputs(request: EvaluationRequest) -> EvaluationInputs:
+    """Read and check everything that a request names, before anything is computed."""
+    manifest = data.read_manifest(request.shards)
+    corruptions = [(name, severity) for name, severity in request.corruptions]
+    conditions = list(dict.fromkeys([CLEAN, *corruptions]))
+    splits = _expand_test(request.splits, manifest)
+    _check_request(request, splits, manifest)
+    config = read_checkpoint_config(request.checkpoint)
+    if request.baseline and len(conditions) == 1:
         raise UserError(
-            f"{store.uri} holds {len(tally.lines) // len(views)} sentences of {', '.join(splits)}, but its {data.COMPLETE_MARKER} says {expected}; "
-            "copy it again or write the shards again"
+            "a baseline is for robustness, but no corruption was asked for; add --corrupt "
+            "all:all, or compare two evaluations with `compare`"
+        )
+    baseline = None
+    if request.baseline:
+        measured = {
+            "data": {"fingerprint": manifest["fingerprint"]},
+            "protocol": request.protocol,
+            "image_size": config.get("image_size"),
+            "fit": config.get("fit"),
+        }
+        baseline = _read_baseline(request.baseline, measured, splits, conditions)
+    places = data.picture_places(request.shards, splits)
+    return EvaluationInputs(manifest, config, splits, conditions, baseline, places)
+
+
+def _score(request: EvaluationRequest, inputs: EvaluationInputs) -> EvaluationOutcome:
+    """Score the pictures, and check that every sentence was scored."""
+    logger.info(
+        f"{inputs.sentences} sentences of {', '.join(inputs.splits)} on {len(inputs.places)} "
+        f"pictures, clean and under {len(inputs.conditions) - 1} corruption(s), protocol "
+        f"{request.protocol}"
+    )
+    device = worker.choose_device(request.workers)
+    start = time.monotonic()
+    # Ray tasks move the model to their own device.
+    segmenter = Segmenter.load(
+        request.checkpoint,
+        device if request.workers == 1 else "cpu",
+        request.precision or default_precision(inputs.config, device),
+    )
+    batch = request.batch or worker.DEFAULT_BATCH[device]
+    splits = inputs.manifest["splits"]
+    task = ScoringTask(
+        segmenter=segmenter,
+        loader=SampleLoader(
+            inputs.splits,
+            inputs.conditions,
+            request.protocol,
+            segmenter.image_size,
+            segmenter.fit,
+        ),
+        batch=batch,
+        chunk=worker.chunk_size(len(inputs.places), batch),
+        generalised={split for split in inputs.splits if splits[split].get("no_target")},
+    )
+    scores = worker.score_pictures(
+        task,
+        request.shards,
+        inputs.places,
+        request.workers,
+        _progress_logger(len(inputs.places)),
+    )
+    conditions = inputs.conditions
+    if len(scores.rows) != inputs.sentences * len(conditions):
+        raise UserError(
+            f"{request.shards.uri} holds {len(scores.rows) // len(conditions)} sentences of "
+            f"{', '.join(inputs.splits)}, but its {data.COMPLETE_MARKER} says "
+            f"{inputs.sentences}; copy it again or write the shards again"
         )
     metrics = {
-        (s if view == CLEAN else f"{s}/{view[0]}:{view[1]}"): tally.sums[s, *view].scores()
-        for s in splits
-        for view in views
+        metrics_key(split, condition): scores.sums[split, *condition].scores()
+        for split in inputs.splits
+        for condition in conditions
     }
-    about = {
-        "checkpoint": str(Path(checkpoint).absolute()),
-        **{
-            key: config.get(key)
-            for key in (
-                "run",
-                "trial",
-                "arm",
-                "seed",
-                "epoch",
-                "model",
-                "image_size",
-                "fit",
-                "threshold",
-            )
-        },
-        "protocol": protocol,
-        "splits": splits,
-        "corruptions": [f"{name}:{severity}" for name, severity in views[1:]],
+    seconds = round(time.monotonic() - start, 2)
+    return EvaluationOutcome(scores, metrics, device, segmenter.precision, batch, seconds)
+
+
+def metrics_key(split: str, condition: Condition) -> str:
+    """Return the key of metrics.json for a split under a condition."""
+    name, severity = condition
+    return split if condition == CLEAN else f"{split}/{name}:{severity}"
+
+
+def _about(
+    request: EvaluationRequest, inputs: EvaluationInputs, outcome: EvaluationOutcome
+) -> dict:
+    """Return the content of about.json."""
+    packages = ("torch", "numpy", "pillow", "opencv-python-headless")
+    return {
+        "checkpoint": str(Path(request.checkpoint).absolute()),
+        **{key: inputs.config.get(key) for key in CHECKPOINT_KEYS},
+        "protocol": request.protocol,
+        "splits": inputs.splits,
+        "corruptions": [f"{name}:{severity}" for name, severity in inputs.conditions[1:]],
         "data": {
-            "uri": store.uri,
-            **{key: manifest[key] for key in ("dataset", "split_by", "fingerprint")},
+            "uri": request.shards.uri,
+            **{key: inputs.manifest[key] for key in ("dataset", "split_by", "fingerprint")},
         },
-        "baseline": str(Path(baseline).absolute()) if baseline else None,
-        "unknown_words": tally.unknown_share,
-        "seconds": round(time.monotonic() - start, 2),
-        "device": device,
-        "precision": segmenter.precision,
-        "batch": batch,
-        "workers": workers,
+        "baseline": str(Path(request.baseline).absolute()) if request.baseline else None,
+        "unknown_words": outcome.scores.unknown_share,
+        "seconds": outcome.seconds,
+        "device": outcome.device,
+        "precision": outcome.precision,
+        "batch": outcome.batch,
+        "workers": request.workers,
         "versions": {
             "python": platform.python_version(),
-            **{p: version(p) for p in ("torch", "numpy", "pillow", "opencv-python-headless")},
+            **{package: version(package) for package in packages},
         },
     }
-    atomic_write(Path(out) / "per_sentence.jsonl", b"".join(tally.lines))
-    atomic_write(
-        Path(out) / "sentences.jsonl",
-        b"".join(json.dumps(line).encode() + b"\n" for line, _, _ in tally.clean),
-    )
-    atomic_write(
-        Path(out) / "breakdown.json",
-        json.dumps(breakdown.breakdown(tally.clean), indent=1).encode(),
-    )
-    (Path(out) / "robustness.json").unlink(missing_ok=True)
-    if found := breakdown.robustness(metrics, other):
-        atomic_write(Path(out) / "robustness.json", json.dumps(found, indent=1).encode())
-    atomic_write(Path(out) / "about.json", json.dumps(about, indent=1).encode())
-    atomic_write(Path(out) / "metrics.json", json.dumps(metrics, indent=1).encode())
-    if tally.unknown_share:
-        say(
-            f"{tally.unknown_share:.1%} of the words are not in the checkpoint's vocabulary; the model reads them all as one unknown word"
-        )
-    return metrics
 
 
-def log_evaluation(checkpoint: Path, out: Path, say=print) -> None:
-    """Put the evaluation in OUT on the MLflow run that its checkpoint belongs to; nothing where it belongs to none, or tracks nowhere.
+def _expand_test(splits: list[str], manifest: dict) -> list[str]:
+    """Return the splits once each, with `test` replaced by testA, testB, ... as REFER does.
 
-    Metrics eval/<data set>/<split>/<protocol>[/<corruption>-<severity>]/<score>, at the checkpoint's epoch; files under evaluations/<name of OUT>.
+    A data set that has a split named `test` keeps it.
     """
-    from orchestrator import tracking
-
-    if (owner := tracking.checkpoint_owner(checkpoint)) is None:
-        return
-    run, key = owner
-    experiment = run.experiment()
-    if (
-        experiment.tracking.uri == "none"
-        or storage_root(experiment.storage.root) != run.folder.parent
-    ):  # a copied run is not the one that MLflow knows
-        return
-    uri = tracking.tracking_uri(experiment.tracking.uri, storage_root(experiment.storage.root))
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
-        return
-    about, metrics = breakdown.read_sentence_scores(out)
-    try:
-        with run.locked(say):
-            tracker = tracking.open_tracker(run, experiment)
-            tracker.data(
-                key,
-                [
-                    tracking.describe_dataset({"splits": {}} | about["data"], split, "evaluation")
-                    for split in about["splits"]
-                ],
-            )
-            tracker.metrics(key, about["epoch"] or 0, eval_metrics(about, metrics))
-            for name in LOGGED:
-                if (Path(out) / name).exists():
-                    tracker.artifact(
-                        key, Path(out) / name, f"evaluations/{Path(out).absolute().name}"
-                    )
-            remaining = tracker.close(60 if tracker.ready(30) else 0)
-    except UserError as error:  # the figures are in OUT whatever MLflow says
-        remaining = f"not logged in MLflow: {error}"
-    say(remaining or f"logged on {run.name}{'' if key == 'train' else f' {key}'} in MLflow")
+    parts = [split for split in manifest["splits"] if re.fullmatch("test[A-Z]", split)]
+    found: list[str] = []
+    for split in splits:
+        if split == "test" and split not in manifest["splits"] and parts:
+            found += parts
+        else:
+            found.append(split)
+    return list(dict.fromkeys(found))
 
 
-def eval_metrics(about: dict, metrics: dict[str, dict]) -> dict[str, float]:
-    """metrics.json under the names that MLflow takes: all scores of clean pictures, mIoU and oIoU of corrupted ones."""
-    found = {}
-    for view, scores in metrics.items():
-        split, _, corruption = view.partition("/")
-        place = "/".join(
-            [
-                "eval",
-                about["data"]["dataset"],
-                split,
-                about["protocol"],
-                *([corruption.replace(":", "-")] if corruption else []),
-            ]
-        )
-        kept = {k: v for k, v in scores.items() if not corruption or k in ("mIoU", "oIoU")}
-        found |= {f"{place}/{name}": value for name, value in kept.items()}
-    return found
+def _read_baseline(
+    folder: Path, measured: dict, splits: list[str], conditions: list[Condition]
+) -> dict[str, dict]:
+    """Return the metrics of an earlier evaluation of the same sentences and conditions.
 
+    Args:
+        folder: The earlier evaluation.
+        measured: What this evaluation measures, under the keys of about.json.
+        splits: Splits of this evaluation.
+        conditions: Conditions of this evaluation.
 
-def _named(splits: list[str], manifest: dict) -> list[str]:
-    """The splits; `test`, where none is called so, stands for testA and testB, as it does in REFER."""
-    tests = [split for split in manifest["splits"] if re.fullmatch("test[A-Z]", split)]
-    whole = [
-        tests if split == "test" and split not in manifest["splits"] and tests else [split]
-        for split in splits
-    ]
-    return list(dict.fromkeys(itertools.chain(*whole)))
-
-
-def _baseline(
-    folder: Path, measured: dict, splits: list[str], views: list[tuple[str, int]]
-) -> dict:
-    """The metrics of an earlier evaluation of the same views. UserError before anything is computed where it is another."""
-    about, metrics = breakdown.read_sentence_scores(folder)
-    breakdown.check_same_sentences(measured, about, "this evaluation", str(folder))
-    wanted = [
-        split if view == CLEAN else f"{split}/{view[0]}:{view[1]}"
-        for split in splits
-        for view in views
-    ]
-    if lacking := [key for key in wanted if key not in metrics]:
+    Raises:
+        UserError: The earlier evaluation measured something else.
+    """
+    about, metrics = read_evaluation(folder)
+    check_comparable(measured, about, "this evaluation", str(folder))
+    wanted = [metrics_key(split, condition) for split in splits for condition in conditions]
+    if missing := [key for key in wanted if key not in metrics]:
         raise UserError(
-            f"the baseline {folder} holds no {lacking[0]}; evaluate it with the same --splits and --corrupt first"
+            f"the baseline {folder} holds no {missing[0]}; evaluate it with the same --splits "
+            "and --corrupt first"
         )
     return metrics
 
 
-def _check(
-    manifest: dict,
-    store: storage.Filesystem,
-    splits: list[str],
-    protocol: str,
-    batch: int | None,
-    workers: int,
-    out: Path,
-) -> None:
-    if protocol not in PROTOCOLS:
+def _check_request(request: EvaluationRequest, splits: list[str], manifest: dict) -> None:
+    """Raise UserError where the protocol, the splits, a number or the output folder is unfit."""
+    if request.protocol not in PROTOCOLS:
         raise UserError(
-            f"protocol is {protocol!r}; use square (network size) or original (the picture's own size)"
+            f"protocol is {request.protocol!r}; use square (network size) or original (the "
+            "picture's own size)"
         )
     unknown = [split for split in splits if split not in manifest["splits"]]
     if unknown or not splits:
         raise UserError(
-            f"{store.uri} has no split {unknown[0] if unknown else ''!r}; it has {', '.join(manifest['splits'])}"
+            f"{request.shards.uri} has no split {unknown[0] if unknown else ''!r}; it has "
+            f"{', '.join(manifest['splits'])}"
         )
-    if workers < 1 or (batch is not None and batch < 1):
-        raise UserError(f"batch is {batch} and workers {workers}; each must be at least 1")
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file; give a folder for the results")
+    if request.workers < 1 or (request.batch is not None and request.batch < 1):
+        raise UserError(
+            f"batch is {request.batch} and workers {request.workers}; each must be at least 1"
+        )
+    if Path(request.out).exists() and not Path(request.out).is_dir():
+        raise UserError(f"{request.out} is a file; give a folder for the results")
 
 
-def _watch(total: int, say):
-    """watch(n): n pictures more are done; a line now and then on how far they are."""
-    start = said = time.monotonic()
+def _progress_logger(total: int) -> Callable[[int], None]:
+    """Return a function that is told of finished pictures and logs the progress now and then."""
+    start = logged = time.monotonic()
     done = 0
 
-    def watch(pictures: int) -> None:
-        nonlocal said, done
+    def add(pictures: int) -> None:
+        nonlocal logged, done
         done += pictures
-        if time.monotonic() - said > SAY_EVERY_S:
-            said = time.monotonic()
-            say(f"{done} of {total} pictures, {said - start:.0f} s")
+        if time.monotonic() - logged > PROGRESS_INTERVAL_S:
+            logged = time.monotonic()
+            logger.info(f"{done} of {total} pictures, {logged - start:.0f} s")
 
-    return watch
+    return add
+
+
+def _write_json(path: Path, content: dict) -> None:
+    atomic_write(path, json.dumps(content, indent=1).encode())

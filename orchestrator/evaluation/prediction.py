@@ -1,8 +1,13 @@
-"""A checkpoint on one's own pictures. A picture is encoded once for all the sentences asked of it."""
+"""Apply a checkpoint to a person's own pictures.
+
+A picture is encoded once for all the sentences about it.
+"""
 
 import json
+import logging
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -13,14 +18,19 @@ from PIL import Image, ImageOps
 
 from aml.data import split_words
 from aml.errors import UserError
-from aml.inference import PREDICTION, Segmenter, draw_overlay, png
+from aml.inference import PREDICTION_COLOUR, Segmenter, draw_overlay, encode_png
 from orchestrator.utils import atomic_write
+
+logger = logging.getLogger(__name__)
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
+KINDS = ("mask", "overlay", "probability")
+"""Pictures that are written for a prediction."""
+
 
 @dataclass
-class Answer:
+class Prediction:
     """What a sentence names in a picture."""
 
     sentence: str
@@ -29,11 +39,13 @@ class Answer:
     mask: np.ndarray
     """(H, W) bool"""
     note: str
-    """What one should know of it, or nothing."""
+    """A warning about the sentence, or nothing."""
 
     @property
-    def found(self) -> str:
-        return f"{self.mask.mean():.1%} of the picture, {int(self.mask.sum())} of {self.mask.size} pixels"
+    def summary(self) -> str:
+        """How much of the picture the mask covers."""
+        pixels = int(self.mask.sum())
+        return f"{self.mask.mean():.1%} of the picture, {pixels} of {self.mask.size} pixels"
 
 
 def predict_files(
@@ -45,113 +57,82 @@ def predict_files(
     probability: Path | None = None,
     *,
     precision: str | None = None,
-    say=print,
 ) -> None:
-    """Segment what each sentence names in a picture, or in every picture of a folder, as it is seen (EXIF orientation applied).
+    """Segment what each sentence names in a picture, or in every picture of a folder.
 
-    One picture and one sentence: OUT (mask.png) is a PNG of the picture's size, 255 the referent, 0 the rest; `overlay` the picture with the
-    rest dimmed; `probability` grey, 255 is certainty. More of either: OUT (predictions) is a folder that gets all three for each, as
-    cat.jpg.1.mask.png for the first sentence, and predictions.jsonl, one line each.
+    Pictures are taken as they are seen, with the EXIF orientation applied.
 
-    UserError: a picture that cannot be read (of a folder: none that can), a sentence without a word, no checkpoint there, or single files
-    asked for where there are more results than one.
+    With several pictures or sentences `out` is a folder that gets mask, overlay and probability
+    for each, as cat.jpg.1.mask.png for the first sentence, and predictions.jsonl, one line each.
+
+    Args:
+        checkpoint: The checkpoint's folder.
+        images: A picture, or a folder of pictures.
+        texts: The sentences.
+        out: For one picture and one sentence the mask, a PNG of the picture's size, 255 the
+            referent and 0 the rest (default mask.png); else a folder (default predictions).
+        overlay: For one picture and one sentence, a PNG of the picture with the rest dimmed.
+        probability: For one picture and one sentence, a grey PNG in which 255 is certainty.
+        precision: None is that of training on a GPU, fp32 on a CPU.
+
+    Raises:
+        UserError: A picture cannot be read (of a folder: none can), a sentence holds no word,
+            there is no checkpoint, or single files were asked for where there are more results
+            than one.
     """
-    texts, many = [sentence(text) for text in texts], Path(images).is_dir() or len(texts) > 1
-    if many and (overlay or probability):
+    sentences = [check_sentence(text) for text in texts]
+    several = Path(images).is_dir() or len(sentences) > 1
+    if several and (overlay or probability):
         raise UserError(
-            "--overlay and --probability name one file each, but more results were asked for; give --out a folder, all three go there"
+            "--overlay and --probability name one file each, but more results were asked for; "
+            "give --out a folder, all three go there"
         )
-    if many and out and Path(out).is_file():
+    if several and out and Path(out).is_file():
         raise UserError(
             f"--out {out} is a file, but more results than one were asked for; give a folder"
         )
-    paths = _pictures(Path(images)) if Path(images).is_dir() else [Path(images)]
+    paths = _picture_files(Path(images)) if Path(images).is_dir() else [Path(images)]
     if len(paths) == 1:
-        open_picture(paths[0], str(paths[0]))  # refused before the checkpoint is read
-    segmenter = Segmenter.load(
-        checkpoint, "cuda" if torch.cuda.is_available() else "cpu", precision
-    )
-    if many:
-        _many(segmenter, paths, texts, Path(out or "predictions"), say)
+        # Refuse a picture that cannot be read before the checkpoint is loaded.
+        open_picture(paths[0], str(paths[0]))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    segmenter = Segmenter.load(checkpoint, device, precision)
+    if several:
+        _predict_several(segmenter, paths, sentences, Path(out or "predictions"))
     else:
-        _one(
-            segmenter,
-            paths[0],
-            texts[0],
-            {"mask": Path(out or "mask.png"), "overlay": overlay, "probability": probability},
-            say,
-        )
+        files = {
+            "mask": Path(out or "mask.png"),
+            "overlay": overlay,
+            "probability": probability,
+        }
+        _predict_one(segmenter, paths[0], sentences[0], files)
 
 
-def _one(segmenter: Segmenter, path: Path, text: str, files: dict[str, Path | None], say) -> None:
-    image = open_picture(path, str(path))
-    (one,), seconds = _timed(segmenter, image, [text])
-    _write(image, one, files)
-    say(
-        f"{one.found}, {1e3 * seconds:.0f} ms: {', '.join(str(file) for file in files.values() if file)}"
-    )
-    if one.note:
-        say(one.note)
-
-
-def _many(segmenter: Segmenter, paths: list[Path], texts: list[str], out: Path, say) -> None:
-    lines, times = [], []
-    for path in paths:
-        try:
-            image = open_picture(path, str(path))
-        except UserError as error:  # one bad file of a folder leaves the others their answers
-            say(f"left out: {error}")
-            continue
-        answers, seconds = _timed(segmenter, image, texts)
-        times.append(seconds)
-        for k, one in enumerate(answers, 1):
-            files = {
-                kind: out / f"{path.name}.{k}.{kind}.png"
-                for kind in ("mask", "overlay", "probability")
-            }
-            _write(image, one, files)
-            what = {
-                "image": path.name,
-                "sentence": one.sentence,
-                "pixels": int(one.mask.sum()),
-                "of": one.mask.size,
-            }
-            lines.append(
-                what
-                | {kind: file.name for kind, file in files.items()}
-                | ({"note": one.note} if one.note else {})
-            )
-            say(
-                f"{path.name}: {one.sentence!r} {one.found}" + (f"; {one.note}" if one.note else "")
-            )
-    if not lines:
-        raise UserError(
-            f"none of the {len(paths)} pictures in {paths[0].parent} can be read; give JPEG or PNG files"
-        )
-    atomic_write(
-        out / "predictions.jsonl", b"".join(json.dumps(line).encode() + b"\n" for line in lines)
-    )
-    say(
-        f"{len(times)} picture(s), {len(texts)} sentence(s) each, {1e3 * statistics.median(times):.0f} ms a picture (median): {out}"
-    )
-
-
-def answer(
+def predict(
     segmenter: Segmenter,
     image: np.ndarray,
     sentences: list[str],
-    seen: list[torch.Tensor] | None = None,
-) -> list[Answer]:
-    """image (H, W, 3) uint8; seen: segmenter.see(image), if at hand"""
-    maps = segmenter.probabilities(image, sentences, seen)
+    features: list[torch.Tensor] | None = None,
+) -> list[Prediction]:
+    """Return what each sentence names in a picture.
+
+    Args:
+        segmenter: The trained model.
+        image: (H, W, 3) uint8, RGB.
+        sentences: The expressions.
+        features: The result of segmenter.encode_image(image), if it was computed before.
+    """
+    maps = segmenter.probabilities(image, sentences, features)
     return [
-        Answer(text, p, p >= segmenter.threshold, _note(segmenter, text))
-        for text, p in zip(sentences, maps, strict=True)
+        Prediction(
+            sentence, probability, probability >= segmenter.threshold, _note(segmenter, sentence)
+        )
+        for sentence, probability in zip(sentences, maps, strict=True)
     ]
 
 
-def sentence(text: str) -> str:
-    """The text. UserError where it holds no word."""
+def check_sentence(text: str) -> str:
+    """Return the text, or raise UserError where it holds no word."""
     if not split_words(text):
         raise UserError(
             f'the sentence {text!r} holds no word; say what to look for, as in "the left dog"'
@@ -159,63 +140,151 @@ def sentence(text: str) -> str:
     return text
 
 
-def open_picture(file: Path | BinaryIO, name: str, most: int | None = None) -> np.ndarray:
-    """A picture as it is seen.   -> (H, W, 3) uint8
+def open_picture(file: Path | BinaryIO, name: str, max_pixels: int | None = None) -> np.ndarray:
+    """Read a picture as it is seen, with its EXIF orientation applied.
 
-    UserError where it cannot be read, or has more than `most` pixels; these are counted before they are decoded.
+    Args:
+        file: The picture file.
+        name: What a message calls the picture.
+        max_pixels: Refuse a larger picture, before it is decoded.
+
+    Returns:
+        (H, W, 3) uint8, RGB.
+
+    Raises:
+        UserError: The picture cannot be read, or has more than `max_pixels` pixels.
     """
     try:
         with Image.open(file) as picture:
-            if most is not None and picture.width * picture.height > most:
+            if max_pixels is not None and picture.width * picture.height > max_pixels:
                 raise UserError(
-                    f"{name} has {picture.width} x {picture.height} pixels, and {most / 1e6:.0f} million are the most; make it smaller"
+                    f"{name} has {picture.width} x {picture.height} pixels, and "
+                    f"{max_pixels / 1e6:.0f} million are the most; make it smaller"
                 )
             return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
     except UserError:
         raise
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, DecompressionBombError ... on what it cannot read
-        what = (
-            error.strerror
-            if isinstance(error, OSError) and error.strerror
-            else f"{type(error).__name__}"
-        )
+    # Pillow raises OSError, SyntaxError, ValueError, DecompressionBombError and others for a
+    # file that it cannot read.
+    except Exception as error:
+        problem = type(error).__name__
+        if isinstance(error, OSError) and error.strerror:
+            problem = error.strerror
         raise UserError(
-            f"{name} cannot be read as a picture ({what}); give a JPEG or PNG file"
+            f"{name} cannot be read as a picture ({problem}); give a JPEG or PNG file"
         ) from None
 
 
-def grey(probability: np.ndarray) -> np.ndarray:
-    """(H, W) in [0, 1] -> uint8, 255 is certainty"""
+def to_grey(probability: np.ndarray) -> np.ndarray:
+    """Return a probability map (H, W) in [0, 1] as uint8, where 255 is certainty."""
     return (probability * 255).round().astype(np.uint8)
 
 
-def _note(segmenter: Segmenter, text: str) -> str:
-    known = set(segmenter.model.vocabulary or ())
-    if not known or known & set(split_words(text)):
+def _predict_one(
+    segmenter: Segmenter, path: Path, sentence: str, files: Mapping[str, Path | None]
+) -> None:
+    """Predict for one picture and one sentence, write the files and log the result."""
+    image = open_picture(path, str(path))
+    (prediction,), seconds = _timed_predict(segmenter, image, [sentence])
+    _write_pictures(image, prediction, files)
+    written = ", ".join(str(file) for file in files.values() if file)
+    logger.info(f"{prediction.summary}, {1e3 * seconds:.0f} ms: {written}")
+    if prediction.note:
+        logger.info(prediction.note)
+
+
+def _predict_several(
+    segmenter: Segmenter, paths: list[Path], sentences: list[str], out: Path
+) -> None:
+    """Predict every sentence for every picture, and write the pictures and predictions.jsonl.
+
+    A picture that cannot be read is left out, so that the others still get their predictions.
+    """
+    rows = []
+    seconds_per_picture = []
+    for path in paths:
+        try:
+            image = open_picture(path, str(path))
+        except UserError as error:
+            logger.info(f"left out: {error}")
+            continue
+        predictions, seconds = _timed_predict(segmenter, image, sentences)
+        seconds_per_picture.append(seconds)
+        for number, prediction in enumerate(predictions, 1):
+            files = {kind: out / f"{path.name}.{number}.{kind}.png" for kind in KINDS}
+            _write_pictures(image, prediction, files)
+            row = {
+                "image": path.name,
+                "sentence": prediction.sentence,
+                "pixels": int(prediction.mask.sum()),
+                "of": prediction.mask.size,
+            }
+            row |= {kind: file.name for kind, file in files.items()}
+            text = f"{path.name}: {prediction.sentence!r} {prediction.summary}"
+            if prediction.note:
+                row["note"] = prediction.note
+                text += f"; {prediction.note}"
+            rows.append(row)
+            logger.info(text)
+    if not rows:
+        raise UserError(
+            f"none of the {len(paths)} pictures in {paths[0].parent} can be read; give JPEG or "
+            "PNG files"
+        )
+    lines = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+    atomic_write(out / "predictions.jsonl", lines)
+    median_ms = 1e3 * statistics.median(seconds_per_picture)
+    logger.info(
+        f"{len(seconds_per_picture)} picture(s), {len(sentences)} sentence(s) each, "
+        f"{median_ms:.0f} ms a picture (median): {out}"
+    )
+
+
+def _note(segmenter: Segmenter, sentence: str) -> str:
+    """Return a warning where the model knows none of the sentence's words, else nothing."""
+    vocabulary = set(segmenter.model.vocabulary or ())
+    if not vocabulary or vocabulary & set(split_words(sentence)):
         return ""
-    return f"no word of {text!r} is in the checkpoint's vocabulary of {len(known)} words: the mask says nothing about the sentence"
+    return (
+        f"no word of {sentence!r} is in the checkpoint's vocabulary of {len(vocabulary)} words: "
+        "the mask says nothing about the sentence"
+    )
 
 
-def _pictures(folder: Path) -> list[Path]:
+def _picture_files(folder: Path) -> list[Path]:
+    """Return the picture files of a folder by name. Raises UserError where there are none."""
     found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
     if not found:
         raise UserError(
-            f"{folder} holds no picture; give a folder with {', '.join(SUFFIXES[:3])} files, or one file"
+            f"{folder} holds no picture; give a folder with {', '.join(SUFFIXES[:3])} files, or "
+            "one file"
         )
     return found
 
 
-def _timed(segmenter: Segmenter, image: np.ndarray, texts: list[str]) -> tuple[list[Answer], float]:
+def _timed_predict(
+    segmenter: Segmenter, image: np.ndarray, sentences: list[str]
+) -> tuple[list[Prediction], float]:
+    """Return the predictions and the seconds that they took."""
     start = time.perf_counter()
-    return answer(segmenter, image, texts), time.perf_counter() - start
+    return predict(segmenter, image, sentences), time.perf_counter() - start
 
 
-def _write(image: np.ndarray, one: Answer, files: dict[str, Path | None]) -> None:
-    drawn = {
-        "mask": lambda: one.mask.astype(np.uint8) * 255,
-        "overlay": lambda: draw_overlay(image, one.mask, PREDICTION),
-        "probability": lambda: grey(one.probability),
+def _write_pictures(
+    image: np.ndarray, prediction: Prediction, files: Mapping[str, Path | None]
+) -> None:
+    """Write a prediction's pictures as PNG files.
+
+    Args:
+        image: (H, W, 3) uint8.
+        prediction: What was found in the image.
+        files: For each of KINDS the file to write, or None.
+    """
+    draw = {
+        "mask": lambda: prediction.mask.astype(np.uint8) * 255,
+        "overlay": lambda: draw_overlay(image, prediction.mask, PREDICTION_COLOUR),
+        "probability": lambda: to_grey(prediction.probability),
     }
     for kind, file in files.items():
         if file:
-            atomic_write(Path(file), png(Image.fromarray(drawn[kind]())))
+            atomic_write(Path(file), encode_png(Image.fromarray(draw[kind]())))

@@ -1,29 +1,35 @@
-"""What a report shows beside a run's own trials: evaluations of its checkpoints, published numbers, and which parameter mattered. Rows of tables.
+"""Make table rows of what a report shows beside a run's own trials.
 
-Scores are shares in [0, 1].
+These are evaluations of checkpoints, published results, the settings of trials that changed them,
+and which searched parameter mattered. Scores are shares in [0, 1].
 """
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import yaml
 from scipy import stats
 
 from orchestrator import evaluation
 from orchestrator.reporting import numbers, wording
+from orchestrator.reporting.numbers import Trial
+from orchestrator.reporting.summaries import ArmSummary
 
 SCORES = ("mIoU", "oIoU", "P@0.5", "P@0.7", "P@0.9")
 
-MEASURED, PUBLISHED = "measured here", "published"
+MEASURED = "measured here"
 
-FEWEST = 4
+PUBLISHED = "published"
 
-"""Trials without which a rank correlation is not shown."""
+FEWEST_TRIALS = 4
+"""Trials below which a rank correlation is not shown."""
 
 
-def folders(run_folder: Path, named: list[Path] = ()) -> list[Path]:
-    """The evaluations that lie in a run's folder, and those named; each once."""
+def evaluation_folders(run_folder: Path, named: Iterable[Path] = ()) -> list[Path]:
+    """Return the finished evaluations inside a run's folder, then the named ones, each once."""
     inside = sorted(
         p.parent
         for p in Path(run_folder).rglob("about.json")
@@ -32,140 +38,162 @@ def folders(run_folder: Path, named: list[Path] = ()) -> list[Path]:
     return list(dict.fromkeys(p.resolve() for p in (*inside, *named)))
 
 
-def evaluation_tables(places: list[Path]) -> dict[str, list[dict]]:
-    """Rows of evaluations, breakdown and robustness. UserError where a folder is no finished evaluation."""
+def evaluation_tables(folders: list[Path]) -> dict[str, list[dict]]:
+    """Return the rows of the tables evaluations, breakdown and robustness.
+
+    Raises:
+        UserError: A folder is no finished evaluation.
+    """
     tables: dict[str, list[dict]] = {"evaluations": [], "breakdown": [], "robustness": []}
-    for place in places:
-        about, metrics = evaluation.read_sentence_scores(place)
-        data, name = about["data"], place.name
-        for split in about["splits"]:
-            where = {
-                "dataset": data["dataset"],
-                "split_by": data["split_by"],
-                "split": split,
-                "protocol": about["protocol"],
-            }
-            row = {
-                "model": model_name(about),
-                "origin": MEASURED,
-                **where,
-                "size": about["image_size"],
-                "n": metrics[split]["n"],
-            }
-            tables["evaluations"].append(
-                row | {k: metrics[split][k] for k in SCORES} | {"source": name}
-            )
-        for split, kinds in _read(place / "breakdown.json").items():
-            for by, groups in kinds.items():
-                tables["breakdown"] += [
-                    {"evaluation": name, "split": split, "by": by, "group": group, **s}
-                    for group, s in groups.items()
-                ]
-        for split, lines in _read(place / "robustness.json").items():
-            for corruption, line in lines.items():
-                more = {
-                    f"{kind}_{m}": line.get(f"{kind}_{m}")
-                    for m in evaluation.METRICS
-                    for kind in ("over_baseline", "relative_drop")
-                }
-                severities = " ".join(map(str, line["severities"]))
-                row = (
-                    {"evaluation": name, "split": split, "corruption": corruption}
-                    | line
-                    | {"severities": severities}
-                    | more
-                )
-                tables["robustness"].append(row)
+    for folder in folders:
+        about, metrics = evaluation.read_evaluation(folder)
+        tables["evaluations"] += _evaluation_rows(folder.name, about, metrics)
+        tables["breakdown"] += _breakdown_rows(folder)
+        tables["robustness"] += _robustness_rows(folder)
     return tables
 
 
-def model_name(about: dict) -> str:
-    """Model, arm and seed of an evaluated checkpoint."""
-    model = about.get("model")
-    name = (model or {}).get("name", "?") if isinstance(model, dict) else str(model or "?")
-    seed = about.get("seed")
-    return " ".join(
-        filter(None, [name, about.get("arm"), f"seed {seed}" if seed is not None else ""])
-    )
-
-
-def arm_rows(arms: list[dict], meta: dict) -> list[dict]:
-    """The confirmed arms as rows of evaluations; none where the validation was of a part of the split or the data set is not recorded."""
-    data, config = meta.get("data") or {}, (meta.get("config") or {}).get("data") or {}
-    split = config.get("val_split", "val")
-    n = ((data.get("splits") or {}).get(split) or {}).get("sentences")
-    if config.get("val_limit") is not None or not data.get("dataset") or n is None:
-        return []
-    name = ((meta.get("config") or {}).get("model") or {}).get("name", "")
-    where = {
-        "dataset": data["dataset"],
-        "split_by": data.get("split_by"),
-        "split": split,
-        "protocol": "square",
-        "size": config.get("size"),
-        "n": n,
-    }
+def _evaluation_rows(name: str, about: dict, metrics: dict) -> list[dict]:
     return [
         {
-            "model": f"{name} {a['arm']}, mean of {a['seeds']} seeds".strip(),
+            "model": model_name(about),
             "origin": MEASURED,
-            **where,
-            **{k: a[k] for k in SCORES},
-            "source": "arms",
+            "dataset": about["data"]["dataset"],
+            "split_by": about["data"]["split_by"],
+            "split": split,
+            "protocol": about["protocol"],
+            "size": about["image_size"],
+            "n": metrics[split]["n"],
+            **{score: metrics[split][score] for score in SCORES},
+            "source": name,
         }
-        for a in arms
-        if a["seeds"]
+        for split in about["splits"]
     ]
 
 
-def published(rows: list[dict]) -> list[dict]:
-    """Published rows of the data sets, splits and protocols that are in `rows`, told by name and by the number of sentences."""
+def _breakdown_rows(folder: Path) -> list[dict]:
+    return [
+        {"evaluation": folder.name, "split": split, "by": by, "group": group, **scores}
+        for split, kinds in _read_json(folder / "breakdown.json").items()
+        for by, groups in kinds.items()
+        for group, scores in groups.items()
+    ]
+
+
+def _robustness_rows(folder: Path) -> list[dict]:
+    columns = [
+        f"{kind}_{metric}"
+        for metric in evaluation.METRICS
+        for kind in ("over_baseline", "relative_drop")
+    ]
+    return [
+        {"evaluation": folder.name, "split": split, "corruption": corruption}
+        | scores
+        | {"severities": " ".join(map(str, scores["severities"]))}
+        | {column: scores.get(column) for column in columns}
+        for split, corruptions in _read_json(folder / "robustness.json").items()
+        for corruption, scores in corruptions.items()
+    ]
+
+
+def model_name(about: dict) -> str:
+    """Return model, arm and seed of an evaluated checkpoint; `about` is its about.json."""
+    model = about.get("model")
+    name = (model or {}).get("name", "?") if isinstance(model, dict) else str(model or "?")
+    seed = about.get("seed")
+    parts = [name, about.get("arm"), f"seed {seed}" if seed is not None else ""]
+    return " ".join(part for part in parts if part)
+
+
+def arm_evaluation_rows(arms: list[ArmSummary], meta: dict) -> list[dict]:
+    """Return the confirmed arms as rows of the table evaluations.
+
+    There are none if validation used only a part of the split (data.val_limit), or if the data
+    set is not recorded: such scores cannot stand beside published ones.
+
+    Args:
+        arms: Summaries of the arms.
+        meta: Content of sweep.json, with the run's config.
+    """
+    data = meta.get("data") or {}
+    config = meta.get("config") or {}
+    settings = config.get("data") or {}
+    split = settings.get("val_split", "val")
+    n = ((data.get("splits") or {}).get(split) or {}).get("sentences")
+    if settings.get("val_limit") is not None or not data.get("dataset") or n is None:
+        return []
+    name = (config.get("model") or {}).get("name", "")
+    return [
+        {
+            "model": f"{name} {arm.arm}, mean of {arm.seeds} seeds".strip(),
+            "origin": MEASURED,
+            "dataset": data["dataset"],
+            "split_by": data.get("split_by"),
+            "split": split,
+            "protocol": "square",
+            "size": settings.get("size"),
+            "n": n,
+            "mIoU": arm.mIoU.mean,
+            "oIoU": arm.oIoU,
+            **arm.precision,
+            "source": "arms",
+        }
+        for arm in arms
+        if arm.seeds
+    ]
+
+
+def published_rows(rows: list[dict]) -> list[dict]:
+    """Return the published results that may stand beside `rows` of the table evaluations.
+
+    A result qualifies if its data set, split and protocol are in `rows`, where the number of
+    sentences shows that the row is of the whole split.
+    """
     known = yaml.safe_load(Path(__file__).with_name("published.yaml").read_text("utf-8"))
-    places = dict.fromkeys(
+    wanted = dict.fromkeys(
         (r["dataset"], r["split_by"], r["split"], r["protocol"], r["n"]) for r in rows
     )
-    found = []
-    for dataset, split_by, split, protocol, n in places:
+    found: list[dict] = []
+    for dataset, split_by, split, protocol, n in wanted:
         key = f"{dataset}/{split_by}"
         if (known["sentences"].get(key) or {}).get(split) != n:
             continue
-        for m in known["methods"]:
-            scores = (m["scores"].get(key) or {}).get(split)
-            if scores and m["protocol"] == protocol:
-                where = {
+        for method in known["methods"]:
+            scores = (method["scores"].get(key) or {}).get(split)
+            if not scores or method["protocol"] != protocol:
+                continue
+            found.append(
+                {
+                    "model": method["method"],
+                    "origin": PUBLISHED,
                     "dataset": dataset,
                     "split_by": split_by,
                     "split": split,
                     "protocol": protocol,
-                    "size": m["size"],
+                    "size": method["size"],
                     "n": n,
+                    **{k: scores[k] / 100 if k in scores else math.nan for k in SCORES},
+                    "source": method["source"],
                 }
-                given = {k: scores[k] / 100 if k in scores else math.nan for k in SCORES}
-                found.append(
-                    {
-                        "model": m["method"],
-                        "origin": PUBLISHED,
-                        **where,
-                        **given,
-                        "source": m["source"],
-                    }
-                )
+            )
     return found
 
 
-def beside(rows: list[dict]) -> list[dict]:
-    """The rows with the published ones of the same place after them, by data set, split and protocol."""
-    places = list(
-        dict.fromkeys((r["dataset"], r["split_by"], r["split"], r["protocol"]) for r in rows)
-    )
-    return sorted(
-        [*rows, *published(rows)],
-        key=lambda r: places.index((r["dataset"], r["split_by"], r["split"], r["protocol"])),
-    )
+def with_published(rows: list[dict]) -> list[dict]:
+    """Return `rows` and the published results, grouped by data set, split and protocol."""
+
+    def place(row: dict) -> tuple:
+        return row["dataset"], row["split_by"], row["split"], row["protocol"]
+
+    places = list(dict.fromkeys(map(place, rows)))
+    return sorted([*rows, *published_rows(rows)], key=lambda row: places.index(place(row)))
 
 
-def path_rows(trials: list[dict]) -> list[dict]:
-    """The settings of each trial of a population, or along a population's path, by the epochs done when they began."""
+def config_history_rows(trials: list[Trial]) -> list[dict]:
+    """Return one row for each setting of the trials whose settings changed (PBT).
+
+    A row gives the settings and the number of epochs that were done when they began.
+    """
     return [
         {
             "trial": t["trial"],
@@ -181,58 +209,71 @@ def path_rows(trials: list[dict]) -> list[dict]:
     ]
 
 
-def importance_rows(trials: list[dict]) -> list[dict]:
-    """How far each varied parameter alone orders an arm's search trials by val/mIoU; only of arms that vary several, with 4 trials or more.
+def importance_rows(trials: list[Trial]) -> list[dict]:
+    """Measure how far each searched parameter alone orders an arm's search trials by val/mIoU.
 
-    Read at the last epoch that all of the arm's trials (but the failed) reached. Of numbers: Spearman's rank correlation, its square as the
-    share of the variance of ranks, and its p. Of anything else: H / (n - 1) of Kruskal and Wallis as that share, and its p.
+    Only arms that vary several parameters and have `FEWEST_TRIALS` trials or more are listed.
+    Scores are read at the last epoch that all of the arm's trials (except failed ones) reached.
+    Of a numeric parameter a row holds Spearman's rank correlation, its square as the share of the
+    variance of ranks, and its p value. Of any other parameter it holds H / (n - 1) of the
+    Kruskal-Wallis test as that share, and its p value.
     """
     rows = []
     for arm in numbers.arms_of(trials, {}):
-        mine = [
-            t
-            for t in trials
-            if t["arm"] == arm and t["stage"] == "search" and t["state"] != "failed"
-        ]
-        epoch = min(map(numbers.epochs_of, mine), default=0)
-        scored = [
-            (t.get("params") or {}, numbers.number(e.get("val/mIoU")))
-            for t in mine
-            for e in t.get("history") or []
-            if e["epoch"] == epoch
-        ]
-        scored = [(params, score) for params, score in scored if math.isfinite(score)]
+        epoch, scored = _scores_at_common_epoch(arm, trials)
         keys = sorted({k for params, _ in scored for k in params})
         varied = [k for k in keys if len({json.dumps(params.get(k)) for params, _ in scored}) > 1]
         scores = [score for _, score in scored]
-        if len(varied) < 2 or len(scored) < FEWEST or len(set(scores)) < 2:
+        if len(varied) < 2 or len(scored) < FEWEST_TRIALS or len(set(scores)) < 2:
             continue
         for key in varied:
             rows.append(
                 {"arm": arm, "parameter": key, "trials": len(scored), "epoch": epoch}
-                | _association([p.get(key) for p, _ in scored], scores)
+                | _rank_association([params.get(key) for params, _ in scored], scores)
             )
-    return sorted(rows, key=lambda r: (r["arm"], -r["share"]))
+    return sorted(rows, key=lambda row: (row["arm"], -row["share"]))
 
 
-def _association(values: list, scores: list[float]) -> dict:
+def _scores_at_common_epoch(
+    arm: str, trials: list[Trial]
+) -> tuple[int, list[tuple[dict[str, Any], float]]]:
+    """Return the last epoch that an arm's search trials all reached, and each one's score there.
+
+    Returns:
+        The epoch, and the searched parameters and finite val/mIoU of each trial at that epoch.
+    """
+    members = [
+        t for t in trials if t["arm"] == arm and t["stage"] == "search" and t["state"] != "failed"
+    ]
+    common = min(map(numbers.epochs_of, members), default=0)
+    scored = [
+        (t.get("params") or {}, numbers.number(epoch.get("val/mIoU")))
+        for t in members
+        for epoch in t.get("history") or []
+        if epoch["epoch"] == common
+    ]
+    return common, [(params, score) for params, score in scored if math.isfinite(score)]
+
+
+def _rank_association(values: list, scores: list[float]) -> dict[str, float]:
     if all(math.isfinite(numbers.number(v)) for v in values):
-        found = stats.spearmanr(values, scores)
+        spearman = stats.spearmanr(values, scores)
         return {
-            "rank_correlation": float(found.statistic),
-            "share": float(found.statistic) ** 2,
-            "p": float(found.pvalue),
+            "rank_correlation": float(spearman.statistic),
+            "share": float(spearman.statistic) ** 2,
+            "p": float(spearman.pvalue),
         }
     groups: dict[str, list[float]] = {}
     for value, score in zip(values, scores, strict=True):
         groups.setdefault(json.dumps(value), []).append(score)
-    found = stats.kruskal(*groups.values())
+    kruskal = stats.kruskal(*groups.values())
     return {
         "rank_correlation": math.nan,
-        "share": float(found.statistic) / (len(scores) - 1),
-        "p": float(found.pvalue),
+        "share": float(kruskal.statistic) / (len(scores) - 1),
+        "p": float(kruskal.pvalue),
     }
 
 
-def _read(path: Path) -> dict:
+def _read_json(path: Path) -> dict:
+    """Return the content of a JSON file; nothing if there is no such file."""
     return json.loads(path.read_text("utf-8")) if path.is_file() else {}

@@ -1,145 +1,183 @@
-"""Tables as files: CSV with every column, Markdown and LaTeX (booktabs) with the columns a paper shows."""
+"""Write tables as files: CSV with every column, Markdown and LaTeX with a paper's columns."""
 
 import csv
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from orchestrator.reporting import wording
 
-FIRST = {"arms": "arm", "map": "arm", "line": "line_arm"}
+FIRST_COLUMN = {"arms": "arm", "map": "arm", "line": "line_arm"}
+"""Only column of a table without rows; `trial` for tables that are not listed."""
 
-"""The column that a table without rows is headed by; `trial` for the others."""
+Row = dict[str, Any]
 
-Column = tuple[str, Callable[[dict], str]]
-
-
-def _interval(row: dict, mean: str, low: str, high: str, show: Callable) -> str:
-    return show(row[mean]) + (
-        f" ({show(row[low])} to {show(row[high])})" if wording.num(row[low]) != "–" else ""
-    )
+Column = tuple[str, Callable[[Row], str]]
+"""Header of a column, and the function that formats its cell of a row."""
 
 
-def _pct(key: str) -> Column:
-    return key, lambda row: wording.pct(row.get(key))
+def _text(header: str, key: str | None = None) -> Column:
+    return header, lambda row: str(row[key or header])
+
+
+def _number(header: str, key: str, digits: int = 2) -> Column:
+    return header, lambda row: wording.num(row[key], digits)
+
+
+def _percent(header: str, key: str | None = None) -> Column:
+    return header, lambda row: wording.pct(row.get(key or header))
+
+
+def _with_interval(header: str, mean: str, prefix: str, show: Callable[[object], str]) -> Column:
+    """Return a column of means with their interval in parentheses.
+
+    Args:
+        header: Header of the column.
+        mean: Key of the mean.
+        prefix: Beginning of the keys `<prefix>_low` and `<prefix>_high`.
+        show: Function that formats the three numbers.
+    """
+
+    def cell(row: Row) -> str:
+        low = row[f"{prefix}_low"]
+        if wording.num(low) == "–":
+            return show(row[mean])
+        return f"{show(row[mean])} ({show(low)} to {show(row[f'{prefix}_high'])})"
+
+    return header, cell
+
+
+def _protocol(row: Row) -> str:
+    return row["protocol"] + (f", {row['size']} px" if row["size"] else "")
 
 
 PAPER: dict[str, list[Column]] = {
     "arms": [
-        ("arm", lambda r: r["arm"]),
-        ("τ", lambda r: wording.num(r["tau"])),
-        ("ρ", lambda r: wording.num(r["rho"])),
-        ("seeds", lambda r: str(r["seeds"])),
-        ("epochs", lambda r: str(r["epochs"])),
-        ("mIoU", lambda r: _interval(r, "mIoU", "mIoU_low", "mIoU_high", wording.pct)),
-        *map(_pct, ("oIoU", "P@0.5", "P@0.7", "P@0.9")),
-        (
-            "Δ off",
-            lambda r: _interval(r, "vs_off_mean", "vs_off_low", "vs_off_high", wording.points),
-        ),
-        (
-            "Δ random",
-            lambda r: _interval(
-                r, "vs_random_mean", "vs_random_low", "vs_random_high", wording.points
-            ),
-        ),
-        ("settings tried", lambda r: str(r["settings_tried"])),
-        ("cost of a step", lambda r: wording.num(r["cost_ratio"])),
+        _text("arm"),
+        _number("τ", "tau"),
+        _number("ρ", "rho"),
+        _text("seeds"),
+        _text("epochs"),
+        _with_interval("mIoU", "mIoU", "mIoU", wording.pct),
+        *map(_percent, ("oIoU", "P@0.5", "P@0.7", "P@0.9")),
+        _with_interval("Δ off", "vs_off_mean", "vs_off", wording.points),
+        _with_interval("Δ random", "vs_random_mean", "vs_random", wording.points),
+        _text("settings tried", "settings_tried"),
+        _number("cost of a step", "cost_ratio"),
     ],
     "evaluations": [
-        ("model", lambda r: r["model"]),
-        ("origin", lambda r: r["origin"]),
-        ("data", lambda r: f"{r['dataset']} ({r['split_by']})"),
-        ("split", lambda r: r["split"]),
-        ("protocol", lambda r: r["protocol"] + (f", {r['size']} px" if r["size"] else "")),
-        *map(_pct, ("mIoU", "oIoU", "P@0.5", "P@0.7", "P@0.9")),
-        ("source", lambda r: r["source"]),
+        _text("model"),
+        _text("origin"),
+        ("data", lambda row: f"{row['dataset']} ({row['split_by']})"),
+        _text("split"),
+        ("protocol", _protocol),
+        *map(_percent, ("mIoU", "oIoU", "P@0.5", "P@0.7", "P@0.9")),
+        _text("source"),
     ],
     "breakdown": [
-        ("evaluation", lambda r: r["evaluation"]),
-        ("split", lambda r: r["split"]),
-        ("by", lambda r: r["by"]),
-        ("group", lambda r: r["group"]),
-        ("sentences", lambda r: str(r["n"])),
-        *map(_pct, ("mIoU", "oIoU", "P@0.5")),
+        _text("evaluation"),
+        _text("split"),
+        _text("by"),
+        _text("group"),
+        _text("sentences", "n"),
+        *map(_percent, ("mIoU", "oIoU", "P@0.5")),
     ],
     "robustness": [
-        ("evaluation", lambda r: r["evaluation"]),
-        ("split", lambda r: r["split"]),
-        ("corruption", lambda r: r["corruption"]),
-        ("severities", lambda r: r["severities"]),
-        ("mIoU", lambda r: wording.pct(r["mIoU"])),
-        ("drop of mIoU", lambda r: wording.pct(r["drop_mIoU"])),
-        ("oIoU", lambda r: wording.pct(r["oIoU"])),
-        ("drop of oIoU", lambda r: wording.pct(r["drop_oIoU"])),
-        ("mIoU over baseline", lambda r: wording.points(r["over_baseline_mIoU"])),
-        ("drop relative to baseline's", lambda r: wording.num(r["relative_drop_mIoU"])),
+        _text("evaluation"),
+        _text("split"),
+        _text("corruption"),
+        _text("severities"),
+        _percent("mIoU"),
+        _percent("drop of mIoU", "drop_mIoU"),
+        _percent("oIoU"),
+        _percent("drop of oIoU", "drop_oIoU"),
+        ("mIoU over baseline", lambda row: wording.points(row["over_baseline_mIoU"])),
+        _number("drop relative to baseline's", "relative_drop_mIoU"),
     ],
     "importance": [
-        ("arm", lambda r: r["arm"]),
-        ("parameter", lambda r: r["parameter"]),
-        ("trials", lambda r: str(r["trials"])),
-        ("epoch", lambda r: str(r["epoch"])),
-        ("rank correlation", lambda r: wording.num(r["rank_correlation"], sign=True)),
-        ("share of rank variance", lambda r: wording.num(r["share"])),
-        ("p", lambda r: wording.num(r["p"], 3)),
+        _text("arm"),
+        _text("parameter"),
+        _text("trials"),
+        _text("epoch"),
+        ("rank correlation", lambda row: wording.num(row["rank_correlation"], sign=True)),
+        _number("share of rank variance", "share"),
+        _number("p", "p", 3),
     ],
     "paths": [
-        ("trial", lambda r: r["trial"]),
-        ("from epoch", lambda r: str(r["from_epoch"])),
-        ("settings", lambda r: r["settings"]),
-        ("mIoU at the end", lambda r: wording.pct(r["mIoU"])),
+        _text("trial"),
+        _text("from epoch", "from_epoch"),
+        _text("settings"),
+        _percent("mIoU at the end", "mIoU"),
     ],
 }
-
-"""Of the tables that a paper shows: header and text of each column. Scores are per cent there."""
-
-
-def shown(name: str, rows: list[dict]) -> tuple[list[str], list[list[str]]]:
-    """Headers and cells of a table in PAPER."""
-    return [head for head, _ in PAPER[name]], [
-        [text(row) for _, text in PAPER[name]] for row in rows
-    ]
+"""Columns of the tables that a paper shows; scores are in per cent there."""
 
 
-def write(out: Path, name: str, rows: list[dict], caption: str = "") -> list[str]:
-    """OUT/<name>.csv, and of a table in PAPER that has rows .md and .tex.   -> the files' names"""
-    write_csv(out / f"{name}.csv", rows)
+def paper_table(name: str, rows: list[Row]) -> tuple[list[str], list[list[str]]]:
+    """Return the headers and the cells of a table in `PAPER`."""
+    columns = PAPER[name]
+    cells = [[text(row) for _, text in columns] for row in rows]
+    return [header for header, _ in columns], cells
+
+
+def write_table(folder: Path, name: str, rows: list[Row], caption: str = "") -> list[str]:
+    """Write <name>.csv, and .md and .tex too if the table is in `PAPER` and has rows.
+
+    Args:
+        folder: Folder to write to.
+        name: Name of the table.
+        rows: Rows of the table; all have the same keys.
+        caption: Caption in Markdown and LaTeX.
+
+    Returns:
+        The names of the written files.
+    """
+    write_csv(folder / f"{name}.csv", rows)
     if name not in PAPER or not rows:
         return [f"{name}.csv"]
-    heads, cells = shown(name, rows)
-    (out / f"{name}.md").write_text(markdown(heads, cells, caption), encoding="utf-8")
-    (out / f"{name}.tex").write_text(latex(heads, cells, caption, f"tab:{name}"), encoding="utf-8")
+    headers, cells = paper_table(name, rows)
+    (folder / f"{name}.md").write_text(markdown(headers, cells, caption), encoding="utf-8")
+    tex = latex(headers, cells, caption, f"tab:{name}")
+    (folder / f"{name}.tex").write_text(tex, encoding="utf-8")
     return [f"{name}.{kind}" for kind in ("csv", "md", "tex")]
 
 
-def write_csv(path: Path, rows: list[dict]) -> None:
-    """A header and the rows; NaN and None are empty. Without rows the header is the table's first column alone."""
+def write_csv(path: Path, rows: list[Row]) -> None:
+    """Write a header and the rows; the cells of NaN and None are empty.
+
+    Without rows the header is the table's first column alone.
+    """
     with path.open("w", newline="", encoding="utf-8") as file:
         out = csv.writer(file)
-        out.writerow(rows[0] if rows else [FIRST.get(path.stem, "trial")])
+        out.writerow(rows[0] if rows else [FIRST_COLUMN.get(path.stem, "trial")])
+        # only NaN differs from itself
         out.writerows([["" if v is None or v != v else v for v in row.values()] for row in rows])
 
 
-def markdown(heads: list[str], cells: list[list[str]], caption: str = "") -> str:
-    lines = [heads, ["---"] * len(heads), *cells]
+def markdown(headers: list[str], cells: list[list[str]], caption: str = "") -> str:
+    """Return a table in Markdown with its caption below."""
+    lines = [headers, ["---"] * len(headers), *cells]
     text = "".join(
         "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines
     )
     return text + (f"\n{caption}\n" if caption else "")
 
 
-def latex(heads: list[str], cells: list[list[str]], caption: str, label: str) -> str:
-    """A table environment in booktabs' style; the first column to the left, the others to the right."""
-    rows = [" & ".join(map(escaped, line)) + r" \\" for line in (heads, *cells)]
+def latex(headers: list[str], cells: list[list[str]], caption: str, label: str) -> str:
+    """Return a LaTeX table environment in the style of booktabs.
+
+    The first column is aligned to the left, the others to the right.
+    """
+    rows = [" & ".join(map(escape_latex, line)) + r" \\" for line in (headers, *cells)]
     return "\n".join(
         [
             "% needs \\usepackage{booktabs}",
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{escaped(caption)}}}",
+            rf"\caption{{{escape_latex(caption)}}}",
             rf"\label{{{label}}}",
-            rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(headers) - 1)}}}",
             r"\toprule",
             rows[0],
             r"\midrule",
@@ -152,12 +190,12 @@ def latex(heads: list[str], cells: list[list[str]], caption: str, label: str) ->
     )
 
 
-def escaped(text: str) -> str:
-    """Plain text as LaTeX."""
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
-        c: f"\\{c}" for c in "&%$#_{}"
-    }
-    symbols = {
+def escape_latex(text: str) -> str:
+    """Return plain text as LaTeX source."""
+    known = {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
         "τ": r"$\tau$",
         "ρ": r"$\rho$",
         "Δ": r"$\Delta$",
@@ -165,5 +203,5 @@ def escaped(text: str) -> str:
         "–": "--",
         "×": r"$\times$",
     }
-    known = special | symbols
+    known |= {c: f"\\{c}" for c in "&%$#_{}"}
     return re.sub("|".join(map(re.escape, known)), lambda m: known[m.group()], text)

@@ -1,14 +1,16 @@
-"""The numbers of a report and what may be said of them: intervals over seeds, tables of a ledger, sentences. No files.
+"""Summarise a ledger: arms, cells of the map, points of the lines, and rows of CSV tables.
 
-A trial is one ledger line (a dict); every score is a share in [0, 1]. What is missing is NaN, never 0.
+A trial is one ledger line (a dict); every score is a share in [0, 1]. A value that is missing is
+NaN, never 0. This module reads and writes no files.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from orchestrator.reporting.numbers import (
     NAN,
-    _difference,
+    Trial,
     arms_of,
     best_so_far,
     by_seed,
@@ -18,204 +20,265 @@ from orchestrator.reporting.numbers import (
     number,
     other_params,
 )
-from orchestrator.reporting.significance import mean_interval
+from orchestrator.reporting.significance import (
+    LEVEL,
+    mean_interval,
+    paired_difference,
+    smallest_detectable_difference,
+)
+from orchestrator.reporting.summaries import ArmDifference, ArmSummary, LinePoint, MapCell
 from orchestrator.reporting.wording import brief
 
+PRECISIONS = {"P@0.5": "val/P0.5", "P@0.7": "val/P0.7", "P@0.9": "val/P0.9"}
+"""Column of arms.csv and metric of the history."""
 
-def arm_rows(trials: list[dict], sweep: dict) -> list[dict]:
-    """One row an arm, from confirmation trials that are done (their last epoch); seeds = 0 and NaN scores without one.
+Setting = tuple[str, float, float]
+"""Arm, tau and rho."""
 
-    vs_off_* and vs_random_* are paired by seed; <..>_corrected uses level 1 - 0.05 / (confirmed arms - 1).
+
+# Arms
+
+
+def arm_summaries(trials: list[Trial], sweep: dict) -> list[ArmSummary]:
+    """Summarise each arm over its confirmation trials that are done, at their last epoch.
+
+    An arm without such a trial has `seeds` 0 and NaN scores. The differences to off and to random
+    are paired by seed, and corrected for as many comparisons as there are confirmed arms less one.
+
+    Args:
+        trials: Trials of the ledger.
+        sweep: Content of sweep.json.
     """
     arms = arms_of(trials, sweep)
-    confirm = {
+    confirmed = {
         arm: [t for t in trials if t["arm"] == arm and t["stage"] == "confirm"] for arm in arms
     }
-    done = {arm: [t for t in ts if t["state"] == "done"] for arm, ts in confirm.items()}
+    done = {arm: [t for t in ts if t["state"] == "done"] for arm, ts in confirmed.items()}
     scores = {arm: by_seed(ts, "val/mIoU") for arm, ts in done.items()}
     comparisons = sum(map(bool, scores.values())) - 1
-    rows = []
+
+    def difference(arm: str, reference: str) -> ArmDifference:
+        own = scores[arm] if arm != reference else {}
+        return arm_difference(own, scores.get(reference, {}), comparisons)
+
+    def mean(arm: str, metric: str) -> float:
+        return mean_interval(by_seed(done[arm], metric).values()).mean
+
+    summaries = []
     for arm in arms:
-        miou = mean_interval(scores[arm].values())
-        settings = sorted(
-            {
-                (number(t.get("tau")), number(t.get("rho")), *sorted(other_params(t).items()))
-                for t in confirm[arm]
-            },
-            key=str,
-        )
-        tau, rho, *other = settings[0] if settings else (NAN, NAN)
-        tried = (sweep.get("settings_tried") or {}).get(arm)
-        row = {
-            "arm": arm,
-            "tau": tau,
-            "rho": rho,
-            "settings_confirmed": len(settings),
-            "other": "; ".join(f"{k}={brief(v)}" for k, v in other),
-            "seeds": miou.n,
-            "not_finished": len(confirm[arm]) - len(done[arm]),
-            "epochs": max(map(epochs_of, done[arm]), default=0),
-            "mIoU": miou.mean,
-            "mIoU_low": miou.low,
-            "mIoU_high": miou.high,
-            "mIoU_sd": miou.sd,
-        }
-        for name, key in (
-            ("oIoU", "val/oIoU"),
-            ("P@0.5", "val/P0.5"),
-            ("P@0.7", "val/P0.7"),
-            ("P@0.9", "val/P0.9"),
-        ):
-            row[name] = mean_interval(by_seed(done[arm], key).values()).mean
-        for name, other in (("vs_off", "off"), ("vs_random", "random")):
-            _difference(
-                row, name, scores[arm] if arm != other else {}, scores.get(other, {}), comparisons
-            )
-        row["settings_tried"] = (
-            tried
-            if tried is not None
-            else len(
-                {str(t.get("params")) for t in trials if t["arm"] == arm and t["stage"] == "search"}
+        settings = _settings(confirmed[arm])
+        tau, rho, other = settings[0] if settings else (NAN, NAN, [])
+        summaries.append(
+            ArmSummary(
+                arm=arm,
+                tau=tau,
+                rho=rho,
+                settings_confirmed=len(settings),
+                other="; ".join(f"{k}={brief(v)}" for k, v in other),
+                not_finished=len(confirmed[arm]) - len(done[arm]),
+                epochs=max(map(epochs_of, done[arm]), default=0),
+                mIoU=mean_interval(scores[arm].values()),
+                oIoU=mean(arm, "val/oIoU"),
+                precision={name: mean(arm, metric) for name, metric in PRECISIONS.items()},
+                vs_off=difference(arm, "off"),
+                vs_random=difference(arm, "random"),
+                settings_tried=_settings_tried(arm, trials, sweep),
+                hidden=_hidden_share(arm, done[arm]),
+                cost_ratio=number(((sweep.get("cost") or {}).get(arm) or {}).get("ratio")),
             )
         )
-        hidden = mean_interval(last(t, "aml/hidden") for t in done[arm]).mean
-        row["hidden"] = 0.0 if arm == "off" and done[arm] and math.isnan(hidden) else hidden
-        row["cost_ratio"] = number(((sweep.get("cost") or {}).get(arm) or {}).get("ratio"))
-        rows.append(row)
-    return rows
+    return summaries
 
 
-def by_setting(trials: Iterable[dict]) -> dict[tuple[str, float, float], list[dict]]:
-    """(arm, tau, rho) -> its search trials, failed ones too; arms in the order of the ledger, settings by tau, then rho."""
-    cells: dict[tuple, list[dict]] = {}
+def arm_difference(
+    a: Mapping[int, float], b: Mapping[int, float], comparisons: int
+) -> ArmDifference:
+    """Return the difference a - b, paired by seed.
+
+    Args:
+        a: Score by seed.
+        b: Score by seed.
+        comparisons: Number of comparisons for which the level is corrected, 1 - 0.05 / comparisons.
+    """
+    interval = paired_difference(a, b)
+    corrected = paired_difference(a, b, 1 - LEVEL / max(comparisons, 1))
+    detectable = smallest_detectable_difference(interval.sd, interval.n)
+    return ArmDifference(interval, corrected.excludes_zero, detectable)
+
+
+def _settings(trials: list[Trial]) -> list[tuple[float, float, list[tuple[str, Any]]]]:
+    """Return the different settings of trials as tau, rho and the other values, sorted."""
+    settings: set[tuple[Any, ...]] = {
+        (number(t.get("tau")), number(t.get("rho")), *sorted(other_params(t).items()))
+        for t in trials
+    }
+    return [(tau, rho, other) for tau, rho, *other in sorted(settings, key=str)]
+
+
+def _settings_tried(arm: str, trials: list[Trial], sweep: dict) -> int:
+    """Return how many settings sweep.json says were tried, else how many the ledger holds."""
+    recorded = (sweep.get("settings_tried") or {}).get(arm)
+    if recorded is not None:
+        return recorded
+    searched = [t for t in trials if t["arm"] == arm and t["stage"] == "search"]
+    return len({str(t.get("params")) for t in searched})
+
+
+def _hidden_share(arm: str, done: list[Trial]) -> float:
+    """Return the mean measured hidden share; 0 for arm off, which measures none."""
+    hidden = mean_interval(last(t, "aml/hidden") for t in done).mean
+    return 0.0 if arm == "off" and done and math.isnan(hidden) else hidden
+
+
+# The map over tau and rho
+
+
+def by_setting(trials: Iterable[Trial]) -> dict[Setting, list[Trial]]:
+    """Return the search trials of each (arm, tau, rho), the failed ones included.
+
+    Arms are in the order of the ledger, an arm's settings sorted by tau, then by rho.
+    """
+    cells: dict[Setting, list[Trial]] = {}
     for t in (t for t in trials if t["stage"] == "search"):
-        cells.setdefault(
-            (t["arm"], round(number(t.get("tau")), 6), round(number(t.get("rho")), 6)), []
-        ).append(t)
+        setting = (t["arm"], round(number(t.get("tau")), 6), round(number(t.get("rho")), 6))
+        cells.setdefault(setting, []).append(t)
     order = list(dict.fromkeys(t["arm"] for t in trials))
     return dict(sorted(cells.items(), key=lambda c: (order.index(c[0][0]), *c[0][1:])))
 
 
-def furthest(trials: list[dict]) -> list[dict]:
-    """The trials that finished the most epochs, so that a mean over them is of trials of one length."""
+def furthest(trials: list[Trial]) -> list[Trial]:
+    """Return the trials that finished the most epochs: a mean over them is of equal lengths."""
     reached = max(map(epochs_of, trials), default=0)
     return [t for t in trials if epochs_of(t) == reached]
 
 
-def map_rows(trials: list[dict]) -> list[dict]:
-    """One row for each (arm, tau, rho) of the search: over its trials that got furthest, the mean of the best val/mIoU.
-
-    epochs_max is the epoch those reached and `furthest` their number; early is 1 where the scheduler stopped them all.
-    seeds, mIoU_best and hidden are theirs alone; trials, stopped and failed count all (trials: but the failed).
-    mIoU_common is the mean val/mIoU of all at common_epoch, the last epoch that all search trials reached.
-    """
+def map_cells(trials: list[Trial]) -> list[MapCell]:
+    """Summarise each (arm, tau, rho) of the search over its trials that got furthest."""
     cells = by_setting(trials)
-    common = min(
-        (epochs_of(t) for members in cells.values() for t in members if t["state"] != "failed"),
-        default=0,
+    everyone = (t for members in cells.values() for t in members)
+    common = min((epochs_of(t) for t in everyone if t["state"] != "failed"), default=0)
+    return [_map_cell(setting, members, common) for setting, members in cells.items()]
+
+
+def _map_cell(setting: Setting, members: list[Trial], common_epoch: int) -> MapCell:
+    arm, tau, rho = setting
+    kept = [t for t in members if t["state"] != "failed"]
+    first = furthest(kept)
+    best = mean_interval(map(best_so_far, first))
+    at_common_epoch = (
+        number(epoch.get("val/mIoU"))
+        for t in kept
+        for epoch in t.get("history") or []
+        if epoch["epoch"] == common_epoch
     )
-    rows = []
-    for (arm, tau, rho), members in cells.items():
-        kept = [t for t in members if t["state"] != "failed"]
-        first = furthest(kept)
-        best = mean_interval(map(best_so_far, first))
-        rows.append(
-            {
-                "arm": arm,
-                "tau": tau,
-                "rho": rho,
-                "product": round(tau * rho, 6),
-                "trials": len(kept),
-                "furthest": len(first),
-                "seeds": len({t.get("seed") for t in first}),
-                "stopped": sum(t["state"] == "stopped" for t in kept),
-                "failed": len(members) - len(kept),
-                "epochs_min": min(map(epochs_of, kept), default=0),
-                "epochs_max": max(map(epochs_of, kept), default=0),
-                "early": int(bool(first) and all(t["state"] == "stopped" for t in first)),
-                "mIoU_best": best.mean,
-                "mIoU_best_sd": best.sd,
-                "common_epoch": common,
-                "mIoU_common": mean_interval(
-                    number(e.get("val/mIoU"))
-                    for t in kept
-                    for e in t.get("history") or []
-                    if e["epoch"] == common
-                ).mean,
-                "hidden": mean_interval(last(t, "aml/hidden") for t in first).mean,
-            }
-        )
-    return rows
+    return MapCell(
+        arm=arm,
+        tau=tau,
+        rho=rho,
+        product=round(tau * rho, 6),
+        trials=len(kept),
+        furthest=len(first),
+        seeds=len({t.get("seed") for t in first}),
+        stopped=sum(t["state"] == "stopped" for t in kept),
+        failed=len(members) - len(kept),
+        epochs_min=min(map(epochs_of, kept), default=0),
+        epochs_max=max(map(epochs_of, kept), default=0),
+        early=int(bool(first) and all(t["state"] == "stopped" for t in first)),
+        mIoU_best=best.mean,
+        mIoU_best_sd=best.sd,
+        common_epoch=common_epoch,
+        mIoU_common=mean_interval(at_common_epoch).mean,
+        hidden=mean_interval(last(t, "aml/hidden") for t in first).mean,
+    )
 
 
-def by_epoch(trials: list[dict]) -> dict[int, list[dict]]:
-    """epoch -> the history entries at that epoch of the trials that have a val/mIoU there, each with its trial's seed; failed trials left out."""
+# Lines of equal hidden share
+
+
+def by_epoch(trials: list[Trial]) -> dict[int, list[dict]]:
+    """Return the history entries with a val/mIoU by epoch, each with its trial's seed.
+
+    Failed trials are left out.
+    """
     seen: dict[int, list[dict]] = {}
     for t in (t for t in trials if t["state"] != "failed"):
-        for e in t.get("history") or []:
-            if math.isfinite(number(e.get("val/mIoU"))):
-                seen.setdefault(int(e["epoch"]), []).append({**e, "seed": t.get("seed")})
+        for epoch in t.get("history") or []:
+            if math.isfinite(number(epoch.get("val/mIoU"))):
+                seen.setdefault(int(epoch["epoch"]), []).append({**epoch, "seed": t.get("seed")})
     return seen
 
 
-def line_rows(trials: list[dict], of_epochs: int, tolerance: float = 1e-6) -> list[dict]:
-    """Lines of equal hidden share: the search's points of each alignment arm and r = tau rho, where there are two or more.
+def line_points(trials: list[Trial], of_epochs: int, tolerance: float = 1e-6) -> list[LinePoint]:
+    """Return the lines of equal hidden share in the search, of two points or more.
 
-    Every point is read at `epoch`, the last one that all points of its line reached: mIoU is the mean val/mIoU at that
-    epoch, not the best, over the point's trials that got there (failed ones left out), hidden their mean aml/hidden, off
-    the same mean of arm off. The random arm at rho = r is the end tau = 1 of every line at r. `line` is r, `line_arm` the
-    alignment arm, `arm` the point's own, `of_epochs` a full run's length. Points of a line are sorted by tau.
+    A line belongs to one alignment arm and one r = tau rho. Every point is read at the last epoch
+    that all points of its line reached: its score is the mean val/mIoU at that epoch, not the best
+    so far, over the point's trials that got there (failed ones are left out). The random arm at
+    rho = r is the end tau = 1 of every line at r. Points of a line are sorted by tau.
+
+    Args:
+        trials: Trials of the ledger.
+        of_epochs: Epochs of a full run.
+        tolerance: Difference up to which two products tau rho count as the same r.
     """
-    seen = {
-        setting: epochs
-        for setting, members in by_setting(trials).items()
-        if (epochs := by_epoch(members))
-    }
+    histories = {setting: by_epoch(members) for setting, members in by_setting(trials).items()}
+    histories = {setting: epochs for setting, epochs in histories.items() if epochs}
     off = by_epoch([t for t in trials if t["arm"] == "off" and t["stage"] == "search"])
-    rows = []
-    for arm in dict.fromkeys(name for name, *_ in seen if is_alignment_arm(name)):
-        left = sorted(
-            (round(tau * rho, 6), name, tau, rho)
-            for name, tau, rho in seen
-            if name in (arm, "random")
-        )
-        while left:
-            r = left[0][0]
-            line = [setting for product, *setting in left if product - r <= tolerance]
-            left = left[len(line) :]
-            shared = set.intersection(*(set(seen[tuple(setting)]) for setting in line))
-            if r <= 0 or len(line) < 2 or not shared or all(name != arm for name, *_ in line):
+    points = []
+    for line_arm in dict.fromkeys(arm for arm, *_ in histories if is_alignment_arm(arm)):
+        for r, line in _equal_products(line_arm, histories, tolerance):
+            shared = set.intersection(*(set(histories[setting]) for setting in line))
+            if r <= 0 or len(line) < 2 or not shared or all(arm != line_arm for arm, *_ in line):
                 continue
             epoch = max(shared)
             reference = mean_interval(e["val/mIoU"] for e in off.get(epoch, ())).mean
-            for name, tau, rho in sorted(
-                line, key=lambda setting: (setting[1], setting[0] == "random")
-            ):
-                read = seen[name, tau, rho][epoch]
-                score = mean_interval(e["val/mIoU"] for e in read)
-                rows.append(
-                    {
-                        "line_arm": arm,
-                        "line": r,
-                        "arm": name,
-                        "tau": tau,
-                        "rho": rho,
-                        "product": round(tau * rho, 6),
-                        "epoch": epoch,
-                        "of_epochs": of_epochs,
-                        "trials": len(read),
-                        "seeds": len({e["seed"] for e in read}),
-                        "mIoU": score.mean,
-                        "mIoU_sd": score.sd,
-                        "hidden": mean_interval(number(e.get("aml/hidden")) for e in read).mean,
-                        "off": reference,
-                    }
+            for arm, tau, rho in sorted(line, key=lambda s: (s[1], s[0] == "random")):
+                entries = histories[arm, tau, rho][epoch]
+                score = mean_interval(e["val/mIoU"] for e in entries)
+                points.append(
+                    LinePoint(
+                        line_arm=line_arm,
+                        line=r,
+                        arm=arm,
+                        tau=tau,
+                        rho=rho,
+                        product=round(tau * rho, 6),
+                        epoch=epoch,
+                        of_epochs=of_epochs,
+                        trials=len(entries),
+                        seeds=len({e["seed"] for e in entries}),
+                        mIoU=score.mean,
+                        mIoU_sd=score.sd,
+                        hidden=mean_interval(number(e.get("aml/hidden")) for e in entries).mean,
+                        off=reference,
+                    )
                 )
-    return rows
+    return points
 
 
-def curve_rows(trials: list[dict], *prefixes: str) -> list[dict]:
-    """One row an epoch of every trial, with the keys that start with one of the prefixes."""
+def _equal_products(
+    arm: str, settings: Iterable[Setting], tolerance: float
+) -> list[tuple[float, list[Setting]]]:
+    """Group the settings of `arm` and of random by their product tau rho, smallest first."""
+    left = sorted(
+        (round(tau * rho, 6), name, tau, rho)
+        for name, tau, rho in settings
+        if name in (arm, "random")
+    )
+    groups = []
+    while left:
+        r = left[0][0]
+        line = [(name, tau, rho) for product, name, tau, rho in left if product - r <= tolerance]
+        left = left[len(line) :]
+        groups.append((r, line))
+    return groups
+
+
+# Tables of trials and epochs
+
+
+def curve_rows(trials: list[Trial], *prefixes: str) -> list[dict]:
+    """Return one row an epoch of every trial, with the metrics that start with a prefix."""
     keys = sorted(
         {k for t in trials for e in t.get("history") or [] for k in e if k.startswith(prefixes)}
     )
@@ -227,20 +290,10 @@ def curve_rows(trials: list[dict], *prefixes: str) -> list[dict]:
     ]
 
 
-def trial_rows(trials: list[dict]) -> list[dict]:
-    """One row a trial: the ledger line without its history, with its last and best scores."""
-    names = (
-        "trial",
-        "arm",
-        "stage",
-        "seed",
-        "tau",
-        "rho",
-        "state",
-        "stopped_by",
-        "error",
-        "seconds",
-    )
+def trial_rows(trials: list[Trial]) -> list[dict]:
+    """Return one row a trial: its ledger line, with last and best scores in place of history."""
+    names = ["trial", "arm", "stage", "seed", "tau", "rho", "state"]
+    names += ["stopped_by", "error", "seconds"]
     params = sorted({k for t in trials for k in other_params(t)})
     return [
         {k: t.get(k, "") for k in names}

@@ -1,139 +1,182 @@
-"""Sentences of a report: differences, verdicts, notes."""
+"""Word a report's and a comparison's results: numbers as text, differences, verdicts, notes."""
 
 import math
+from collections.abc import Iterable
 
 from orchestrator.reporting.numbers import is_alignment_arm, number
 from orchestrator.reporting.significance import LEVEL, Difference
+from orchestrator.reporting.summaries import ArmDifference, ArmSummary, LinePoint
+
+# Numbers
 
 
-def _sure(d: Difference, p: float, tests: int) -> str:
+def num(value: object, digits: int = 2, scale: float = 1.0, sign: bool = False) -> str:
+    """Format a number with a true minus sign; a dash stands for a value that is not finite.
+
+    Args:
+        value: Number; anything else counts as missing.
+        digits: Digits after the point.
+        scale: Factor applied before formatting.
+        sign: Whether a positive number gets a plus sign.
+    """
+    found = number(value)
+    if not math.isfinite(found):
+        return "–"
+    return f"{scale * found:{'+' if sign else ''}.{digits}f}".replace("-", "−")
+
+
+def brief(value: object) -> str:
+    """Format a setting, floats to four significant digits; trials.csv has all digits."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def pct(share: object, digits: int = 2) -> str:
+    """Format a share in [0, 1] in per cent, without the sign %."""
+    return num(share, digits, 100)
+
+
+def points(share: object) -> str:
+    """Format a difference of shares in points, with its sign."""
+    return num(share, 2, 100, sign=True)
+
+
+def setting_text(tau: object, rho: object, other: str = "") -> str:
+    """Format a setting: tau, rho and, if there are any, the other searched values."""
+    extra = f"; {other}" if other else ""
+    return f"τ {num(tau)}, ρ {num(rho)}{extra}"
+
+
+# Tests of differences
+
+
+def verdict(d: Difference, p: float) -> str:
+    """Classify a test.
+
+    Args:
+        d: Tested difference.
+        p: Its p value after correction for all tests.
+
+    Returns:
+        "better" or "worse" if it is significant after correction too, "weak" if only taken
+        alone, else "undecided".
+    """
+    if math.isnan(d.p) or d.p >= LEVEL:
+        return "undecided"
+    if p >= LEVEL:
+        return "weak"
+    return "better" if d.difference > 0 else "worse"
+
+
+def seed_words(a: str, b: str, d: Difference, p: float, tests: int, metric: str) -> str:
+    """Word the difference between two groups of seeds in one sentence, with its uncertainty.
+
+    Args:
+        a: Label of the first group.
+        b: Label of the second group.
+        d: Tested difference a - b.
+        p: Its p value after Holm's correction.
+        tests: Number of tests that the correction covers.
+        metric: Name of the compared metric.
+    """
+    lead = f"{_lead(a, b, d)} in {metric}"
+    if d.test == "none":
+        return (
+            f"{lead}: not distinguishable, as one seed says nothing of noise; "
+            "train both on two or more common seeds."
+        )
+    seeds = (
+        f"{d.n[0]} paired seeds"
+        if d.test == "paired t"
+        else f"{d.n[0]} and {d.n[1]} seeds, none or one in common"
+    )
+    certainty = f"{_certainty(d, p, tests)}, {d.test} test, {seeds}"
+    return f"{lead} ({certainty}): {_verdict_words(d, p, tests, 'seed noise', 'these seeds')}"
+
+
+def image_words(a: str, b: str, d: Difference, p: float, tests: int, score: str) -> str:
+    """Word the difference between two evaluations in one sentence, with its uncertainty.
+
+    Args:
+        a: Name of the first evaluation.
+        b: Name of the second evaluation.
+        d: Tested difference a - b.
+        p: Its p value after Holm's correction.
+        tests: Number of tests that the correction covers.
+        score: Metric, split and view that are compared, in words.
+    """
+    certainty = f"{_certainty(d, p, tests)}, {d.n[0]} images"
+    found = _verdict_words(d, p, tests, "the choice of images", "these images")
+    return f"{_lead(a, b, d)} in {score} ({certainty}): {found}"
+
+
+def _lead(a: str, b: str, d: Difference) -> str:
+    return f"{a} is {pct(abs(d.difference))} points {_direction(d.difference)} {b}"
+
+
+def _direction(difference: float) -> str:
+    return "above" if difference >= 0 else "below"
+
+
+def _certainty(d: Difference, p: float, tests: int) -> str:
+    """Word the interval and p value; `p` is corrected for `tests` tests."""
     corrected = f", {p:.3g} after Holm's correction for {tests} tests" if tests > 1 else ""
     return f"95% interval {points(d.low)} to {points(d.high)}, p {d.p:.3g}{corrected}"
 
 
-def verdict(d: Difference, p: float) -> str:
-    """better or worse: also after correction; weak: only taken alone; undecided."""
-    if math.isnan(d.p) or d.p >= LEVEL:
-        return "undecided"
-    return ("better" if d.difference > 0 else "worse") if p < LEVEL else "weak"
+def _verdict_words(d: Difference, p: float, tests: int, noise: str, sample: str) -> str:
+    """Word a verdict.
 
-
-def _verdict_words(d: Difference, p: float, tests: int, noise: str, what: str) -> str:
+    Args:
+        d: Tested difference.
+        p: Its p value after correction.
+        tests: Number of tests that the correction covers.
+        noise: Source of random variation, such as "seed noise".
+        sample: Sample that the test saw, such as "these seeds".
+    """
     found = verdict(d, p)
     if found == "undecided":
-        return f"not distinguishable; {what} would show a true difference of {pct(d.detectable)} points four times in five."
-    also = ", also after correction" if tests > 1 else ""
-    if found == "weak":
-        return f"more than {noise} explains taken alone, but not after correction for {tests} tests: weak evidence."
-    return f"{found}, by more than {noise} explains{also} (smallest detectable difference {pct(d.detectable)} points)."
-
-
-def num(value: float, digits: int = 2, scale: float = 1.0, sign: bool = False) -> str:
-    """A number with a true minus, or a dash where there is none."""
-    value = number(value)
-    if not math.isfinite(value):
-        return "–"
-    return f"{scale * value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
-
-
-def brief(value) -> str:
-    """A setting as a person reads it: four digits of a number; trials.csv has all."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def pct(share: float, digits: int = 2) -> str:
-    return num(share, digits, 100)
-
-
-def points(share: float) -> str:
-    return num(share, 2, 100, sign=True)
-
-
-def setting_text(row: dict) -> str:
-    extra = f"; {row['other']}" if row.get("other") else ""
-    return f"τ {num(row['tau'])}, ρ {num(row['rho'])}{extra}"
-
-
-def versus(row: dict, other: dict, key: str, comparisons: int) -> str:
-    """One sentence on the paired difference of two arms: how large, how sure, never more than the seeds carry."""
-    n, mean, name = row[f"{key}_n"], row[f"{key}_mean"], other["arm"]
-    if n == 0:
-        return f"{row['arm']} and {name} share no confirmation seed, so no paired difference can be given."
-    lead = f"{row['arm']} is {pct(abs(mean))} points {'above' if mean >= 0 else 'below'} {name}"
-    if n == 1:
-        return f"{lead} on the one seed they share: not distinguishable from {name}, as one seed says nothing of noise."
-    lead += f" (95% t interval {points(row[f'{key}_low'])} to {points(row[f'{key}_high'])}, {n} paired seeds): "
-    if not row[f"{key}_excludes_zero"]:
-        return lead + (
-            f"not distinguishable from {name} with {n} seeds; these seeds would show a true difference of "
-            f"{pct(row[f'{key}_detectable'])} points four times in five."
+        return (
+            f"not distinguishable; {sample} would show a true difference of "
+            f"{pct(d.detectable)} points four times in five."
         )
-    verdict = "above" if mean > 0 else "below"
-    if comparisons < 2:
-        return f"{lead}{verdict} {name} by more than seed noise explains."
-    if row[f"{key}_excludes_zero_corrected"]:
-        return f"{lead}{verdict} {name} by more than seed noise explains, also when corrected for {comparisons} comparisons (Bonferroni)."
-    return f"{lead}{verdict} {name} taken alone, but not when corrected for {comparisons} comparisons (Bonferroni): weak evidence."
-
-
-def matched(row: dict, random: dict) -> str:
-    """Whether the random arm hides as much as the arm it is held against, as a sentence."""
-    measured = math.isfinite(row["hidden"]) and math.isfinite(random["hidden"])
-    a, b = (
-        (row["hidden"], random["hidden"])
-        if measured
-        else (row["tau"] * row["rho"], random["tau"] * random["rho"])
-    )
-    same = abs(a - b) <= (max(0.01, 0.05 * b) if measured else 1e-6)
-    shares = f"{num(a)} and {num(b)}, {'measured' if measured else 'nominal'}"
-    if same:
-        return f"Both hide the same share of the image ({shares})."
+    if found == "weak":
+        return (
+            f"more than {noise} explains taken alone, "
+            f"but not after correction for {tests} tests: weak evidence."
+        )
+    also = ", also after correction" if tests > 1 else ""
     return (
-        f"They hide different shares of the image ({shares}), so this is not a matched comparison."
+        f"{found}, by more than {noise} explains{also} "
+        f"(smallest detectable difference {pct(d.detectable)} points)."
     )
 
 
-def summary(arms: list[dict], meta: dict) -> list[str]:
-    """The result in sentences (plain text), the most important first."""
-    scored = [a for a in arms if a["seeds"]]
-    missing = [a["arm"] for a in arms if not a["seeds"]]
+# Summary of a sweep
+
+
+def summary(arms: list[ArmSummary], meta: dict) -> list[str]:
+    """Return a sweep's result in sentences of plain text, the most important first.
+
+    Args:
+        arms: Summaries of all arms.
+        meta: Content of sweep.json, with the run's config.
+    """
+    scored = [a for a in arms if a.seeds]
+    missing = [a.arm for a in arms if not a.seeds]
     if not scored:
         return [
             "No arm has a finished confirmation trial, so there is no comparison of arms yet.",
-            "The search scores below are the best of several settings on one validation set: not a ranking.",
+            "The search scores below are the best of several settings on one validation set: "
+            "not a ranking.",
         ]
-    by_name = {a["arm"]: a for a in scored}
-    best = max(scored, key=lambda a: a["mIoU"])
-    score = f"{pct(best['mIoU'])}% (one seed, no interval)"
-    if best["seeds"] > 1:
-        score = f"{pct(best['mIoU'])}% (95% t interval {pct(best['mIoU_low'])} to {pct(best['mIoU_high'])}, {best['seeds']} seeds)"
-    lines = [
-        f"In confirmation {best['arm']} ({setting_text(best)}) has the highest mean validation mIoU, {score}."
-    ]
-    if len(scored) == 1:
-        lines[0] = (
-            f"Only {best['arm']} has been confirmed: validation mIoU {score}. Nothing to compare it with."
-        )
-    aligned = max(
-        (a for a in scored if is_alignment_arm(a["arm"])), key=lambda a: a["mIoU"], default=None
-    )
-    if best["arm"] == "off" and len(scored) > 1:
-        lines.append("No arm that masks has a higher mean than off.")
-    for arm in [best] + ([aligned] if aligned and aligned is not best else []):
-        if arm["arm"] != "off" and "off" in by_name:
-            lines.append(versus(arm, by_name["off"], "vs_off", len(scored) - 1))
-        if arm["arm"] not in ("off", "random") and "random" in by_name:
-            random = by_name["random"]
-            lines.append(
-                f"{versus(arm, random, 'vs_random', len(scored) - 1)} {matched(arm, random)}"
-            )
+    best = max(scored, key=lambda a: a.mIoU.mean)
+    lines = [_leading_arm(best, scored), *_against_references(best, scored)]
     if len(scored) > 1:
         lines.append(
-            "The leading arm was picked on these same seeds, so its lead is on average a little too large."
+            "The leading arm was picked on these same seeds, "
+            "so its lead is on average a little too large."
         )
-        lines.append(
-            equality(best, scored, (meta["config"].get("search") or {}).get("equal") or "epochs")
-        )
+        lines.append(equality(scored, matched_quantity(meta)))
     if missing:
         lines.append(f"Not confirmed yet: {', '.join(missing)}.")
     metric = meta.get("metric") or "val/mIoU"
@@ -142,64 +185,176 @@ def summary(arms: list[dict], meta: dict) -> list[str]:
     return lines
 
 
-def equality(best: dict, scored: list[dict], equal: str) -> str:
-    """Which equality holds between the arms, with the cost of a step."""
-    epochs = {a["epochs"] for a in scored}
+def _leading_arm(best: ArmSummary, scored: list[ArmSummary]) -> str:
+    """Name the arm with the highest mean, and its score."""
+    interval = "one seed, no interval"
+    if best.seeds > 1:
+        ends = f"{pct(best.mIoU.low)} to {pct(best.mIoU.high)}"
+        interval = f"95% t interval {ends}, {best.seeds} seeds"
+    score = f"{pct(best.mIoU.mean)}% ({interval})"
+    if len(scored) == 1:
+        return (
+            f"Only {best.arm} has been confirmed: validation mIoU {score}. "
+            "Nothing to compare it with."
+        )
+    setting = setting_text(best.tau, best.rho, best.other)
+    return f"In confirmation {best.arm} ({setting}) has the highest mean validation mIoU, {score}."
+
+
+def _against_references(best: ArmSummary, scored: list[ArmSummary]) -> list[str]:
+    """Compare the leading arm, and the best alignment arm, with off and with random."""
+    by_name = {a.arm: a for a in scored}
+    off = by_name.get("off")
+    random = by_name.get("random")
+    comparisons = len(scored) - 1
+    lines = []
+    if best.arm == "off" and comparisons:
+        lines.append("No arm that masks has a higher mean than off.")
+    aligned = max(
+        (a for a in scored if is_alignment_arm(a.arm)), key=lambda a: a.mIoU.mean, default=best
+    )
+    for arm in [best] if aligned is best else [best, aligned]:
+        if off and arm.arm != "off":
+            lines.append(versus(arm.arm, "off", arm.vs_off, comparisons))
+        if random and arm.arm not in ("off", "random"):
+            text = versus(arm.arm, "random", arm.vs_random, comparisons)
+            lines.append(f"{text} {hidden_shares(arm, random)}")
+    return lines
+
+
+def versus(arm: str, other: str, difference: ArmDifference, comparisons: int) -> str:
+    """Word the paired difference of two arms in one sentence, with its uncertainty.
+
+    Args:
+        arm: Name of the arm.
+        other: Name of the arm it is compared with.
+        difference: Difference arm - other.
+        comparisons: Number of comparisons that the corrected level is for.
+    """
+    interval = difference.interval
+    if interval.n == 0:
+        return (
+            f"{arm} and {other} share no confirmation seed, so no paired difference can be given."
+        )
+    direction = _direction(interval.mean)
+    lead = f"{arm} is {pct(abs(interval.mean))} points {direction} {other}"
+    if interval.n == 1:
+        return (
+            f"{lead} on the one seed they share: not distinguishable from {other}, "
+            "as one seed says nothing of noise."
+        )
+    ends = f"{points(interval.low)} to {points(interval.high)}"
+    lead += f" (95% t interval {ends}, {interval.n} paired seeds): "
+    if not interval.excludes_zero:
+        return (
+            f"{lead}not distinguishable from {other} with {interval.n} seeds; these seeds would "
+            f"show a true difference of {pct(difference.detectable)} points four times in five."
+        )
+    if comparisons < 2:
+        return f"{lead}{direction} {other} by more than seed noise explains."
+    if difference.excludes_zero_corrected:
+        return (
+            f"{lead}{direction} {other} by more than seed noise explains, "
+            f"also when corrected for {comparisons} comparisons (Bonferroni)."
+        )
+    return (
+        f"{lead}{direction} {other} taken alone, "
+        f"but not when corrected for {comparisons} comparisons (Bonferroni): weak evidence."
+    )
+
+
+def hidden_shares(arm: ArmSummary, random: ArmSummary) -> str:
+    """Say in one sentence whether the random arm hides the same share as the arm compared.
+
+    The shares are the measured ones if both arms have them, else the nominal ones tau rho.
+    """
+    measured = math.isfinite(arm.hidden) and math.isfinite(random.hidden)
+    a = arm.hidden if measured else arm.tau * arm.rho
+    b = random.hidden if measured else random.tau * random.rho
+    tolerance = max(0.01, 0.05 * b) if measured else 1e-6
+    shares = f"{num(a)} and {num(b)}, {'measured' if measured else 'nominal'}"
+    if abs(a - b) <= tolerance:
+        return f"Both hide the same share of the image ({shares})."
+    return (
+        f"They hide different shares of the image ({shares}), so this is not a matched comparison."
+    )
+
+
+def matched_quantity(meta: dict) -> str:
+    """Return the setting search.equal of a run: "epochs" or "compute"."""
+    return (meta["config"].get("search") or {}).get("equal") or "epochs"
+
+
+def equality(scored: list[ArmSummary], equal: str) -> str:
+    """Say what is equal between the arms, and what a training step of each costs.
+
+    Args:
+        scored: Arms with a finished confirmation trial.
+        equal: Setting search.equal, "epochs" or "compute".
+    """
+    epochs = {a.epochs for a in scored}
     if len(epochs) == 1 and equal == "epochs":
         text = f"All arms were compared at equal epochs ({epochs.pop()}), not at equal compute"
     else:
-        text = f"The arms were run for equal {equal}; epochs: " + ", ".join(
-            f"{a['arm']} {a['epochs']}" for a in scored
-        )
-    costs = ", ".join(
-        f"{a['arm']} {num(a['cost_ratio'])}" for a in scored if math.isfinite(a["cost_ratio"])
-    )
-    return f"{text}; " + (
-        f"computation of one training step relative to off: {costs}."
-        if costs
-        else "the cost of a step was not measured."
-    )
+        by_arm = ", ".join(f"{a.arm} {a.epochs}" for a in scored)
+        text = f"The arms were run for equal {equal}; epochs: {by_arm}"
+    costs = ", ".join(f"{a.arm} {num(a.cost_ratio)}" for a in scored if math.isfinite(a.cost_ratio))
+    if not costs:
+        return f"{text}; the cost of a step was not measured."
+    return f"{text}; computation of one training step relative to off: {costs}."
 
 
-def by_line(line: list[dict]) -> list[tuple[str, float, list[dict]]]:
-    """(alignment arm, r, its points by tau) of each line of `line_rows`."""
-    names = dict.fromkeys((row["line_arm"], row["line"]) for row in line)
-    return [
-        (*name, [row for row in line if (row["line_arm"], row["line"]) == name]) for name in names
-    ]
+# Lines of equal hidden share
 
 
-def at_epoch(spots: list[dict]) -> str:
-    """At which epoch the points of a line (or of several, read at the same epoch) are read, in words."""
-    epoch, full = spots[0]["epoch"], spots[0]["of_epochs"]
+def by_line(line_points: Iterable[LinePoint]) -> list[tuple[float, list[LinePoint]]]:
+    """Group points by their line: r with its points, sorted by tau as they come."""
+    lines: dict[tuple[str, float], list[LinePoint]] = {}
+    for point in line_points:
+        lines.setdefault((point.line_arm, point.line), []).append(point)
+    return [(r, members) for (_, r), members in lines.items()]
+
+
+def at_epoch(line: list[LinePoint]) -> str:
+    """Say at which epoch the points of a line are read."""
+    epoch = line[0].epoch
+    full = line[0].of_epochs
     return "at the last epoch" if epoch >= full else f"at epoch {epoch} of {full}"
 
 
-def line_text(r: float, spots: list[dict]) -> str:
-    """The epoch and the two ends of a line in words."""
-    left, right, seeds = spots[0], spots[-1], min(p["seeds"] for p in spots)
-    ends = (
-        f"{pct(p['mIoU'])} at τ {p['tau']:.2g}{' (random)' * (p['arm'] == 'random')}"
+def line_text(r: float, line: list[LinePoint]) -> str:
+    """Describe a line by its epoch and its two ends.
+
+    Args:
+        r: Hidden share of the line.
+        line: Its points, sorted by tau.
+    """
+    left = line[0]
+    right = line[-1]
+    ends = " against ".join(
+        f"{pct(p.mIoU)} at τ {p.tau:.2g}{' (random)' if p.arm == 'random' else ''}"
         for p in (left, right)
     )
-    return (
-        f"r = {r:.2g}, {at_epoch(spots)}: {' against '.join(ends)}, {points(left['mIoU'] - right['mIoU'])} points "
-        f"({seeds} seed{'s' if seeds > 1 else ''}{' or more' if any(p['seeds'] > seeds for p in spots) else ' each'})."
-    )
+    seeds = min(p.seeds for p in line)
+    count = f"{seeds} seed{'s' if seeds > 1 else ''}"
+    count += " or more" if any(p.seeds > seeds for p in line) else " each"
+    difference = points(left.mIoU - right.mIoU)
+    return f"r = {r:.2g}, {at_epoch(line)}: {ends}, {difference} points ({count})."
 
 
-def line_notes(line: list[dict]) -> list[str]:
-    """Where a line is not what it should be: its points hid different shares."""
+def line_notes(line_points: list[LinePoint]) -> list[str]:
+    """Warn about arms with a line whose points did not hide equal shares of the image."""
     notes = []
-    for arm in dict.fromkeys(row["line_arm"] for row in line):
+    for arm in dict.fromkeys(p.line_arm for p in line_points):
         unequal = []
-        for _, r, spots in by_line([row for row in line if row["line_arm"] == arm]):
-            hidden = [p["hidden"] for p in spots if math.isfinite(p["hidden"])]
+        for r, line in by_line(p for p in line_points if p.line_arm == arm):
+            hidden = [p.hidden for p in line if math.isfinite(p.hidden)]
             if hidden and max(hidden) - min(hidden) > max(0.02, 0.1 * r):
                 unequal.append(f"r = {r:.2g}: {min(hidden):.2f} to {max(hidden):.2f}")
         if unequal:
             notes.append(
-                f"{arm}: the measured hidden shares are not equal ({'; '.join(unequal)}), so these lines "
-                "say nothing about alignment; τρ is that share only with quantile thresholds and blocks."
+                f"{arm}: the measured hidden shares are not equal ({'; '.join(unequal)}), "
+                "so these lines say nothing about alignment; "
+                "τρ is that share only with quantile thresholds and blocks."
             )
     return notes

@@ -1,4 +1,4 @@
-"""What a training step of an arm costs, and for how many epochs an arm may train to cost as much as another."""
+"""The compute of an arm's training step, and the epochs at which arms cost the same."""
 
 import statistics
 
@@ -6,45 +6,52 @@ from aml.training import make_learner_and_batch, step_flops, timed_steps
 from orchestrator.config import AT_COMPUTE, Experiment, base_arm
 
 ROUNDS = 5
+"""Timed steps of each arm."""
 
 SAMPLES = 8
-
-"""FLOPs are counted on so many samples: they are proportional, up to the text."""
+"""Samples of the batch whose FLOPs are counted: FLOPs are proportional to the samples."""
 
 
 def flops_ratios(experiment: Experiment, arms: dict[str, dict]) -> dict[str, dict]:
-    """FLOPs a sample of one training step in each arm's setting, and the ratio to `off` (counted whether or not it ran)."""
+    """Return FLOPs of a training step for each sample, and their ratio to the arm off.
+
+    Args:
+        experiment: The settings of the sweep.
+        arms: The overrides of each arm's setting. off is counted whether or not it is among them.
+
+    Returns:
+        {arm: {"flops_per_item", "ratio"}}.
+    """
     base = flops(experiment.for_arm("off", {}))
-    return {
-        arm: {"flops_per_item": (f := flops(experiment.for_arm(arm, overrides))), "ratio": f / base}
-        for arm, overrides in arms.items()
-    }
+    by_arm = {arm: flops(experiment.for_arm(arm, config)) for arm, config in arms.items()}
+    return {arm: {"flops_per_item": n, "ratio": n / base} for arm, n in by_arm.items()}
 
 
 def equal_epochs(experiment: Experiment) -> dict[str, int]:
-    """Epochs of the arms that are to cost what the costliest arm does at train.epochs; {} where all train for equal epochs.
+    """Return the epochs at which arms cost as much as the costliest at train.epochs.
 
-    An arm x trains round(E F_c / F_x) epochs, F the FLOPs (search.equal seconds: the seconds) of a step, c the costliest arm. Its schedule
-    is stretched over them: a run of its own, never a prefix.
+    An arm x trains round(E F_c / F_x) epochs. E is train.epochs, F the FLOPs of a step (its
+    seconds with search.equal seconds), c the costliest arm. The learning rate schedule is
+    stretched over them, so that such a run is no prefix of another.
+
+    Returns:
+        {arm: epochs} of the arms compared at equal cost; {} where all train for equal epochs.
     """
     search = experiment.search
     asked = [arm for arm in search.arms if search.equal != "epochs" or arm.endswith(AT_COMPUTE)]
     if not asked:
         return {}
     trials = {base_arm(arm): experiment.for_arm(arm, {}) for arm in search.arms}
-    costs = (
-        seconds(trials)
-        if search.equal == "seconds"
-        else {arm: flops(trial) for arm, trial in trials.items()}
-    )
-    return {
-        arm: max(1, round(experiment.train.epochs * max(costs.values()) / costs[base_arm(arm)]))
-        for arm in asked
-    }
+    if search.equal == "seconds":
+        costs = seconds(trials)
+    else:
+        costs = {arm: flops(trial) for arm, trial in trials.items()}
+    budget = experiment.train.epochs * max(costs.values())
+    return {arm: max(1, round(budget / costs[base_arm(arm)])) for arm in asked}
 
 
 def flops(trial: Experiment) -> float:
-    """Of one training step, a sample."""
+    """Return the FLOPs of one training step for each sample."""
     batch = min(trial.train.batch, SAMPLES)
     learner, noise = make_learner_and_batch(
         trial.aml, trial.model, batch=batch, size=trial.data.size
@@ -53,19 +60,19 @@ def flops(trial: Experiment) -> float:
 
 
 def seconds(trials: dict[str, Experiment]) -> dict[str, float]:
-    """Of one training step on this machine: the arms take turns, the median counts."""
-    made = {
+    """Return the seconds of one training step on this machine: the median, arms taking turns."""
+    prepared = {
         arm: make_learner_and_batch(
-            t.aml,
-            t.model,
-            batch=t.train.batch // t.resources.workers,
-            size=t.data.size,
-            precision=t.train.precision,
+            trial.aml,
+            trial.model,
+            batch=trial.train.batch // trial.resources.workers,
+            size=trial.data.size,
+            precision=trial.train.precision,
         )
-        for arm, t in trials.items()
+        for arm, trial in trials.items()
     }
-    times = {arm: [] for arm in made}
+    times: dict[str, list[float]] = {arm: [] for arm in prepared}
     for index in range(ROUNDS + 1):
-        for arm, (learner, noise) in made.items():
+        for arm, (learner, noise) in prepared.items():
             times[arm].append(timed_steps(learner, noise, index))
     return {arm: statistics.median(t[1:]) for arm, t in times.items()}  # the first warms caches up

@@ -1,129 +1,171 @@
-"""Population-based training of one arm, in generations: pure bookkeeping.
+"""Population-based training (PBT) of one arm, in generations: bookkeeping without Ray.
 
-Every member trains `interval` epochs; then the worst go on from copies of the best, with settings perturbed (Jaderberg et al. 2017,
-"Population Based Training of Neural Networks"). A generation waits for all of its members, so that who copies whom depends on scores and
-seed alone, on any number of machines and however often the sweep was killed.
+Every member trains `interval` epochs. Then the worst continue from copies of the best, with
+explored settings (Jaderberg et al. 2017, "Population Based Training of Neural Networks"). A
+generation waits for all of its members, so that exploits depend on scores and seed alone, on any
+number of machines and however often the sweep was killed.
 """
 
 import math
 import zlib
+from collections.abc import Iterable
 
 import numpy as np
 
-from orchestrator.config import Experiment
+from orchestrator.config import Experiment, PbtConfig, SearchConfig
 from orchestrator.search.space import quantile
 
 FACTORS = (0.8, 1.2)
-
-"""A number is multiplied by one of them (Jaderberg et al.)."""
+"""`explore` multiplies a number by one of these (Jaderberg et al.)."""
 
 
 class Population:
-    """The members of an arm, what they were set to from which epoch on, and who has finished the generation."""
+    """The members of an arm, their settings from each epoch on, and their scores."""
 
     def __init__(
-        self, experiment: Experiment, arm: str, size: int, epochs: int, decisions: list[dict] = ()
-    ):
-        """decisions: of earlier generations, as `decide` gave them."""
-        self.search, self.seed, self.arm, self.size, self.epochs = (
-            experiment.search,
-            experiment.seed,
-            arm,
-            size,
-            epochs,
-        )
-        self.sign = 1 if self.search.mode == "max" else -1
+        self,
+        experiment: Experiment,
+        arm: str,
+        size: int,
+        epochs: int,
+        decisions: Iterable[dict] = (),
+    ) -> None:
+        """Create a population after its earlier generations.
+
+        Args:
+            experiment: The settings of the sweep.
+            arm: The arm whose trials are the members.
+            size: The number of members.
+            epochs: The number of epochs a member trains.
+            decisions: The decisions of earlier generations, as `decide` returned them.
+        """
+        self.search = experiment.search
+        self.scheduler = pbt_settings(experiment.search)
+        self.arm = arm
+        self.seed = experiment.seed
+        self.size = size
+        self.epochs = epochs
         self.decisions = list(decisions)
-        self.starts: dict[str, dict] = {}
+        self.initial_configs: dict[str, dict] = {}
         """Settings that each member began with."""
         self.scores: dict[str, float | None] = {}
-        """Of the members that have finished this generation."""
-        self.gone: set[str] = set()
-        """Members that failed, or were stopped for good."""
+        """Scores of the members that have finished the current generation."""
+        self.terminated: set[str] = set()
+        """Members that failed, finished, or were stopped for good."""
 
     @property
-    def begun(self) -> int:
-        """Epochs done when the generation began."""
-        return self.search.pbt.interval * len(self.decisions)
+    def generation_start(self) -> int:
+        """Number of finished epochs at which the current generation began."""
+        return self.scheduler.interval * len(self.decisions)
 
     @property
-    def until(self) -> int:
-        """Epochs done when it ends."""
-        return min(self.epochs, self.begun + self.search.pbt.interval)
+    def generation_end(self) -> int:
+        """Number of finished epochs at which the current generation ends."""
+        return min(self.epochs, self.generation_start + self.scheduler.interval)
 
     @property
-    def staying(self) -> set[str]:
+    def active(self) -> set[str]:
         """Members that have not ended."""
-        return self.starts.keys() - self.gone
+        return self.initial_configs.keys() - self.terminated
 
-    def complete(self, closed: bool = False) -> bool:
-        """Whether all members have finished the generation.   closed: no member joins any more"""
-        joined = closed or len(self.starts) == self.size
+    def is_complete(self, search_ended: bool = False) -> bool:
+        """Return whether all members have finished the current generation.
+
+        Args:
+            search_ended: No further member will join.
+        """
+        has_all_members = search_ended or len(self.initial_configs) == self.size
         return (
-            joined
-            and bool(self.staying)
-            and self.until < self.epochs
-            and self.staying <= self.scores.keys()
+            has_all_members
+            and bool(self.active)
+            and self.generation_end < self.epochs
+            and self.active <= self.scores.keys()
         )
 
     def decide(self) -> dict:
-        """End a complete generation.   -> {"epoch", "scores", "moves": {trial: {"from": trial, "overrides": settings}}}
+        """End a complete generation and choose the exploits.
 
-        As many of the worst as of the best: the quantile of the members, rounded up, at most half of them. A member without a score is worst.
+        As many of the worst exploit as there are sources among the best: the quantile of the
+        members, rounded up, at most half of them. A member without a score is the worst.
+
+        Returns:
+            The decision as generations.jsonl holds it: {"epoch", "scores",
+            "moves": {member: {"from": source, "overrides": settings}}}.
         """
-        alive = {trial: self.scores[trial] for trial in sorted(self.scores.keys() - self.gone)}
-        ranked = sorted(
-            alive, key=lambda trial: -math.inf if alive[trial] is None else self.sign * alive[trial]
-        )  # stable: equal ones by name
-        count = min(len(ranked) // 2, math.ceil(self.search.pbt.quantile * len(ranked)))
+        scores = {m: self.scores[m] for m in sorted(self.scores.keys() - self.terminated)}
+        sign = 1 if self.search.mode == "max" else -1
+
+        def rank(member: str) -> float:
+            score = scores[member]
+            return -math.inf if score is None else sign * score
+
+        ranked = sorted(scores, key=rank)  # stable: members of equal score stay in name order
+        count = min(len(ranked) // 2, math.ceil(self.scheduler.quantile * len(ranked)))
         rng = np.random.default_rng([self.seed, zlib.crc32(self.arm.encode()), len(self.decisions)])
-        moves = {}
-        for trial in ranked[:count]:
-            donor = ranked[len(ranked) - count + int(rng.integers(count))]
-            moves[trial] = {
-                "from": donor,
-                "overrides": explore(self.search, self.settings(donor), rng),
-            }
-        decision = {"epoch": self.until, "scores": alive, "moves": moves}
+        exploits = {}
+        for member in ranked[:count]:
+            source = ranked[len(ranked) - count + int(rng.integers(count))]
+            overrides = explore(self.search, self.config(source), rng)
+            exploits[member] = {"from": source, "overrides": overrides}
+        decision = {"epoch": self.generation_end, "scores": scores, "moves": exploits}
         self.decisions.append(decision)
         self.scores = {}
         return decision
 
-    def settings(self, trial: str) -> dict:
-        """What the member trains with now."""
-        return self.path(trial)[-1][1]
+    def config(self, member: str) -> dict:
+        """Return the settings that the member trains with now."""
+        return self.config_history(member)[-1][1]
 
-    def path(self, trial: str) -> list[list]:
-        """[[epochs done, settings from there on], ...]: how the weights that the member now has were trained."""
-        return self._path(trial, len(self.decisions))
+    def config_history(self, member: str) -> list[list]:
+        """Return how the member's present weights were trained.
 
-    def _path(self, trial: str, generations: int) -> list[list]:
-        for k in range(generations - 1, -1, -1):
-            if move := self.decisions[k]["moves"].get(trial):
-                return [
-                    *self._path(move["from"], k),
-                    [self.decisions[k]["epoch"], move["overrides"]],
-                ]
-        return [[0, self.starts[trial]]]
+        Returns:
+            [[finished epochs, settings from there on], ...], through the sources of its exploits.
+        """
+        return self._config_history(member, len(self.decisions))
+
+    def _config_history(self, member: str, generations: int) -> list[list]:
+        for index in range(generations - 1, -1, -1):
+            decision = self.decisions[index]
+            if exploit := decision["moves"].get(member):
+                change = [decision["epoch"], exploit["overrides"]]
+                return [*self._config_history(exploit["from"], index), change]
+        return [[0, self.initial_configs[member]]]
 
 
-def explore(search, settings: dict, rng: np.random.Generator) -> dict:
-    """Each searched number times 0.8 or 1.2 within its range, each listed value to a neighbour; some drawn anew from the space."""
-    changed = dict(settings)
-    for key in sorted(search.space.keys() & settings.keys()):
-        values, anew, up, u = (
-            search.space[key],
-            rng.random() < search.pbt.resample,
-            int(rng.integers(2)),
-            rng.random(),
-        )
-        if anew:
-            changed[key] = quantile(values, u)
+def pbt_settings(search: SearchConfig) -> PbtConfig:
+    """Return the settings of the scheduler pbt."""
+    assert isinstance(search.scheduler, PbtConfig)
+    return search.scheduler
+
+
+def explore(search: SearchConfig, config: dict, rng: np.random.Generator) -> dict:
+    """Return explored settings.
+
+    A searched number is multiplied by 0.8 or 1.2 and kept within its range, a listed value
+    becomes one of its neighbours, and some values are drawn anew from the search space.
+
+    Args:
+        search: The settings of the search, with its space.
+        config: The settings to start from.
+        rng: The source of randomness.
+
+    Returns:
+        The settings with every searched dimension explored.
+    """
+    resample = pbt_settings(search).resample
+    explored = dict(config)
+    for key in sorted(search.space.keys() & config.keys()):
+        values = search.space[key]
+        is_resampled = rng.random() < resample
+        goes_up = int(rng.integers(2))
+        u = rng.random()
+        if is_resampled:
+            explored[key] = quantile(values, u)
         elif isinstance(values, list):
-            place = values.index(settings[key]) + (1 if up else -1)
-            changed[key] = values[min(max(place, 0), len(values) - 1)]
+            index = values.index(config[key]) + (1 if goes_up else -1)
+            explored[key] = values[min(max(index, 0), len(values) - 1)]
         else:
-            changed[key] = float(
-                min(max(settings[key] * FACTORS[up], values["low"]), values["high"])
-            )
-    return changed
+            scaled = config[key] * FACTORS[goes_up]
+            explored[key] = float(min(max(scaled, values["low"]), values["high"]))
+    return explored

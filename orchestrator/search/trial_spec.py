@@ -1,44 +1,57 @@
 """The specification of one trial, as trial.json holds it."""
 
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
-from orchestrator.config import Experiment
+from orchestrator.config import Experiment, upgrade_overrides
 
 
 @dataclass(frozen=True)
 class TrialSpec:
-    """One run of one setting with one seed; under population-based training its settings may change at some epochs."""
+    """One training of one setting with one seed.
+
+    Under population-based training its settings may change at some epochs.
+    """
 
     id: str
     arm: str
     stage: str
+    """search or confirm."""
     seed: int
     overrides: dict
     """The settings, or those after the last change."""
-    path: list = field(default_factory=list)
-    """[[epochs done, overrides from there on], ...] where they change on the way; empty: `overrides` throughout."""
-    until: int | None = None
-    """Epochs done at which it makes way for the other members of its population; null: it trains to its end."""
+    config_history: list = field(default_factory=list)
+    """[[finished epochs, overrides from there on], ...]; empty: `overrides` throughout."""
+    pause_at_epoch: int | None = None
+    """Number of finished epochs at which a member of a population makes way for the others."""
 
     def experiment(self, base: Experiment) -> Experiment:
+        """Return the settings of the trial within a sweep of the settings `base`."""
         return base.for_arm(self.arm, {**self.overrides, "seed": self.seed})
 
-    def legs(self, base: Experiment) -> list[tuple[Experiment, int]]:
-        """What it trains with, each up to which epoch."""
-        changes = [
-            (replace(self, overrides=overrides).experiment(base), begin)
-            for begin, overrides in self.path or [[0, self.overrides]]
+    def config_schedule(self, base: Experiment) -> list[tuple[Experiment, int]]:
+        """Return [(settings, number of finished epochs at which they end), ...]."""
+        changes = self.config_history or [[0, self.overrides]]
+        experiments = [
+            replace(self, overrides=overrides).experiment(base) for _, overrides in changes
         ]
-        ends = [begin for _, begin in changes[1:]] + [self.until or changes[-1][0].train.epochs]
-        return [(experiment, end) for (experiment, _), end in zip(changes, ends, strict=True)]
+        last_epoch = self.pause_at_epoch or experiments[-1].train.epochs
+        ends = [start for start, _ in changes[1:]] + [last_epoch]
+        return list(zip(experiments, ends, strict=True))
 
     def describe(self, base: Experiment) -> dict:
-        """What the ledger and MLflow know a trial by: arm, stage, seed, tau, rho, and the leaves that vary."""
-        return self.facts(self.experiment(base))
+        """Return `summary_row` of the trial within a sweep of the settings `base`."""
+        return self.summary_row(self.experiment(base))
 
-    def facts(self, experiment: Experiment) -> dict:
-        """`describe` for the trial's own experiment, which takes milliseconds to build."""
+    def summary_row(self, experiment: Experiment) -> dict:
+        """Return what ledger and MLflow identify the trial by.
+
+        Args:
+            experiment: The trial's own settings, which take milliseconds to build.
+
+        Returns:
+            Arm, stage, seed, tau, rho, and the settings that vary.
+        """
         tau, rho = experiment.aml.coordinates
         others = {k: v for k, v in self.overrides.items() if k not in ("aml.tau", "aml.rho")}
         return {
@@ -53,19 +66,47 @@ class TrialSpec:
 
 
 def value_of(record: dict, metric: str) -> float | None:
-    """The metric at the trial's last epoch; None where it failed or has none."""
+    """Return the metric at the trial's last epoch; None where it failed or has none."""
     if record["state"] == "failed" or not record["history"]:
         return None
     return record["history"][-1].get(metric)
 
 
 def slugify(arm: str) -> str:
+    """Return the arm's name as trial ids hold it."""
     return arm.replace("/", "_").replace("@", "_at_")
 
 
-def trial_to_json(trial: TrialSpec) -> str:
-    return json.dumps(asdict(trial))
+def trial_id(arm: str, stage: str, index: int) -> str:
+    """Return the id of an arm's trial."""
+    return f"{slugify(arm)}-{stage}-{index:03d}"
+
+
+def trial_to_json(spec: TrialSpec) -> str:
+    """Return the text of trial.json."""
+    return json.dumps(
+        {
+            "id": spec.id,
+            "arm": spec.arm,
+            "stage": spec.stage,
+            "seed": spec.seed,
+            "overrides": spec.overrides,
+            "path": spec.config_history,
+            "until": spec.pause_at_epoch,
+        }
+    )
 
 
 def trial_from_json(text: str) -> TrialSpec:
-    return TrialSpec(**json.loads(text))
+    """Return the trial of a trial.json, also of one that an earlier version wrote."""
+    tree = json.loads(text)
+    history = [[start, upgrade_overrides(overrides)] for start, overrides in tree.get("path") or []]
+    return TrialSpec(
+        tree["id"],
+        tree["arm"],
+        tree["stage"],
+        tree["seed"],
+        upgrade_overrides(tree["overrides"]),
+        history,
+        tree.get("until"),
+    )

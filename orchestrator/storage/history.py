@@ -1,4 +1,4 @@
-"""Files that a run's workers write for the driver: epochs and notes."""
+"""Files that a run's workers write for the driver: finished epochs and notes."""
 
 import json
 from pathlib import Path
@@ -12,15 +12,18 @@ NOTES = "notes.txt"
 
 
 def read_history(folder: Path) -> list[dict]:
-    """Every finished epoch of the run in `folder`."""
+    """Return the metrics of every finished epoch of the run or trial in a folder."""
     path = folder / "epochs.jsonl"
-    return (
-        [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
-    )
+    lines = path.read_text("utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
 
 
 def add_note(folder: Path, text: str) -> None:
-    """A line for the driver to say: what a worker prints reaches nobody. NotSaved where the disk takes no more."""
+    """Append a line that the driver logs, because the user sees nothing that a worker prints.
+
+    Raises:
+        NotSaved: the disk takes no more.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / NOTES, "a", encoding="utf-8") as file:
@@ -30,12 +33,16 @@ def add_note(folder: Path, text: str) -> None:
 
 
 def read_notes(folder: Path) -> list[str]:
+    """Return the notes of a run or trial in the order in which its workers wrote them."""
     path = folder / NOTES
     return path.read_text("utf-8").splitlines() if path.exists() else []
 
 
 def drop_drafts(folder: Path) -> None:
-    """Take away what a process that was lost was writing in a run's or trial's folder; nobody may be writing there."""
+    """Delete the temporary files that a lost process left in the folder of a run or trial.
+
+    No process may be writing in the folder.
+    """
     drop_checkpoint_drafts(folder)
     for draft in (*folder.glob("*.tmp"), *folder.glob("pictures/*.tmp")):
         draft.unlink(missing_ok=True)

@@ -1,22 +1,49 @@
-"""Where results lie: the storage root, its working folder for a bucket, and paths that any node
-understands.
-"""
+"""Places of results: storage root, addresses and working folders of buckets, paths for any node."""
 
 import hashlib
 import os
 from pathlib import Path
 
-from orchestrator.storage import uri as uri_module
-from orchestrator.storage.uri import ADDRESS, is_address, join_uri
+from aml.errors import UserError
+
+ADDRESS = "bucket.txt"
+"""Name of the file in a working root that holds the address of its bucket."""
+
+
+def is_address(text: str | Path | None) -> bool:
+    """Return whether a text is the address of a place in a bucket."""
+    return str(text or "").startswith("s3://")
+
+
+def join_uri(uri: str, *names: str) -> str:
+    """Return the address of a place below another one; the names go before its `?query`."""
+    base, mark, query = uri.partition("?")
+    return "/".join([base.rstrip("/"), *(n for n in names if n not in ("", "."))]) + mark + query
+
+
+def refuse_keys(uri: str) -> None:
+    """Check that an address holds no keys.
+
+    Raises:
+        UserError: it does; the message does not repeat them.
+    """
+    place = uri.partition("://")[2].partition("/")[0]
+    if "@" in place:
+        raise UserError(
+            f"the address of {place.rpartition('@')[2]} holds keys, and addresses are logged; "
+            "export AWS_ACCESS_KEY_ID and the like instead"
+        )
 
 
 def storage_root(configured: str | None = None) -> Path:
-    """Absolute folder of results: the configured one, AMLRIS_HOME, runs/ here; ~/amlris in a Ray job, whose folder is thrown away.
+    """Return the absolute folder of results.
 
-    Of an s3:// address: the folder this machine works in; orchestrator.mirror keeps the two in step.
+    This is the configured one, else AMLRIS_HOME, else `runs` in the current folder, or `~/amlris`
+    in a Ray job, whose current folder is thrown away with the job. For an s3:// address it is the
+    folder in which this machine works; `SyncedFolder` keeps the folder and the bucket in step.
     """
     given = configured or os.environ.get("AMLRIS_HOME")
-    if uri_module.is_address(given):
+    if given and is_address(given):
         return working_root(given)
     if given:
         return Path(given).expanduser().absolute()
@@ -25,9 +52,11 @@ def storage_root(configured: str | None = None) -> Path:
 
 
 def working_root(uri: str) -> Path:
-    """This machine's folder for a root in a bucket. UserError: the address holds keys."""
-    from orchestrator.storage.uri import refuse_keys
+    """Return this machine's folder for a storage root in a bucket, made where it is missing.
 
+    Raises:
+        UserError: the address holds keys.
+    """
     refuse_keys(uri)
     uri = join_uri(uri)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -41,34 +70,34 @@ def working_root(uri: str) -> Path:
 
 
 def root_of(path: Path) -> Path | None:
-    """The working root that a path is in or is; None: it is in no bucket."""
+    """Return the working root that contains or is a path; None where the path is in no bucket."""
     path = Path(path).absolute()
     return next((p for p in (path, *path.parents) if (p / ADDRESS).is_file()), None)
 
 
 def bucket_of(path: Path) -> str | None:
-    """The address of a path of a working root; None: it is in no bucket."""
+    """Return the address of a path below a working root; None where the path is in no bucket."""
     root = root_of(path)
-    return (
-        join_uri(
-            (root / ADDRESS).read_text("utf-8"), Path(path).absolute().relative_to(root).as_posix()
-        )
-        if root
-        else None
-    )
+    if not root:
+        return None
+    inner = Path(path).absolute().relative_to(root).as_posix()
+    return join_uri((root / ADDRESS).read_text("utf-8"), inner)
 
 
 def to_uri(path: Path) -> str:
-    """A path as `here` on any node understands it: ROOT#INNER where it is mirrored, itself where every node must see it."""
+    """Return a text from which `local_path` finds the path on any node.
+
+    The text is `ROOT#INNER` for a path in a bucket, and the path itself elsewhere: there every node
+    must see the same file system.
+    """
     root = root_of(path)
-    return (
-        f"{(root / ADDRESS).read_text('utf-8')}#{Path(path).absolute().relative_to(root).as_posix()}"
-        if root
-        else str(path)
-    )
+    if not root:
+        return str(path)
+    inner = Path(path).absolute().relative_to(root).as_posix()
+    return f"{(root / ADDRESS).read_text('utf-8')}#{inner}"
 
 
 def local_path(text: str) -> Path:
-    """The path on this machine of what `portable` made."""
+    """Return the path on this machine for a text that `to_uri` made."""
     uri, mark, inner = text.partition("#")
     return working_root(uri) / inner if mark and is_address(uri) else Path(text)

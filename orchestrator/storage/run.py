@@ -1,135 +1,178 @@
-"""Run folders: what a run is, what it has finished, who is working on it.
+"""Run folders: the state of a run, its finished trials, and the process that works on it.
 
-<root>/<name>-<8 hex>/   config.yaml   sweep.json or train.json (state)   ledger.jsonl (finished trials)   lock
+<root>/<name>-<8 hex>/ holds
 
-Where the root is in a bucket this is the folder this machine works in: found runs are brought here first, what is written goes there.
+    config.yaml                 settings as they were given
+    sweep.json or train.json    state of the run
+    ledger.jsonl                finished trials
+    lock                        held by the process that works on the run
+
+Where the root is in a bucket, <root> is the folder in which this machine works: runs that are found
+are downloaded first, and what is written is uploaded.
 """
 
+import contextlib
 import errno
-import fcntl
 import json
+import logging
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from aml.errors import NotSaved, UserError
 from aml.files import write_failure
-from orchestrator.config import Experiment, TrackingConfig, code_version, from_text
+from orchestrator.config import (
+    Experiment,
+    TrackingConfig,
+    code_version,
+    from_stored,
+    upgrade_overrides,
+)
 from orchestrator.storage import lease, paths, snapshot, uploads
 from orchestrator.storage.paths import storage_root
-from orchestrator.utils import atomic_write, redact, redact_all, without_nan
+from orchestrator.utils import (
+    atomic_write,
+    holder_of,
+    process_lock,
+    redact,
+    redact_all,
+    without_nan,
+)
+
+logger = logging.getLogger(__name__)
 
 KINDS = ("sweep", "train")
 
+DEFAULT_TRACKING = TrackingConfig()
+
 
 class Run:
-    """One run folder; `state` is its JSON, `update` writes it."""
+    """The folder of a run.
 
-    def __init__(self, folder: Path, kind: str):
-        self.folder, self.kind = folder, kind
-        self.outbox: uploads.BackgroundUploader | None = None
+    `state` is the content of its JSON file, which `update` writes. `uploader` uploads the driver's
+    files while the run is locked, where the folder is in a bucket. The class is longer than others
+    because the state and the ledger share one lock, one uploader and one rule for full disks.
+    """
+
+    def __init__(self, folder: Path, kind: str) -> None:
+        """Read the state of a run; an empty one where the folder does not exist.
+
+        Args:
+            folder: of the run.
+            kind: one of `KINDS`.
+        """
+        self.folder = folder
+        self.kind = kind
+        self.uploader: uploads.BackgroundUploader | None = None
         self.state = self._read()
 
     @property
     def name(self) -> str:
+        """The name of the folder."""
         return self.folder.name
 
     @property
     def finished(self) -> bool:
-        """Trained to the end, with its report written and MLflow's part in the queue."""
+        """Whether the training is over, its report written and its MLflow records queued."""
         return self.state.get("state") == "done" and self.state.get("concluded", True)
 
-    def update(self, **values) -> None:
+    def update(self, **values: Any) -> None:
+        """Set entries of the state and write it.
+
+        Raises:
+            NotSaved: the disk takes no more.
+        """
         self.state |= values
-        atomic_write(
-            self.folder / f"{self.kind}.json", json.dumps(redact_all(self.state), indent=1).encode()
-        )
-        if self.outbox:
-            self.outbox.offer()
+        text = json.dumps(redact_all(self.state), indent=1)
+        atomic_write(self.folder / f"{self.kind}.json", text.encode())
+        if self.uploader:
+            self.uploader.submit()
 
     @contextmanager
-    def locked(self, say=print):
-        """Hold the folder, in its bucket too. UserError where another live process holds it; a process that dies lets go."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / "lock", "a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                file.seek(0)
-                who = f"process {file.read() or '?'}"
+    def locked(self) -> Iterator[None]:
+        """Hold the folder, and its lease in the bucket, while a `with` block runs.
+
+        A process that dies releases both.
+
+        Raises:
+            UserError: another live process holds the folder.
+        """
+        path = self.folder / "lock"
+        with process_lock(path) as held:
+            if not held:
                 raise UserError(
-                    f"{self.name} is being worked on by {who}; wait for it, stop it, or start another with --fresh"
-                ) from None
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
-            with lease.bucket_lease(self.folder, say), self._delivered(say):
+                    f"{self.name} is being worked on by process {holder_of(path) or '?'}; "
+                    "wait for it, stop it, or start another with --fresh"
+                )
+            with lease.bucket_lease(self.folder), self._uploading():
                 yield
 
     @contextmanager
-    def _delivered(self, say):
-        """The driver's files, as they are in the bucket first, then delivered as they are written; at the end what could not be is said."""
+    def _uploading(self) -> Iterator[None]:
+        """Download the driver's files, then upload them as they are written.
+
+        At the end a message names what could not be uploaded.
+        """
         if not paths.root_of(self.folder):
             yield
             return
         uploads.download(self.folder, snapshot.DRIVER)
         self.state = self._read()
-        self.outbox = uploads.BackgroundUploader(self.folder, snapshot.DRIVER, say)
+        uploader = uploads.BackgroundUploader(self.folder, logger.info, snapshot.DRIVER)
+        self.uploader = uploader
         try:
             yield
         finally:
-            self.outbox.offer()
-            if not self.outbox.close():
-                say(
-                    f"{self.outbox.problem or f'{self.folder} is not yet delivered'}; the same command delivers it"
-                )
-            self.outbox = None
+            uploader.submit()
+            uploaded = uploader.flush()
+            uploader.close()
+            if not uploaded:
+                problem = uploader.problem or f"{self.folder} is not yet uploaded"
+                logger.info(f"{problem}; the same command uploads it")
+            self.uploader = None
 
     def delivered(self) -> bool:
-        """Whether what is on disk is in the bucket, too; it is given half a minute. True where there is none."""
-        if not self.outbox:
+        """Upload what is on disk, for at most half a minute.
+
+        Returns:
+            Whether the bucket has it; True where the folder is in no bucket.
+        """
+        if not self.uploader:
             return True
-        self.outbox.offer()
-        return self.outbox.arrive()
+        self.uploader.submit()
+        return self.uploader.flush()
 
     def append(self, record: dict) -> None:
-        """One line of the ledger, on disk before this returns. NotSaved where the disk takes no more: then nothing of it is there."""
-        record = redact_all(
-            record | {"history": [without_nan(epoch) for epoch in record["history"]]}
-        )
-        line, path = json.dumps(record).encode() + b"\n", self.folder / "ledger.jsonl"
+        """Append a finished trial to the ledger, on disk before this returns.
+
+        Raises:
+            NotSaved: the disk takes no more; nothing of the line is then in the file.
+        """
+        history = [without_nan(epoch) for epoch in record["history"]]
+        line = json.dumps(redact_all(record | {"history": history})).encode() + b"\n"
+        path = self.folder / "ledger.jsonl"
         try:
-            opened = open(path, "a+b", buffering=0)  # noqa: SIM115
+            with open(path, "a+b", buffering=0) as file:
+                _append_line(file, line)
         except OSError as error:
             raise NotSaved(write_failure(path, error, len(line))) from error
-        with opened as file:
-            end = file.seek(0, os.SEEK_END)
-            file.seek(max(0, end - 1))
-            if file.read(1) not in (
-                b"",
-                b"\n",
-            ):  # a line that a crash cut off must not take this one along
-                line = b"\n" + line
-            try:
-                if file.write(line) < len(line):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                os.fsync(file.fileno())
-            except OSError as error:
-                file.truncate(end)
-                raise NotSaved(write_failure(path, error, len(line))) from error
-        if self.outbox:
-            self.outbox.offer()
-            self.outbox.settle()
+        if self.uploader:
+            self.uploader.submit()
+            self.uploader.wait()
 
     def ledger(self) -> list[dict]:
-        """Finished trials; a line cut off by a crash is not one, and a trial that went on after its budget was raised counts as it ended last."""
+        """Return the finished trials.
+
+        A line that a crash cut off is left out. A trial that went on after its budget was raised
+        counts as it ended last.
+        """
         path = self.folder / "ledger.jsonl"
         if not path.exists():
             return []
@@ -137,109 +180,158 @@ class Run:
         for line in path.read_bytes().splitlines():
             try:
                 record = json.loads(line)
+                if "overrides" in record:
+                    record["overrides"] = upgrade_overrides(record["overrides"])
                 records[record["trial"]] = record
             except ValueError:
                 print(f"{path}: a cut-off line is left out", flush=True)
         return list(records.values())
 
-    def experiment(self, tracking: TrackingConfig = TrackingConfig()) -> Experiment:  # noqa: B008 (frozen)
-        """As it was started. An address of MLflow with a password was not written as it was: `tracking` stands in for it."""
-        tree = from_text(
-            (self.folder / "config.yaml").read_text("utf-8"), where=str(self.folder / "config.yaml")
-        )
-        return replace(tree, tracking=tracking) if "***" in (tree.tracking.uri or "") else tree
+    def experiment(self, tracking: TrackingConfig = DEFAULT_TRACKING) -> Experiment:
+        """Return the settings with which the run was started.
+
+        Args:
+            tracking: replaces the tracking settings whose address held a password, because the
+                password was not written.
+        """
+        path = self.folder / "config.yaml"
+        tree = from_stored(path.read_text("utf-8"), where=str(path))
+        return tree.replace(tracking=tracking) if "***" in (tree.tracking.uri or "") else tree
 
     def _read(self) -> dict:
         path = self.folder / f"{self.kind}.json"
         return json.loads(path.read_text("utf-8")) if path.exists() else {}
 
 
+def _append_line(file: BinaryIO, line: bytes) -> None:
+    """Append a line to a file that was opened unbuffered, all of it or nothing."""
+    end = file.seek(0, os.SEEK_END)
+    file.seek(max(0, end - 1))
+    if file.read(1) not in (b"", b"\n"):  # a line that a crash cut off must not spoil this one
+        line = b"\n" + line
+    try:
+        if file.write(line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(file.fileno())
+    except OSError:
+        file.truncate(end)
+        raise
+
+
 def start_run(experiment: Experiment, kind: str, manifest: dict, *, fresh: bool) -> Run:
-    """The run of these settings and data: a new folder, or the unfinished (or finished) one of the same name."""
-    uploads.download_run_metadata(storage_root(experiment.storage.root))
+    """Return the run of some settings and data: a new one, or the present one of the same name.
+
+    An unfinished run of the same settings and data that another version of the numerics began is
+    not continued, but named in a message.
+
+    Args:
+        experiment: the settings.
+        kind: one of `KINDS`.
+        manifest: of the data; its fingerprint is part of the run's name.
+        fresh: start another run, even where one of this name exists.
+    """
+    root = storage_root(experiment.storage.root)
+    uploads.download_run_metadata(root)
     name = base = experiment.run_name(manifest["fingerprint"])
     number = 1
-    while fresh and (storage_root(experiment.storage.root) / name).exists():
+    while fresh and (root / name).exists():
         number += 1
         name = f"{base}-{number}"
-    run = Run(storage_root(experiment.storage.root) / name, kind)
+    run = Run(root / name, kind)
     if not run.state:
+        if not fresh:
+            _report_other_numerics(root, experiment, kind, manifest["fingerprint"])
         run.folder.mkdir(parents=True, exist_ok=True)
         atomic_write(run.folder / "config.yaml", redact(experiment.to_yaml()).encode())
     return run
 
 
-def find_run(root: Path, name: str, kind: str | None = None) -> Run:
-    """A run (of one kind) by its name; by its experiment's name, then the newest finished one (or the newest); or by the start of its name.
+def _report_other_numerics(root: Path, experiment: Experiment, kind: str, data: str) -> None:
+    """Name unfinished runs of some settings and data that another version of the numerics began."""
+    for run in _local_runs(root):
+        state = run.state
+        wanted = {"name": experiment.name, "data": data, "kind": kind}
+        found = {
+            "name": state.get("name"),
+            "data": state.get("data", {}).get("fingerprint"),
+            "kind": run.kind,
+        }
+        if run.finished or found != wanted or state.get("code_version") == code_version():
+            continue
+        with contextlib.suppress(UserError, OSError):  # an unreadable run cannot be continued
+            if run.experiment().computed() == experiment.computed():
+                logger.info(
+                    f"note: {run.name} has these settings and data and is not finished, but "
+                    f"{state.get('code_version', 'unrecorded')} began it and here is "
+                    f"{code_version()}: a new run is started; --resume {run.name} continues that "
+                    "one"
+                )
 
-    UserError where there is none, or where a start fits several.
+
+def find_run(root: Path, name: str, kind: str | None = None) -> Run:
+    """Return the run that a text names.
+
+    The text is the run's name; or its experiment's name, which means the newest finished run, else
+    the newest one; or the start of its name.
+
+    Args:
+        root: the storage root.
+        name: the text.
+        kind: one of `KINDS`, to consider runs of this kind only.
+
+    Raises:
+        UserError: no run has this name, or several names start with the text.
     """
     runs = [r for r in list_runs(root) if kind in (None, r.kind)]
     if exact := [r for r in runs if r.name == name]:
-        return _whole(exact[0])
+        return downloaded(exact[0])
     if named := [r for r in runs if r.state.get("name") == name]:
-        return _whole(next((r for r in named if r.finished), named[0]))
+        return downloaded(next((r for r in named if r.finished), named[0]))
     matches = [r for r in runs if r.name.startswith(name)]
     if len(matches) != 1:
         found = ", ".join(r.name for r in (matches or runs)[:8]) or "none"
         raise UserError(
-            f"{'no' if not matches else 'more than one'} {kind or 'run'} under {root} is called {name!r}; there: {found}"
+            f"{'more than one' if matches else 'no'} {kind or 'run'} under {root} is called "
+            f"{name!r}; there: {found}"
         )
-    return _whole(matches[0])
+    return downloaded(matches[0])
 
 
-def _whole(run: Run) -> Run:
-    """With all that its driver wrote."""
+def downloaded(run: Run) -> Run:
+    """Return a run after its driver's files have been downloaded."""
     uploads.download(run.folder, snapshot.DRIVER, wait=False)
     return run
 
 
 def list_runs(root: Path) -> list[Run]:
-    """All runs under the root, the newest first."""
+    """Return all runs under a storage root, the newest first."""
     uploads.download_run_metadata(root)
+    return _local_runs(root)
+
+
+def _local_runs(root: Path) -> list[Run]:
+    """Return the runs whose folders are on this machine, the newest first."""
     found = [Run(p.parent, kind) for kind in KINDS for p in Path(root).glob(f"*/{kind}.json")]
     return sorted(found, key=lambda run: -run.state.get("started", 0))
 
 
-def run_line(run: Run) -> str:
-    """A run in one line: state, how far, best, disk."""
-    records, state = run.ledger(), run.state
-    values = [
-        e["val/mIoU"] for r in records for e in r["history"] if e.get("val/mIoU") is not None
-    ] + [e["val/mIoU"] for e in state.get("history", [])]
-    shown = "lost (the same command continues it)" if is_lost(run) else state["state"]
-    best = f"best mIoU {max(values):.3f}" if values else "no result yet"
-    return f"{run.name:32} {run.kind:6} {shown:12} {f'{len(records)} trials' if records else '':10} {best:18} {disk_mb(run.folder):8.1f} MB"
-
-
-def is_lost(run: Run) -> bool:
-    """Whether it ended without a word: nobody works on it any more."""
-    return (
-        run.state["state"] == "running"
-        and lock_holder(run) is None
-        and not lease.lease_of(run.folder)
-    )
-
-
-def lock_holder(run: Run) -> int | None:
-    """The process of this machine that works on the run; None where there is none."""
-    path = run.folder / "lock"
-    if not path.exists():
-        return None
-    with open(path) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return None
-        except OSError:
-            return int(file.read() or 0) or None
-
-
 def begin_run(run: Run, experiment: Experiment, manifest: dict, uri: str) -> None:
-    """Note who runs what: at the start and at each continuation."""
+    """Note in the state who runs what, at the start and at each continuation.
+
+    Args:
+        run: the run, locked.
+        experiment: its settings.
+        manifest: of the data.
+        uri: where the data are.
+
+    Raises:
+        UserError: the run was started with other data.
+    """
     given = run.state.get("data", {}).get("fingerprint")
     if given and given != manifest["fingerprint"]:
         raise UserError(
-            f"{run.name} was made with data {given}, but {uri} now holds {manifest['fingerprint']}; restore those data or start another with --fresh"
+            f"{run.name} was made with data {given}, but {uri} now holds "
+            f"{manifest['fingerprint']}; restore those data or start another with --fresh"
         )
     sha, dirty = git_state()
     run.update(
@@ -267,29 +359,38 @@ def begin_run(run: Run, experiment: Experiment, manifest: dict, uri: str) -> Non
 
 
 def git_state() -> tuple[str, bool]:
-    """Commit and whether the tree differs from it; what `submit` hands over where there is no repository."""
+    """Return the commit of this code, and whether the working tree differs from it.
+
+    In a job both come from the variables that `submit` hands over. The commit is "unknown" where
+    this file is in no repository, or in one that does not track it: an environment inside another
+    project's repository is not to be taken for that project.
+    """
     if "AMLRIS_GIT_SHA" in os.environ:
         return os.environ["AMLRIS_GIT_SHA"], os.environ.get("AMLRIS_GIT_DIRTY") == "1"
-    here = Path(__file__).parent
     try:
-        sha = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
-        ).stdout.strip()
-        return sha, bool(
-            subprocess.run(
-                ["git", "status", "--porcelain"],
-                cwd=here,
-                capture_output=True,
-                text=True,
-                check=True,
-            ).stdout.strip()
-        )
+        _git("ls-files", "--error-unmatch", Path(__file__).name)
+        return _git("rev-parse", "HEAD"), bool(_git("status", "--porcelain"))
     except (OSError, subprocess.CalledProcessError):
         return "unknown", False
 
 
+def _git(*arguments: str) -> str:
+    """Return what a git command prints in this file's folder."""
+    done = subprocess.run(
+        ["git", *arguments],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
 def processor() -> str:
-    """The model of this machine's processor, and the instructions that torch uses of it: they decide how sums are rounded."""
+    """Return the model of this machine's processor and the instructions that torch uses of it.
+
+    Both decide how sums are rounded.
+    """
     import torch
 
     try:
@@ -299,40 +400,3 @@ def processor() -> str:
     models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     model = next(models, "") or platform.processor() or platform.machine()
     return f"{model} with {torch.backends.cpu.get_cpu_capability()}"
-
-
-def disk_mb(folder: Path) -> float:
-    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) / 2**20
-
-
-def prune_runs(root: Path) -> list[str]:
-    """Remove what only an unfinished run needs (training states, drafts, logs of finished ones).   -> lines saying what was freed"""
-    freed = []
-    for run in list_runs(root):
-        if not run.finished:
-            continue
-        for folder in (
-            run.folder,
-            *(p.parent for p in _whole(run).folder.glob("trials/*/trial.json")),
-        ):
-            uploads.delete_remote(
-                folder,
-                lambda name: name.endswith("state.pt") or name.split("/")[0].endswith(".previous"),
-            )
-        keep = run.state.get("champion", {}).get("checkpoint", "")
-        doomed = [
-            p
-            for p in run.folder.rglob("*")
-            if p.name in ("state.pt",) or p.name.endswith((".previous", ".draft"))
-        ]
-        doomed += [p for p in (run.folder / "tune", run.folder / "ray") if p.exists()]
-        doomed = [p for p in doomed if not (keep and p == run.folder / keep)]
-        size = sum(
-            disk_mb(p) if p.is_dir() else p.stat().st_size / 2**20 for p in doomed if p.exists()
-        )
-        for path in doomed:
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(
-                missing_ok=True
-            )
-        freed.append(f"{run.name}: {size:.1f} MB")
-    return freed

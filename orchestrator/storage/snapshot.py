@@ -1,4 +1,4 @@
-"""The files of a run's folder as they are at one moment, with their digests."""
+"""Snapshots: the files of a run's folder as they are at one moment, with their digests."""
 
 import hashlib
 import json
@@ -7,15 +7,19 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-OWN = ".mirror"
+SYNC_FOLDER = ".mirror"
+"""Name of the folder inside a synced folder with the state of its synchronisation.
 
-"""In a bundle's folder: what was last in step with the bucket, what is still to be delivered."""
+It holds what was last equal here and in the bucket, and what is still to be uploaded.
+"""
 
-DRIVER, TRIAL = "driver", "trial"
+DRIVER = "driver"
+TRIAL = "trial"
+"""Kinds of synced folder, by their writer: the driver of a run, or the process that trains."""
 
-OF_TRIAL = (
+TRIAL_FILES = (
     "last",
     "last.previous",
     "best",
@@ -26,49 +30,60 @@ OF_TRIAL = (
     "failed.json",
     "generation.json",
 )
+"""Names of what the process that trains writes into the folder of a run or a trial.
 
-"""What those who train write into a run's or a trial's folder, and whose copy a population's member goes on from; the rest is the driver's."""
+A population member that goes on from another's checkpoint gets that one's copy of some of them.
+The other files of a run's folder are the driver's.
+"""
 
-OF_NOBODY = ("tune", "ray", "lock", "STOP", OWN)
-
-"""Of this machine alone."""
+LOCAL_FILES = ("tune", "ray", "lock", "STOP", SYNC_FOLDER)
+"""Files that concern this machine alone and are not uploaded."""
 
 APPENDED = (".jsonl", ".txt")
+"""Suffixes of files that may grow in place, while the bytes they had stay the same.
 
-"""Files that may grow in place: their first bytes stay what they were. All others are replaced whole, and an open file stays what it was."""
+All other files are replaced whole, so that an open file keeps its content.
+"""
 
 PIECE = 2**18
+"""Bytes of a piece of a file that may grow in place, so that its earlier bytes are not sent again.
 
-"""Bytes of a piece of a file that may grow in place, so that what it held before is not sent again. Any other file is one piece."""
+Any other file is one piece.
+"""
 
 CHUNK = 2**20
+"""Bytes held in memory at once."""
 
-"""Bytes in memory at once."""
+Manifest = dict[str, dict[str, Any]]
+"""{file name: {"pieces": SHA-256 digests in order, "mtime_ns": int}}"""
 
 
 @dataclass
-class Part:
-    """A file of a bundle as it was at one moment: of an open file as many bytes as it held then."""
+class FileVersion:
+    """A file as it was at one moment; of an open file, as many bytes as it held then."""
 
     stamp: list[int]
-    """inode, size, mtime in ns: equal ones mean equal content."""
-    step: int
-    """Bytes of a piece."""
+    """Inode, size, mtime in ns: equal stamps mean equal content."""
+    piece_size: int
+    """Bytes."""
     pieces: list[str]
-    """Digests in order; none: not yet read."""
+    """SHA-256 digests in order; empty while the file has not been read."""
     file: BinaryIO | None = None
+    """The open file; None where its pieces were known from before."""
 
     def digests(self) -> list[str]:
+        """Return the digests of the pieces, reading the file the first time."""
         if not self.pieces:
-            self.pieces = [
-                self._digest(k) for k in range(max(1, math.ceil(self.stamp[1] / self.step)))
-            ]
+            number = max(1, math.ceil(self.stamp[1] / self.piece_size))
+            self.pieces = [self._digest(k) for k in range(number)]
         return self.pieces
 
     def chunks(self, k: int) -> Iterator[bytes]:
-        """The bytes of piece k."""
-        start = k * self.step
-        left = min(self.step, self.stamp[1] - start)
+        """Yield the bytes of piece k."""
+        if self.file is None:
+            raise ValueError("the file is not open")
+        start = k * self.piece_size
+        left = min(self.piece_size, self.stamp[1] - start)
         self.file.seek(start)
         while left and (chunk := self.file.read(min(left, CHUNK))):
             left -= len(chunk)
@@ -81,49 +96,63 @@ class Part:
         return digest.hexdigest()
 
     def reopen(self, path: Path) -> None:
-        """Of one that was not read again: the bucket has lost it. OSError where it is not the same any more."""
-        known, self.pieces, self.file = self.pieces, [], path.open("rb")
+        """Open a file that was not read again, because the bucket has lost a piece of it.
+
+        Raises:
+            OSError: the file is not the same any more.
+        """
+        known = self.pieces
+        self.pieces = []
+        self.file = path.open("rb")
         if self.digests() != known:
-            raise OSError(f"{path.name} changed while it was to be delivered")
+            raise OSError(f"{path.name} changed while it was to be uploaded")
 
     def close(self) -> None:
+        """Close the file if it is open."""
         if self.file:
             self.file.close()
         self.file = None
 
 
-def _stamp(path: Path | int) -> list[int]:
-    """Of a path or an open file."""
+@dataclass(frozen=True)
+class Snapshot:
+    """The files of a synced folder at one moment.
+
+    Files whose stamp is the one that was last uploaded are not opened again.
+    """
+
+    at: int
+    """The moment, as `time.time_ns()`."""
+    files: dict[str, FileVersion]
+    """{path in the folder: version}"""
+
+    def close(self) -> None:
+        """Close the open files."""
+        for version in self.files.values():
+            version.close()
+
+
+def stamp_of(path: Path | int) -> list[int]:
+    """Return inode, size and mtime in ns of a path or an open file descriptor."""
     found = os.stat(path)
     return [found.st_ino, found.st_size, found.st_mtime_ns]
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """The files of a bundle at one moment; those of an unchanged stamp are not read again."""
-
-    at: int
-    """time.time_ns()"""
-    parts: dict[str, Part]
-
-    def close(self) -> None:
-        for part in self.parts.values():
-            part.close()
-
-
-def _step(name: str, stamp: list[int]) -> int:
-    """Bytes of a piece of such a file."""
+def piece_size(name: str, stamp: list[int]) -> int:
+    """Return the bytes of a piece of a file of this name and stamp."""
     return PIECE if name.endswith(APPENDED) else max(1, stamp[1])
 
 
-def _pieces(manifest: dict) -> set[str]:
-    """The objects that a manifest names."""
+def pieces_of(manifest: Manifest) -> set[str]:
+    """Return the digests of all pieces that a manifest names."""
     return {sha for entry in manifest.values() for sha in entry["pieces"]}
 
 
-def _json(manifest: dict) -> bytes:
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """Return a manifest as it is written to the bucket."""
     return json.dumps(manifest, indent=1, sort_keys=True).encode()
 
 
-def _sha(data: bytes) -> str:
+def sha256(data: bytes) -> str:
+    """Return the SHA-256 digest of some bytes in hexadecimal."""
     return hashlib.sha256(data).hexdigest()

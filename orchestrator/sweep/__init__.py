@@ -1,4 +1,4 @@
-"""Run a sweep's trials with Ray Tune: searcher, scheduler, callbacks, ledger, progress, end.
+"""Run a sweep's trials with Ray Tune: searcher, scheduler, callbacks, ledger, progress, finish.
 
 May import: orchestrator.search and what it may import.
 Public names: Sweep, reproduce_run, run_sweep.

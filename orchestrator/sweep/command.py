@@ -1,23 +1,27 @@
-"""Ray Tune around the loop: what runs inside a trial, and the command that searches arms, settings and seeds and then confirms them.
+"""The `sweep` command: search arms, settings and seeds, then confirm the best of each arm.
 
-One Tuner runs both stages: an arm's confirmation starts as soon as that arm's search is over, in actors that are still warm. What is decided
-is the driver's (orchestrator.driver), which Tune reaches through orchestrator.tune_seam.
+One Tuner runs both stages: an arm's confirmation starts as soon as its search is over, in actors
+that are still warm. The Sweep (driver.py) holds the searcher, scheduler and callbacks of Tune.
 """
 
+import logging
 import time
 
-from orchestrator import cluster, data, search, storage, tracking, training, utils
+from orchestrator import cluster, config, data, search, storage, tracking, utils
 from orchestrator.config import Experiment
 from orchestrator.data import ObjectStoreBlocks, StreamingBlocks, pin_blocks
 from orchestrator.storage import storage_root
-from orchestrator.sweep.driver import (
-    PARENT,
+from orchestrator.sweep.driver import Sweep, started_trials
+from orchestrator.sweep.finish import sweep_summary
+from orchestrator.sweep.ledger import (
     RESUMABLE_REASONS,
+    SWEEP_KEY,
     TRANSIENT_REASONS,
-    Sweep,
-    unfinished,
 )
-from orchestrator.sweep.trainable import distributed_trial, light_trial
+from orchestrator.sweep.trainable import in_process_trial, ray_train_trial
+from orchestrator.tracking import TrackerBase
+
+logger = logging.getLogger(__name__)
 
 
 def run_sweep(
@@ -26,146 +30,167 @@ def run_sweep(
     resume: str | None = None,
     fresh: bool = False,
     dry_run: bool = False,
-    say=print,
 ) -> int:
-    """Search, confirm, evaluate, report.   -> exit code"""
+    """Search, confirm, evaluate and report.
+
+    Args:
+        experiment: The settings of the sweep.
+        resume: The name of a run to continue with the settings it was started with.
+        fresh: Start another run although one of the same settings and data exists.
+        dry_run: Log the plan and start nothing.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 130 interrupted.
+    """
+    root = storage_root(experiment.storage.root)
     if resume:
-        experiment = storage.find_run(storage_root(experiment.storage.root), resume).experiment(
-            experiment.tracking
-        )
-    search.check_plan(experiment)
-    found = data.check_sources(
-        experiment.data, storage_root(experiment.storage.root)
-    )  # refuse before Ray starts
-    for text in training.setting_warnings(experiment, experiment.search.arms):
-        say(f"note: {text}")
+        experiment = storage.find_run(root, resume).experiment(experiment.tracking)
+        root = storage_root(experiment.storage.root)
+    config.check_sweep(experiment)
+    found = data.check_sources(experiment.data, root)  # refuse before Ray starts
+    for text in config.setting_warnings(experiment, experiment.search.arms):
+        logger.info(f"note: {text}")
     nodes = cluster.planned_nodes()
     placement = cluster.plan_placement(experiment, nodes)
     if text := cluster.idle_gpus(experiment, nodes):
-        say(f"note: {text}")
+        logger.info(f"note: {text}")
     if dry_run:
-        say(search.describe_plan(experiment, placement))
+        logger.info(search.describe_plan(experiment, placement))
         return 0
     if not found:
-        cluster.init_ray()  # its tasks make the data
-    used = data.prepare_sources(experiment.data, storage_root(experiment.storage.root), say)
-    this = (
-        storage.start_run(experiment, "sweep", used.manifest, fresh=fresh)
-        if not resume
-        else storage.find_run(storage_root(experiment.storage.root), resume)
-    )
-    with this.locked(say):
-        if this.finished and not budget_changed(this, experiment) and not cut_short(this):
-            say(f"{this.name} has finished (--fresh starts another)")
-            tracking.deliver_tracking(this, experiment, say)
-            say(outcome(this))
+        cluster.init_ray()  # Ray tasks make the data
+    sources = data.prepare_sources(experiment.data, root)
+    if resume:
+        run = storage.find_run(root, resume)
+    else:
+        run = storage.start_run(experiment, "sweep", sources.manifest, fresh=fresh)
+    with run.locked():
+        if run.finished and not has_larger_budget(run, experiment) and not has_cut_trials(run):
+            logger.info(f"{run.name} has finished (--fresh starts another)")
+            tracking.deliver_tracking(run, experiment)
+            logger.info(sweep_summary(run))
             return 0
         cluster.init_ray()
-        placement = cluster.plan_placement(
-            experiment, cluster.cluster_nodes()
-        )  # Ray may find less than this machine has
-        ledger = this.ledger()
-        so_far = f": {len(ledger)} trials have finished" if ledger else ""
-        say(f"{'continuing' if this.state else 'starting'} {this.name} in {this.folder}{so_far}")
-        storage.begin_run(this, experiment, used.manifest, used.uri)
-        epochs = this.state.get(
-            "epochs_by_arm"
-        )  # of the first attempt: a machine's seconds may differ today
-        epochs = search.equal_epochs(experiment) if epochs is None else epochs
-        this.update(
-            metric=experiment.search.metric, mode=experiment.search.mode, epochs_by_arm=epochs
-        )
-        if "estimate" not in this.state:
-            this.update(estimate=search.estimate_at_launch(experiment, epochs, placement, say))
-        return _search(this, experiment, used, placement, say)
+        # Once more with what Ray found, which may be less than this machine has.
+        placement = cluster.plan_placement(experiment, cluster.cluster_nodes())
+        _begin(run, experiment, sources, placement)
+        return _search(run, experiment, sources, placement)
+
+
+def _begin(
+    run: storage.Run, experiment: Experiment, sources: data.Sources, placement: cluster.Placement
+) -> None:
+    """Log the start or continuation, and write what the first attempt settles for all others."""
+    records = run.ledger()
+    so_far = f": {len(records)} trials have finished" if records else ""
+    logger.info(f"{'continuing' if run.state else 'starting'} {run.name} in {run.folder}{so_far}")
+    storage.begin_run(run, experiment, sources.manifest, sources.uri)
+    epochs = run.state.get("epochs_by_arm")
+    if epochs is None:  # else the first attempt's: a machine's seconds may differ today
+        epochs = search.equal_epochs(experiment)
+    run.update(metric=experiment.search.metric, mode=experiment.search.mode, epochs_by_arm=epochs)
+    if "estimate" not in run.state:
+        run.update(estimate=search.estimate_at_launch(experiment, epochs, placement))
 
 
 def _search(
-    this: storage.Run, experiment: Experiment, used: data.Sources, placement: cluster.Placement, say
+    run: storage.Run, experiment: Experiment, sources: data.Sources, placement: cluster.Placement
 ) -> int:
-    """From decoded data to the report; however it ends, run and MLflow are left in a final state."""
+    """Decode the data, run the trials and write the report.
+
+    However it ends, the run and its MLflow runs are left in a final state.
+    """
     code = 1
-    tracker, sweep = tracking.open_tracker(this, experiment), None
+    tracker = tracking.open_tracker(run, experiment)
+    sweep: Sweep | None = None
     try:
-        bring_unfinished(this, say)
-        sweep = Sweep(this, experiment, tracker, placement, say)
-        shared = used.decode(windowed=this.state.get("windowed"), say=say)
-        this.update(
-            windowed=isinstance(shared, StreamingBlocks)
-        )  # the order of items follows from it
-        if not tracker.ready():  # the database is made before any trial
-            say(
-                f"tracking: {tracker.problem}; training goes on, what it misses is kept in {this.folder}"
+        download_unfinished(run)
+        built = Sweep(run, experiment, tracker, placement)
+        built.start()
+        sweep = built
+        shared = sources.decode(windowed=run.state.get("windowed"))
+        # Kept for later attempts: the order of items follows from it.
+        run.update(windowed=isinstance(shared, StreamingBlocks))
+        if not tracker.ready():  # makes MLflow's database before any trial
+            logger.info(
+                f"tracking: {tracker.problem}; training goes on, what it misses is kept in "
+                f"{run.folder}"
             )
         with pin_blocks(shared):
-            fit(sweep, shared, used.words())
-            for problem in storage.upload_from_every_node(this.folder):
-                say(f"{problem}; the same command delivers it while that machine is there")
+            fit(sweep, shared, sources.words())
+            for problem in storage.upload_from_every_node(run.folder):
+                logger.info(f"{problem}; the same command delivers it while that machine is there")
             code = sweep.finish(shared)
     except KeyboardInterrupt:
         code = 130
-        this.update(state="interrupted", ended=time.time())
-        say(
-            f"{this.name} interrupted with {len(this.ledger())} trials finished; the same command continues it"
+        run.update(state="interrupted", ended=time.time())
+        logger.info(
+            f"{run.name} interrupted with {len(run.ledger())} trials finished; "
+            "the same command continues it"
         )
     except BaseException as error:
-        this.update(state="failed", ended=time.time(), error=utils.failure(error))
+        run.update(state="failed", ended=time.time(), error=utils.failure(error))
         raise
     finally:
         if sweep:
-            sweep.board.close()
-            ending = {0: "FINISHED", 130: "KILLED"}.get(code, "FAILED")
-            tracker.end(
-                PARENT,
-                ending,
-                tags={
-                    "stopped_by": {0: this.state.get("stopped_by", ""), 130: "interrupt"}.get(
-                        code, "error"
-                    )
-                },
-            )
+            sweep.progress.close()
+            _end_tracking(tracker, run, code)
         if remaining := tracker.close():
-            say(remaining)
+            logger.info(remaining)
         if sweep:
-            this.update(spent=sweep.meter.spent())  # after MLflow: the disk may be full
+            run.update(spent=sweep.budget.spent())  # after MLflow, since the disk may be full
     return code
 
 
+def _end_tracking(tracker: TrackerBase, run: storage.Run, code: int) -> None:
+    """Close the parent run of MLflow."""
+    reasons = {0: run.state.get("stopped_by", ""), 130: "interrupt"}
+    status = {0: "FINISHED", 130: "KILLED"}.get(code, "FAILED")
+    tracker.end(SWEEP_KEY, status, tags={"stopped_by": reasons.get(code, "error")})
+
+
 def fit(sweep: Sweep, shared: ObjectStoreBlocks | StreamingBlocks, vocabulary: list[str]) -> None:
-    """Run every trial the plan has; returns when none is left."""
+    """Run every trial the plan has with Tune; return when none is left.
+
+    Args:
+        sweep: The sweep, started.
+        shared: The decoded data.
+        vocabulary: The words of the data set.
+
+    Raises:
+        RunError: A decision could not be written.
+        KeyboardInterrupt: The sweep was interrupted before its plan was done.
+    """
     from ray import tune
 
-    if sweep.broken:
-        raise sweep.broken
+    if sweep.stop.error:
+        raise sweep.stop.error
     if sweep.plan.done:
+        sweep.plan.close()
         return
-    cluster.quiet_tune()
-    cluster.hide_credentials_from_tune()
-    sweep.board.open()
-    light = sweep.experiment.resources.light
+    cluster.configure_tune()
+    sweep.progress.open()
+    is_in_process = sweep.experiment.resources.light
     trainable = tune.with_parameters(
-        light_trial if light else distributed_trial, shared=shared, vocabulary=vocabulary
+        in_process_trial if is_in_process else ray_train_trial,
+        shared=shared,
+        vocabulary=vocabulary,
     )
-    resources = (
-        sweep.placement.resources if light else {"CPU": cluster.DRIVER_CPUS}
-    )  # Train's workers have a placement group of their own
-    from orchestrator.sweep.tune_hooks import PlanSearcher, SweepCallback, SweepScheduler
-
     tuner = tune.Tuner(
-        tune.with_resources(trainable, resources),
+        tune.with_resources(trainable, sweep.placement.resources),
         tune_config=tune.TuneConfig(
-            search_alg=PlanSearcher(sweep),
-            scheduler=SweepScheduler(sweep),
-            num_samples=sweep.plan.turns,
-            reuse_actors=light,
-            trial_name_creator=lambda t: t.config["turn"],
-            trial_dirname_creator=lambda t: t.config["turn"],
+            search_alg=sweep.searcher,
+            scheduler=sweep.scheduler,
+            num_samples=sweep.plan.counts.num_segments,
+            reuse_actors=is_in_process,
+            trial_name_creator=lambda trial: trial.config["segment"],
+            trial_dirname_creator=lambda trial: trial.config["segment"],
         ),
         run_config=tune.RunConfig(
             name=f"attempt-{time.time_ns()}",
             storage_path=str(sweep.run.folder / "tune"),
             failure_config=tune.FailureConfig(max_failures=sweep.experiment.resources.max_failures),
-            callbacks=[SweepCallback(sweep)],
+            callbacks=sweep.callbacks,
             verbose=0,
         ),
     )
@@ -173,43 +198,47 @@ def fit(sweep: Sweep, shared: ObjectStoreBlocks | StreamingBlocks, vocabulary: l
         utils.on_interrupt(sweep.interrupt)
         utils.save_on_terminate(sweep.save, sweep.experiment.resources.grace_s)
         tuner.fit()
-    if sweep.broken:
-        raise sweep.broken
+    if sweep.stop.error:
+        raise sweep.stop.error
     if not sweep.plan.done:
         raise KeyboardInterrupt
+    sweep.plan.close()
 
 
-def bring_unfinished(this: storage.Run, say) -> None:
-    """What an attempt on other machines left behind: undelivered files of machines that are here, the epochs of trials that go on."""
-    for problem in storage.upload_from_every_node(this.folder):
-        say(f"note: {problem}")
-    over = {r["trial"] for r in this.ledger() if r["stopped_by"] not in RESUMABLE_REASONS}
-    for spec in unfinished(this.folder):
-        if spec.id not in over:
-            storage.download(this.folder / "trials" / spec.id, wanted=storage.without_checkpoints)
+def download_unfinished(run: storage.Run) -> None:
+    """Collect what an attempt on other machines left behind.
+
+    That is what machines of the cluster have not delivered, and the epochs of unfinished trials.
+    """
+    for problem in storage.upload_from_every_node(run.folder):
+        logger.info(f"note: {problem}")
+    ended = {r["trial"] for r in run.ledger() if r["stopped_by"] not in RESUMABLE_REASONS}
+    for spec in started_trials(run.folder):
+        if spec.id not in ended:
+            storage.download(run.folder / "trials" / spec.id, wanted=storage.without_checkpoints)
 
 
-def budget_changed(this: storage.Run, experiment: Experiment) -> bool:
-    """Whether a sweep that its budget stopped is asked to go on with another one, which is not used up too."""
-    stop, limits = this.state.get("budget"), experiment.search.budget
+def has_larger_budget(run: storage.Run, experiment: Experiment) -> bool:
+    """Return whether a sweep that its budget stopped may continue under the present budget.
+
+    It may where the limits have changed and are not used up already.
+    """
+    stop = run.state.get("budget")
+    limits = experiment.search.budget
     if not stop or stop["limits"] == limits.limits:
         return False
-    hours = {k: v / 3600 for k, v in this.state["spent"].items()}
+    hours = {key: seconds / 3600 for key, seconds in run.state["spent"].items()}
     use = search.Usage(
         hours=hours["seconds"],
         trial_hours=hours["trial_seconds"],
-        price=search.hourly_price(experiment.resources),
+        price=config.hourly_price(experiment.resources),
     )
     return not search.is_used_up(limits, use)
 
 
-def cut_short(this: storage.Run) -> bool:
-    """Whether a trial ended for want of room, or because its shards did not answer: the same command goes on with it."""
-    return any(r["stopped_by"] in TRANSIENT_REASONS for r in this.ledger())
+def has_cut_trials(run: storage.Run) -> bool:
+    """Return whether a trial ended because the disk was full or its shards did not answer.
 
-
-def outcome(this: storage.Run) -> str:
-    """The result of a finished sweep in a few lines."""
-    from orchestrator.sweep import finish
-
-    return finish.sweep_summary(this)
+    The same command continues such a trial.
+    """
+    return any(r["stopped_by"] in TRANSIENT_REASONS for r in run.ledger())

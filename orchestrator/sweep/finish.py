@@ -1,14 +1,22 @@
-"""The end of a sweep: champion, baselines, cost, report, and what is said of it."""
+"""The end of a sweep: champion, baselines, cost, report, and the summary that is logged."""
 
+import logging
 import time
+from dataclasses import dataclass
+from pathlib import Path
 
 from aml.data import Items
 from aml.errors import RunError
 from orchestrator import evaluation, reporting, search, storage
+from orchestrator.config import Experiment
 from orchestrator.data import ObjectStoreBlocks, StreamingBlocks
-from orchestrator.storage import Run
+from orchestrator.sweep.ledger import SWEEP_KEY
+from orchestrator.tracking import TrackerBase
 
-WORDS = {
+logger = logging.getLogger(__name__)
+
+
+BASELINE_NAMES = {
     "champion": "champion",
     "untrained": "untrained model",
     "random_object": "random object",
@@ -17,151 +25,214 @@ WORDS = {
 }
 
 
-def finish_sweep(driver, shared: ObjectStoreBlocks | StreamingBlocks) -> int:
-    """Finish a Sweep whose trials have ended.   -> exit code: 0 where at least one trial of each arm finished"""
-    this, experiment, say = driver.run, driver.experiment, driver.say
-    driver.board.close()  # what follows is printed below the table
-    records = list(driver.plan.records.values())
-    without = [
-        arm
-        for arm in experiment.search.arms
-        if not any(r["arm"] == arm and r["state"] != "failed" for r in records)
-    ]
-    best = champion(records, experiment.search.metric, experiment.search.mode)
+@dataclass(frozen=True, kw_only=True)
+class FinishedSweep:
+    """A sweep whose trials have ended."""
+
+    run: storage.Run
+    experiment: Experiment
+    tracker: TrackerBase
+    records: list[dict]
+    """Ledger records of its trials, in the order of their end."""
+    best_configs: dict[str, dict | None]
+    """By arm, the overrides of its best setting; None where no trial has a value."""
+    num_configs_tried: dict[str, int]
+    """By arm, the number of settings searched."""
+
+
+def finish_sweep(sweep: FinishedSweep, shared: ObjectStoreBlocks | StreamingBlocks) -> int:
+    """Choose the champion, write baselines, cost and report, and log a summary.
+
+    Args:
+        sweep: The sweep.
+        shared: The decoded data.
+
+    Returns:
+        The exit code: 0 where at least one trial of each arm finished.
+    """
+    run = sweep.run
+    settings = sweep.experiment.search
+    finished_arms = {r["arm"] for r in sweep.records if r["state"] != "failed"}
+    missing_arms = [arm for arm in settings.arms if arm not in finished_arms]
+    best = find_champion(sweep.records, settings.metric, settings.mode)
     if best is None:
-        this.update(
+        run.update(
             state="failed",
             ended=time.time(),
-            settings_tried=driver.plan.tried(),
-            error=records[0]["error"] if records else "no trial ran",
+            settings_tried=sweep.num_configs_tried,
+            error=sweep.records[0]["error"] if sweep.records else "no trial ran",
         )
-        say(f"{this.name} failed: no trial finished; the first error: {this.state['error']}")
+        logger.info(f"{run.name} failed: no trial finished; the first error: {run.state['error']}")
         return 1
-    checkpoint = this.folder / "trials" / best["trial"] / "last"
-    problem = storage.try_download(checkpoint.parent, wanted=storage.weights_only)
-    if problem and not checkpoint.exists():
-        raise RunError(
-            f"{problem}, and the champion's checkpoint is not on this machine; the same command goes on from here when the bucket answers"
-        )
-    if not checkpoint.exists():
-        raise RunError(
-            f"the checkpoint of {best['trial']}, the champion, never reached the bucket, and the machine that held it is not there; "
-            "give the same command again when it is, or start another with --fresh"
-        )
-    val = Items(
-        shared.open(),
-        experiment.data.val_split,
-        size=experiment.data.size,
-        fit=experiment.data.fit,
-        unit="sentence",
-        limit=experiment.data.val_limit,
-    )
-    arms = {r["arm"]: driver.plan.best(r["arm"]) for r in records}
-    this.update(
-        state="failed" if without else "done",
+    checkpoint = _champion_checkpoint(run, best)
+    ended = time.time()
+    baselines = _baselines(sweep.experiment, checkpoint, shared)
+    configs = {arm: config for arm, config in sweep.best_configs.items() if config is not None}
+    run.update(
+        state="failed" if missing_arms else "done",
         concluded=False,
-        ended=time.time(),
-        settings_tried=driver.plan.tried(),
+        ended=ended,
+        settings_tried=sweep.num_configs_tried,
         champion={
             "trial": best["trial"],
             "arm": best["arm"],
             "checkpoint": f"trials/{best['trial']}/last",
         },
-        baselines=evaluation.score_baselines(
-            checkpoint, val, batch=experiment.evaluate.batch, seed=experiment.seed
-        ),
-        cost=search.flops_ratios(
-            experiment, {arm: overrides for arm, overrides in arms.items() if overrides is not None}
-        ),
+        baselines=baselines,
+        cost=search.flops_ratios(sweep.experiment, configs),
     )
-    parent = driver.tracker.record("sweep")
-    this.update(mlflow=parent)
-    page = reporting.write_report(this.folder)
-    driver.tracker.artifact("sweep", page.parent, "report")
-    champion_metrics = {
-        k: v for k, v in best["history"][-1].items() if k.startswith("val/") and v is not None
+    _track(sweep, best, checkpoint)
+    run.update(concluded=True)
+    logger.info(sweep_summary(run))
+    if missing_arms:
+        logger.info(f"no trial of {', '.join(missing_arms)} finished: the comparison is not whole")
+    return 1 if missing_arms else 0
+
+
+def _champion_checkpoint(run: storage.Run, best: dict) -> Path:
+    """Return the folder of the champion's checkpoint, downloaded where it is in a bucket."""
+    checkpoint = run.folder / "trials" / best["trial"] / "last"
+    problem = storage.try_download(checkpoint.parent, wanted=storage.weights_only)
+    if problem and not checkpoint.exists():
+        raise RunError(
+            f"{problem}, and the champion's checkpoint is not on this machine; the same command "
+            "goes on from here when the bucket answers"
+        )
+    if not checkpoint.exists():
+        raise RunError(
+            f"the checkpoint of {best['trial']}, the champion, never reached the bucket, and the "
+            "machine that held it is not there; give the same command again when it is, or start "
+            "another with --fresh"
+        )
+    return checkpoint
+
+
+def _baselines(
+    experiment: Experiment, checkpoint: Path, shared: ObjectStoreBlocks | StreamingBlocks
+) -> dict:
+    """Return the scores of the champion and of the baselines on the validation split."""
+    data = experiment.data
+    val = Items(
+        shared.open(),
+        data.val_split,
+        size=data.size,
+        fit=data.fit,
+        unit="sentence",
+        limit=data.val_limit,
+    )
+    return evaluation.score_baselines(
+        checkpoint, val, batch=experiment.evaluate.batch, seed=experiment.seed
+    )
+
+
+def _track(sweep: FinishedSweep, best: dict, checkpoint: Path) -> None:
+    """Write the report and give MLflow the report, the last metrics and the champion's model."""
+    run = sweep.run
+    tracker = sweep.tracker
+    run.update(mlflow=tracker.record(SWEEP_KEY))
+    page = reporting.write_report(run.folder)
+    tracker.artifact(SWEEP_KEY, page.parent, "report")
+    last_epoch = best["history"][-1]
+    metrics = {k: v for k, v in last_epoch.items() if k.startswith("val/") and v is not None}
+    baselines = {
+        f"baseline/{name}": scores["mIoU"]
+        for name, scores in run.state["baselines"].items()
+        if name != "n"
     }
-    driver.tracker.metrics(
-        "sweep",
-        best["epochs"],
-        champion_metrics
-        | {f"baseline/{k}": v["mIoU"] for k, v in this.state["baselines"].items() if k != "n"},
-    )
-    driver.tracker.model("sweep", checkpoint, experiment.name, champion_metrics)
-    this.update(concluded=True)
-    say(sweep_summary(this))
-    if without:
-        say(f"no trial of {', '.join(without)} finished: the comparison is not whole")
-    return 1 if without else 0
+    tracker.metrics(SWEEP_KEY, best["epochs"], metrics | baselines)
+    tracker.model(SWEEP_KEY, checkpoint, sweep.experiment.name, metrics)
 
 
-def champion(records: list[dict], metric: str, mode: str) -> dict | None:
-    """The best confirmation trial at its last epoch, however many its arm trains; without a confirmation the best of those that trained longest."""
+def find_champion(records: list[dict], metric: str, mode: str) -> dict | None:
+    """Return the champion's ledger record; None where no trial has a value.
+
+    It is the best confirmation trial at its last epoch, however many epochs its arm trains.
+    Without a confirmation it is the best of the trials that trained longest.
+
+    Args:
+        records: Ledger records.
+        metric: The metric that trials are judged by.
+        mode: max or min: whether more or less of it is better.
+    """
     sign = 1 if mode == "max" else -1
+
+    def score(record: dict) -> float:
+        return sign * record["history"][-1][metric]
+
     usable = [
         r
         for r in records
         if r["state"] != "failed" and r["history"] and r["history"][-1].get(metric) is not None
     ]
     if confirmed := [r for r in usable if r["stage"] == "confirm" and r["state"] == "done"]:
-        return max(confirmed, key=lambda r: sign * r["history"][-1][metric])
-    return max(usable, key=lambda r: (r["epochs"], sign * r["history"][-1][metric]), default=None)
+        return max(confirmed, key=score)
+    return max(usable, key=lambda record: (record["epochs"], score(record)), default=None)
 
 
-def sweep_summary(this: Run) -> str:
-    """What a person wants to read at the end, and where the rest is."""
-    state = this.state
+def sweep_summary(run: storage.Run) -> str:
+    """Return the result of a sweep in a few lines, and where the rest is."""
+    state = run.state
     if "champion" not in state:
-        return f"{this.name}: {state.get('state')}"
+        return f"{run.name}: {state.get('state')}"
+    records = run.ledger()
     counts: dict[str, int] = {}
-    for r in this.ledger():
-        counts[r["state"]] = counts.get(r["state"], 0) + 1
-    lines = [f"{this.name}: " + ", ".join(f"{n} trials {how}" for how, n in sorted(counts.items()))]
-    lines += [
-        f"  {r['trial']} failed: {r['error']}" for r in this.ledger() if r["state"] == "failed"
-    ]
-    for arm, row in confirmed(this).items():
-        lines.append(f"  {arm:16} val mIoU {row}")
-    b = state["baselines"]
-    lines.append(
-        f"beside the champion ({state['champion']['trial']}) on {b['n']} validation sentences:"
-    )
-    lines += [
-        f"  {words:46} mIoU {b[key]['mIoU']:.3f}  oIoU {b[key]['oIoU']:.3f}"
-        for key, words in WORDS.items()
-    ]
-    swapped = b["wrong_sentence"]
-    lines.append(
-        f"  (the last on the {swapped['n']} sentences whose picture has another referent; the champion there: mIoU {swapped['champion_mIoU']:.3f})"
-    )
+    for record in records:
+        counts[record["state"]] = counts.get(record["state"], 0) + 1
+    counts_text = ", ".join(f"{n} trials {how}" for how, n in sorted(counts.items()))
+    lines = [f"{run.name}: {counts_text}"]
+    failed = (record for record in records if record["state"] == "failed")
+    lines += [f"  {record['trial']} failed: {record['error']}" for record in failed]
+    lines += [f"  {arm:16} val mIoU {text}" for arm, text in confirmed_scores(records).items()]
+    lines += _baseline_lines(state)
     if state.get("budget"):
         lines.append(search.budget_message(state["budget"]))
-    ratios = ", ".join(
-        f"{arm} x{c['ratio']:.3f}" for arm, c in state["cost"].items() if arm != "off"
-    )
-    epochs = state.get("epochs_by_arm") or {}
-    equal = (
-        "at epochs of equal cost (" + ", ".join(f"{arm} {n}" for arm, n in epochs.items()) + ")"
-        if epochs
-        else "at equal epochs, not at equal compute"
-    )
-    if ratios:
-        lines.append(f"arms are compared {equal}; FLOPs of a training step against off: {ratios}")
+    lines += _cost_lines(state)
+    champion = run.folder / state["champion"]["checkpoint"]
     lines += [
-        f"report      {this.folder / 'report' / 'index.html'}   (open it in a browser)",
+        f"report      {run.folder / 'report' / 'index.html'}   (open it in a browser)",
         f"MLflow      {state.get('mlflow', {}).get('uri')}   (python -m orchestrator ui)",
-        f"champion    {this.folder / state['champion']['checkpoint']}   (python -m orchestrator evaluate | predict | demo)",
+        f"champion    {champion}   (python -m orchestrator evaluate | predict | demo)",
     ]
     return "\n".join(lines)
 
 
-def confirmed(this: Run) -> dict[str, str]:
-    """Mean and seeds of each arm's confirmation."""
+def _baseline_lines(state: dict) -> list[str]:
+    scores = state["baselines"]
+    trial = state["champion"]["trial"]
+    lines = [f"beside the champion ({trial}) on {scores['n']} validation sentences:"]
+    lines += [
+        f"  {name:46} mIoU {scores[key]['mIoU']:.3f}  oIoU {scores[key]['oIoU']:.3f}"
+        for key, name in BASELINE_NAMES.items()
+    ]
+    swapped = scores["wrong_sentence"]
+    lines.append(
+        f"  (the last on the {swapped['n']} sentences whose picture has another referent; "
+        f"the champion there: mIoU {swapped['champion_mIoU']:.3f})"
+    )
+    return lines
+
+
+def _cost_lines(state: dict) -> list[str]:
+    ratios = ", ".join(
+        f"{arm} x{cost['ratio']:.3f}" for arm, cost in state["cost"].items() if arm != "off"
+    )
+    if not ratios:
+        return []
+    compared = "at equal epochs, not at equal compute"
+    if epochs := state.get("epochs_by_arm"):
+        epochs_text = ", ".join(f"{arm} {n}" for arm, n in epochs.items())
+        compared = f"at epochs of equal cost ({epochs_text})"
+    return [f"arms are compared {compared}; FLOPs of a training step against off: {ratios}"]
+
+
+def confirmed_scores(records: list[dict]) -> dict[str, str]:
+    """Return mean and values over the seeds of each arm's confirmation, as text."""
     found: dict[str, list[float]] = {}
-    for r in this.ledger():
-        if r["stage"] == "confirm" and r["state"] == "done":
-            found.setdefault(r["arm"], []).append(r["history"][-1]["val/mIoU"])
+    for record in records:
+        if record["stage"] == "confirm" and record["state"] == "done":
+            found.setdefault(record["arm"], []).append(record["history"][-1]["val/mIoU"])
     return {
-        arm: f"{sum(v) / len(v):.3f} over {len(v)} fresh seeds ({', '.join(f'{x:.3f}' for x in v)})"
-        for arm, v in found.items()
+        arm: f"{sum(values) / len(values):.3f} over {len(values)} fresh seeds "
+        f"({', '.join(f'{value:.3f}' for value in values)})"
+        for arm, values in found.items()
     }

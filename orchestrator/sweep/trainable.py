@@ -1,78 +1,103 @@
-"""What runs inside a Tune trial: the loop itself, or the driver of a Ray Train run."""
+"""The trainables of Tune: the training loop itself, or the driver of a Ray Train run."""
 
 import contextlib
+from pathlib import Path
 
 from aml.errors import NotSaved
 from orchestrator import cluster, storage, training, utils
-from orchestrator.config import from_dict
+from orchestrator.config import Experiment, from_dict
 from orchestrator.data import ObjectStoreBlocks, StreamingBlocks
 
 
-def light_trial(
+def in_process_trial(
     config: dict, shared: ObjectStoreBlocks | StreamingBlocks, vocabulary: list[str]
 ) -> None:
-    """One worker, the loop in the Tune process itself; the process may have run other trials before."""
+    """Train a trial of one worker in the Tune process itself, which may be reused.
+
+    Args:
+        config: The trial's Tune config, as PlanSearcher makes it.
+        shared: The decoded data.
+        vocabulary: The words of the data set.
+    """
     import torch
     from ray import tune
 
-    legs = [(from_dict(tree), until) for tree, until in config["legs"]]
-    resources = legs[0][0].resources
+    schedule = [(from_dict(tree), end) for tree, end in config["config_schedule"]]
+    resources = schedule[0][0].resources
     torch.set_num_threads(max(1, int(resources.cpus_per_worker)))
     device = "cuda" if resources.gpus_per_worker and torch.cuda.is_available() else "cpu"
     training.limit_gpu_memory(resources.gpus_per_worker, device)
 
     folder = storage.local_path(config["folder"])
     try:
-        outbox = training.restore_from_bucket(folder, exact=config["exact"])
+        uploader = training.restore_from_bucket(folder, exact=config["exact"])
     except utils.NON_RETRYABLE as error:
-        return tune.report(training.failure_metrics(error))
+        tune.report(training.failure_metrics(error))
+        return
+    try:
+        _train_schedule(schedule, shared, vocabulary, folder, device, uploader)
+    except utils.NON_RETRYABLE as error:  # a restart would repeat it: the trial fails alone
+        with contextlib.suppress(NotSaved):  # the failure itself is the one to report
+            uploader.submit()
+        tune.report(training.failure_metrics(error))
+    finally:
+        uploader.close()
+
+
+def _train_schedule(
+    schedule: list[tuple[Experiment, int]],
+    shared: ObjectStoreBlocks | StreamingBlocks,
+    vocabulary: list[str],
+    folder: Path,
+    device: str,
+    uploader: storage.BackgroundUploader,
+) -> None:
+    """Train with each of the settings up to its epoch, uploading what is saved."""
+    from ray import tune
+
     notice = cluster.shutdown_notice()
 
-    def kept() -> None:
-        outbox.offer()
+    def upload() -> None:
+        uploader.submit()
         if notice() == cluster.SHUTDOWN:
-            outbox.settle()
+            uploader.wait()
             cluster.ack_shutdown(folder.name)
 
     def report(metrics: dict) -> None:
-        kept()
-        if metrics["epoch"] >= legs[-1][1]:  # the process may be gone before the next chance
-            outbox.settle()
+        upload()
+        if metrics["epoch"] >= schedule[-1][1]:  # the process may be gone before another chance
+            uploader.wait()
         tune.report(utils.without_nan(metrics))
 
-    try:
-        for experiment, until in legs:
-            how = {"device": device, "until": until, "notice": notice, "kept": kept}
-            training.run_training(experiment, shared.open, vocabulary, folder, report, **how)
-    except utils.NON_RETRYABLE as error:  # would happen again: the trial fails alone, no restart
-        with contextlib.suppress(NotSaved):  # what failed is what is told
-            outbox.offer()
-        tune.report(training.failure_metrics(error))
-    finally:
-        outbox.leave()
+    for experiment, end in schedule:
+        context = training.RunContext(
+            device=device, stop_epoch=end, should_checkpoint=notice, on_checkpoint=upload
+        )
+        training.run_training(experiment, shared.open, vocabulary, folder, report, context)
 
 
-def distributed_trial(
+def ray_train_trial(
     config: dict, shared: ObjectStoreBlocks | StreamingBlocks, vocabulary: list[str]
 ) -> None:
-    """The driver of a Ray Train run; it waits while the workers train. Train restarts workers, Tune this driver: neither repeats the other."""
+    """Drive a trial of several workers: start a Ray Train run and wait for it.
+
+    Ray Train restarts workers and Tune restarts this driver; neither repeats the other.
+
+    Args:
+        config: The trial's Tune config, as PlanSearcher makes it.
+        shared: The decoded data.
+        vocabulary: The words of the data set.
+    """
     from ray import tune
     from ray.train import TrainingFailedError
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    from orchestrator.training import make_trainer
-
     folder = storage.local_path(config["folder"])
-    cluster.remove_placement_groups(
-        [*config["over"], folder.name]
-    )  # of its own, too: its driver may have been lost before
+    # Also the trial's own placement group, whose driver may have been lost before.
+    cluster.remove_placement_groups([*config["release"], folder.name])
+    experiment = from_dict(config["config_schedule"][-1][0])
+    callbacks = [TuneReportCallback()]
     try:
-        make_trainer(
-            from_dict(config["legs"][-1][0]),
-            shared,
-            vocabulary,
-            folder,
-            callbacks=[TuneReportCallback()],
-        ).fit()
+        training.make_trainer(experiment, shared, vocabulary, folder, callbacks=callbacks).fit()
     except TrainingFailedError as error:
         tune.report(training.failure_metrics(error))

@@ -1,8 +1,9 @@
-"""MLflow: the durable queue, the server's client, models, and which checkpoint a name means.
+"""Track to MLflow: durable queue, client, models; find the checkpoint that a name means.
 
 May import: orchestrator.data and what it may import.
-Public names: MemoryTracker, Server, Tracker, checkpoint_owner, deliver_tracking, describe_dataset,
-    end_lost, find_checkpoint, log_dataset, open_tracker, tracking_uri.
+Public names: ExperimentClient, MemoryTracker, Tracker, TrackerBase, checkpoint_owner,
+    deliver_tracking, describe_dataset, end_lost, find_checkpoint, log_dataset, open_tracker,
+    tracking_uri.
 """
 
 import lazy_loader

@@ -1,29 +1,43 @@
-"""The MLflow server: its address, errors in words, and runs whose process was lost."""
+"""Address an MLflow server, word its errors, open an experiment, end the runs of lost processes.
+
+mlflow itself takes seconds to import, so the functions that need it import it when they are called.
+"""
 
 import errno
 import logging
 import os
 import re
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from aml.errors import UserError
 from orchestrator import utils
 from orchestrator.utils import redact
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+logger = logging.getLogger(__name__)
+
+SQLITE = "sqlite:///"
+"""Beginning of the address of a SQLite store; the path of its file follows."""
 
 KEY_TAG = "amlris.key"
+"""Tag of every MLflow run of this project: "RUN_FOLDER/RUN_KEY"."""
 
-# MLflow's answers that more patience does not change
-PERMANENT = {
+PERMANENT_CODES = {
     "INVALID_PARAMETER_VALUE",
     "BAD_REQUEST",
     "RESOURCE_DOES_NOT_EXIST",
     "RESOURCE_ALREADY_EXISTS",
     "INVALID_STATE",
 }
+"""Error codes of MLflow that stay the same however often a request is repeated."""
 
-AWAY = {
+UNAVAILABLE_CODES = {
     "TEMPORARILY_UNAVAILABLE",
     "DEADLINE_EXCEEDED",
     "REQUEST_LIMIT_EXCEEDED",
@@ -32,57 +46,84 @@ AWAY = {
     "CUSTOMER_UNAUTHORIZED",
     "PERMISSION_DENIED",
 }
+"""Error codes of MLflow that count as an outage: the request is kept and repeated."""
 
-REFUSED = {
+CONNECTION_REFUSED_CODES = {
     "UNAUTHENTICATED",
     "CUSTOMER_UNAUTHORIZED",
     "PERMISSION_DENIED",
     "INVALID_PARAMETER_VALUE",
 }
+"""Error codes that, while connecting, mean that the person has to change a setting."""
+
+
+@dataclass
+class ExperimentConnection:
+    """An MLflow client together with the one experiment and the run folder that it serves."""
+
+    client: "MlflowClient"
+    experiment_id: str
+    folder: Path
+    """Folder of the run, whose name begins the tag `amlris.key`."""
 
 
 def tracking_uri(uri: str | None, root: Path) -> str:
-    """The address in use: `uri`, else MLFLOW_TRACKING_URI, else a SQLite file in the storage root. SQLite paths come
-    out absolute.
+    """Return the tracking address in use, with the path of a SQLite file made absolute.
 
-    Raises UserError for an address that MLflow cannot track to."""
+    Args:
+        uri: Setting tracking.uri. None: the environment variable MLFLOW_TRACKING_URI, else a
+            SQLite file in the storage root.
+        root: Storage root, which relative SQLite paths refer to.
+
+    Raises:
+        UserError: MLflow cannot track to this kind of address.
+    """
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     if not re.match(r"(sqlite|postgresql|mysql|mssql)(\+\w+)?://|https?://", uri):
         raise UserError(
             f"tracking.uri is {redact(uri)!r}, but MLflow tracks to a database or a server only: "
             "give sqlite:///FILE, postgresql://... or http(s)://..., or none"
         )
-    if uri.startswith("sqlite:///"):
-        uri = f"sqlite:///{Path(root).absolute() / uri.removeprefix('sqlite:///')}"
+    if uri.startswith(SQLITE):
+        uri = f"{SQLITE}{Path(root).absolute() / uri.removeprefix(SQLITE)}"
     return uri
 
 
-def words_of(error: Exception) -> str:
-    words = redact(str(error).strip().partition("\n")[0]) or type(error).__name__
-    cause = re.search(
-        r"Caused by \w+\(.*?: (.*?)[\"')]*$", words
-    )  # urllib3 says three times where before it says what
-    return (cause[1] if cause else words)[:300]
+def error_text(error: Exception) -> str:
+    """Return the first line of an error, redacted, at most 300 characters."""
+    text = redact(str(error).strip().partition("\n")[0]) or type(error).__name__
+    # urllib3 names the address three times before it names the cause.
+    cause = re.search(r"Caused by \w+\(.*?: (.*?)[\"')]*$", text)
+    return (cause[1] if cause else text)[:300]
 
 
-def no_room(error: Exception) -> bool:
-    """Whether the disk that MLflow writes to is full, or over its quota: somebody may make room."""
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "disk is full" in str(
-        error
-    )
-
-
-def refused(error: Exception, uri: str) -> bool:
-    """Whether a failure to connect is an answer (wrong password, old schema, no driver) rather than silence."""
-    code, local = getattr(error, "error_code", ""), not uri.startswith("http")
-    if isinstance(error, ModuleNotFoundError) or (local and isinstance(error, OSError)):
+def is_disk_full(error: Exception) -> bool:
+    """Check for a full disk or quota where MLflow writes: somebody may make room later."""
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         return True
-    return code in REFUSED or (local and bool(code) and code not in AWAY)
+    return "disk is full" in str(error)
+
+
+def is_connection_refused(error: Exception, uri: str) -> bool:
+    """Check if a failure to connect is an answer, not an outage.
+
+    Answers are a wrong password, an old schema or a missing database driver.
+    """
+    code = getattr(error, "error_code", "")
+    is_local = not uri.startswith("http")
+    if isinstance(error, ModuleNotFoundError) or (is_local and isinstance(error, OSError)):
+        return True
+    if code in CONNECTION_REFUSED_CODES:
+        return True
+    return is_local and bool(code) and code not in UNAVAILABLE_CODES
 
 
 def set_environment() -> None:
-    """Before mlflow is imported: nothing phones home, no addresses on stdout, no progress bars, and retries that
-    leave room for ours."""
+    """Set MLflow's environment variables; call this before mlflow is imported.
+
+    MLflow then sends no telemetry, prints no addresses and no progress bars, and leaves most of
+    the retries to the delivery thread.
+    """
     os.environ.update(
         MLFLOW_DISABLE_TELEMETRY="true",
         DO_NOT_TRACK="true",
@@ -98,76 +139,135 @@ def set_environment() -> None:
         os.environ.setdefault(name, value)
 
 
-class _Redacted(logging.Filter):
-    """MLflow prints addresses with their passwords, and tracebacks of errors that it raises anyway."""
+class _RedactingFilter(logging.Filter):
+    """Redact MLflow's log records and drop their tracebacks.
+
+    MLflow logs addresses with their passwords, and tracebacks of errors that it raises anyway.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args, record.exc_info, record.exc_text = (
-            redact(record.getMessage()),
-            None,
-            None,
-            None,
-        )
+        record.msg = redact(record.getMessage())
+        record.args = None
+        record.exc_info = None
+        record.exc_text = None
         return True
 
 
-def connect(uri: str):
-    """An MlflowClient on `uri`; the process's own tracking address is left alone. The first call imports mlflow (5
-    s)."""
+def connect(uri: str) -> "MlflowClient":
+    """Return an MlflowClient on `uri`; the process's own tracking address is left as it is.
+
+    The first call imports mlflow, which takes about 5 s.
+    """
     set_environment()
     from mlflow import MlflowClient
 
-    noisy = logging.getLogger("mlflow")
-    noisy.setLevel(max(noisy.level, logging.WARNING))
-    for handler in noisy.handlers:
-        if not any(isinstance(one, _Redacted) for one in handler.filters):
-            handler.addFilter(_Redacted())
+    mlflow_logger = logging.getLogger("mlflow")
+    mlflow_logger.setLevel(max(mlflow_logger.level, logging.WARNING))
+    for handler in mlflow_logger.handlers:
+        if not any(isinstance(known, _RedactingFilter) for known in handler.filters):
+            handler.addFilter(_RedactingFilter())
     return MlflowClient(tracking_uri=uri)
 
 
-def _pages(search, *args):
-    token = None
-    while True:
-        page = search(*args, page_token=token)
-        yield from page
-        if not (token := page.token):
-            return
+def open_experiment(
+    uri: str, experiment: str, root: Path, folder: Path, client: Any = None
+) -> ExperimentConnection:
+    """Connect to an MLflow store and find the experiment there, or create it.
+
+    Args:
+        uri: Tracking address, as tracking_uri returns it.
+        experiment: Name of the experiment.
+        root: Storage root, which holds the artifacts of a store that is not a server.
+        folder: Folder of the run.
+        client: Client to use in place of MLflow's own.
+
+    Raises:
+        PermissionError: The SQLite file may not be written.
+        UserError: The experiment was deleted in MLflow.
+    """
+    artifacts = None if uri.startswith("http") else (root.absolute() / "artifacts").as_uri()
+    # Of two processes that create the tables or the experiment at once, one would be told that the
+    # store cannot be used.
+    with _sqlite_lock(uri) if uri.startswith(SQLITE) else nullcontext():
+        client = client or connect(uri)
+        found = client.get_experiment_by_name(experiment)
+        if found is not None and found.lifecycle_stage != "active":
+            raise UserError(
+                f"the experiment {experiment!r} was deleted in MLflow; restore it there or choose "
+                "another name"
+            )
+        experiment_id = (
+            found.experiment_id if found else client.create_experiment(experiment, artifacts)
+        )
+    return ExperimentConnection(client, experiment_id, folder)
+
+
+def _sqlite_lock(uri: str) -> AbstractContextManager[Any]:
+    """Return a lock on the folder of a SQLite file, which is created where it is missing."""
+    file = Path(uri.removeprefix(SQLITE))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise PermissionError(f"{file} may not be written")
+    return utils.exclusive_lock(file.parent)
 
 
 def reconcile(uri: str, experiment: str | None = None) -> list[str]:
-    """Set RUNNING runs whose lease is dead to KILLED, `stopped_by: lost`, ended when last heard of; returns their
-    names.
+    """Set the MLflow runs that lost processes left RUNNING to KILLED.
 
-    Runs without a lease are not ours and stay. Raises ConnectionError, with the address redacted, if MLflow does not
-    answer."""
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+    Such a run gets the tag `stopped_by: lost` and the time of its last lease as its end. Runs
+    without a lease were not made by this project and stay as they are.
+
+    Args:
+        uri: Tracking address, as tracking_uri returns it.
+        experiment: Name of an experiment. None: all experiments.
+
+    Returns:
+        Names of the runs that were set to KILLED.
+
+    Raises:
+        ConnectionError: MLflow does not answer; the address in the message is redacted.
+    """
+    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
         return []
     try:
         client = connect(uri)
-        found = (
-            [client.get_experiment_by_name(experiment)]
-            if experiment
-            else list(_pages(client.search_experiments))
-        )
-        return _reconcile(client, [one.experiment_id for one in found if one])
+        if experiment:
+            found = [client.get_experiment_by_name(experiment)]
+        else:
+            found = list(_all_pages(client.search_experiments))
+        return reconcile_experiments(client, [one.experiment_id for one in found if one])
     except Exception as error:
         raise ConnectionError(
-            f"MLflow at {redact(uri)} does not answer: {words_of(error)}"
+            f"MLflow at {redact(uri)} does not answer: {error_text(error)}"
         ) from None
 
 
-def _reconcile(client, experiment_ids: list[str]) -> list[str]:
-    lost = []
+def reconcile_experiments(client: "MlflowClient", experiment_ids: list[str]) -> list[str]:
+    """Set RUNNING runs with a dead lease to KILLED in some experiments; return their names."""
+    lost: list[str] = []
     if not experiment_ids:
         return lost
-    for run in list(_pages(client.search_runs, experiment_ids, "attributes.status = 'RUNNING'")):
-        held = run.data.tags.get("lease", "")
-        if re.fullmatch(r"\S+ \d+ \d+", held) and utils.is_dead(held):
+    running = _all_pages(client.search_runs, experiment_ids, "attributes.status = 'RUNNING'")
+    for run in list(running):
+        lease = run.data.tags.get("lease", "")
+        if re.fullmatch(r"\S+ \d+ \d+", lease) and utils.is_dead(lease):
+            last_renewal_s = int(lease.split()[2])
             client.set_tag(run.info.run_id, "stopped_by", "lost")
-            client.set_terminated(run.info.run_id, "KILLED", end_time=1000 * int(held.split()[2]))
+            client.set_terminated(run.info.run_id, "KILLED", end_time=1000 * last_renewal_s)
             lost.append(run.info.run_name)
-            log.warning(
+            logger.warning(
                 "MLflow run %s was left RUNNING by a process that is gone: now KILLED",
                 run.info.run_name,
             )
     return lost
+
+
+def _all_pages(search: Callable[..., Any], *args: Any) -> Iterator[Any]:
+    """Yield the results of an MLflow search, page after page."""
+    token = None
+    while True:
+        page = search(*args, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return

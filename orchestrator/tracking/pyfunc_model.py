@@ -1,34 +1,54 @@
-"""The champion as an MLflow model: MLflow copies this file into the logged model and executes it to load one ("model
-from code").
+"""Code of the logged MLflow model ("model from code").
 
-Nothing else imports it, so unlike its neighbours it may import mlflow at the top. It leans only on the `aml` package
-that `tracking.Tracker.model` stores beside it.
+MLflow copies this file into the logged model and executes it to load one. No other module imports
+it, so mlflow may be imported at the top. Apart from mlflow it needs the package aml alone, which is
+stored beside it in the logged model.
 
-Input: a table with the columns `image` (bytes of a JPEG or PNG file) and `expression` (text). Output: a table with
-one row for each, column `mask`: bytes of a one-channel PNG of the image's own size, 255 where the expression's
-referent is, else 0."""
+Input: a table with the columns `image` (bytes of a JPEG or PNG file) and `expression` (text).
+Output: a table with one row for each input row and the column `mask`: bytes of a one-channel PNG of
+the image's own size, 255 where the referent of the expression is, else 0.
+"""
 
 import io
 from pathlib import Path
 
 import pandas as pd
 from mlflow.models import set_model
-from mlflow.pyfunc import PythonModel
+from mlflow.pyfunc import PythonModel, PythonModelContext
 
 
 class Champion(PythonModel):
-    """A checkpoint folder behind MLflow's predict. Runs on the CPU unless loaded with `model_config={"device":
-    "cuda"}`."""
+    """Segment referring expressions with a checkpoint through MLflow's predict.
 
-    def load_context(self, context) -> None:
+    Runs on the CPU unless loaded with `model_config={"device": "cuda"}`.
+    """
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Load the checkpoint that MLflow stored with the model."""
         from aml.inference import Segmenter
 
         device = (context.model_config or {}).get("device", "cpu")
         self.segmenter = Segmenter.load(Path(context.artifacts["checkpoint"]), device=device)
 
-    def predict(self, context, model_input: pd.DataFrame, params=None) -> pd.DataFrame:
-        """Rows of (image bytes, expression) -> rows of mask PNG bytes. Raises UserError naming the row whose image
-        cannot be read."""
+    def predict(
+        self,
+        context: PythonModelContext,
+        model_input: pd.DataFrame,
+        params: dict | None = None,
+    ) -> pd.DataFrame:
+        """Return a mask for each row of image and expression.
+
+        Args:
+            context: MLflow's context, which is not used here.
+            model_input: Columns `image` (bytes of a JPEG or PNG file) and `expression` (text).
+            params: MLflow's inference parameters, of which there are none.
+
+        Returns:
+            Column `mask`: bytes of a one-channel PNG of the image's size.
+
+        Raises:
+            UserError: An image cannot be read; the message names its row.
+        """
         pairs = zip(model_input["image"], model_input["expression"], strict=True)
         return pd.DataFrame(
             {"mask": [self._mask(row, image, text) for row, (image, text) in enumerate(pairs)]}
@@ -44,11 +64,12 @@ class Champion(PythonModel):
             pixels = np.array(Image.open(io.BytesIO(image)).convert("RGB"))
         except OSError as error:
             raise UserError(
-                f"row {row}: the image cannot be read ({error}); wanted the bytes of a JPEG or PNG file"
+                f"row {row}: the image cannot be read ({error}); wanted the bytes of a JPEG or "
+                "PNG file"
             ) from error
-        chosen = self.segmenter.segment(pixels, expression) >= self.segmenter.threshold
+        is_referent = self.segmenter.segment(pixels, expression) >= self.segmenter.threshold
         out = io.BytesIO()
-        Image.fromarray(chosen.astype(np.uint8) * 255).save(out, format="PNG")
+        Image.fromarray(is_referent.astype(np.uint8) * 255).save(out, format="PNG")
         return out.getvalue()
 
 

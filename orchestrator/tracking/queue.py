@@ -1,286 +1,134 @@
-"""MLflow, spoken to by the driver alone: one thread, and a queue on disk between it and everybody else.
+"""Keep tracking operations on disk until MLflow has them.
 
-Each public call of a tracker appends one line to `tracking.queue.jsonl` in the run folder and returns. The thread
-delivers the lines in order and keeps in `tracking.queue.offset` how far it got, so that what a missing server missed
-arrives later, by this process or by the next one on the same folder. Every operation may be applied twice without
-harm: a run is found again by its tag `amlris.key`, metric steps that MLflow has are dropped, a model version is known
-by the digest of its weights. An operation that MLflow refuses for good is named in the log, written to
-`tracking.rejected.jsonl` and skipped.
-
-What the thread asks of MLflow is in `orchestrator.mlflow_store`.
+`tracking.queue.jsonl` in a run folder holds one operation a line, `tracking.queue.offset` the
+number of its bytes that are delivered. An operation that a process did not deliver is delivered by
+the next one on the same folder. `tracking.rejected.jsonl` holds the operations that MLflow refused.
 """
 
 import collections
 import contextlib
+import itertools
 import json
+import logging
 import os
-import threading
-import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from aml.errors import UserError
-from orchestrator.tracking.mlflow_client import Server
-from orchestrator.tracking.mlflow_server import (
-    AWAY,
-    PERMANENT,
-    no_room,
-    refused,
-    set_environment,
-    tracking_uri,
-    words_of,
-)
-from orchestrator.tracking.tracker import _Calls, log
-from orchestrator.utils import redact
+logger = logging.getLogger(__name__)
 
 QUEUE = "tracking.queue.jsonl"
+"""Name of the file in a run folder with the operations that MLflow has not been given yet."""
 
-"""In a run folder: what MLflow has not been given yet."""
+OFFSET = "tracking.queue.offset"
 
-MAX_DELAY, TRIES, WINDOW = 15.0, 6, 100
+REJECTED = "tracking.rejected.jsonl"
 
 
-class Tracker(_Calls):
-    """The calls, delivered to MLflow by a thread. One tracker at a time may work on a run folder."""
+@dataclass(frozen=True)
+class Operation:
+    """One call of a tracker, as it is queued."""
 
-    def __init__(self, folder: Path, uri: str | None, experiment: str, root: Path):
-        super().__init__(folder, uri, experiment, root)
-        self.uri = tracking_uri(uri, root)
-        self.problem, self.rejected = "", 0
-        self._queue, self._offset = self.folder / QUEUE, self.folder / "tracking.queue.offset"
-        self._cond, self._wake, self._stop = (
-            threading.Condition(),
-            threading.Event(),
-            threading.Event(),
-        )
-        self._todo: collections.deque[dict] = collections.deque()
-        self._server: Server | None = None
-        self._unusable, self._single, self._tries, self._distrusted = "", 0, 0, set()
-        self._reconciled = False
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._size = self._recover()
-        set_environment()
-        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
-        self._thread.start()
-
-    # ---- for the driver
+    fields: dict[str, Any]
+    """The queued line: op (the kind), key (the run key), t (Unix time in ms), arguments."""
+    end: int
+    """Size of the queue file in bytes up to and including this operation."""
+    restored: bool
+    """True if an earlier process wrote the operation."""
 
     @property
-    def pending(self) -> int:
-        """Operations not yet delivered."""
-        return len(self._todo)
+    def kind(self) -> str:
+        """Kind of the operation: run, metrics, data, artifact, model or end."""
+        return self.fields["op"]
 
-    def ready(self, timeout: float = 60.0) -> bool:
-        """Wait until the store answers (a fresh SQLite file: about 10 s). False, and words in `.problem`, if it does
-        not: then the queue keeps what it misses. Raises UserError if it answers that it cannot be used: wrong
-        password, old schema, deleted experiment."""
-        with self._cond:
-            self._cond.wait_for(lambda: self._server or self.problem, timeout)
-        if self._unusable:
-            raise UserError(self._unusable)
-        if not self._server and not self.problem:
-            self.problem = f"MLflow at {redact(self.uri)} has not answered within {timeout:.0f} s"
-        return self._server is not None
+    @property
+    def run_key(self) -> str:
+        """Key of the run inside the run folder."""
+        return self.fields["key"]
 
-    def record(self, key: str) -> dict:
-        """{"uri" (redacted), "experiment_id", "run_id"} for the run folder's summary; ids are None until they are
-        known."""
-        server = self._server
-        ids = (server.experiment_id, server.ids.get(key)) if server else (None, None)
-        return {"uri": redact(self.uri), "experiment_id": ids[0], "run_id": ids[1]}
+    def __getitem__(self, name: str) -> Any:
+        return self.fields[name]
 
-    def flush(self, timeout: float = 60.0) -> int:
-        """Wait until everything is delivered, at most `timeout` seconds; how many operations remain on disk."""
-        self._wake.set()
-        with self._cond:
-            self._cond.wait_for(lambda: not self._todo, timeout)
-            return len(self._todo)
 
-    def close(self, timeout: float = 60.0) -> str:
-        """End runs still open as KILLED (`stopped_by: interrupted`), flush and stop; a server that is known to be away is
-        waited for 10 s at most. "" or one sentence on what remains or was refused."""
-        self._end_open()
-        left = self.flush(min(timeout, 10) if self.problem else timeout)
-        self._stop.set()
-        self._wake.set()
-        with self._cond:
-            self._cond.notify_all()
-        self._thread.join(2.0)
-        if left:
-            why = self.problem or f"MLflow at {redact(self.uri)} is too slow"
-            kept = f"stay in {self._queue.name} and are delivered by the next command on this run"
-            return f"{left} tracking operations {kept} ({why})"
-        self._queue.unlink(missing_ok=True)  # first: an offset without a queue is taken as 0
-        self._offset.unlink(missing_ok=True)
-        if self.rejected:
-            return (
-                f"MLflow refused {self.rejected} tracking operations: see tracking.rejected.jsonl"
-            )
-        return ""
+class QueueFile:
+    """Durable first-in, first-out queue of a run folder.
 
-    # ---- the queue on disk
+    One process at a time may use a folder's queue. The methods take no lock: the delivery thread
+    and the threads that append hold one around every call.
+    """
 
-    def _recover(self) -> int:
-        """Load what an earlier tracker did not deliver; cut a line that a crash tore. Returns the size of the file in
-        bytes."""
-        if not self._queue.exists():
-            return 0
-        raw = self._queue.read_bytes()
-        whole = raw[: raw.rfind(b"\n") + 1]
-        if len(whole) < len(raw):
-            os.truncate(self._queue, len(whole))
-        end = int(self._offset.read_text()) if self._offset.exists() else 0
-        end = end if end <= len(whole) else 0
-        for line in whole[end:].splitlines(keepends=True):
-            end += len(line)
-            self._todo.append({**json.loads(line), "end": end, "old": True})
-        return len(whole)
+    def __init__(self, folder: Path):
+        """Read the operations that an earlier process did not deliver."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / QUEUE
+        self.rejected = 0
+        """Number of operations that MLflow refused since this process began."""
+        self._offset_path = folder / OFFSET
+        self._rejected_path = folder / REJECTED
+        self._waiting: collections.deque[Operation] = collections.deque()
+        self._size = self._restore()
 
-    def _put(self, op: str, key: str, **fields) -> None:
-        line = {"op": op, "key": key, "t": int(time.time() * 1000), **fields}
-        raw = json.dumps(line).encode() + b"\n"
-        with self._cond:
-            try:
-                with self._queue.open("ab") as file:
-                    file.write(raw)
-                self._size += len(raw)
-            except OSError as error:
-                with contextlib.suppress(OSError):
-                    os.truncate(self._queue, self._size)  # half a line would spoil the next one
-                log.error(
-                    "the tracking queue cannot be written (%s); this operation is kept in memory alone",
-                    error,
-                )
-            self._todo.append({**line, "end": self._size, "old": False})
-            self._cond.notify_all()
+    def __len__(self) -> int:
+        return len(self._waiting)
 
-    def _delivered(self, count: int) -> None:
-        with self._cond:
-            end = [self._todo.popleft() for _ in range(count)][-1]["end"]
-            new = self._offset.with_suffix(".new")
-            try:
-                new.write_text(str(end))
-                os.replace(new, self._offset)
-            except (
-                OSError
-            ) as error:  # a full disk: what is given to MLflow again after a restart, it knows
-                log.error("the tracking queue's offset cannot be written (%s)", error)
-            self._tries, self._single = 0, max(0, self._single - count)
-            self._cond.notify_all()
+    def head(self, count: int) -> list[Operation]:
+        """Return at most `count` of the oldest operations, which stay in the queue."""
+        return list(itertools.islice(self._waiting, count))
 
-    # ---- the thread
-
-    def _work(self) -> None:
-        delay = 0.0
-        while not self._stop.is_set():
-            window: list[dict] = []
-            try:
-                if self._server is None:
-                    self._connected(self._open())
-                self._server.renew()
-                if not self._reconciled and not (self._todo and self._todo[0]["old"]):
-                    self._server.reconcile()
-                    self._reconciled = True
-                if window := self._next():
-                    self._server.apply(window)
-                    self._distrusted.discard(window[0]["op"])
-                    self._delivered(len(window))
-                delay = 0.0
-                self._answers()
-            except (
-                Exception
-            ) as error:  # whatever it is, it must end neither the training nor this thread
-                if not self._settled(error, window):
-                    delay = min(MAX_DELAY, 2 * delay or 0.5)
-                    if self._wake.wait(delay):
-                        delay = 0.0
-            self._wake.clear()
-
-    def _next(self) -> list[dict]:
-        """The operations to apply at once: a stretch of metrics, else one. Waits for one, at most until leases are
-        due."""
-        with self._cond:
-            if not self._todo and not self._stop.is_set():
-                self._cond.wait(self._server.until_renewal())
-            limit = 1 if self._single else WINDOW
-            window = []
-            for op in self._todo:
-                if len(window) == limit or (
-                    window and (op["op"] != "metrics" or window[0]["op"] != "metrics")
-                ):
-                    break
-                window.append(op)
-            return window
-
-    def _open(self) -> Server:
-        return Server(self.uri, self.experiment, self.root, self.folder)
-
-    def _connected(self, server: Server) -> None:
-        with self._cond:
-            self._server = server
-            self._cond.notify_all()
-
-    def _answers(self) -> None:
-        if self.problem:
-            log.warning("MLflow at %s answers again", redact(self.uri))
-        self.problem = self._unusable = ""
-
-    def _away(self, error: Exception) -> None:
-        words = words_of(error)
-        unusable = isinstance(error, UserError) or (
-            self._server is None and refused(error, self.uri)
-        )
-        says = "cannot be used" if unusable else "does not answer"
-        with self._cond:
-            before, self.problem = self.problem, f"MLflow at {redact(self.uri)} {says}: {words}"
-            self._unusable = self.problem if unusable else ""
-            self._cond.notify_all()
-        if not before:
-            log.warning("%s; what it misses is kept on disk", self.problem)
-
-    def _settled(self, error: Exception, window: list[dict]) -> bool:
-        """Whether to go on at once (the operation is given up, or tried alone) rather than wait and try again."""
+    def append(self, fields: dict[str, Any]) -> None:
+        """Append an operation; where the disk refuses it, it is kept in memory alone."""
+        line = json.dumps(fields).encode() + b"\n"
         try:
-            if not window:
-                raise error
-            self._server.probe()
-        except Exception as away:
-            self._away(away)
-            return False
-        code, op = getattr(error, "error_code", ""), window[0]
-        if code in AWAY or no_room(error):
-            self._away(error)
-            return False
-        if code not in PERMANENT and not isinstance(
-            error, (LookupError, ValueError, FileNotFoundError)
-        ):
-            self._tries += 1  # MLflow answers, but not to this: its artifact store may be away, or this one may fail for ever
-            if self._tries < TRIES and op["op"] not in self._distrusted:
-                log.warning(
-                    "%s of run %s failed and is tried again: %s",
-                    op["op"],
-                    op["key"],
-                    words_of(error),
-                )
-                return False
-            self._distrusted.add(op["op"])
-        if len(window) > 1:
-            self._single = len(window)
-        else:
-            self._reject(op, error)
-        return True
-
-    def _reject(self, op: dict, error: Exception) -> None:
-        words = words_of(error)
-        self.rejected += 1
-        log.warning("MLflow refuses %s of run %s, skipped: %s", op["op"], op["key"], words)
-        with (
-            contextlib.suppress(OSError),
-            (self.folder / "tracking.rejected.jsonl").open("a") as file,
-        ):  # the disk is full: it was said above
-            file.write(
-                json.dumps(
-                    {**{k: v for k, v in op.items() if k not in ("end", "old")}, "error": words}
-                )
-                + "\n"
+            with self.path.open("ab") as file:
+                file.write(line)
+            self._size += len(line)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.truncate(self.path, self._size)  # half a line would spoil the next one
+            logger.error(
+                "the tracking queue cannot be written (%s); this operation is kept in memory "
+                "alone and is lost if this process ends before MLflow has it",
+                error,
             )
-        self._delivered(1)
+        self._waiting.append(Operation(fields, self._size, restored=False))
+
+    def remove(self, count: int) -> None:
+        """Remove the oldest operations, which are delivered or refused, and note how far it is."""
+        removed = [self._waiting.popleft() for _ in range(count)]
+        draft = self._offset_path.with_suffix(".new")
+        try:
+            draft.write_text(str(removed[-1].end))
+            os.replace(draft, self._offset_path)
+        except OSError as error:
+            # Harmless: what is delivered a second time after a restart changes nothing in MLflow.
+            logger.error("the offset of the tracking queue cannot be written (%s)", error)
+
+    def note_rejected(self, operation: Operation, reason: str) -> None:
+        """Write an operation that MLflow refuses to the file of rejected operations."""
+        self.rejected += 1
+        line = json.dumps({**operation.fields, "error": reason}) + "\n"
+        # On a full disk the caller's log message is the only note.
+        with contextlib.suppress(OSError), self._rejected_path.open("a") as file:
+            file.write(line)
+
+    def delete_files(self) -> None:
+        """Delete the files of an empty queue."""
+        # The queue first: an offset without a queue counts as 0.
+        self.path.unlink(missing_ok=True)
+        self._offset_path.unlink(missing_ok=True)
+
+    def _restore(self) -> int:
+        """Load undelivered operations, cut off an incomplete last line; return the file's size."""
+        if not self.path.exists():
+            return 0
+        raw = self.path.read_bytes()
+        complete = raw[: raw.rfind(b"\n") + 1]
+        if len(complete) < len(raw):
+            os.truncate(self.path, len(complete))
+        end = int(self._offset_path.read_text()) if self._offset_path.exists() else 0
+        if end > len(complete):
+            end = 0
+        for line in complete[end:].splitlines(keepends=True):
+            end += len(line)
+            self._waiting.append(Operation(json.loads(line), end, restored=True))
+        return len(complete)

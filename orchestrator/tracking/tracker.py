@@ -1,7 +1,6 @@
-"""What the driver tells a tracker: runs, epochs, artifacts, ends; and a tracker in memory for
-tests.
-"""
+"""Tell a tracker of runs, epochs, artifacts and models; keep all of it in memory for tests."""
 
+import abc
 import json
 import logging
 import math
@@ -9,7 +8,9 @@ import os
 import re
 import socket
 import threading
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 from aml.errors import UserError
@@ -17,18 +18,18 @@ from aml.training import ENDED
 from orchestrator.tracking.mlflow_model import weights_digest
 from orchestrator.utils import redact
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
-ENDINGS = ("FINISHED", "FAILED", "KILLED")
+END_STATUSES = ("FINISHED", "FAILED", "KILLED")
 
 
-def _name(name: str) -> str:
-    """A metric or param name that MLflow admits: P@0.5 becomes P0.5."""
+def _valid_name(name: str) -> str:
+    """Return a metric or param name that MLflow admits: P@0.5 becomes P0.5."""
     return re.sub(r"[^\w./\- :]", "_", str(name).replace("@", ""))
 
 
 def _text(value: object) -> str:
-    """A param or tag value; 0 and 0.0 read alike, for a param may never change."""
+    """Return the text of a param or tag; 0 and 0.0 give the same, as a param may never change."""
     if isinstance(value, bool) or value is None:
         return json.dumps(value)
     if isinstance(value, (int, float)):
@@ -36,44 +37,86 @@ def _text(value: object) -> str:
     return redact(value if isinstance(value, str) else json.dumps(value, default=str))
 
 
-def _texts(values: dict | None) -> dict[str, str]:
-    return {_name(name): _text(value) for name, value in (values or {}).items()}
+def _texts(values: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return params or tags with valid names and values as text."""
+    return {_valid_name(name): _text(value) for name, value in (values or {}).items()}
 
 
-def _numbers(values: dict | None) -> dict[str, float]:
-    finite = ((name, float(value)) for name, value in (values or {}).items() if value is not None)
-    return {_name(name): value for name, value in finite if math.isfinite(value)}
+def _finite(values: Mapping[str, Any] | None) -> dict[str, float]:
+    """Return metrics with valid names, without None, NaN and infinities."""
+    numbers = ((name, float(value)) for name, value in (values or {}).items() if value is not None)
+    return {_valid_name(name): value for name, value in numbers if math.isfinite(value)}
 
 
-class _Calls:
-    """What a driver may say. Each call becomes one plain dict, handed to `_put`; nothing here waits.
+class TrackerBase(abc.ABC):
+    """Calls of a tracker; each becomes one plain dict for `enqueue`, and none of them waits.
 
-    `key` names an MLflow run inside this run folder ("parent", a trial's name); runs of other folders may use the
-    same keys."""
+    A run key names an MLflow run inside this run folder ("sweep", a trial's name); runs of other
+    folders may use the same keys. The class is long since it documents the whole interface.
+    """
 
-    def __init__(self, folder: Path, uri: str | None, experiment: str, root: Path):
-        self.folder, self.root, self.experiment = Path(folder), Path(root), experiment
-        self._opened: set[str] = set()
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+        self._open_keys: set[str] = set()
 
-    def _put(self, op: str, key: str, **fields) -> None:
-        raise AssertionError("a tracker defines where its operations go")
+    @property
+    @abc.abstractmethod
+    def problem(self) -> str:
+        """Reason why MLflow gets nothing at present; empty while it answers."""
+
+    @property
+    @abc.abstractmethod
+    def rejected(self) -> int:
+        """Number of operations that were refused."""
+
+    @property
+    @abc.abstractmethod
+    def pending(self) -> int:
+        """Number of operations that are not delivered yet."""
+
+    @abc.abstractmethod
+    def enqueue(self, kind: str, run_key: str, **fields: Any) -> None:
+        """Take an operation: its kind, its run and its JSON-compatible arguments."""
+
+    @abc.abstractmethod
+    def ready(self, timeout: float = 60.0) -> bool:
+        """Wait at most `timeout` seconds until the store answers; return whether it does."""
+
+    @abc.abstractmethod
+    def record(self, run_key: str) -> dict[str, str | None]:
+        """Return uri, experiment_id and run_id for the summary in the run folder."""
+
+    @abc.abstractmethod
+    def flush(self, timeout: float = 60.0) -> int:
+        """Wait at most `timeout` seconds for delivery; return how many operations remain."""
+
+    @abc.abstractmethod
+    def close(self, timeout: float = 60.0) -> str:
+        """End open runs and stop; return a sentence about what was not delivered, else ""."""
 
     def run(
         self,
-        key: str,
+        run_key: str,
         name: str,
         parent: str | None = None,
-        params: dict | None = None,
-        tags: dict | None = None,
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, Any] | None = None,
     ) -> None:
-        """Open the run `key`, or open it again (RUNNING, same MLflow run). `parent` is the key of a run opened
-        before."""
-        if parent == key:
-            raise ValueError(f"run {key!r} cannot be its own parent")
-        self._opened.add(key)
-        self._put(
+        """Open a run, or open it again: the same MLflow run becomes RUNNING.
+
+        Args:
+            run_key: Key of the run.
+            name: Name of the run in MLflow.
+            parent: Key of the parent run, which was opened before.
+            params: Params. MLflow refuses another value for one that the run has.
+            tags: Tags.
+        """
+        if parent == run_key:
+            raise ValueError(f"run {run_key!r} cannot be its own parent")
+        self._open_keys.add(run_key)
+        self.enqueue(
             "run",
-            key,
+            run_key,
             name=name,
             parent=parent,
             params=_texts(params),
@@ -83,188 +126,202 @@ class _Calls:
         )
 
     def metrics(
-        self, key: str, step: int, values: dict[str, float | None], time_ms: int | None = None
+        self,
+        run_key: str,
+        step: int,
+        values: Mapping[str, float | None],
+        time_ms: int | None = None,
     ) -> None:
-        """One step (epoch) of some metrics. None, NaN and infinities are left out; a step that MLflow has of a metric
-        is not logged again."""
-        if values := _numbers(values):
-            self._put(
-                "metrics",
-                key,
-                step=int(step),
-                values=values,
-                **({"t": int(time_ms)} if time_ms else {}),
-            )
+        """Log metrics of one step (epoch).
 
-    def epoch(self, key: str, metrics: dict) -> None:
-        """An epoch of the loop's, as of when it ended, which is no metric of its own."""
+        Args:
+            run_key: Key of the run.
+            step: Step. MLflow gets no step of a metric twice.
+            values: Metrics; None, NaN and infinities are left out.
+            time_ms: Unix time in ms; None: now.
+        """
+        finite = _finite(values)
+        if finite:
+            time_field = {"t": int(time_ms)} if time_ms else {}
+            self.enqueue("metrics", run_key, step=int(step), values=finite, **time_field)
+
+    def epoch(self, run_key: str, metrics: Mapping[str, Any]) -> None:
+        """Log an epoch of the training loop, dated when it ended, which is not a metric itself."""
         ended = metrics.get(ENDED)
         self.metrics(
-            key,
+            run_key,
             metrics["epoch"],
-            {k: v for k, v in metrics.items() if k != ENDED},
+            {name: value for name, value in metrics.items() if name != ENDED},
             time_ms=ended and int(ended * 1000),
         )
 
-    def params(self, key: str, values: dict) -> None:
-        """Params never change: another value for one that exists is refused by MLflow and ends among the rejected
-        operations."""
-        self._put("params", key, params=_texts(values))
+    def data(self, run_key: str, sets: list[dict[str, Any]]) -> None:
+        """Log data sets that the run reads, shown among its inputs.
 
-    def tags(self, key: str, values: dict) -> None:
-        self._put("tags", key, tags=_texts(values))
+        Args:
+            run_key: Key of the run.
+            sets: Of each data set name, digest, uri, counts (of refs, sentences, images) and
+                context (training, validation or evaluation).
+        """
+        entries = []
+        for data_set in sets:
+            uri = redact(data_set["uri"])
+            entries.append(
+                {
+                    **data_set,
+                    "name": data_set["name"][:250],  # MLflow's limits
+                    "digest": data_set["digest"][:36],
+                    "uri": uri,
+                    "kind": urlparse(uri).scheme or "local",
+                }
+            )
+        self.enqueue("data", run_key, sets=entries)
 
-    def data(self, key: str, sets: list[dict]) -> None:
-        """Data sets that the run reads, shown among its inputs: name, digest, uri, counts (of refs, sentences, images) and context (training,
-        validation or evaluation) of each."""
-        every = [
-            {
-                **one,
-                "name": one["name"][:250],
-                "digest": one["digest"][:36],
-                "uri": redact(one["uri"]),
-            }
-            for one in sets
-        ]
-        self._put(
-            "data",
-            key,
-            sets=[{**one, "kind": urlparse(one["uri"]).scheme or "local"} for one in every],
-        )
+    def artifact(self, run_key: str, path: Path, to: str = "") -> None:
+        """Upload a file, or the content of a folder, as it is when its turn comes.
 
-    def artifact(self, key: str, path: Path, to: str = "") -> None:
-        """Upload a file, or what a folder holds, into the artifact folder `to`, as it is when its turn comes."""
+        Args:
+            run_key: Key of the run.
+            path: File or folder.
+            to: Artifact folder to upload into.
+        """
         path = Path(path).absolute()
-        inside = path.is_relative_to(self.folder.absolute())
-        self._put(
-            "artifact",
-            key,
-            path=str(path.relative_to(self.folder.absolute()) if inside else path),
-            to=to,
-        )
-
-    def text(self, key: str, path: str, text: str) -> None:
-        """Write `text` as the artifact `path`."""
-        self._put("text", key, path=path, text=redact(text))
+        folder = self.folder.absolute()
+        stored = path.relative_to(folder) if path.is_relative_to(folder) else path
+        self.enqueue("artifact", run_key, path=str(stored), to=to)
 
     def model(
         self,
-        key: str,
+        run_key: str,
         checkpoint: Path,
         registered_name: str,
-        metrics: dict[str, float] | None = None,
+        metrics: Mapping[str, float] | None = None,
     ) -> None:
-        """Log a checkpoint folder as a pyfunc model of the run `key`, register it and point the alias `champion` at
-        it."""
+        """Log a checkpoint as a pyfunc model, register it and set the alias `champion` to it.
+
+        Args:
+            run_key: Key of the run.
+            checkpoint: Checkpoint folder.
+            registered_name: Name of the registered model.
+            metrics: Metrics of the logged model.
+
+        Raises:
+            UserError: MLflow does not admit the name.
+        """
         if not re.fullmatch(r"[\w .+-]+", registered_name):
             raise UserError(
-                f"the model name is {registered_name!r}, but wanted are letters, digits and _ . + -; choose another"
+                f"the model name is {registered_name!r}, but wanted are letters, digits and "
+                "_ . + -; choose another"
             )
-        self._put(
+        self.enqueue(
             "model",
-            key,
+            run_key,
             path=str(Path(checkpoint).absolute()),
             name=registered_name,
-            metrics=_numbers(metrics),
+            metrics=_finite(metrics),
         )
 
-    def end(self, key: str, status: str = "FINISHED", tags: dict | None = None) -> None:
-        if status not in ENDINGS:
-            raise ValueError(f"a run ends as one of {', '.join(ENDINGS)}, not {status!r}")
-        self._opened.discard(key)
-        self._put("end", key, status=status, tags=_texts(tags))
+    def end(
+        self, run_key: str, status: str = "FINISHED", tags: Mapping[str, Any] | None = None
+    ) -> None:
+        """End a run.
 
-    def _end_open(self) -> None:
-        for key in sorted(self._opened):
-            self.end(key, "KILLED", {"stopped_by": "interrupted"})
+        Args:
+            run_key: Key of the run.
+            status: FINISHED, FAILED or KILLED.
+            tags: Tags to set.
+        """
+        if status not in END_STATUSES:
+            raise ValueError(f"a run ends as one of {', '.join(END_STATUSES)}, not {status!r}")
+        self._open_keys.discard(run_key)
+        self.enqueue("end", run_key, status=status, tags=_texts(tags))
+
+    def _end_open_runs(self) -> None:
+        for run_key in sorted(self._open_keys):
+            self.end(run_key, "KILLED", {"stopped_by": "interrupted"})
 
 
-class MemoryTracker(_Calls):
-    """The same calls with nothing behind them but dicts: for tests and for `tracking.uri: none`.
+class MemoryTracker(TrackerBase):
+    """Tracker that keeps everything in dicts: for tests and for `tracking.uri: none`.
 
-    runs[key] = {name, parent, status, params, tags, metrics: {name: [(step, value), ...]}, artifacts: [path, ...],
-    models: [name, ...], data: [(name, digest, context), ...]}. Give the `runs` of an earlier one to continue it."""
+    runs[run_key] holds name, parent, status, params, tags, metrics {name: [(step, value), ...]},
+    artifacts [path, ...], models [name, ...] and data [(name, digest, context), ...].
+    """
 
-    def __init__(
-        self,
-        folder: Path = ".",
-        uri: str | None = None,
-        experiment: str = "",
-        root: Path = ".",
-        runs: dict | None = None,
-    ):
-        super().__init__(folder, uri, experiment, root)
+    problem = ""
+    rejected = 0
+    pending = 0
+
+    def __init__(self, folder: Path, runs: dict[str, dict] | None = None):
+        """Begin with no runs, or go on with the `runs` of an earlier tracker."""
+        super().__init__(folder)
         self.runs: dict[str, dict] = {} if runs is None else runs
-        self.rejected, self.pending, self.problem = 0, 0, ""
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
 
-    def _put(self, op: str, key: str, **fields) -> None:
+    def enqueue(self, kind: str, run_key: str, **fields: Any) -> None:
         with self._lock:
             try:
-                getattr(self, f"_{op}")(self.runs[key] if op != "run" else key, fields)
+                if kind == "run":
+                    self._open(run_key, fields)
+                else:
+                    getattr(self, f"_{kind}")(self.runs[run_key], fields)
             except (LookupError, ValueError, FileNotFoundError) as error:
                 self.rejected += 1
-                log.warning("%s of run %s was refused: %s", op, key, error)
+                logger.warning("%s of run %s is refused: %s", kind, run_key, error)
 
-    def _run(self, key: str, op: dict) -> None:
-        if op["parent"] is not None and op["parent"] not in self.runs:
-            raise LookupError(f"no run {op['parent']!r}")
-        run = self.runs.setdefault(
-            key,
-            {"params": {}, "tags": {}, "metrics": {}, "artifacts": [], "models": [], "data": []},
-        )
+    def _open(self, run_key: str, fields: dict[str, Any]) -> None:
+        parent = fields["parent"]
+        if parent is not None and parent not in self.runs:
+            raise LookupError(f"no run {parent!r}")
+        lists: dict[str, list] = {"artifacts": [], "models": [], "data": []}
+        run = self.runs.setdefault(run_key, {"params": {}, "tags": {}, "metrics": {}, **lists})
         run["tags"].pop("stopped_by", None)
-        run.update(name=op["name"], parent=op["parent"], status="RUNNING")
-        self._params(run, op)
-        self._tags(run, op)
-
-    def _metrics(self, run: dict, op: dict) -> None:
-        for name, value in op["values"].items():
-            points = run["metrics"].setdefault(name, [])
-            if not points or op["step"] > points[-1][0]:
-                points.append((op["step"], value))
-
-    def _params(self, run: dict, op: dict) -> None:
-        for name, value in op["params"].items():
+        run.update(name=fields["name"], parent=parent, status="RUNNING")
+        for name, value in fields["params"].items():
             if run["params"].setdefault(name, value) != value:
                 raise ValueError(f"param {name} is {run['params'][name]} and cannot become {value}")
+        run["tags"].update(fields["tags"])
 
-    def _tags(self, run: dict, op: dict) -> None:
-        run["tags"].update(op["tags"])
+    def _metrics(self, run: dict, fields: dict[str, Any]) -> None:
+        for name, value in fields["values"].items():
+            points = run["metrics"].setdefault(name, [])
+            if not points or fields["step"] > points[-1][0]:
+                points.append((fields["step"], value))
 
-    def _data(self, run: dict, op: dict) -> None:
-        for one in op["sets"]:
-            if (known := (one["name"], one["digest"], one["context"])) not in run["data"]:
-                run["data"].append(known)
+    def _data(self, run: dict, fields: dict[str, Any]) -> None:
+        for data_set in fields["sets"]:
+            entry = (data_set["name"], data_set["digest"], data_set["context"])
+            if entry not in run["data"]:
+                run["data"].append(entry)
 
-    def _artifact(self, run: dict, op: dict) -> None:
-        path = self.folder / op["path"]
+    def _artifact(self, run: dict, fields: dict[str, Any]) -> None:
+        path = self.folder / fields["path"]
         if not path.exists():
-            raise FileNotFoundError(f"{path.name} is not there")
-        files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-        names = [p.name if path.is_file() else p.relative_to(path).as_posix() for p in files]
-        run["artifacts"] += [f"{op['to']}/{name}".lstrip("/") for name in names]
+            raise FileNotFoundError(f"{path.name} does not exist")
+        if path.is_file():
+            names = [path.name]
+        else:
+            files = sorted(file for file in path.rglob("*") if file.is_file())
+            names = [file.relative_to(path).as_posix() for file in files]
+        run["artifacts"] += [f"{fields['to']}/{name}".lstrip("/") for name in names]
 
-    def _text(self, run: dict, op: dict) -> None:
-        run["artifacts"].append(op["path"])
+    def _model(self, run: dict, fields: dict[str, Any]) -> None:
+        weights_digest(Path(fields["path"]))
+        run["models"].append(fields["name"])
 
-    def _model(self, run: dict, op: dict) -> None:
-        weights_digest(Path(op["path"]))
-        run["models"].append(op["name"])
-
-    def _end(self, run: dict, op: dict) -> None:
-        self._tags(run, op)
-        run["status"] = op["status"]
+    def _end(self, run: dict, fields: dict[str, Any]) -> None:
+        run["tags"].update(fields["tags"])
+        run["status"] = fields["status"]
 
     def ready(self, timeout: float = 60.0) -> bool:
         return True
 
-    def record(self, key: str) -> dict:
+    def record(self, run_key: str) -> dict[str, str | None]:
         return {"uri": "none", "experiment_id": None, "run_id": None}
 
     def flush(self, timeout: float = 60.0) -> int:
         return 0
 
     def close(self, timeout: float = 60.0) -> str:
-        self._end_open()
+        self._end_open_runs()
         return ""

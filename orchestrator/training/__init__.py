@@ -1,8 +1,8 @@
 """Train one run with Ray Train, or one trial in its own process.
 
 May import: orchestrator.reporting and what it may import.
-Public names: check_run, failure_metrics, limit_gpu_memory, load_items, make_learner, make_trainer,
-    restore_from_bucket, run_training, setting_warnings, train.
+Public names: BlockSource, RunContext, failure_metrics, limit_gpu_memory, load_items,
+    make_learner, make_trainer, restore_from_bucket, run_training, train.
 """
 
 import lazy_loader

@@ -1,16 +1,28 @@
-"""Ray Train around the loop: one run on one or many workers, resumed by the same command."""
+"""The `train` command: one run on one or many Ray Train workers, resumed by the same command."""
 
+import logging
 import time
 from pathlib import Path
 
 from aml.errors import RunError
 from orchestrator import cluster, data, storage, tracking, utils
-from orchestrator.config import Experiment
+from orchestrator.config import Experiment, check_run, setting_warnings
 from orchestrator.data import StreamingBlocks, pin_blocks
 from orchestrator.storage import read_history, storage_root
+from orchestrator.tracking import TrackerBase
 from orchestrator.training import loop
 from orchestrator.training.epochs import EpochListener
-from orchestrator.training.trainer import _save, end_after_epoch, failure_of, make_trainer
+from orchestrator.training.trainer import (
+    end_after_epoch,
+    failure_of,
+    make_trainer,
+    save_before_exit,
+)
+
+logger = logging.getLogger(__name__)
+
+RUN_KEY = "train"
+"""The tracker's key of the run."""
 
 
 def train(
@@ -20,161 +32,193 @@ def train(
     fresh: bool = False,
     init: Path | None = None,
     dry_run: bool = False,
-    say=print,
 ) -> int:
-    """Train one model to the end.   -> exit code"""
-    from orchestrator.training.checks import check_run, setting_warnings
+    """Train one model to the end.
 
+    Args:
+        experiment: The settings of the run.
+        resume: The name of a run to continue with the settings it was started with.
+        fresh: Start another run although one of the same settings and data exists.
+        init: A checkpoint whose weights a new run starts from.
+        dry_run: Log placement and length, and start nothing.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 130 interrupted.
+    """
+    root = storage_root(experiment.storage.root)
     if resume:
-        experiment = storage.find_run(storage_root(experiment.storage.root), resume).experiment(
-            experiment.tracking
-        )
+        experiment = storage.find_run(root, resume).experiment(experiment.tracking)
+        root = storage_root(experiment.storage.root)
     check_run(experiment)
-    found = data.check_sources(
-        experiment.data, storage_root(experiment.storage.root)
-    )  # refuse before Ray starts
+    found = data.check_sources(experiment.data, root)  # refuse before Ray starts
     for text in setting_warnings(experiment, [experiment.aml.arm]):
-        say(f"note: {text}")
+        logger.info(f"note: {text}")
     nodes = cluster.planned_nodes()
     placement = cluster.plan_placement(experiment, nodes, sweep=False)
     if text := cluster.idle_gpus(experiment, nodes, sweep=False):
-        say(f"note: {text}")
+        logger.info(f"note: {text}")
     if dry_run:
-        say(placement.arithmetic.replace("a trial", "the run"))
-        say(f"{experiment.train.epochs} epochs of {experiment.aml.arm}; nothing was started")
+        logger.info(placement.explanation.replace("a trial", "the run"))
+        logger.info(
+            f"{experiment.train.epochs} epochs of {experiment.aml.arm}; nothing was started"
+        )
         return 0
     if not found:
-        cluster.init_ray()  # its tasks make the data
-    used = data.prepare_sources(experiment.data, storage_root(experiment.storage.root), say)
-    this = (
-        storage.start_run(experiment, "train", used.manifest, fresh=fresh)
-        if not resume
-        else storage.find_run(storage_root(experiment.storage.root), resume)
-    )
-    with this.locked(say):
-        if this.finished:
-            say(f"{this.name} has finished: {summary(this.state)} (--fresh starts another)")
-            tracking.deliver_tracking(this, experiment, say)
+        cluster.init_ray()  # Ray tasks make the data
+    sources = data.prepare_sources(experiment.data, root)
+    if resume:
+        run = storage.find_run(root, resume)
+    else:
+        run = storage.start_run(experiment, "train", sources.manifest, fresh=fresh)
+    with run.locked():
+        if run.finished:
+            logger.info(f"{run.name} has finished: {summary(run.state)} (--fresh starts another)")
+            tracking.deliver_tracking(run, experiment)
             return 0
         cluster.init_ray()
-        cluster.plan_placement(
-            experiment, cluster.cluster_nodes(), sweep=False
-        )  # Ray may find less than this machine has
-        say(f"{'continuing' if this.state else 'starting'} {this.name} in {this.folder}")
-        storage.begin_run(this, experiment, used.manifest, used.uri)
-        this.update(init=str(init) if init else this.state.get("init"))
-        return _fit(this, experiment, used, init, say)
+        # Once more with what Ray found, which may be less than this machine has.
+        cluster.plan_placement(experiment, cluster.cluster_nodes(), sweep=False)
+        logger.info(f"{'continuing' if run.state else 'starting'} {run.name} in {run.folder}")
+        storage.begin_run(run, experiment, sources.manifest, sources.uri)
+        run.update(init=str(init) if init else run.state.get("init"))
+        return _fit(run, experiment, sources, init)
 
 
-def _fit(this: storage.Run, experiment: Experiment, used: data.Sources, init, say) -> int:
+def _fit(run: storage.Run, experiment: Experiment, sources: data.Sources, init: Path | None) -> int:
+    """Train, then write the report. The run and its MLflow run are left in a final state."""
     from ray.train import TrainingFailedError
 
-    stop = this.folder / loop.STOP
-    stop.unlink(missing_ok=True)
-    for problem in storage.upload_from_every_node(this.folder):
-        say(f"note: {problem}")
-    storage.download(this.folder, wanted=storage.without_checkpoints)
-    storage.request_stop(this.folder, False)
-    tracker, key = (
-        tracking.open_tracker(this, experiment),
-        "train",
-    )  # once nothing is in the way: a run that is opened is to be ended
-    tracker.run(key, this.name, params=experiment.params(), tags=_tags(this, experiment))
-    tracking.log_dataset(tracker, key, this, experiment)
-    epochs = EpochListener(this, experiment, tracker, key, say)
+    stop = run.folder / loop.STOP
+    _clear_requests(run, stop)
+    # Opened only now that nothing is in the way: an opened run must be ended.
+    tracker = tracking.open_tracker(run, experiment)
+    tracker.run(RUN_KEY, run.name, params=experiment.params(), tags=_tags(run, experiment))
+    tracking.log_dataset(tracker, RUN_KEY, run, experiment)
+    listener = EpochListener(run, experiment, tracker, RUN_KEY)
+    listener.start()
     code = 1
     try:
-        shared = used.decode(windowed=this.state.get("windowed"), say=say)
-        this.update(windowed=isinstance(shared, StreamingBlocks))
-        trainer = make_trainer(experiment, shared, used.words(), this.folder, init=init)
-        with utils.restored_handlers(), pin_blocks(shared):
-            end_after_epoch(trainer, stop)
-            utils.save_on_terminate(
-                lambda: _save(this, experiment, say), experiment.resources.grace_s
-            )
-            epochs.sign = time.monotonic()
-            trainer.fit()
-        epochs.close()
-        if failed := failure_of(this.folder):
-            this.update(state="failed", ended=time.time(), error=failed)
-            say(f"{this.name} failed: {failed}")
-        elif stop.exists() and epochs.heard < experiment.train.epochs:
+        _run_trainer(run, experiment, sources, init, listener)
+        listener.close()
+        if failed := failure_of(run.folder):
+            _fail(run, failed)
+        elif stop.exists() and listener.last_epoch < experiment.train.epochs:
             raise KeyboardInterrupt
         else:
-            _finish(this, experiment, tracker, key, say)
+            _finish(run, experiment, tracker)
             code = 0
     except TrainingFailedError as error:
-        epochs.close()
-        failed = (
-            failure_of(this.folder)
-            or f"{utils.failure(error)}; the same command continues it after epoch {epochs.heard}"
-        )
-        this.update(state="failed", ended=time.time(), error=failed)
-        say(f"{this.name} failed: {failed}")
+        listener.close()
+        after = f"the same command continues it after epoch {listener.last_epoch}"
+        _fail(run, failure_of(run.folder) or f"{utils.failure(error)}; {after}")
     except (KeyboardInterrupt, SystemExit):  # Ray Train turns an interrupt into SystemExit
-        this.update(state="interrupted", ended=time.time())
-        say(f"{this.name} interrupted after epoch {epochs.heard}; the same command continues it")
+        run.update(state="interrupted", ended=time.time())
+        logger.info(
+            f"{run.name} interrupted after epoch {listener.last_epoch}; "
+            "the same command continues it"
+        )
         code = 130
     except BaseException as error:
-        this.update(state="failed", ended=time.time(), error=utils.failure(error))
+        run.update(state="failed", ended=time.time(), error=utils.failure(error))
         raise
     finally:
-        epochs.close()
+        listener.close()
         stop.unlink(missing_ok=True)
-        storage.request_stop(this.folder, False)
-        tracker.end(
-            key,
-            {0: "FINISHED", 130: "KILLED"}.get(code, "FAILED"),
-            tags={"stopped_by": {0: "", 130: "interrupt"}.get(code, "error")},
-        )
-        if remaining := tracker.close():
-            say(remaining)
+        storage.request_stop(run.folder, False)
+        _end_tracking(tracker, code)
     return code
 
 
-def _finish(this, experiment, tracker, key, say) -> None:
+def _clear_requests(run: storage.Run, stop: Path) -> None:
+    """Remove an earlier attempt's request to stop, and download what it left in the bucket."""
+    stop.unlink(missing_ok=True)
+    for problem in storage.upload_from_every_node(run.folder):
+        logger.info(f"note: {problem}")
+    storage.download(run.folder, wanted=storage.without_checkpoints)
+    storage.request_stop(run.folder, False)
+
+
+def _run_trainer(
+    run: storage.Run,
+    experiment: Experiment,
+    sources: data.Sources,
+    init: Path | None,
+    listener: EpochListener,
+) -> None:
+    shared = sources.decode(windowed=run.state.get("windowed"))
+    run.update(windowed=isinstance(shared, StreamingBlocks))
+    trainer = make_trainer(experiment, shared, sources.words(), run.folder, init=init)
+    with utils.restored_handlers(), pin_blocks(shared):
+        end_after_epoch(trainer, run.folder / loop.STOP)
+        seconds = experiment.resources.grace_s
+        utils.save_on_terminate(lambda: save_before_exit(run, experiment), seconds)
+        listener.last_report_time = time.monotonic()
+        trainer.fit()
+
+
+def _fail(run: storage.Run, error: str) -> None:
+    run.update(state="failed", ended=time.time(), error=error)
+    logger.info(f"{run.name} failed: {error}")
+
+
+def _end_tracking(tracker: TrackerBase, code: int) -> None:
+    stopped_by = {0: "", 130: "interrupt"}.get(code, "error")
+    status = {0: "FINISHED", 130: "KILLED"}.get(code, "FAILED")
+    tracker.end(RUN_KEY, status, tags={"stopped_by": stopped_by})
+    if remaining := tracker.close():
+        logger.info(remaining)
+
+
+def _finish(run: storage.Run, experiment: Experiment, tracker: TrackerBase) -> None:
+    """Write the state and the report of a trained run, and register its best checkpoint."""
     from orchestrator import reporting
 
-    problem = storage.try_download(this.folder, wanted=storage.weights_only)
-    if problem and not (this.folder / "best").exists():
+    problem = storage.try_download(run.folder, wanted=storage.weights_only)
+    best = run.folder / "best"
+    if problem and not best.exists():
         raise RunError(
-            f"{problem}, and the checkpoint is not on this machine; the same command goes on from here when the bucket answers"
+            f"{problem}, and the checkpoint is not on this machine; the same command goes on from "
+            "here when the bucket answers"
         )
-    history = read_history(this.folder)
     tau, rho = experiment.aml.coordinates
-    this.update(
+    run.update(
         state="done",
         concluded=False,
         ended=time.time(),
-        history=history,
+        history=read_history(run.folder),
         arm=experiment.aml.arm,
         tau=tau,
         rho=rho,
         seed=experiment.seed,
         champion={"checkpoint": "best"},
     )
-    page = reporting.write_report(this.folder)
-    for picture in sorted((this.folder / "pictures").glob("*.png"))[-1:]:
-        tracker.artifact(key, picture, "pictures")
-    tracker.artifact(key, page, "report")
-    tracker.artifact(key, this.folder / "config.yaml")
-    tracker.model(key, this.folder / "best", experiment.name)  # its metrics are on the run already
-    this.update(concluded=True)
-    say(f"{this.name}: {summary(this.state)}")
-    say(f"report      {page}\ncheckpoint  {this.folder / 'best'}")
+    page = reporting.write_report(run.folder)
+    for picture in sorted((run.folder / "pictures").glob("*.png"))[-1:]:
+        tracker.artifact(RUN_KEY, picture, "pictures")
+    tracker.artifact(RUN_KEY, page, "report")
+    tracker.artifact(RUN_KEY, run.folder / "config.yaml")
+    tracker.model(RUN_KEY, best, experiment.name)  # the run has the metrics already
+    run.update(concluded=True)
+    logger.info(f"{run.name}: {summary(run.state)}")
+    logger.info(f"report      {page}\ncheckpoint  {best}")
 
 
 def summary(state: dict) -> str:
-    last, best = state["history"][-1], max(epoch["val/mIoU"] for epoch in state["history"])
-    return f"epoch {last['epoch']}, val mIoU {last['val/mIoU']:.3f} (best {best:.3f}), oIoU {last['val/oIoU']:.3f} on {last['val/n']:.0f} sentences"
+    """Return the result of a finished run in a line."""
+    last = state["history"][-1]
+    best = max(epoch["val/mIoU"] for epoch in state["history"])
+    return (
+        f"epoch {last['epoch']}, val mIoU {last['val/mIoU']:.3f} (best {best:.3f}), "
+        f"oIoU {last['val/oIoU']:.3f} on {last['val/n']:.0f} sentences"
+    )
 
 
-def _tags(this: storage.Run, experiment: Experiment) -> dict:
+def _tags(run: storage.Run, experiment: Experiment) -> dict:
     return {
         "arm": experiment.aml.arm,
         "seed": experiment.seed,
         "stage": "train",
-        "git_sha": this.state["git_sha"],
-        "git_dirty": this.state["git_dirty"],
-        "data_fingerprint": this.state["data"]["fingerprint"],
+        "git_sha": run.state["git_sha"],
+        "git_dirty": run.state["git_dirty"],
+        "data_fingerprint": run.state["data"]["fingerprint"],
     }

@@ -1,6 +1,7 @@
-"""Listen to the epochs, notes and failures of a Ray Train run."""
+"""Follow the epochs, notes and failures of a Ray Train run from its driver."""
 
 import contextlib
+import logging
 import math
 import threading
 import time
@@ -9,106 +10,149 @@ from aml.training import vacuous_mask
 from orchestrator import cluster, storage, utils
 from orchestrator.config import Experiment
 from orchestrator.storage import read_history
+from orchestrator.tracking import TrackerBase
 from orchestrator.training import loop
 
-WAITING_S = 60.0
+logger = logging.getLogger(__name__)
 
-"""Without workers for so long, a run says what it waits for."""
+PENDING_S = 60.0
+"""Seconds without workers after which the driver logs what the run waits for."""
 
 
 class EpochListener:
-    """The driver's ear while fit() blocks: rank 0 keeps `epochs.jsonl`, and what is new in it is said and logged."""
+    """Log and track what rank 0 writes to `epochs.jsonl`, in a thread, while `fit()` blocks.
 
-    EVERY_S = 0.5
-    BUCKET_EVERY = 6
-    """Looks between two at the bucket."""
+    It has eleven attributes, most of them the progress of its thread.
+    """
 
-    def __init__(self, this: storage.Run, experiment: Experiment, tracker, key: str, say):
-        self.folder, self.experiment, self.tracker, self.key, self.say = (
-            this.folder,
-            experiment,
-            tracker,
-            key,
-            say,
-        )
-        self.heard = 0
-        for metrics in read_history(
-            self.folder
-        ):  # an earlier attempt said these, but may have died before MLflow had them
-            self.tracker.epoch(key, metrics)
-            self.heard = metrics["epoch"]
-        self.noted, self.stopping = len(storage.read_notes(self.folder)), False
-        self.sign = math.inf
-        """time.monotonic() of the last epoch, or of when its workers were asked for; infinite: not yet."""
-        self.without: float | None = None
-        """time.monotonic() of when the run was first seen without workers."""
-        self.closing = threading.Event()
-        self.thread = threading.Thread(target=self._listen, name="epochs", daemon=True)
-        self.thread.start()
+    POLL_S = 0.5
+    BUCKET_POLLS = 6
+    """Number of polls between two reads of the bucket."""
+
+    def __init__(
+        self, run: storage.Run, experiment: Experiment, tracker: TrackerBase, key: str
+    ) -> None:
+        """Prepare the listener; `start` begins to listen.
+
+        Args:
+            run: The run whose folder is read.
+            experiment: The settings of the run.
+            tracker: The tracker that epochs are logged to.
+            key: The tracker's key of the run.
+        """
+        self.folder = run.folder
+        self.experiment = experiment
+        self.tracker = tracker
+        self.key = key
+        self.last_epoch = 0
+        """The last epoch that was logged."""
+        self.notes_logged = len(storage.read_notes(self.folder))
+        self.stop_announced = False
+        self.last_report_time = math.inf
+        """time.monotonic() of the last epoch, or of the request for workers; infinite before."""
+        self.no_workers_since: float | None = None
+        """time.monotonic() at which the run was first seen without workers."""
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._listen, name="epochs", daemon=True)
+
+    def start(self) -> None:
+        """Track the epochs of earlier attempts again and begin to listen.
+
+        An earlier attempt logged those epochs, but may have died before MLflow had them.
+        """
+        for metrics in read_history(self.folder):
+            self.tracker.epoch(self.key, metrics)
+            self.last_epoch = metrics["epoch"]
+        self._thread.start()
 
     def close(self) -> None:
-        """Hear what is left."""
-        self.closing.set()
-        self.thread.join()
+        """Read what is left and end the thread. Further calls do nothing."""
+        self._closing.set()
+        self._thread.join()
 
     def _listen(self) -> None:
-        over, looks = False, 0
-        while not over:
-            over = self.closing.wait(self.EVERY_S)  # set: one last look
-            looks += 1
-            if over or looks % self.BUCKET_EVERY == 0:
-                storage.try_download(self.folder, wanted=storage.without_checkpoints, wait=False)
-            if not self.stopping and (self.folder / loop.STOP).exists():
-                self.stopping = True
-                storage.request_stop(self.folder, True)
-                self.say(utils.INTERRUPTED)
-            notes = storage.read_notes(self.folder)
-            for text in notes[self.noted :]:
-                self.say(f"note: {text}")
-            self.noted = len(notes)
-            for metrics in read_history(self.folder)[self.heard :]:
-                self._tell(metrics)
-            if not over:
-                self._end_silence()
-                if looks % self.BUCKET_EVERY == 0 and self.sign < math.inf:
-                    self._say_what_it_waits_for()
+        is_last = False
+        polls = 0
+        while not is_last:
+            is_last = self._closing.wait(self.POLL_S)
+            polls += 1
+            reads_bucket = polls % self.BUCKET_POLLS == 0
+            if is_last or reads_bucket:
+                wanted = storage.without_checkpoints
+                storage.try_download(self.folder, wanted=wanted, wait=False)
+            self._pass_on_stop_request()
+            self._log_notes()
+            for metrics in read_history(self.folder)[self.last_epoch :]:
+                self.on_epoch(metrics)
+            if not is_last:
+                self.end_silent_workers()
+                if reads_bucket and self.last_report_time < math.inf:
+                    self.log_pending()
 
-    def _say_what_it_waits_for(self) -> None:
-        with contextlib.suppress(Exception):  # the head is away
+    def _pass_on_stop_request(self) -> None:
+        """Tell workers on other machines once that a person asked the run to end."""
+        if not self.stop_announced and (self.folder / loop.STOP).exists():
+            self.stop_announced = True
+            storage.request_stop(self.folder, True)
+            logger.info(utils.INTERRUPTED)
+
+    def _log_notes(self) -> None:
+        notes = storage.read_notes(self.folder)
+        for text in notes[self.notes_logged :]:
+            logger.info(f"note: {text}")
+        self.notes_logged = len(notes)
+
+    def on_epoch(self, metrics: dict) -> None:
+        """Log and track one finished epoch."""
+        self.last_epoch = metrics["epoch"]
+        self.last_report_time = time.monotonic()
+        self.tracker.epoch(self.key, metrics)
+        logger.info(epoch_line(metrics, self.experiment.train.epochs))
+        if text := vacuous_mask(self.experiment.aml, metrics):
+            logger.info(f"warning: {text}")
+
+    def log_pending(self) -> None:
+        """Log once what the run waits for after PENDING_S seconds without workers."""
+        with contextlib.suppress(Exception):  # Ray's head node does not answer
             if not cluster.is_pending(self.folder.name):
-                self.without = None
-            elif self.without is None:
-                self.without = time.monotonic()
-            elif time.monotonic() - self.without > WAITING_S:
-                self.without, r = math.inf, self.experiment.resources
-                self.say(
-                    f"waiting for {cluster.required_resources(r)}: the cluster has {cluster.available_resources(r)} free; without room they start when others end, or nodes come"
+                self.no_workers_since = None
+            elif self.no_workers_since is None:
+                self.no_workers_since = time.monotonic()
+            elif time.monotonic() - self.no_workers_since > PENDING_S:
+                self.no_workers_since = math.inf
+                resources = self.experiment.resources
+                logger.info(
+                    f"waiting for {cluster.required_resources(resources)}: the cluster has "
+                    f"{cluster.available_resources(resources)} free; without room they start when "
+                    "others end, or nodes come"
                 )
 
-    def _end_silence(self) -> None:
-        """Workers that take too long for an epoch are killed: Ray Train starts others."""
-        limit, killed = self.experiment.resources.trial_timeout_s, False
-        if limit is not None and time.monotonic() - self.sign > limit:
-            with contextlib.suppress(Exception):  # the head is away, and the workers with it
-                killed = cluster.remove_placement_groups([self.folder.name])
-        if killed:
-            self.sign = time.monotonic()
-            self.say(
-                f"no epoch was finished in {limit:g} s (resources.trial_timeout_s), so the workers were killed, to start again after epoch "
-                f"{self.heard}; raise that limit if they were only slow"
+    def end_silent_workers(self) -> None:
+        """Kill workers that take longer than resources.epoch_timeout_s for an epoch.
+
+        Ray Train then starts others.
+        """
+        limit = self.experiment.resources.epoch_timeout_s
+        if limit is None or time.monotonic() - self.last_report_time <= limit:
+            return
+        has_killed = False
+        with contextlib.suppress(Exception):  # Ray's head node and the workers are gone
+            has_killed = cluster.remove_placement_groups([self.folder.name])
+        if has_killed:
+            self.last_report_time = time.monotonic()
+            logger.info(
+                f"no epoch was finished in {limit:g} s (resources.epoch_timeout_s), so the workers "
+                f"were killed, to start again after epoch {self.last_epoch}; raise that limit if "
+                "they were only slow"
             )
 
-    def _tell(self, metrics: dict) -> None:
-        self.heard, self.sign = metrics["epoch"], time.monotonic()
-        self.tracker.epoch(self.key, metrics)
-        self.say(epoch_line(metrics, self.experiment.train.epochs))
-        if text := vacuous_mask(self.experiment.aml, metrics):
-            self.say(f"warning: {text}")
 
-
-def epoch_line(m: dict, epochs: int) -> str:
-    left = m["time/epoch_s"] * (epochs - m["epoch"])
+def epoch_line(metrics: dict, epochs: int) -> str:
+    """Return the line that is logged for an epoch of a run of so many epochs."""
+    left_s = metrics["time/epoch_s"] * (epochs - metrics["epoch"])
     return (
-        f"epoch {m['epoch']}/{epochs}  loss {m['train/loss']:.4f}  mIoU {m['val/mIoU']:.4f} (best {m['val/mIoU_best']:.4f})  "
-        f"oIoU {m['val/oIoU']:.4f}  hidden {m.get('aml/hidden', 0):.1%}  {m['time/epoch_s']:.1f} s, {left:.0f} s left"
+        f"epoch {metrics['epoch']}/{epochs}  loss {metrics['train/loss']:.4f}  "
+        f"mIoU {metrics['val/mIoU']:.4f} (best {metrics['val/mIoU_best']:.4f})  "
+        f"oIoU {metrics['val/oIoU']:.4f}  hidden {metrics.get('aml/hidden', 0):.1%}  "
+        f"{metrics['time/epoch_s']:.1f} s, {left_s:.0f} s left"
     )

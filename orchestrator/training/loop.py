@@ -1,12 +1,18 @@
-"""One training run in one process, whatever drives it: build, resume, loop, save, report.
+"""One training run in one process: build, resume, train, save, report.
 
-Folder of a run or trial:  last/ best/ (checkpoints)  epochs.jsonl  pictures/epoch-0008.png  notes.txt (what a person should know)
+Ray Train workers, in-process Tune trials and `reproduce` all call `run_training`.
+
+Folder of a run or trial:
+    last/, best/: checkpoints.
+    epochs.jsonl: the metrics of each finished epoch.
+    pictures/epoch-0008.png: predictions on a few validation images.
+    notes.txt: notes for the person who started the run.
 """
 
 import gc
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +20,7 @@ import torch
 
 from aml.data import Items, steps_per_epoch
 from aml.errors import OutOfMemory, Unreachable
-from aml.inference import png, training_rows
+from aml.inference import draw_training_grid, encode_png
 from aml.masking import Masker
 from aml.models import build_model
 from aml.training import (
@@ -22,148 +28,183 @@ from aml.training import (
     load_training,
     load_weights,
     probe_indices,
-    save_checkpoint,
     train_epochs,
     usable_checkpoint,
 )
 from orchestrator import storage
 from orchestrator.config import Experiment
 from orchestrator.storage import add_note, drop_drafts
-from orchestrator.utils import atomic_write, failure, root_cause, without_nan
+from orchestrator.training.checkpoints import RunCheckpointer, save_epoch, write_history
+from orchestrator.training.context import BlockSource, RunContext
+from orchestrator.utils import atomic_write, failure, root_cause
 
 STOP = "stop"
+"""Name of a file in a run's folder: a person asks the run to end after the current epoch."""
 
-"""In a run's folder: a person asks it to end after the epoch under way."""
+_ITEMS: dict[str, tuple[Items, Items]] = {}
+"""Parsed items of the current data set, shared by the trials of a reused process.
 
-NOTICED_S = 30.0
-
-"""Between saves of a run whose machine is to be taken away."""
-
-_ITEMS: dict = {}
-
-"""Items of the data in use, kept between the trials of a reused process; they hold no state of a trial."""
+They hold no state of a trial.
+"""
 
 
 def run_training(
     experiment: Experiment,
-    blocks: Callable[[], list[dict]],
+    blocks: BlockSource,
     vocabulary: list[str],
     folder: Path,
     report: Callable[[dict], None],
-    **how,
+    context: RunContext = RunContext(),  # noqa: B008 (frozen)
 ) -> None:
-    """Train to the end, calling report(metrics) after each epoch is safely on disk; report may raise to stop, and so does a file STOP.
+    """Train to the end, or to `context.stop_epoch`, resuming from the folder's last checkpoint.
 
-    how: device, wrap (DDP), init (a checkpoint to start from), until (epochs done at which to return, before the end), notice (-> why it should
-    be saved now, or nothing), kept (called when the run was saved in the middle of an epoch). Only rank 0 writes. A folder that holds a
-    run that came so far reports its last epoch. RunError: it would end so again.
+    Only rank 0 writes to the folder. A folder that already holds a run of that many epochs
+    reports its last epoch again: its process was lost before it could report.
+
+    Args:
+        experiment: The settings of the run.
+        blocks: Returns the decoded blocks of the data set.
+        vocabulary: The words of the data set.
+        folder: The folder of the run or trial.
+        report: Called with the metrics of each epoch once the epoch is on disk. It may raise to
+            stop the run; a file named STOP in the folder stops it too.
+        context: Device, model wrapper and hooks of the calling process.
+
+    Raises:
+        RunError: The run failed in a way that a restart would repeat.
     """
     with memory_errors(experiment):
-        _run(experiment, blocks, vocabulary, folder, report, **how)
+        _run(experiment, blocks, vocabulary, folder, report, context)
 
 
 def _run(
-    experiment: Experiment, blocks, vocabulary: list[str], folder: Path, report, *,
-    init=None, until: int | None = None, notice: Callable[[], str] = str, kept: Callable[[], None] = lambda: None, **how,
-) -> None:  # fmt: skip
+    experiment: Experiment,
+    blocks: BlockSource,
+    vocabulary: list[str],
+    folder: Path,
+    report: Callable[[dict], None],
+    context: RunContext,
+) -> None:
     train, val = load_items(experiment, blocks)
-    learner = make_learner(experiment, train, vocabulary, **how)
-    first = learner.world.rank == 0
-
-    def note(text: str) -> None:
-        if first:
-            add_note(folder, text)
-
-    if first:
-        drop_drafts(folder)
-    resumed = load_training(folder / "last", learner, note)
-    if not resumed and init:
-        load_weights(learner.model, usable_checkpoint(Path(init), note))
-    if learner.progress.step:
-        note(f"goes on at step {learner.progress.step} of epoch {learner.progress.epoch + 1}")
-    until = until or experiment.train.epochs
-    if (
-        learner.progress.epoch >= until
-    ):  # its process was lost before it could tell, perhaps before it could note it
-        if first:
+    learner = make_learner(
+        experiment, train, vocabulary, device=context.device, wrap_model=context.wrap_model
+    )
+    is_first = learner.world.rank == 0
+    _resume(learner, folder, context.init_checkpoint)
+    stop_epoch = context.stop_epoch or experiment.train.epochs
+    if learner.progress.epoch >= stop_epoch:
+        # The process was lost before it could report this epoch, perhaps before it wrote its line.
+        if is_first:
             write_history(folder, learner)
         report(learner.progress.history[-1])
         return
     shown = probe_indices(len(val), experiment.evaluate.pictures)
-    keeper = RunCheckpointer(learner, experiment, folder, notice, kept)
-    for result in train_epochs(learner, train, val, experiment.evaluate, keeper):
-        keeper.saved = time.monotonic()
-        if first:
+    checkpointer = RunCheckpointer(learner, experiment, folder, context)
+    for result in train_epochs(learner, train, val, experiment.evaluate, checkpointer):
+        checkpointer.saved_at = time.monotonic()
+        if is_first:
             if len(shown):
-                rows = training_rows(learner, val, shown, experiment.evaluate.threshold)
-                atomic_write(folder / "pictures" / f"epoch-{result.epoch:04d}.png", png(rows))
-            save_epoch(
-                learner, experiment, folder, result
-            )  # last: an epoch that a lost process had not come to the end of is done again, all of it
+                grid = draw_training_grid(learner, val, shown, experiment.evaluate.threshold)
+                file = folder / "pictures" / f"epoch-{result.epoch:04d}.png"
+                atomic_write(file, encode_png(grid))
+            # Last, so that an epoch which a lost process had not finished is trained again in full.
+            save_epoch(learner, experiment, folder, result.metrics, is_best=result.improved)
         report(result.metrics)
-        if stop_file_seen(folder, learner) or result.epoch >= until:
+        if stop_file_seen(folder, learner) or result.epoch >= stop_epoch:
             return
 
 
-def restore_from_bucket(folder: Path, *, exact: bool = False) -> storage.BackgroundUploader:
-    """What the bucket has of a run is here, and the way back; nothing of either where the folder is in no bucket.
+def _resume(learner: Learner, folder: Path, init_checkpoint: Path | None) -> None:
+    """Load the folder's last checkpoint, or else the weights of `init_checkpoint`."""
+    is_first = learner.world.rank == 0
 
-    exact: as the bucket has it, for all ranks must begin alike, and a member of a population may be to go on from another's checkpoint.
-    Unreachable then where it does not answer for half a minute; any other trial goes on with what is here.
+    def note(text: str) -> None:
+        if is_first:
+            add_note(folder, text)
+
+    if is_first:
+        drop_drafts(folder)
+    resumed = load_training(folder / "last", learner, note)
+    if not resumed and init_checkpoint:
+        load_weights(learner.model, usable_checkpoint(Path(init_checkpoint), note))
+    if learner.progress.step:
+        note(f"goes on at step {learner.progress.step} of epoch {learner.progress.epoch + 1}")
+
+
+def restore_from_bucket(folder: Path, *, exact: bool = False) -> storage.BackgroundUploader:
+    """Download what the bucket holds of a run and return the uploader of the way back.
+
+    Both do nothing where the folder is in no bucket.
+
+    Args:
+        folder: The folder of the run or trial.
+        exact: Require the bucket's version. All ranks of a run must start alike, and a member of
+            a population may have to continue from another member's checkpoint. Without it the run
+            continues with what this machine has, and notes that.
+
+    Returns:
+        The uploader of the folder.
+
+    Raises:
+        Unreachable: `exact`, and the bucket did not answer for half a minute.
     """
-    problem, deadline = (
-        storage.try_download(folder, exact=exact, insist=True),
-        time.monotonic() + storage.ANSWER_S,
-    )
-    while problem and exact and time.monotonic() < deadline:
-        time.sleep(1.0)
-        problem = storage.try_download(folder, exact=True)
+    problem = storage.try_download(folder, exact=exact, force=True, retry=exact)
     if problem and exact:
         raise Unreachable(problem)
     if problem:
         add_note(folder, f"{problem}; training goes on with what is on this machine")
-    return storage.BackgroundUploader(folder, storage.TRIAL, lambda text: add_note(folder, text))
+    return storage.BackgroundUploader(folder, lambda text: add_note(folder, text))
 
 
 def stop_file_seen(folder: Path, learner: Learner) -> bool:
-    """Whether a worker has seen the file STOP: all answer alike, or some would wait for the others for ever."""
+    """Return whether any rank sees the file STOP.
+
+    All ranks return the same, since a rank that went on alone would wait for the others for ever.
+    """
     seen = torch.tensor(float((folder / STOP).exists()), device=learner.device)
     return bool(learner.world.sum(seen) > 0)
 
 
 @contextmanager
-def memory_errors(experiment: Experiment):
-    """Memory that is not enough becomes OutOfMemory, whoever raises it."""
+def memory_errors(experiment: Experiment) -> Iterator[None]:
+    """Turn any error for want of memory into OutOfMemory with what to lower."""
     try:
         yield
-    except (
-        MemoryError,
-        RuntimeError,
-    ) as error:  # torch.OutOfMemoryError is a RuntimeError; a CPU's allocator has no class of its own
-        if not isinstance(
-            error, (MemoryError, torch.OutOfMemoryError)
-        ) and "can't allocate memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        # torch.OutOfMemoryError is a RuntimeError; the CPU allocator has no class of its own.
+        is_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if not is_memory and "can't allocate memory" not in str(error):
             raise
-        why, share = _first_of(str(error)), experiment.resources.gpus_per_worker
-        within = (
-            f" within its {share:g} of a GPU"
-            if isinstance(error, torch.OutOfMemoryError) and 0 < share < 1
-            else ""
-        )
-        raise OutOfMemory(
-            f"out of memory{f' ({why})' if why else ''}{within} with train.batch {experiment.train.batch} in {experiment.train.accumulate} micro-step(s), "
-            f"evaluate.batch {experiment.evaluate.batch} and data.size {experiment.data.size}; raise train.accumulate (the same training in less "
-            "memory) or lower evaluate.batch, train.batch or data.size"
-        ) from None
+        raise OutOfMemory(_memory_message(error, experiment)) from None
 
 
-def _first_of(text: str) -> str:
-    """The first sentences of an allocator's text, which goes on with the whole GPU, the process and settings of its own."""
+def _memory_message(error: BaseException, experiment: Experiment) -> str:
+    why = _first_sentences(str(error))
+    share = experiment.resources.gpus_per_worker
+    is_shared_gpu = isinstance(error, torch.OutOfMemoryError) and 0 < share < 1
+    within = f" within its {share:g} of a GPU" if is_shared_gpu else ""
+    train = experiment.train
+    return (
+        f"out of memory{f' ({why})' if why else ''}{within} with train.batch {train.batch} in "
+        f"{train.accumulate} micro-step(s), evaluate.batch {experiment.evaluate.batch} and "
+        f"data.size {experiment.data.size}; raise train.accumulate (the same training in less "
+        "memory) or lower evaluate.batch, train.batch or data.size"
+    )
+
+
+def _first_sentences(text: str) -> str:
+    """Return the first two sentences of an allocator's text.
+
+    The rest describes the whole GPU, the process and the allocator's own settings.
+    """
     return ". ".join(" ".join(text.split())[:160].split(". ")[:2])
 
 
 def failure_metrics(error: Exception) -> dict:
-    """What is reported of a run that has ended by one of FINAL; the memory it held is given back for the next in this process."""
+    """Return what is reported of a run that a NON_RETRYABLE error ended, and free its memory.
+
+    The next run in this process needs the memory.
+    """
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
@@ -174,10 +215,10 @@ def failure_metrics(error: Exception) -> dict:
     }
 
 
-def load_items(experiment: Experiment, blocks: Callable[[], list[dict]]) -> tuple[Items, Items]:
-    """Training and validation items; parsed once a process and data set."""
+def load_items(experiment: Experiment, blocks: BlockSource) -> tuple[Items, Items]:
+    """Return training and validation items, parsed once for each process and data set."""
     data = experiment.data
-    which = [
+    settings = [
         data.size,
         data.fit,
         data.unit,
@@ -187,9 +228,8 @@ def load_items(experiment: Experiment, blocks: Callable[[], list[dict]]) -> tupl
         data.val_limit,
         data.augment,
     ]
-    key = json.dumps(
-        [str(getattr(blocks, "__self__", blocks)), *which]
-    )  # the very blocks: a path may mean other data in another root
+    # The block source itself, not a path: a path may mean other data under another root.
+    key = json.dumps([str(getattr(blocks, "__self__", blocks)), *settings])
     if key not in _ITEMS:
         _ITEMS.clear()
         opened = blocks()
@@ -216,105 +256,47 @@ def load_items(experiment: Experiment, blocks: Callable[[], list[dict]]) -> tupl
 
 
 def make_learner(
-    experiment: Experiment, train: Items, vocabulary: list[str], *, device="cpu", wrap=None
+    experiment: Experiment,
+    train: Items,
+    vocabulary: list[str],
+    *,
+    device: torch.device | str = "cpu",
+    wrap_model: Callable[[torch.nn.Module], torch.nn.Module] | None = None,
 ) -> Learner:
-    """A fresh learner, the same for one seed whatever ran in this process before."""
+    """Return a fresh learner, the same for one seed whatever ran in this process before.
+
+    Args:
+        experiment: The settings of the run.
+        train: The training items; their number gives the steps of an epoch.
+        vocabulary: The words of the data set.
+        device: The device to train on.
+        wrap_model: Wraps the model for distributed training.
+
+    Returns:
+        The learner at step 0.
+    """
     torch.manual_seed(experiment.seed)
-    spec = dict(experiment.model)
-    model = build_model(spec.pop("name"), vocabulary=vocabulary, **spec)
+    options = dict(experiment.model)
+    model = build_model(options.pop("name"), vocabulary=vocabulary, **options)
     masker = Masker(
         experiment.aml, model=model, image_size=experiment.data.size, seed=experiment.seed
     )
-    steps = steps_per_epoch(len(train), experiment.train.batch)
     return Learner(
         model,
         masker,
         optim=experiment.optim,
         train=experiment.train,
-        steps=steps,
+        steps=steps_per_epoch(len(train), experiment.train.batch),
         seed=experiment.seed,
         device=device,
-        wrap=wrap,
+        wrap=wrap_model,
     )
 
 
-class RunCheckpointer:
-    """Saves a run into last/ in the middle of an epoch (aml.learner.Keeper): every resources.save_every_s, and when there is a notice (its machine
-    is to be taken away, its driver is to end), at once and then twice a minute until it comes true."""
+def limit_gpu_memory(gpus: float, device: torch.device | str) -> None:
+    """Limit this process to its share of a GPU's memory.
 
-    def __init__(
-        self,
-        learner: Learner,
-        experiment: Experiment,
-        folder: Path,
-        notice: Callable[[], str],
-        kept: Callable[[], None],
-    ):
-        self.learner, self.experiment, self.folder, self.notice, self.kept = (
-            learner,
-            experiment,
-            folder,
-            notice,
-            kept,
-        )
-        self.saved, self.noticed = time.monotonic(), ""
-        self.every = 1 if learner.world.size == 1 else 16  # ranks wait for each other to agree
-
-    def due(self) -> bool:
-        since, every_s = time.monotonic() - self.saved, self.experiment.resources.save_every_s
-        if why := self.notice():
-            return why != self.noticed or since >= NOTICED_S
-        return every_s is not None and since >= every_s
-
-    def save(self) -> None:
-        self.saved, self.noticed = time.monotonic(), self.notice()
-        if self.learner.world.rank == 0:
-            learner, done = self.learner, self.learner.progress
-            metrics = done.history[-1] if done.history else {}
-            save_checkpoint(
-                self.folder / "last",
-                learner.model,
-                checkpoint_info(self.experiment, done.epoch, metrics),
-                learner.state_dict(),
-            )
-            if self.noticed:
-                add_note(
-                    self.folder,
-                    f"{self.noticed}: saved at step {done.step} of epoch {done.epoch + 1}",
-                )
-            self.kept()
-
-
-def checkpoint_info(experiment: Experiment, epoch: int, metrics: dict) -> dict:
-    """What a checkpoint says of itself after so many epochs."""
-    return {
-        "image_size": experiment.data.size,
-        "fit": experiment.data.fit,
-        "threshold": experiment.evaluate.threshold,
-        "precision": experiment.train.precision,
-        "arm": experiment.aml.arm,
-        "seed": experiment.seed,
-        "epoch": epoch,
-        "metrics": without_nan(metrics),
-    }
-
-
-def save_epoch(learner: Learner, experiment: Experiment, folder: Path, result) -> None:
-    """best/ where this epoch is the best, last/ with the training state, and the epoch's line."""
-    folder.mkdir(parents=True, exist_ok=True)
-    info = checkpoint_info(experiment, result.epoch, result.metrics)
-    if result.improved:
-        save_checkpoint(folder / "best", learner.model, info)
-    save_checkpoint(folder / "last", learner.model, info, learner.state_dict())
-    write_history(folder, learner)
-
-
-def write_history(folder: Path, learner: Learner) -> None:
-    lines = "".join(json.dumps(without_nan(metrics)) + "\n" for metrics in learner.progress.history)
-    atomic_write(folder / "epochs.jsonl", lines.encode())
-
-
-def limit_gpu_memory(gpus: float, device) -> None:
-    """A worker with a part of a GPU may allocate that part of its memory: one that wants more fails alone, not its neighbours."""
+    A worker that needs more then fails alone instead of making its neighbours fail.
+    """
     if torch.device(device).type == "cuda":
         torch.cuda.set_per_process_memory_fraction(min(1.0, gpus))

@@ -1,9 +1,12 @@
-"""The Ray Train trainer of one run, and what each of its workers does."""
+"""The Ray Train trainer of one run, and the loop of each of its workers."""
 
 import contextlib
 import json
+import logging
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aml.errors import NonFinite, NotSaved, Unreachable, UserError
 from orchestrator import cluster, storage, utils
@@ -11,81 +14,118 @@ from orchestrator.config import Experiment, from_dict
 from orchestrator.data import ObjectStoreBlocks, StreamingBlocks
 from orchestrator.training import loop
 
-RESIZE_S = 30.0
+if TYPE_CHECKING:
+    import torch
+    from ray.train.torch import TorchTrainer
 
-"""Between two looks of an elastic run at whether more workers would fit; what they start again from is no older than an epoch or a save."""
+logger = logging.getLogger(__name__)
+
+
+RESIZE_S = 30.0
+"""Seconds between two checks of an elastic run for room for more workers.
+
+The larger worker group continues from the last epoch or mid-epoch checkpoint.
+"""
 
 FAILED = "failed.json"
-
-"""In the run folder: what is reported of a failure that a restart would only repeat."""
+"""Name of a file in the run's folder: the report of a failure that a restart would repeat."""
 
 
 def worker_loop(config: dict) -> None:
-    """Ray Train's train_loop_per_worker: the same loop, reported through ray.train."""
+    """Train one worker of Ray Train: `train_loop_per_worker` of the trainer.
+
+    Args:
+        config: As `make_trainer` builds it: experiment, shared, vocabulary, folder and init.
+    """
     import ray.train
     import ray.train.torch
     import torch
 
     experiment = from_dict(config["experiment"])
-    world, device = ray.train.get_context().get_world_size(), ray.train.torch.get_device()
+    train_context = ray.train.get_context()
+    world_size = train_context.get_world_size()
+    device = ray.train.torch.get_device()
     torch.set_num_threads(max(1, int(experiment.resources.cpus_per_worker)))
     loop.limit_gpu_memory(experiment.resources.gpus_per_worker, device)
-
-    def wrap(model):
-        ids = [device] if device.type == "cuda" else None
-        return (
-            torch.nn.parallel.DistributedDataParallel(model, device_ids=ids) if world > 1 else model
-        )
-
-    first, folder = (
-        ray.train.get_context().get_world_rank() == 0,
-        storage.local_path(config["folder"]),
-    )
-    if first:
+    is_first = train_context.get_world_rank() == 0
+    folder = storage.local_path(config["folder"])
+    if is_first:
         cluster.register_placement_group(folder.name)
-    outbox = loop.restore_from_bucket(folder, exact=world > 1)
+    uploader = loop.restore_from_bucket(folder, exact=world_size > 1)
 
     def deliver() -> None:
-        if first:
-            outbox.offer()
-            outbox.settle()  # a restart may find its ranks on other machines, and all of them take what is in the bucket
+        if is_first:
+            uploader.submit()
+            # A restart may place its ranks on other machines, and all of them take what is in the
+            # bucket: wait until it has arrived.
+            uploader.wait()
             cluster.ack_shutdown(folder.name)
 
     def report(metrics: dict) -> None:
         deliver()
-        if first and storage.stop_requested(folder):
+        if is_first and storage.stop_requested(folder):
             (folder / loop.STOP).touch()
         ray.train.report(utils.without_nan(metrics))
 
-    if (folder / FAILED).exists():  # one rank failed and took the others with it
-        return report(json.loads((folder / FAILED).read_text("utf-8")))
+    if (folder / FAILED).exists():  # one rank failed, and the others ended with it
+        report(json.loads((folder / FAILED).read_text("utf-8")))
+        return
     init = config["init"] and storage.local_path(config["init"])
     try:
         if init:
             storage.download(init.parent)
-        how = {
-            "device": device,
-            "wrap": wrap,
-            "init": init,
-            "notice": cluster.shutdown_notice(),
-            "kept": deliver,
-        }
-        loop.run_training(
-            experiment, config["shared"].open, config["vocabulary"], folder, report, **how
+        context = loop.RunContext(
+            device=device,
+            wrap_model=_ddp_wrapper(device, world_size),
+            init_checkpoint=init,
+            should_checkpoint=cluster.shutdown_notice(),
+            on_checkpoint=deliver,
         )
-    except utils.NON_RETRYABLE as error:  # would happen again: no restart
-        failed = loop.failure_metrics(error)
-        with contextlib.suppress(NotSaved):
-            utils.atomic_write(folder / FAILED, json.dumps(failed).encode())
-        with contextlib.suppress(NotSaved):  # what failed is what is told
-            deliver()
-        if world > 1 and (
-            isinstance(error, Unreachable) or not isinstance(error, (NonFinite, UserError))
-        ):
-            raise  # of this rank alone: the others wait in a collective, which only the end of the group ends
-        ray.train.report(failed)
+        blocks = config["shared"].open
+        loop.run_training(experiment, blocks, config["vocabulary"], folder, report, context)
+    except utils.NON_RETRYABLE as error:
+        _report_failure(error, folder, deliver, world_size)
     finally:
-        outbox.leave()
+        uploader.close()
+
+
+def _ddp_wrapper(
+    device: "torch.device", world_size: int
+) -> "Callable[[torch.nn.Module], torch.nn.Module]":
+    """Return a function that wraps a model in DDP where there is more than one worker."""
+    import torch
+
+    def wrap(model: torch.nn.Module) -> torch.nn.Module:
+        if world_size == 1:
+            return model
+        device_ids = [device] if device.type == "cuda" else None
+        return torch.nn.parallel.DistributedDataParallel(model, device_ids=device_ids)
+
+    return wrap
+
+
+def _report_failure(
+    error: Exception, folder: Path, deliver: Callable[[], None], world_size: int
+) -> None:
+    """Write FAILED and report a failure that a restart would repeat, so that Ray does not restart.
+
+    Raises:
+        Exception: The error itself where only this rank met it. The other ranks then wait in a
+            collective, which only the end of the worker group ends.
+    """
+    import ray.train
+
+    failed = loop.failure_metrics(error)
+    with contextlib.suppress(NotSaved):
+        utils.atomic_write(folder / FAILED, json.dumps(failed).encode())
+    with contextlib.suppress(NotSaved):  # the failure itself is the one to report
+        deliver()
+    is_of_all_ranks = isinstance(error, (NonFinite, UserError)) and not isinstance(
+        error, Unreachable
+    )
+    if world_size > 1 and not is_of_all_ranks:
+        raise error
+    ray.train.report(failed)
 
 
 def make_trainer(
@@ -94,61 +134,80 @@ def make_trainer(
     vocabulary: list[str],
     folder: Path,
     *,
-    callbacks=(),
-    init=None,
-):
-    """A TorchTrainer over the run folder. Resuming is the loop's: it finds last/ there, so Ray's own run is new each time."""
+    callbacks: Iterable = (),
+    init: Path | None = None,
+) -> "TorchTrainer":
+    """Return a TorchTrainer that trains or resumes the run in `folder`.
+
+    The training loop resumes by itself from last/ in the folder, so Ray's own run is new each
+    time.
+
+    Args:
+        experiment: The settings of the run.
+        shared: The decoded data.
+        vocabulary: The words of the data set.
+        folder: The folder of the run or trial.
+        callbacks: Callbacks of Ray Train.
+        init: A checkpoint whose weights a new run starts from.
+    """
     import ray.train
     from ray.train.torch import TorchTrainer
 
     (folder / FAILED).unlink(missing_ok=True)
     storage.delete_remote(folder, lambda name: name == FAILED)
-    place, r = (
-        {"folder": storage.to_uri(folder), "init": init and storage.to_uri(init)},
-        experiment.resources,
-    )
+    resources = experiment.resources
+    workers: int | tuple[int, int] = resources.workers
+    if resources.elastic:
+        workers = (resources.min_workers or resources.workers, resources.workers)
     return TorchTrainer(
         worker_loop,
         train_loop_config={
             "experiment": experiment.for_workers(),
             "shared": shared,
             "vocabulary": vocabulary,
-            **place,
+            "folder": storage.to_uri(folder),
+            "init": init and storage.to_uri(init),
         },
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=(r.min_workers, r.workers) if r.elastic else r.workers,
-            use_gpu=r.gpus_per_worker > 0,
-            resources_per_worker=cluster.worker_resources(r),
+        # The types that mypy sees are of Ray Train's older ScalingConfig.
+        scaling_config=ray.train.ScalingConfig(  # type: ignore[call-arg]
+            num_workers=workers,  # type: ignore[arg-type]
+            use_gpu=resources.gpus_per_worker > 0,
+            resources_per_worker=cluster.worker_resources(resources),
             elastic_resize_monitor_interval_s=RESIZE_S,
         ),
         run_config=ray.train.RunConfig(
             name=f"attempt-{time.time_ns()}",
             storage_path=str(folder / "ray"),
-            failure_config=ray.train.FailureConfig(max_failures=r.max_failures),
+            failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
             callbacks=list(callbacks),
         ),
     )
 
 
-def _save(this: storage.Run, experiment: Experiment, say) -> None:
-    """What is under way is saved where it stands, before the command ends."""
+def save_before_exit(run: storage.Run, experiment: Experiment) -> None:
+    """Ask the workers to save the current state, and wait for them at most resources.grace_s."""
     seconds = experiment.resources.grace_s
-    say(utils.TERMINATING.format(seconds))
-    cluster.request_checkpoints(lambda: {this.folder.name}, seconds)
+    logger.info(utils.TERMINATING.format(seconds))
+    cluster.request_checkpoints(lambda: {run.folder.name}, seconds)
 
 
-def end_after_epoch(trainer, stop: Path) -> None:
-    """Ray Train aborts at the first interruption: before it does, `stop` asks the workers to end by themselves."""
-    theirs = trainer._register_sigint_handler
+def end_after_epoch(trainer: "TorchTrainer", stop: Path) -> None:
+    """Make the first SIGINT create the file `stop` instead of aborting the trainer.
 
-    def register(controller) -> None:
-        theirs(controller)
+    Ray Train aborts at the first interruption. This handler is put before Ray Train's, and the
+    file asks the workers to end by themselves after the current epoch; the second SIGINT aborts.
+    """
+    # Ray Train has no public hook for this; its version 2 trainer has the method.
+    register_of_ray = trainer._register_sigint_handler  # type: ignore[attr-defined]
+
+    def register(controller: object) -> None:
+        register_of_ray(controller)
         utils.on_interrupt(stop.touch)
 
-    trainer._register_sigint_handler = register
+    trainer._register_sigint_handler = register  # type: ignore[attr-defined]
 
 
 def failure_of(folder: Path) -> str:
-    """The sentence of a failure that a restart would only repeat, or nothing."""
+    """Return the text of a failure that a restart would repeat; "" if there was none."""
     path = folder / FAILED
     return json.loads(path.read_text("utf-8"))["failed"] if path.exists() else ""

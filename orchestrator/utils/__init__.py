@@ -1,9 +1,10 @@
-"""Small helpers that know nothing of experiments: files, locks, signals, redaction, process memory.
+"""Helpers that know nothing of experiments: files, locks, messages, signals, redaction, memory.
 
 May import: aml.errors and aml.files.
 Public names: INTERRUPTED, NON_RETRYABLE, PeakMemory, TERMINATING, atomic_write, exclusive_lock,
-    failure, is_dead, lease_seconds, lease_text, looks_secret, on_interrupt, redact, redact_all,
-    restored_handlers, root_cause, save_on_terminate, seconds_setting, stop_at_once, without_nan.
+    failure, holder_of, is_dead, lease_seconds, lease_text, looks_secret, on_interrupt,
+    print_messages, process_lock, redact, redact_all, restored_handlers, root_cause,
+    save_on_terminate, seconds_setting, stop_at_once, without_nan.
 """
 
 import lazy_loader

@@ -1,30 +1,34 @@
-"""Errors of workers in one sentence, and which of them no restart would mend."""
+"""Sentences about errors of workers, and the errors that a restart would meet again."""
 
 from aml.errors import RunError, UserError
 from orchestrator.utils.redaction import redact
 
 NON_RETRYABLE = (RunError, UserError)
-
-"""What would happen again: no restart."""
+"""Errors that would happen again: a worker that raises one is not restarted."""
 
 
 def failure(error: BaseException) -> str:
-    """An error in one sentence, for the ledger and the user."""
-    error, workers = root_cause(error), getattr(error, "worker_failures", ())
-    if isinstance(error, NON_RETRYABLE):
-        return redact(error)
-    ranks = (
-        f"{len(workers)} workers failed, the first with "
-        if len(workers) > 1
-        else "a worker failed with "
-        if workers
-        else ""
-    )
-    return redact(f"{ranks}{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    """Return one sentence about an error, without secrets, for the ledger and the user."""
+    cause = root_cause(error)
+    if isinstance(cause, NON_RETRYABLE):
+        return redact(cause)
+    number = len(getattr(error, "worker_failures", ()))
+    workers = ""
+    if number == 1:
+        workers = "a worker failed with "
+    elif number > 1:
+        workers = f"{number} workers failed, the first with "
+    return redact(f"{workers}{type(cause).__name__}: {' '.join(str(cause).split())[:300]}")
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """Of Ray Train's failure, whose own text is tracebacks, what a worker met: one of FINAL before what the others then met for its sake."""
-    workers = getattr(error, "worker_failures", {})
-    met = [getattr(workers[rank], "cause", None) or workers[rank] for rank in sorted(workers)]
-    return next((one for one in met if isinstance(one, NON_RETRYABLE)), met[0] if met else error)
+    """Return the error that a worker met, given the one that Ray Train raised for its worker group.
+
+    Train's own message consists of tracebacks. Where several workers failed, a non-retryable error
+    comes first, because the others may have failed only for its sake; otherwise the error of the
+    lowest rank is returned. An error without worker failures is returned as it is.
+    """
+    failures = getattr(error, "worker_failures", {})
+    causes = [getattr(failures[rank], "cause", None) or failures[rank] for rank in sorted(failures)]
+    first = causes[0] if causes else error
+    return next((cause for cause in causes if isinstance(cause, NON_RETRYABLE)), first)

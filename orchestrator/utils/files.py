@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and JSON without NaN."""
+"""Files that are written whole or not at all, and JSON without NaN."""
 
 import math
 import os
@@ -9,14 +9,19 @@ from aml.errors import NotSaved
 
 
 def without_nan(metrics: dict) -> dict:
-    """JSON has no NaN: null instead."""
+    """Return the metrics with None in place of NaN and infinity, which JSON does not have."""
     return {
-        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in metrics.items()
     }
 
 
 def atomic_write(path: Path, data: bytes) -> None:
-    """Complete or absent. NotSaved where the disk takes no more."""
+    """Write a file so that it is complete or absent.
+
+    Raises:
+        NotSaved: the disk takes no more.
+    """
     draft = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
-"""Memory of this process and of the Ray workers it started: the sum of their proportional set sizes, so that shared pages count once.
+"""Memory of this process and of the Ray workers below it, measured on Linux.
 
-Ray's own daemons are left out: what they hold does not depend on what a command does.
+The sum of the proportional set sizes (PSS) is taken, so that a shared page counts once. Ray's own
+daemons are left out: what they hold does not depend on what a command does.
 """
 
 import os
@@ -12,7 +13,11 @@ SAMPLED_EVERY_S = 0.2
 
 
 def pss_mb(root: int | None = None) -> float:
-    """MiB held now by process `root` (default: this one) and the Ray workers below it."""
+    """Return the MiB that a process and the Ray workers below it hold now.
+
+    Args:
+        root: the process id; this process by default.
+    """
     root = os.getpid() if root is None else root
     parents = {
         int(folder.name): parent
@@ -24,33 +29,39 @@ def pss_mb(root: int | None = None) -> float:
 
 
 class PeakMemory:
-    """with Peak() as peak: ...   then peak.mb is the most that was held at a sample."""
+    """Sample the memory of a process while a `with` block runs: `with PeakMemory() as peak: ...`.
 
-    def __init__(self, root: int | None = None):
-        self.root, self.mb, self.over = root, 0.0, threading.Event()
-        self.thread = threading.Thread(target=self._watch, name="memory", daemon=True)
+    `peak.mb` is then the largest of the samples, in MiB.
+    """
+
+    def __init__(self, root: int | None = None) -> None:
+        self.root = root
+        self.mb = 0.0
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._sample, name="memory", daemon=True)
 
     def __enter__(self) -> "PeakMemory":
-        self.thread.start()
+        self._thread.start()
         return self
 
-    def __exit__(self, *_) -> None:
-        self.over.set()
-        self.thread.join()
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._thread.join()
 
-    def _watch(self) -> None:
-        last = False
-        while not last:
-            last = self.over.wait(SAMPLED_EVERY_S)  # set: one last look
+    def _sample(self) -> None:
+        stopped = False
+        while not stopped:
+            stopped = self._stopped.wait(SAMPLED_EVERY_S)  # a last sample is taken after the end
             self.mb = max(self.mb, pss_mb(self.root))
 
 
-# Processes end while they are looked at: what is gone counts nothing.
+# A process may end while the functions below read of it: it then counts nothing.
 
 
 def _parent(folder: Path) -> int | None:
     with suppress(OSError):
         return int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+    return None
 
 
 def _below(pid: int, root: int, parents: dict[int, int]) -> bool:

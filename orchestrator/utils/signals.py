@@ -1,80 +1,114 @@
-"""Interruptions: the first SIGINT asks for an end after the epoch under way, the second ends at once. Who sends a SIGTERM (a cluster that takes
-its machine back, a job that is stopped) soon sends SIGKILL: what runs is saved where it stands, and then it ends at once; so does a second one.
+"""Handlers of SIGINT and SIGTERM for commands that train.
 
-A handler only notes: it may have come in the middle of a print.
+The first SIGINT asks for an end after the epoch under way; the second ends the command at once.
+Whoever sends SIGTERM (a cluster that takes its machine back, a job that is stopped) soon sends
+SIGKILL: the training is saved where it stands, and then the command ends at once. A second SIGTERM
+ends it at once, too.
+
+A handler only takes note of the signal, because it may have interrupted a print.
 """
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
+from typing import Any
 
 INTERRUPTED = (
     "interrupted: the epoch under way is finished and saved first; once more stops at once"
 )
 
-TERMINATING = "asked to end: what is under way is saved where it stands, for which there are {:g} s; once more stops at once"
+TERMINATING = (
+    "asked to end: what is under way is saved where it stands, for which there are {:g} s; "
+    "once more stops at once"
+)
+
+Handler = Callable[[int, FrameType | None], Any]
 
 
 def on_interrupt(note: Callable[[], None]) -> None:
-    """The next SIGINT calls note(); those after it go to the handler that is in place now. Nothing outside the main thread, which hears none."""
+    """Call `note` at the next SIGINT; later ones go to the handler that is in place now.
+
+    Outside the main thread, which alone handles signals, this does nothing.
+    """
     if threading.current_thread() is not threading.main_thread():
         return
-    then = _effective(signal.getsignal(signal.SIGINT))
+    previous = _effective(signal.getsignal(signal.SIGINT))
+    signal.signal(signal.SIGINT, _FirstInterrupt(note, previous))
 
-    def handler(number, frame) -> None:
-        signal.signal(signal.SIGINT, then)
-        note()
 
-    handler.then = then
-    signal.signal(signal.SIGINT, handler)
+class _FirstInterrupt:
+    """The handler of `on_interrupt`, which knows the handler of the interruptions after it."""
+
+    def __init__(self, note: Callable[[], None], previous: Handler) -> None:
+        self.note = note
+        self.previous = previous
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, self.previous)
+        self.note()
 
 
 def save_on_terminate(save: Callable[[], None], seconds: float) -> None:
-    """The next SIGTERM calls save() in a thread and stops at once when that is over, or has taken so long; so does one that comes meanwhile.
+    """At the next SIGTERM call `save` in a thread, then stop the command at once.
 
-    Not where what trained has ended by then (as_before).
+    The command stops when `save` returns, when the time is up, or at a second SIGTERM. It is not
+    stopped where the training has ended meanwhile, so that `restored_handlers` has removed the
+    handler. Outside the main thread this does nothing.
+
+    Args:
+        save: has the trainings save their checkpoints.
+        seconds: for which `save` is waited for.
     """
     if threading.current_thread() is not threading.main_thread():
         return
 
-    asked, stopped = threading.Event(), threading.Event()
+    main_thread = threading.get_ident()
+    asked = threading.Event()
+    stopped = threading.Event()
 
-    def work() -> None:
+    def save_and_stop() -> None:
         saving = threading.Thread(target=save, name="saving", daemon=True)
         saving.start()
         saving.join(seconds)
         if not stopped.is_set() and signal.getsignal(signal.SIGTERM) is handler:
-            signal.pthread_kill(
-                threading.main_thread().ident, signal.SIGTERM
-            )  # to this thread, or its wait would go on
+            # Sent to the main thread itself, which would otherwise go on waiting.
+            signal.pthread_kill(main_thread, signal.SIGTERM)
 
-    def handler(number, frame) -> None:
+    def handler(number: int, frame: FrameType | None) -> None:
         if asked.is_set():
             stopped.set()
-            return stop_at_once(number, frame)
+            stop_at_once(number, frame)
+            return
         asked.set()
-        threading.Thread(target=work, name="ending", daemon=True).start()
+        threading.Thread(target=save_and_stop, name="ending", daemon=True).start()
 
     signal.signal(signal.SIGTERM, handler)
 
 
-def stop_at_once(number, frame) -> None:
-    """A handler: as the second interruption."""
-    present = signal.getsignal(signal.SIGINT)
-    then = getattr(present, "then", _effective(present))
-    signal.signal(signal.SIGINT, then)
-    then(signal.SIGINT, frame)
+def stop_at_once(number: int, frame: FrameType | None) -> None:
+    """Handle a signal as the second interruption is handled: end the command at once."""
+    current = signal.getsignal(signal.SIGINT)
+    final = current.previous if isinstance(current, _FirstInterrupt) else _effective(current)
+    signal.signal(signal.SIGINT, final)
+    final(signal.SIGINT, frame)
 
 
-def _effective(handler):
-    """A process that a script started in the background ignores SIGINT; one that means to end must not."""
+def _effective(handler: Any) -> Handler:
+    """Return the handler, or Python's default one where SIGINT is ignored.
+
+    A process that a script started in the background ignores SIGINT; one that is to end must not.
+    """
     return handler if callable(handler) else signal.default_int_handler
 
 
 @contextmanager
-def restored_handlers():
-    """The handlers are put back at the end: Ray Train leaves one behind, and with it its controller's process."""
+def restored_handlers() -> Iterator[None]:
+    """Put the handlers of SIGINT and SIGTERM back at the end of a `with` block.
+
+    Ray Train leaves a handler of its own behind, and with it the process of its controller.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

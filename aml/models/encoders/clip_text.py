@@ -1,24 +1,24 @@
-"""CLIP's text side, shared by the models that read with it: tokens, the token that is pooled, weights from a hub, a folder or nowhere.
+"""CLIP's text side, shared by the models that read with it: tokens, pooled token, weights.
 
-A sentence is start, its words or their pieces, end, then padding. CLIP pools the end token and its attention is causal: neither that
-token nor a word ever reads padding, so no attention mask is needed. Transformers finds the end token by an id that differs between
-configurations (the highest one of the sentence, or eos_token_id); here it is the last unpadded place, whatever the tokenizer.
+Weights come from a hub or a folder, or are random. A sentence is start, its words or their pieces,
+end, then padding. CLIP pools the end token and its attention is causal: neither that token nor a
+word ever reads padding, so no attention mask is needed. Transformers finds the end token by an id
+that differs between configurations (the highest one of the sentence, or eos_token_id); here it is
+the last unpadded place, whatever the tokenizer.
 
     B sentences, L tokens, C width
 """
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from aml.data import split_words
 from aml.errors import UserError
 from aml.models.base import word_range
-
-WORDS = "words"
-
-"""The name of a random encoder whose tokens are the words of the data set."""
+from aml.models.options import WORDS
 
 PAD, START, END, UNKNOWN, MASK = range(5)
 
@@ -26,21 +26,23 @@ PAD, START, END, UNKNOWN, MASK = range(5)
 class WordTokens:
     """Words of a vocabulary as tokens."""
 
-    mask_token, special_tokens = MASK, (PAD, START, END, MASK)
+    mask_token: int | None = MASK
+    special_tokens: tuple[int, ...] = (PAD, START, END, MASK)
 
     def __init__(self, vocabulary: list[str], length: int):
-        self.ids = {word: i + MASK + 1 for i, word in enumerate(vocabulary)}
-        self.length, self.assets, self.word_ids = (
-            length,
-            {},
-            (MASK + 1, MASK + 1 + max(1, len(vocabulary))),
-        )
+        self.ids: dict[str, int] = {word: i + MASK + 1 for i, word in enumerate(vocabulary)}
+        self.length = length
+        self.assets: dict[str, Any] = {}
+        self.word_ids = (MASK + 1, MASK + 1 + max(1, len(vocabulary)))
 
     def __len__(self) -> int:
         return len(self.ids) + MASK + 1
 
-    def __call__(self, sentences: list[str]):
-        """-> tokens (B, L) int64, token_mask (B, L) bool; a long sentence loses its last words, never its end token."""
+    def __call__(self, sentences: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return tokens (B, L) int64 and token_mask (B, L) bool.
+
+        A long sentence loses its last words, never its end token.
+        """
         return padded(
             [
                 [START, *(self.ids.get(w, UNKNOWN) for w in split_words(s))][: self.length - 1]
@@ -53,41 +55,61 @@ class WordTokens:
 
 
 class PieceTokens:
-    """Byte-pair pieces of a tokenizer in the JSON of the `tokenizers` library; there is no mask token and no unknown word."""
+    """Byte-pair pieces of a tokenizer in the JSON of the `tokenizers` library.
 
-    mask_token = None
+    There is no mask token and no unknown word.
+    """
+
+    mask_token: int | None = None
 
     def __init__(self, assets: dict, length: int):
-        """assets: {"tokenizer": its JSON, "start": id, "end": id} as `read_pieces` gives them."""
+        """Build the tokenizer.
+
+        Args:
+            assets: {"tokenizer": its JSON, "start": id, "end": id} as `read_pieces` gives them.
+            length: Tokens of a sentence.
+        """
         from tokenizers import Tokenizer
 
-        self.tokenizer, self.assets, self.length = (
-            Tokenizer.from_str(assets["tokenizer"]),
-            assets,
-            length,
-        )
+        self.tokenizer = Tokenizer.from_str(assets["tokenizer"])
+        self.assets = assets
+        self.length = length
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(length)
         self.special_tokens = (assets["start"], assets["end"])
         self.word_ids = word_range(self.special_tokens, self.tokenizer.get_vocab_size())
 
-    def __call__(self, sentences: list[str]):
-        """-> tokens (B, L) int64, token_mask (B, L) bool; a long sentence loses its last pieces, never its end token."""
+    def __len__(self) -> int:
+        return self.tokenizer.get_vocab_size()
+
+    def __call__(self, sentences: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return tokens (B, L) int64 and token_mask (B, L) bool.
+
+        A long sentence loses its last pieces, never its end token.
+        """
         return padded(
             [e.ids for e in self.tokenizer.encode_batch(sentences)], self.length, self.assets["end"]
         )
 
 
-def padded(rows: list[list[int]], length: int, pad: int):
-    """-> tokens (B, length) int64, token_mask (B, length) bool"""
+def padded(rows: list[list[int]], length: int, pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return rows of ids as tokens (B, length) int64 and token_mask (B, length) bool."""
     tokens = torch.tensor(
         [row + [pad] * (length - len(row)) for row in rows], dtype=torch.int64
     ).view(len(rows), length)
     return tokens, torch.arange(length) < torch.tensor([len(row) for row in rows])[:, None]
 
 
-def read_pieces(name: str, option: str) -> dict:
-    """What PieceTokens needs, from a hub name or a local folder. UserError where there is none, or it marks no start and end."""
+def read_pieces(name: str, option: str) -> dict[str, Any]:
+    """Return what PieceTokens needs.
+
+    Args:
+        name: A hub name or a local folder.
+        option: The model option that names it, for messages.
+
+    Raises:
+        UserError: There is no tokenizer, or it marks no start and end.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = fetched(lambda: AutoTokenizer.from_pretrained(name), name, option, "the tokenizer")
@@ -95,13 +117,25 @@ def read_pieces(name: str, option: str) -> dict:
     ids = tokenizer("a").input_ids
     if len(ids) < 2 or ids[0] != start or ids[-1] != end:
         raise UserError(
-            f"model.{option} {name!r}: its tokenizer puts no start and end token around a sentence; give a CLIP, or {WORDS}"
+            f"model.{option} {name!r}: its tokenizer puts no start and end token around a "
+            "sentence; "
+            f"give a CLIP, or {WORDS}"
         )
     return {"tokenizer": tokenizer.backend_tokenizer.to_str(), "start": start, "end": end}
 
 
-def read_weights(cls, name: str, option: str, kinds: tuple[str, ...]):
-    """cls.from_pretrained from a hub name or a local folder, float32. UserError for another kind of model, or one that lacks weights."""
+def read_weights(cls: Any, name: str, option: str, kinds: tuple[str, ...]) -> Any:
+    """Return a pretrained model of transformers in float32.
+
+    Args:
+        cls: Its class.
+        name: A hub name or a local folder.
+        option: The model option that names it, for messages.
+        kinds: Types of models that will do.
+
+    Raises:
+        UserError: It is of another type, or lacks weights.
+    """
     from transformers import AutoConfig
 
     kind = fetched(
@@ -109,7 +143,8 @@ def read_weights(cls, name: str, option: str, kinds: tuple[str, ...]):
     ).model_type
     if kind not in kinds:
         raise UserError(
-            f"model.{option} {name!r} holds a model of type {kind!r}, but {' or '.join(kinds)} is wanted; give one of these, or {WORDS}"
+            f"model.{option} {name!r} holds a model of type {kind!r}, but {' or '.join(kinds)} is "
+            f"wanted; give one of these, or {WORDS}"
         )
     model, found = fetched(
         lambda: cls.from_pretrained(name, dtype=torch.float32, output_loading_info=True),
@@ -119,39 +154,50 @@ def read_weights(cls, name: str, option: str, kinds: tuple[str, ...]):
     )
     if missing := sorted(found["missing_keys"]):
         raise UserError(
-            f"model.{option} {name!r} lacks {len(missing)} weights, first {missing[0]}; give a folder that holds all of a {kinds[0]} model, or {WORDS}"
+            f"model.{option} {name!r} lacks {len(missing)} weights, first {missing[0]}; give a "
+            "folder "
+            f"that holds all of a {kinds[0]} model, or {WORDS}"
         )
     return model
 
 
-def fetched(read: Callable, name: str, option: str, what: str):
-    """read(), or one sentence on why it failed."""
+def fetched(read: Callable, name: str, option: str, what: str) -> Any:
+    """Return read(), or raise one sentence on why it failed."""
     try:
         return read()
     except Exception as error:  # hub, network and file libraries each raise their own
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise UserError(
-            f"model.{option} {name!r}: {what} cannot be had ({reason}); give a local folder in Hugging Face format, "
-            f"a hub name where there is a network, or {WORDS} for a random encoder"
+            f"model.{option} {name!r}: {what} cannot be had ({reason}); give a local folder in "
+            f"Hugging Face format, a hub name where there is a network, or {WORDS} for a random "
+            "encoder"
         ) from None
 
 
-def config_assets(config) -> dict:
-    """A transformers configuration as JSON."""
+def config_assets(config: Any) -> dict[str, Any]:
+    """Return a transformers configuration as JSON."""
     return json.loads(config.to_json_string(use_diff=False))
 
 
-def check_length(length: int, config, option: str) -> None:
+def check_length(length: int, config: Any, option: str) -> None:
+    """Refuse a number of tokens that the text transformer has no places for."""
     if not 3 <= length <= config.max_position_embeddings:
         raise UserError(
-            f"model.max_tokens is {length}; model.{option} reads 3 (start, a word, end) to {config.max_position_embeddings} tokens, choose among these"
+            f"model.max_tokens is {length}; model.{option} reads 3 (start, a word, end) to "
+            f"{config.max_position_embeddings} tokens, choose among these"
         )
 
 
-def text_states(text_model, tokens, beside: Callable | None = None):
-    """Hidden states of a transformers CLIP text model after its last norm.   tokens (B, L) -> (B, L, C)
+def text_states(
+    text_model: Any, tokens: torch.Tensor, beside: Callable | None = None
+) -> torch.Tensor:
+    """Return the hidden states of a transformers CLIP text model after its last norm, (B, L, C).
 
-    beside(i, y): what to add to the output of layer i's MLP, which reads y (B, L, C); None: nothing.
+    Args:
+        text_model: The model.
+        tokens: (B, L) int64.
+        beside: beside(i, y) is added to the output of layer i's MLP, which reads y (B, L, C); None
+            adds nothing.
     """
     x = text_model.embeddings(input_ids=tokens)
     for i, layer in enumerate(text_model.encoder.layers):
@@ -162,18 +208,18 @@ def text_states(text_model, tokens, beside: Callable | None = None):
     return text_model.final_layer_norm(x)
 
 
-def roles(token_mask):
-    """Which tokens are words, and which one is pooled.   token_mask (B, L) bool -> words, pooled, both (B, L) bool"""
+def roles(token_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return which tokens are words, and which one is pooled, both (B, L) bool."""
     place = torch.arange(token_mask.shape[1], device=token_mask.device)
     pooled = place == token_mask.sum(1, keepdim=True) - 1
     return token_mask & ~pooled & (place > 0), pooled
 
 
-def pool(states, token_mask):
-    """The end token's state.   states (B, L, C), token_mask (B, L) -> (B, C)"""
+def pool(states: torch.Tensor, token_mask: torch.Tensor) -> torch.Tensor:
+    """Return the end token's state (B, C) of states (B, L, C)."""
     return states[torch.arange(len(states), device=states.device), token_mask.sum(1) - 1]
 
 
-def freeze(module):
-    """No gradient, dropout off; whoever holds it keeps it in eval mode."""
+def freeze(module: Any) -> Any:
+    """Switch gradient and dropout off; the model that holds the module keeps it in eval mode."""
     return module.requires_grad_(False).eval()

@@ -1,22 +1,30 @@
-"""A frozen timm vision transformer whose blocks something stands beside: its states, and where its weights come from.
+"""A frozen timm vision transformer with adapters beside its blocks: its states, its weights.
 
 B samples, N = prefix + h*w tokens (class and registers first), C width
 """
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from aml.errors import UserError
 
 NAMES = ("norm1", "attn", "ls1", "norm2", "mlp", "ls2")
-
 """The parts of a plain block, which `adapted_states` runs one by one."""
 
 
-def build_backbone(options, read: bool):
-    """The vision transformer that options.backbone, pretrained, size, vit_width, vit_depth and vit_heads name; read: with its weights.
+def build_backbone(options: Any, read: bool) -> Any:
+    """Return the vision transformer that the options name.
 
-    UserError for a name timm does not know, another architecture, a size that is no multiple of the patch, or weights that cannot be had.
+    Args:
+        options: backbone, pretrained, size, vit_width, vit_depth and vit_heads.
+        read: Whether its weights are read.
+
+    Raises:
+        UserError: A name timm does not know, another architecture, a size that is no multiple of
+            the patch, or weights that cannot be had.
     """
     import timm
 
@@ -25,7 +33,9 @@ def build_backbone(options, read: bool):
             "vit_base_patch14_reg4_dinov2"
         ]
         raise UserError(
-            f"model.backbone {options.backbone!r} is not a model of timm; take a vision transformer, as {', '.join(near)}"
+            f"model.backbone {options.backbone!r} is not a model of timm; take a vision "
+            "transformer, "
+            f"as {', '.join(near)}"
         )
     sizes = {
         "embed_dim": options.vit_width,
@@ -34,25 +44,26 @@ def build_backbone(options, read: bool):
     }
     given = {key: value for key, value in sizes.items() if value is not None}
     if options.pretrained is False and "dinov2" in options.backbone:
-        given["init_values"] = (
-            1.0  # timm starts layer scales at 1e-5: untrained and frozen, no block would do anything
-        )
+        # timm starts layer scales at 1e-5: untrained and frozen, no block would do anything
+        given["init_values"] = 1.0
     model = _create(timm, options, given, read)
     if not all(
         hasattr(block, name) for block in getattr(model, "blocks", [None]) for name in NAMES
     ):
         raise UserError(
-            f"model.backbone {options.backbone!r} is not a plain vision transformer; take one, as vit_base_patch14_reg4_dinov2"
+            f"model.backbone {options.backbone!r} is not a plain vision transformer; take one, as "
+            "vit_base_patch14_reg4_dinov2"
         )
     patch = model.patch_embed.patch_size[0]
     if options.size % patch:
         raise UserError(
-            f"model.size is {options.size}; {options.backbone} needs a multiple of its patch of {patch} pixels"
+            f"model.size is {options.size}; {options.backbone} needs a multiple of its patch of "
+            f"{patch} pixels"
         )
     return model
 
 
-def _create(timm, options, given: dict, read: bool):
+def _create(timm: Any, options: Any, given: dict[str, Any], read: bool) -> Any:
     given |= {"img_size": options.size, "dynamic_img_size": True, "num_classes": 0}
     if not read or options.pretrained is False:
         return _refused(
@@ -68,7 +79,8 @@ def _create(timm, options, given: dict, read: bool):
     file = Path(options.pretrained).expanduser()
     if not file.is_file():
         raise UserError(
-            f"model.pretrained {options.pretrained!r} is no file; give the weights of {options.backbone}, true for timm's, or false"
+            f"model.pretrained {options.pretrained!r} is no file; give the weights of "
+            f"{options.backbone}, true for timm's, or false"
         )
     overlay = {"file": str(file)}
     return _refused(
@@ -80,30 +92,44 @@ def _create(timm, options, given: dict, read: bool):
     )
 
 
-def _refused(create: Callable, options, advice: str):
-    """create(), or one sentence on why it failed."""
+def _refused(create: Callable, options: Any, advice: str) -> Any:
+    """Return create(), or raise one sentence on why it failed."""
     try:
         return create()
     except Exception as error:  # hub, network, file libraries and timm each raise their own
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise UserError(
-            f"model.backbone {options.backbone!r} with pretrained {options.pretrained!r} cannot be built ({reason}); {advice}"
+            f"model.backbone {options.backbone!r} with pretrained {options.pretrained!r} cannot be "
+            f"built ({reason}); {advice}"
         ) from None
 
 
 def adapted_states(
-    vit, x, beside: Callable | None = None, *, levels: tuple[int, ...] = (), stop: int | None = None
-):
-    """Patches after the blocks in `levels` and, normed, after the last.   x (B, 3, H, W) -> [(B, h*w, C), ...]
+    vit: Any,
+    x: torch.Tensor,
+    beside: Callable | None = None,
+    *,
+    levels: tuple[int, ...] = (),
+    stop: int | None = None,
+) -> Any:
+    """Run a vision transformer with something beside its blocks.
 
-    beside(i, y): what to add to the output of block i's MLP, which reads y (B, N, C); None: nothing. With `stop` instead: y of that block, and
-    nothing deeper runs.
+    Args:
+        vit: The model.
+        x: (B, 3, H, W) normalised.
+        beside: beside(i, y) is added to the output of block i's MLP, which reads y (B, N, C); None
+            adds nothing.
+        levels: Blocks after which the patches are returned.
+        stop: A block whose y is returned instead; nothing deeper runs.
+
+    Returns:
+        The patches [(B, h*w, C), ...] after the blocks in `levels` and, normed, after the last;
+        with
+        `stop` y (B, N, C).
     """
-    state, prefix, found = (
-        vit.norm_pre(vit._pos_embed(vit.patch_embed(x))),
-        vit.num_prefix_tokens,
-        [],
-    )
+    state = vit.norm_pre(vit._pos_embed(vit.patch_embed(x)))
+    prefix = vit.num_prefix_tokens
+    found = []
     for i, block in enumerate(vit.blocks):
         state = state + block.ls1(block.attn(block.norm1(state)))
         y = block.norm2(state)

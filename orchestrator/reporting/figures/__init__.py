@@ -1,1 +1,1 @@
-"""Figures of the report: maps over settings, curves over epochs, and the style they share."""
+"""Draw the report's figures: maps over settings, curves over epochs, and their common style."""

@@ -1,15 +1,24 @@
-"""Colours, lines and layout that the figures share."""
+"""Define the colours, lines and layout that all figures share."""
 
 import io
 import re
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any, Concatenate, ParamSpec, TypedDict
 
 from markupsafe import Markup, escape
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-INK, SOFT, ACCENT = "#1b2430", "#5c6675", "#1f5fae"
+P = ParamSpec("P")
+
+INK = "#1b2430"
+"""Colour of text."""
+
+SOFT = "#5c6675"
+"""Colour of secondary text."""
+
+ACCENT = "#1f5fae"
 
 STYLES = {
     "training": (ACCENT, "-", "o"),
@@ -21,6 +30,7 @@ STYLES = {
     "two_pass": ("#8a6d00", "--", "P"),
     "maskris": ("#be185d", "-.", "X"),
 }
+"""Colour, line style and marker of the known arms."""
 
 SPARE = [
     ("#334155", ":", "p"),
@@ -29,8 +39,9 @@ SPARE = [
     ("#9f1239", ":", "<"),
     ("#5b21b6", "--", ">"),
 ]
+"""Styles of all other arms."""
 
-PLOT = {
+PLOT: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 9,
     "axes.titlesize": 10,
@@ -46,15 +57,48 @@ PLOT = {
     "axes.axisbelow": True,
     "hatch.linewidth": 0.7,
 }
+"""Matplotlib's settings while a figure is drawn."""
 
 
-def drawing(name: str, alt: str, size: tuple[float, float], draw: Callable, *args) -> Markup:
-    """An inline SVG of what `draw(figure, *args)` puts on a figure of `size` inches; `name` makes its ids unique."""
+class LineStyle(TypedDict):
+    """Keyword arguments of Axes.plot that give an arm its look."""
+
+    color: str
+    linestyle: str
+    marker: str
+
+
+class CaptionedFigure(TypedDict):
+    """Figure of the page: inline SVG and the text below it."""
+
+    svg: Markup
+    text: str
+
+
+def drawing(
+    name: str,
+    alt: str,
+    size: tuple[float, float],
+    draw: Callable[Concatenate[Figure, P], None],
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> Markup:
+    """Draw a figure and return it as inline SVG.
+
+    Args:
+        name: Name of the figure on its page; it makes the ids in the SVG unique.
+        alt: Text for readers who do not see the figure.
+        size: Width and height, inches.
+        draw: Function that draws on the figure; it also gets `args` and `kwargs`.
+        args: Arguments of `draw` after the figure.
+        kwargs: Keyword arguments of `draw`.
+    """
     name = re.sub(r"\W", "-", name)
     bare = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with rc_context({**PLOT, "svg.hashsalt": name}):
-        fig, buffer = Figure(size, layout="constrained"), io.StringIO()
-        draw(fig, *args)
+        fig = Figure(size, layout="constrained")
+        buffer = io.StringIO()
+        draw(fig, *args, **kwargs)
         fig.savefig(buffer, format="svg", transparent=True, metadata=bare)
     text = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.S)
     text = re.sub(
@@ -63,17 +107,18 @@ def drawing(name: str, alt: str, size: tuple[float, float], draw: Callable, *arg
         text[text.index("<svg") :],
     )
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
-    return Markup(text.replace("<svg ", f'<svg role="img" aria-label="{escape(alt)}" ', 1))  # noqa: S704 (matplotlib's SVG, whose text is escaped)
+    text = text.replace("<svg ", f'<svg role="img" aria-label="{escape(alt)}" ', 1)
+    return Markup(text)  # noqa: S704 (matplotlib's SVG, whose text is escaped)
 
 
-def style_of(arm: str) -> dict:
-    """Colour, line and marker of an arm: the same in every plot."""
+def style_of(arm: str) -> LineStyle:
+    """Return colour, line style and marker of an arm, which are the same in every figure."""
     color, line, marker = STYLES.get(arm) or SPARE[sum(map(ord, arm)) % len(SPARE)]
     return {"color": color, "linestyle": line, "marker": marker}
 
 
-def legend(arms: list[str]) -> list[dict]:
-    """{arm, svg}: a sample of each arm's line and marker."""
+def legend(arms: list[str]) -> list[dict[str, str]]:
+    """Return each arm with a sample of its line and marker, as {"arm": ..., "svg": ...}."""
 
     def sample(fig: Figure, arm: str) -> None:
         fig.set_layout_engine("none")
@@ -94,7 +139,11 @@ def legend(arms: list[str]) -> list[dict]:
 
 
 def edges(values: list[float]) -> dict[float, tuple[float, float]]:
-    """Sorted value -> the interval it owns, up to the midpoints between neighbours; a lone value owns 0.1."""
+    """Return each value's interval, which ends halfway to the neighbouring values.
+
+    Args:
+        values: Sorted values; the interval of a single value is 0.1 wide.
+    """
     if len(values) == 1:
         return {values[0]: (values[0] - 0.05, values[0] + 0.05)}
     mids = [(a + b) / 2 for a, b in pairwise(values)]
@@ -102,9 +151,14 @@ def edges(values: list[float]) -> dict[float, tuple[float, float]]:
     return dict(zip(values, pairwise(bounds), strict=True))
 
 
-def apart(values: list[float], span: tuple[float, float]) -> list[float]:
-    """Those of sorted values whose names fit side by side on an axis over span."""
-    kept = []
+def spaced_ticks(values: list[float], span: tuple[float, float]) -> list[float]:
+    """Return the values whose labels fit side by side on an axis.
+
+    Args:
+        values: Sorted values.
+        span: Ends of the axis.
+    """
+    kept: list[float] = []
     for value in values:
         if not kept or value - kept[-1] >= (span[1] - span[0]) / 10:
             kept.append(value)

@@ -1,0 +1,140 @@
+"""One training step as a masking method sees it: the batch, the passes it may run, the mask."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
+from aml.draws import uniform
+from aml.masking.config import MASKRIS_TEXT
+from aml.masking.masker import Masker
+from aml.masking.passes import Mask, MaskInputs, Pass
+
+Answer = tuple[torch.Tensor, Any]
+"""Logits (B, h, w) of a pass without gradient, and its features or None."""
+
+
+class Step:
+    """Builds the passes of a training step and runs them; `train` leads a step in any mode."""
+
+    def __init__(
+        self,
+        masker: Masker,
+        model: Any,
+        batch: Any,
+        epoch: int,
+        run: Callable[[Pass], Answer],
+        autocast: Callable = nullcontext,
+    ) -> None:
+        """Prepare a step.
+
+        Args:
+            masker: Settings and schedule of the training.
+            model: The bare module.
+            batch: Image, tokens, token_mask, item, real, mask, valid as aml.data.Batch names them.
+            epoch: 0-based.
+            run: Runs a pass forward and backward; returns its logits and features.
+            autocast: Makes the context in which stage 1 computes.
+        """
+        self.masker = masker
+        self.model = model
+        self.batch = batch
+        self.epoch = epoch
+        self.run = run
+        self.x = model.normalise(batch.image)
+        self._autocast = autocast
+
+    def train(self) -> None:
+        """Run the passes of the step: the method's own, or a clean one where it is not active."""
+        if self.masker.active(self.epoch):
+            self.masker.method.train(self)
+        else:
+            self.run(self.clean())
+
+    def clean(self, **changes: Any) -> Pass:
+        """Return the pass on the clean image, some of its fields replaced."""
+        one = Pass(self.x, self.batch.tokens, self.batch.token_mask, 1.0)
+        return one._replace(**changes)
+
+    def masked(self, mask: Mask, **changes: Any) -> Pass:
+        """Return the pass under a mask at the settings' level, some of its fields replaced."""
+        shown, visible = self.masker.view(self.x, mask)
+        counted = ~self.masker.spread(mask) if self.masker.config.level == "loss" else None
+        one = self.clean(x=shown, visible=visible, counted=counted, mask=mask)
+        return one._replace(**changes)
+
+    def mask(
+        self, logits: torch.Tensor | None = None, features: Any = None, *, see_target: bool = True
+    ) -> Mask:
+        """Decide what is hidden; stage 1 runs where the method reads the alignment.
+
+        Args:
+            logits: (B, h, w) of a clean pass of this step; stage 1 then runs for no prediction.
+            features: Of a clean pass of this step; stage 1 then runs for no other source.
+            see_target: Whether the draw may read where the target lies.
+        """
+        batch = self.batch
+        inputs = MaskInputs(
+            self.model,
+            self.x,
+            batch.tokens,
+            batch.token_mask,
+            batch.item,
+            batch.real,
+            target=batch.mask if see_target else None,
+            valid=batch.valid,
+            logits=logits,
+            features=features,
+        )
+        with self._autocast():
+            return self.masker.decide(inputs, self.epoch)
+
+    def hide(self, mask: Mask) -> torch.Tensor:
+        """Return the image with the hidden blocks blanked, (B, C, H, W)."""
+        return self.masker.hide(self.x, mask)
+
+    def changed_words(self) -> torch.Tensor:
+        """Return the sentences with words changed as MaskRIS does, (B, L) int64."""
+        batch = self.batch
+        seed = self.masker.seed
+        return change_words(
+            self.model, batch.tokens, batch.token_mask, seed, self.epoch, batch.item
+        )
+
+
+def change_words(
+    model: Any,
+    tokens: torch.Tensor,
+    token_mask: torch.Tensor,
+    seed: int,
+    epoch: int,
+    item: torch.Tensor,
+) -> torch.Tensor:
+    """Return sentences of which 15 % of the words are changed, as MaskRIS does.
+
+    Of the chosen words 80 % become the mask token, 10 % a random word, and 10 % stay. A tokenizer
+    without a mask token gets a random word in its place.
+
+    Args:
+        model: Gives mask_token, special_tokens and word_ids.
+        tokens: (B, L) int64.
+        token_mask: (B, L) bool.
+        seed: Of the run.
+        epoch: 0-based.
+        item: (B,) int64, keys the draws.
+
+    Returns:
+        (B, L) int64.
+    """
+    special = torch.zeros_like(token_mask)
+    for token in model.special_tokens:
+        special |= tokens == token
+    length = tokens.shape[1]
+    first, end = model.word_ids
+    chosen = (uniform(seed, epoch, item, "word", length) < MASKRIS_TEXT) & token_mask & ~special
+    how = uniform(seed, epoch, item, "word-how", length)
+    other = first + (uniform(seed, epoch, item, "word-which", length) * (end - first)).long()
+    masked = other if model.mask_token is None else torch.full_like(tokens, model.mask_token)
+    changed = torch.where(how < 0.8, masked, torch.where(how < 0.9, other, tokens))
+    return torch.where(chosen, changed, tokens)

@@ -1,0 +1,1 @@
+"""Decoders of CARIS and DETRIS: the layers behind their encoders."""

@@ -1,0 +1,63 @@
+"""Commands that measure; each prints JSON on its last line: bench trial, scale, data."""
+
+import importlib.util
+import json
+from typing import Annotated
+
+import typer
+
+from aml.errors import UserError
+from orchestrator.cli.options import echo
+
+app = typer.Typer()
+bench_app = typer.Typer(no_args_is_help=True, help="Measure; JSON on the last line.")
+app.add_typer(bench_app, name="bench")
+
+
+@bench_app.command()
+def trial(
+    epochs: Annotated[int, typer.Option(help="Alternating epochs of each loop.")] = 10,
+    distributed: Annotated[
+        bool,
+        typer.Option("--distributed/--no-distributed", help="Also start one distributed trial."),
+    ] = True,
+) -> None:
+    """Measure a trial's start-up, and its epoch against the plain loop's."""
+    from orchestrator import benchmarks
+
+    echo(json.dumps(benchmarks.measure_trial(epochs=epochs, distributed=distributed)))
+
+
+@bench_app.command()
+def scale(
+    trials: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="Trials of a sweep; repeat it for several sizes. Default: 100, 1000 and 10000."
+        ),
+    ] = None,
+    method: Annotated[str, typer.Option(help="grid, random or tpe.")] = "random",
+) -> None:
+    """Measure the driver's time, memory and MLflow calls for sweeps of many trivial trials."""
+    from orchestrator import benchmarks
+
+    echo(json.dumps(benchmarks.measure_scale(trials or [100, 1000, 10000], method)))
+
+
+@bench_app.command()
+def data(
+    images: Annotated[int, typer.Option(help="Generated pictures of 640 px.")] = 2000,
+    size: Annotated[int, typer.Option(metavar="PX", help="Side of the network image.")] = 448,
+    samples: Annotated[
+        int, typer.Option(help="Of the published way, about so many are timed.")
+    ] = 3000,
+) -> None:
+    """Measure reading of data, in samples a second and core, against a DataLoader as published."""
+    from orchestrator import benchmarks
+
+    if importlib.util.find_spec("moto") is None:
+        raise UserError(
+            "bench data reads from an S3 server of its own, and moto, which has it, is not "
+            "installed; install requirements-dev.txt (make env)"
+        )
+    echo(json.dumps(benchmarks.measure_data(images=images, size=size, samples=samples)))

@@ -1,0 +1,142 @@
+"""Commands that make and show data: synth, shard, data show."""
+
+import json
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+from aml.errors import UserError
+from orchestrator.cli.options import Json, ResultPage, echo
+
+app = typer.Typer()
+data_app = typer.Typer(no_args_is_help=True, help="Look at shards.")
+app.add_typer(data_app, name="data")
+
+
+@app.command()
+def synth(
+    out: Path,
+    dataset: Annotated[str, typer.Option(help="refcoco, refcoco+ or refcocog.")] = "refcoco",
+    images: Annotated[int, typer.Option(help="Pictures.")] = 2000,
+    size: Annotated[int, typer.Option(metavar="PX", help="Longer side of a picture.")] = 128,
+    seed: int = 0,
+) -> None:
+    """Generate drawn scenes with referring expressions, in REFER's own files."""
+    from aml.synthetic import generate_dataset
+
+    counts = generate_dataset(out, dataset, images=images, size=size, seed=seed)
+    for split, count in counts.items():
+        echo(_count_line(split, count))
+
+
+@app.command()
+def shard(
+    refer_root: Annotated[
+        Path | None,
+        typer.Option(help="Holds <dataset>/refs(<split_by>).p and <dataset>/instances.json."),
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Holds the JPEGs.")] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option(
+            help="Your own data instead: CSV or JSON-lines of image, expression, mask, split; "
+            "image_id, ref_id if you like."
+        ),
+    ] = None,
+    dataset: Annotated[
+        str, typer.Option(help="refcoco, refcoco+, refcocog or grefcoco.")
+    ] = "refcoco",
+    split_by: Annotated[str, typer.Option(help="unc, umd or google.")] = "unc",
+    out: Annotated[
+        str | None, typer.Option(metavar="URI", help="Folder or s3:// address of the shards.")
+    ] = None,
+    verify: Annotated[
+        str | None, typer.Option(metavar="URI", help="Re-read shards and report damage instead.")
+    ] = None,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Leave images out that do not decode.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Convert annotations and images once into shards."""
+    if not verify:
+        complete = out and (table or (refer_root and images))
+        if not complete or (table and refer_root):
+            raise UserError(
+                "shard needs --refer-root, --images and --out (or --table and --out, or --verify); "
+                "give all three"
+            )
+        found = _write(table, refer_root, images, dataset, split_by, str(out), skip_unreadable)
+    else:
+        from orchestrator import data, storage
+
+        found = data.verify_shards(storage.Filesystem(verify, storage.storage_root()))
+        echo(f"{verify} is whole: {data.describe_counts(found)}")
+    if as_json:
+        echo(json.dumps({"splits": found["splits"], "fingerprint": found["fingerprint"]}))
+
+
+def _write(
+    table: Path | None,
+    refer_root: Path | None,
+    images: Path | None,
+    dataset: str,
+    split_by: str,
+    out: str,
+    skip_unreadable: bool,
+) -> dict:
+    """Convert a table or a REFER folder; wrong input is refused before Ray starts.
+
+    Args:
+        table: A CSV or JSON-lines file, or None.
+        refer_root: The folder of REFER's files, where there is no table.
+        images: The folder of the pictures.
+        dataset: A data set's name, as its folder in refer_root.
+        split_by: Who split it: unc, umd or google.
+        out: Folder or address of the shards.
+        skip_unreadable: Leave out images that do not decode, instead of refusing them.
+
+    Returns:
+        The manifest of the shards.
+    """
+    from aml.data import against_published, read_refer, read_table
+    from orchestrator import cluster, data, storage
+
+    if table:
+        rows = read_table(table, images)
+    else:
+        rows = read_refer(cast(Path, refer_root), cast(Path, images), dataset, split_by)
+    packed = data.pack_rows(rows)
+    cluster.init_ray()
+    found = data.write_shards(
+        packed, storage.Filesystem(out, storage.storage_root()), skip_unreadable=skip_unreadable
+    )
+    for error in found["skipped"]:
+        echo(f"left out: {error}")
+    for split, count in found["splits"].items():
+        echo(_count_line(split, count))
+    if difference := against_published(found["dataset"], found["split_by"], found["splits"]):
+        echo(difference)
+    echo(f"wrote {out}, fingerprint {found['fingerprint']}")
+    return found
+
+
+def _count_line(split: str, count: dict) -> str:
+    """Return a split's counts in one line."""
+    line = (
+        f"{split:14} {count['refs']:6} refs {count['sentences']:7} sentences "
+        f"{count['images']:6} images"
+    )
+    if "no_target" in count:
+        line += f" {count['no_target']:6} sentences without a target"
+    return line
+
+
+@data_app.command("show")
+def show(uri: str, split: str = "val", n: int = 12, out: ResultPage = Path("data.html")) -> None:
+    """Write a page of pictures with masks and sentences, and statistics."""
+    from orchestrator import evaluation, storage
+
+    store = storage.Filesystem(uri, storage.storage_root())
+    echo(f"wrote {evaluation.show_data(store, split, n, out)}")

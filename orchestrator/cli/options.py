@@ -1,0 +1,60 @@
+"""Arguments and options that several commands share, and how a command prints its result."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.utils import redact
+
+Config = Annotated[str, typer.Argument(metavar="CONFIG", help="An experiment's YAML file.")]
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Dotted settings, as optim.lr=1e-4."),
+]
+
+Resume = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Continue this run, whatever CONFIG says now."),
+]
+
+Fresh = Annotated[
+    bool,
+    typer.Option(
+        "--fresh", help="Start another run instead of continuing the one of the same settings."
+    ),
+]
+
+Precision = Annotated[
+    str | None,
+    typer.Option(help="fp32, bf16 or fp16; default: training's on a GPU, fp32 on a CPU."),
+]
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on the last line.")]
+
+ResultPage = Annotated[Path, typer.Option(help="HTML file to write.")]
+
+
+def echo(text: str) -> None:
+    """Print a command's result, without passwords and keys."""
+    print(redact(text), flush=True)
+
+
+def checkpoint_folder(text: str) -> Path:
+    """Return the folder of a checkpoint that a folder, a run or models:/NAME@ALIAS names.
+
+    Raises:
+        UserError: Nothing of that name holds a checkpoint.
+    """
+    from orchestrator import storage, tracking
+
+    return tracking.find_checkpoint(text, storage.storage_root(), None).absolute()
+
+
+def initial_weights(text: str | None) -> Path | None:
+    """Return the weights to start a training from: a checkpoint's folder, or a published file."""
+    if text is None:
+        return None
+    file = Path(text).expanduser()
+    return file.absolute() if file.is_file() else checkpoint_folder(text)

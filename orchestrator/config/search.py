@@ -1,0 +1,199 @@
+"""Settings of a search: arms, space, method, scheduler, seeds, budget."""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from aml.errors import UserError
+from aml.schema import (
+    Count,
+    Positive,
+    Settings,
+    Share,
+    Text,
+    Wanted,
+    leaf,
+    not_among,
+    shown,
+)
+from orchestrator.config import arms
+from orchestrator.config.space import check_metric
+
+METHODS = ("grid", "random", "tpe")
+
+SCHEDULERS = ("none", "asha", "pbt")
+
+Trials = Annotated[int, Field(ge=1, le=10**6)]
+
+
+class SeedsConfig(Settings):
+    """Holds how many seeds a sweep trains with."""
+
+    section: ClassVar[str] = "search.seeds"
+
+    search: Annotated[int, Field(ge=1, le=100_000)] = leaf(
+        "With how many seeds each setting is searched: seed, seed + 1, ...", 1, unit="seeds"
+    )
+    confirm: Annotated[int, Field(ge=0, le=100_000)] = leaf(
+        "With how many fresh seeds each arm's best setting is trained again.", 2, unit="seeds"
+    )
+
+
+class MethodConfig(Settings):
+    """Holds how the settings of search trials are chosen."""
+
+    section: ClassVar[str] = "search.method"
+
+    name: Literal["grid", "random", "tpe"] = leaf(
+        "grid tries every combination of the listed values, random draws settings, tpe proposes "
+        "them "
+        "from the results so far.",
+        "grid",
+    )
+
+
+class NoScheduler(Settings):
+    """Lets every search trial train to its end."""
+
+    section: ClassVar[str] = "search.scheduler"
+
+    name: Literal["none"] = leaf("Trains every search trial to its end.", "none")
+
+
+class AshaConfig(Settings):
+    """Holds the rungs of ASHA, inside one arm."""
+
+    section: ClassVar[str] = "search.scheduler"
+
+    name: Literal["asha"] = leaf("Stops the worse search trials of an arm early.", "asha")
+    grace: Annotated[int, Field(ge=1, le=100_000)] = leaf(
+        "The epoch before which no trial is stopped.", 2, unit="epochs"
+    )
+    reduction: Annotated[int, Field(ge=2, le=1000)] = leaf(
+        "One in so many trials goes on from each rung.", 3, unit="trials"
+    )
+
+
+class PbtConfig(Settings):
+    """Holds the generations of population-based training: an arm's trials are one population."""
+
+    section: ClassVar[str] = "search.scheduler"
+
+    name: Literal["pbt"] = leaf(
+        "Lets the worse trials of an arm go on from copies of the better ones.", "pbt"
+    )
+    interval: Annotated[int, Field(ge=1, le=100_000)] = leaf(
+        "Length of a generation.", 2, unit="epochs"
+    )
+    quantile: Annotated[float, Field(gt=0, le=0.5)] = leaf(
+        "How many of the members go on from a copy of one of as many best.", 0.25, unit="share"
+    )
+    resample: Share = leaf(
+        "The chance that a setting is then drawn anew instead of moved a little.",
+        0.25,
+        unit="share",
+    )
+
+
+class BudgetConfig(Settings):
+    """Holds where a sweep stops with the best so far; null sets no limit.
+
+    A sweep that is continued counts what it has used before.
+    """
+
+    section: ClassVar[str] = "search.budget"
+
+    trials: Trials | None = leaf("The most trials of the whole sweep.", None, unit="trials")
+    epochs: Count | None = leaf("The most epochs of all trials together.", None, unit="epochs")
+    hours: Positive | None = leaf("The longest wall-clock time of the sweep.", None, unit="hours")
+    cost: Positive | None = leaf(
+        "The most money, reckoned with resources.price_per_gpu_hour and price_per_cpu_hour.",
+        None,
+        unit="currency",
+    )
+    trial_hours: Positive | None = leaf(
+        "The longest time of one trial, which stops at the end of the epoch in which it passes it.",
+        None,
+        unit="hours",
+    )
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The limits of the whole sweep that are set."""
+        whole = {name: getattr(self, name) for name in ("trials", "epochs", "hours", "cost")}
+        return {name: value for name, value in whole.items() if value is not None}
+
+
+class SearchConfig(Settings):
+    """Holds what a sweep searches; `train` does not read it."""
+
+    section: ClassVar[str] = "search"
+
+    arms: Annotated[list[Text], Field(max_length=100)] = leaf(
+        "The arms that are compared, as off, random, two_pass, maskris and aml/PRESET; one that "
+        "ends "
+        "in @compute trains for as many epochs as the costliest arm's FLOPs would pay for.",
+        ["off", "random", "aml/calibrated"],
+    )
+    space: Annotated[
+        dict[str, Any],
+        Wanted("a mapping of dotted keys to lists of values, or to {low, high, log}"),
+    ] = leaf(
+        "What is searched: a dotted key to a list of values, or to {low, high, log} for random and "
+        "tpe; or a section to a list of mappings whose keys go together.",
+        {"aml.tau": [0.25, 0.5], "aml.rho": [0.5, 1.0]},
+    )
+    method: MethodConfig = leaf("How settings are chosen.", MethodConfig())
+    scheduler: Annotated[NoScheduler | AshaConfig | PbtConfig, Field(discriminator="name")] = leaf(
+        "What stops or moves search trials on their way.", NoScheduler()
+    )
+    metric: Text = leaf("The number of an epoch that trials are judged by.", "val/mIoU")
+    mode: Literal["max", "min"] = leaf("Whether more or less of the metric is better.", "max")
+    trials: Trials | None = leaf(
+        "Search trials of every arm; null takes the whole grid.", None, unit="trials"
+    )
+    max_concurrent: Annotated[int, Field(ge=1, le=100_000)] | None = leaf(
+        "The most trials at a time; null takes as many as the cluster holds.", None, unit="trials"
+    )
+    seeds: SeedsConfig = leaf("How many seeds are trained.", SeedsConfig())
+    equal: Literal["epochs", "compute", "seconds"] = leaf(
+        "What arms are compared at: epochs; compute or seconds, then each arm trains for the "
+        "epochs "
+        "that the costliest one's FLOPs (or time) would pay for.",
+        "epochs",
+    )
+    budget: BudgetConfig = leaf("Where the sweep stops.", BudgetConfig())
+
+    @property
+    def dimensions(self) -> set[str]:
+        """Dotted keys that the search varies."""
+        bundles = {key: values for key, values in self.space.items() if "." not in key}
+        found = set(self.space) - set(bundles)
+        for key, values in bundles.items():
+            found |= {f"{key}.{name}" for value in values for name in value}
+        return found
+
+    @field_validator("method", "scheduler", mode="before")
+    @classmethod
+    def _take_a_bare_name(cls, given: Any) -> Any:
+        return {"name": given} if isinstance(given, str) else given
+
+    @model_validator(mode="after")
+    def _check_together(self):
+        for arm in self.arms:
+            if not arms.is_arm(arms.base_arm(arm)):
+                raise not_among("search.arms", arm, arms.ARMS)
+        if not self.arms or len(set(self.arms)) < len(self.arms):
+            raise UserError(
+                f"search.arms is {shown(self.arms)}; it must name at least one arm, each once, "
+                "out of "
+                f"{', '.join(arms.ARMS)}"
+            )
+        check_metric(self.metric)
+        if self.method.name != "grid" and self.trials is None:
+            raise UserError(
+                f"search.method {self.method.name} needs search.trials, the number of trials of "
+                "every "
+                "arm; set it"
+            )
+        return self

@@ -1,0 +1,140 @@
+"""Compare the scores under corruption with the clean ones, and with those of a baseline."""
+
+from aml.data import CORRUPTIONS
+
+METRICS = ("mIoU", "oIoU")
+"""The metrics that are reported under corruption, and compared between evaluations."""
+
+
+def measure_robustness(
+    metrics: dict[str, dict], baseline: dict[str, dict] | None = None
+) -> dict[str, dict[str, dict]]:
+    """Return the mean score under each corruption and how far it is below the clean score.
+
+    Args:
+        metrics: What metrics.json of an evaluation holds.
+        baseline: The same of an earlier evaluation with the same splits and corruptions.
+
+    Returns:
+        {split: {"fog": {...}, ..., "mean": {...}}} with the splits and corruptions that were
+        measured. Each corruption has `severities` and, for mIoU and oIoU, `<metric>`, the mean
+        over its severities, and `drop_<metric>` = 1 - mean / clean. "mean" has the same averaged
+        over the corruptions. With a baseline there are also `over_baseline_<metric>`, the mean
+        minus the baseline's mean, and `relative_drop_<metric>`, the loss (clean - mean) divided
+        by the baseline's: below 1 it loses less than the baseline. A value is None where it would
+        be a division by 0.
+    """
+    found = {}
+    for split in (key for key in metrics if "/" not in key):
+        severities = _severities(metrics, split)
+        lines = {
+            name: _compare_corruption(metrics, baseline, split, name, severities[name])
+            for name in CORRUPTIONS
+            if name in severities
+        }
+        if not lines:
+            continue
+        means = {m: _mean(line[m] for line in lines.values()) for m in METRICS}
+        line_of_means: dict = {"severities": []}
+        if baseline is None:
+            line_of_means |= _compare(metrics[split], means)
+        else:
+            baseline_means = {
+                m: _mean(line[m] - line[f"over_baseline_{m}"] for line in lines.values())
+                for m in METRICS
+            }
+            line_of_means |= _compare(metrics[split], means, baseline[split], baseline_means)
+        found[split] = lines | {"mean": line_of_means}
+    return found
+
+
+def robustness_lines(robustness: dict) -> list[str]:
+    """Return what robustness.json holds as lines for a person.
+
+    There is one line a corruption: the mean over its severities, the drop, and how both compare
+    with the baseline.
+    """
+    lines = []
+    for split, corruptions in robustness.items():
+        for name, line in corruptions.items():
+            how = "mean of these"
+            if line["severities"]:
+                how = f"severities {','.join(map(str, line['severities']))}"
+            text = (
+                f"{split:12} {name:10} {how:21}"
+                f" mIoU {line['mIoU']:.4f}  drop {_percent(line['drop_mIoU'])}"
+                f"  oIoU {line['oIoU']:.4f}  drop {_percent(line['drop_oIoU'])}"
+            )
+            if "over_baseline_mIoU" in line:
+                ratio = line["relative_drop_mIoU"]
+                text += (
+                    f"  mIoU over the baseline {100 * line['over_baseline_mIoU']:+.2f} points,"
+                    f" loses x{'–' if ratio is None else f'{ratio:.2f}'} of its loss"
+                )
+            lines.append(text)
+    return lines
+
+
+def _severities(metrics: dict[str, dict], split: str) -> dict[str, list[int]]:
+    """Return the severities above 0 of each corruption of a split, in rising order."""
+    found: dict[str, list[int]] = {}
+    for key in metrics:
+        if key.startswith(f"{split}/"):
+            name, _, severity = key.removeprefix(f"{split}/").partition(":")
+            if severity != "0":
+                found.setdefault(name, []).append(int(severity))
+    return {name: sorted(severities) for name, severities in found.items()}
+
+
+def _compare_corruption(
+    metrics: dict[str, dict],
+    baseline: dict[str, dict] | None,
+    split: str,
+    name: str,
+    severities: list[int],
+) -> dict:
+    """Return the line of robustness.json for one corruption of a split."""
+
+    def means(scores: dict[str, dict]) -> dict[str, float]:
+        keys = [f"{split}/{name}:{severity}" for severity in severities]
+        return {m: _mean(scores[key][m] for key in keys) for m in METRICS}
+
+    line: dict = {"severities": severities}
+    if baseline is None:
+        return line | _compare(metrics[split], means(metrics))
+    return line | _compare(metrics[split], means(metrics), baseline[split], means(baseline))
+
+
+def _compare(
+    clean: dict,
+    corrupted: dict,
+    baseline_clean: dict | None = None,
+    baseline_corrupted: dict | None = None,
+) -> dict[str, float | None]:
+    """Return mean, drop and the comparison with a baseline for each metric.
+
+    Args:
+        clean: Scores on the clean pictures.
+        corrupted: Mean scores under corruption.
+        baseline_clean: The baseline's scores on the clean pictures.
+        baseline_corrupted: The baseline's mean scores under corruption.
+    """
+    line: dict[str, float | None] = {}
+    for m in METRICS:
+        line[m] = corrupted[m]
+        line[f"drop_{m}"] = 1 - corrupted[m] / clean[m] if clean[m] else None
+        if baseline_clean and baseline_corrupted:
+            loss = clean[m] - corrupted[m]
+            baseline_loss = baseline_clean[m] - baseline_corrupted[m]
+            line[f"over_baseline_{m}"] = corrupted[m] - baseline_corrupted[m]
+            line[f"relative_drop_{m}"] = loss / baseline_loss if baseline_loss else None
+    return line
+
+
+def _mean(values) -> float:
+    found = list(values)
+    return sum(found) / len(found)
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"

@@ -1,0 +1,126 @@
+"""Prepare pictures and sentences of shards for scoring.
+
+Shapes: S network size, H and W a picture's own height and width.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from aml.data import (
+    corrupt,
+    decode_image,
+    fit_image,
+    fit_mask,
+    rasterise,
+    referent,
+    targets_of,
+)
+from orchestrator.evaluation.breakdown import describe_sentence
+
+Condition = tuple[str, int]
+"""Name of a corruption and its severity."""
+
+CLEAN: Condition = ("clean", 0)
+"""The condition of a picture that is not corrupted."""
+
+
+@dataclass
+class SentenceSample:
+    """One sentence about one picture under one condition."""
+
+    sentence: str
+    truth: np.ndarray
+    """(S, S) bool in the square protocol, (H, W) bool in the original one."""
+    truth_pixels: int
+    """Number of True pixels in `truth`."""
+    identity: dict
+    """First columns of the sentence's row in per_sentence.jsonl: dataset ... sent_id."""
+    setting: dict
+    """Last columns of that row: no_target, protocol, corruption, severity."""
+    description: dict
+    """The sentence's row in sentences.jsonl."""
+
+    @property
+    def condition(self) -> Condition:
+        return self.setting["corruption"], self.setting["severity"]
+
+
+@dataclass
+class ImageVariant:
+    """A picture, clean or corrupted, with the sentences about it."""
+
+    image: np.ndarray
+    """(S, S, 3) uint8"""
+    samples: list[SentenceSample]
+
+
+@dataclass(frozen=True)
+class SampleLoader:
+    """Decode rows of shards into network images, corrupted and clean, and ground-truth masks."""
+
+    splits: list[str]
+    """Sentences of other splits are left out."""
+    conditions: list[Condition]
+    protocol: str
+    """"square" or "original": the size at which truth and prediction are compared."""
+    image_size: int
+    """Side of the network image, S, in pixels."""
+    fit: str
+    """How a picture becomes square, "square" or "letterbox"."""
+
+    def refs(self, row: dict) -> list[dict]:
+        """Return the refs of a picture that belong to the splits."""
+        return [ref for ref in row["refs"] if ref["split"] in self.splits]
+
+    def sentences(self, row: dict) -> list[str]:
+        """Return the sentences of a picture that belong to the splits."""
+        return [s["sent"] for ref in self.refs(row) for s in ref["sentences"]]
+
+    def variants(self, row: dict) -> Iterator[ImageVariant]:
+        """Yield a picture under each condition, with every sentence of the splits about it.
+
+        A corruption acts on the picture at its own size, before any resize. Its draws depend on
+        the picture's image_id.
+        """
+        image = decode_image(row["jpeg"], row["file_name"])
+        # Masks and descriptions are the same under every condition.
+        clean = [sample for ref in self.refs(row) for sample in self._samples(row, ref)]
+        for condition in self.conditions:
+            name, severity = condition
+            seen = image if condition == CLEAN else corrupt(image, name, severity, row["image_id"])
+            changed = {"corruption": name, "severity": severity}
+            samples = [replace(sample, setting=sample.setting | changed) for sample in clean]
+            yield ImageVariant(fit_image(seen, self.image_size, self.fit), samples)
+
+    def _samples(self, row: dict, ref: dict) -> Iterator[SentenceSample]:
+        """Yield the sentences of a ref under the clean condition."""
+        full = rasterise(referent(row, ref), row["height"], row["width"])
+        if self.protocol == "original":
+            truth = full.astype(bool)
+        else:
+            truth = fit_mask(full, self.image_size, self.fit)
+        area = int(full.sum())
+        name, severity = CLEAN
+        for sentence in ref["sentences"]:
+            yield SentenceSample(
+                sentence=sentence["sent"],
+                truth=truth,
+                truth_pixels=int(truth.sum()),
+                identity={
+                    "dataset": row["dataset"],
+                    "split_by": row["split_by"],
+                    "split": ref["split"],
+                    "image_id": row["image_id"],
+                    "ref_id": ref["ref_id"],
+                    "sent_id": sentence["sent_id"],
+                },
+                setting={
+                    "no_target": not targets_of(ref),
+                    "protocol": self.protocol,
+                    "corruption": name,
+                    "severity": severity,
+                },
+                description=describe_sentence(row, ref, sentence, area),
+            )

@@ -1,0 +1,196 @@
+"""Score a chunk of pictures with a checkpoint: predictions, pixel counts, sums of scores."""
+
+import itertools
+import json
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from aml.data import split_words
+from aml.inference import Segmenter, resize_to_original
+from aml.metrics import Sums, called_empty, intersection_over_union, score
+from aml.training import segment_logits
+from orchestrator.evaluation.samples import CLEAN, ImageVariant, SampleLoader, SentenceSample
+
+
+@dataclass
+class PartialScores:
+    """Scores of some of an evaluation's pictures. Add two of them up with `+=`."""
+
+    sums: dict[tuple[str, str, int], Sums] = field(default_factory=dict)
+    """Metric sums by (split, corruption, severity)."""
+    rows: list[bytes] = field(default_factory=list)
+    """Lines of per_sentence.jsonl."""
+    clean: list[tuple[dict, int, int]] = field(default_factory=list)
+    """Of each sentence on its clean picture: row of sentences.jsonl, intersection and union."""
+    pictures: int = 0
+    words: int = 0
+    """Number of words in the sentences; 0 for a model without a vocabulary."""
+    unknown_words: int = 0
+    """Number of those words that are not in the model's vocabulary."""
+
+    @property
+    def unknown_share(self) -> float | None:
+        """Share of the words that the model does not know; None without a vocabulary."""
+        return self.unknown_words / self.words if self.words else None
+
+    def __iadd__(self, other: "PartialScores") -> "PartialScores":
+        for key, sums in other.sums.items():
+            self.sums[key] = self.sums.get(key, Sums()) + sums
+        self.rows += other.rows
+        self.clean += other.clean
+        self.pictures += other.pictures
+        self.words += other.words
+        self.unknown_words += other.unknown_words
+        return self
+
+
+@dataclass
+class ScoringTask:
+    """Everything that a worker needs to score chunks of pictures; it is sent to each worker."""
+
+    segmenter: Segmenter
+    loader: SampleLoader
+    batch: int
+    """Largest number of sentences decoded together."""
+    chunk: int
+    """Number of pictures in a chunk; they are encoded together."""
+    generalised: set[str]
+    """Splits that hold expressions without a target. For these the gRefCOCO rule of aml.metrics
+    applies, and their rows in per_sentence.jsonl end with `called_empty`."""
+
+    def __post_init__(self) -> None:
+        self.vocabulary = set(self.segmenter.model.vocabulary or ())
+
+    def score(
+        self, rows: list[dict], device_lock: AbstractContextManager | None = None
+    ) -> PartialScores:
+        """Return the scores of a chunk of pictures.
+
+        Args:
+            rows: Rows of the shards, one a picture, with their `jpeg`.
+            device_lock: Lock held while the model computes; None where no other thread uses the
+                device.
+        """
+        scores = PartialScores(pictures=len(rows))
+        if self.vocabulary:
+            sentences = [s for row in rows for s in self.loader.sentences(row)]
+            words = [word for sentence in sentences for word in split_words(sentence)]
+            scores.words = len(words)
+            scores.unknown_words = sum(word not in self.vocabulary for word in words)
+        variants = itertools.chain.from_iterable(map(self.loader.variants, rows))
+        while some := list(itertools.islice(variants, self.chunk)):
+            samples = [sample for variant in some for sample in variant.samples]
+            overlaps = list(self._overlaps(some, samples, device_lock or nullcontext()))
+            add_samples(scores, samples, np.array(overlaps, np.int64), self.generalised)
+        return scores
+
+    def _overlaps(
+        self,
+        variants: list[ImageVariant],
+        samples: list[SentenceSample],
+        device_lock: AbstractContextManager,
+    ) -> Iterator[tuple[int, int]]:
+        """Yield for each sample the pixels of prediction and truth both, and of the prediction."""
+        image_indices = [k for k, variant in enumerate(variants) for _ in variant.samples]
+        parts = self.segmenter.iter_logits(
+            np.stack([variant.image for variant in variants]),
+            [sample.sentence for sample in samples],
+            image_indices,
+            self.batch,
+        )
+        remaining = iter(samples)
+        while True:
+            with device_lock:
+                logits = next(parts, None)
+                if logits is None:
+                    return
+                some = list(itertools.islice(remaining, len(logits)))
+                masks = self._masks(logits, some)
+            for sample, mask in zip(some, masks, strict=True):
+                yield int(np.count_nonzero(mask & sample.truth)), int(np.count_nonzero(mask))
+
+    def _masks(self, logits: torch.Tensor, samples: list[SentenceSample]) -> list[np.ndarray]:
+        """Return for each sample the predicted mask, bool, in the shape of the sample's truth."""
+        size = self.segmenter.image_size
+        threshold = self.segmenter.threshold
+        if self.loader.protocol == "square":
+            return list(segment_logits(logits, (size, size), threshold).cpu().numpy())
+        least_logit = math.log(threshold / (1 - threshold))
+        masks = []
+        for one, sample in zip(logits, samples, strict=True):
+            height, width = sample.truth.shape
+            full = resize_to_original(one, (height, width), size, self.segmenter.fit)
+            masks.append((full >= least_logit).cpu().numpy())
+        return masks
+
+
+def add_samples(
+    scores: PartialScores,
+    samples: list[SentenceSample],
+    overlaps: np.ndarray,
+    generalised: set[str],
+) -> None:
+    """Add the metric sums and output rows of some samples to `scores`.
+
+    Args:
+        scores: Changed in place.
+        samples: n samples.
+        overlaps: (n, 2) int64: pixels of prediction and truth both, pixels of the prediction.
+        generalised: Splits to which the rule for expressions without a target applies.
+    """
+    both, predicted = torch.from_numpy(overlaps).reshape(-1, 2).unbind(1)
+    rule_applies = torch.tensor([s.identity["split"] in generalised for s in samples])
+    absent = torch.tensor([s.setting["no_target"] for s in samples]) & rule_applies
+    areas = torch.tensor([s.truth.size for s in samples])
+    empty = called_empty(predicted, areas) & rule_applies
+    truth = torch.tensor([s.truth_pixels for s in samples])
+    intersection, union, _ = intersection_over_union(both, predicted + truth - both, absent, empty)
+
+    keys = [(s.identity["split"], *s.condition) for s in samples]
+    for key in dict.fromkeys(keys):
+        chosen = torch.tensor([k == key for k in keys])
+        sums = score(
+            intersection[chosen], union[chosen], no_target=absent[chosen], empty=empty[chosen]
+        )
+        scores.sums[key] = scores.sums.get(key, Sums()) + sums
+
+    columns = zip(
+        samples,
+        intersection.tolist(),
+        union.tolist(),
+        predicted.tolist(),
+        rule_applies.tolist(),
+        empty.tolist(),
+        strict=True,
+    )
+    for sample, i, u, pixels, ruled, nothing in columns:
+        counts = {
+            "intersection": i,
+            "union": u,
+            "pred_pixels": pixels,
+            "gt_pixels": sample.truth_pixels,
+        }
+        row = sample.identity | counts | sample.setting
+        if ruled:
+            row["called_empty"] = nothing
+        scores.rows.append(json_line(row))
+        if sample.condition == CLEAN:
+            scores.clean.append((sample.description, i, u))
+
+
+def json_line(row: dict) -> bytes:
+    """Return the row as one line of a JSON Lines file."""
+    return json.dumps(row).encode() + b"\n"
+
+
+def total_scores(parts: Iterable[PartialScores]) -> PartialScores:
+    """Return the sum of the parts, their rows in the order of the parts."""
+    total = PartialScores()
+    for part in parts:
+        total += part
+    return total

@@ -1,0 +1,1 @@
+"""Compare runs over their seeds, and evaluations of checkpoints over their images."""

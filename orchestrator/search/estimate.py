@@ -1,0 +1,308 @@
+"""Estimates of a sweep's time: from a few steps before it starts, corrected by its epochs."""
+
+import collections
+import logging
+import statistics
+from collections.abc import Mapping
+from typing import TypedDict
+
+from orchestrator import cluster, config, data
+from orchestrator.config import Experiment, from_dict
+from orchestrator.search import budget, cost
+from orchestrator.search.plan import Plan
+from orchestrator.storage import storage_root
+
+logger = logging.getLogger(__name__)
+
+
+WINDOW = 50
+"""Number of latest epochs of an arm whose median is its seconds for an epoch."""
+
+CORRECTION_FACTOR = 1.2
+"""A corrected estimate is logged when it has changed by this factor since the last one."""
+
+REMOTE_STEPS_S = 180.0
+"""Seconds a node has for a few steps: its process starts, imports torch and builds the model."""
+
+UNKNOWN = (
+    "trials have GPUs that this machine lacks, and on none of the cluster could a few steps be "
+    "measured"
+)
+
+
+class Estimate(TypedDict):
+    """Time and money of a whole sweep, as sweep.json holds them."""
+
+    epoch_s: float
+    hours: float
+    cost: float
+
+
+class ThroughputEstimator:
+    """Seconds of an epoch, arm by arm, and the time the remaining trials take at that rate."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        experiment: Experiment,
+        concurrent: int,
+        planned: Estimate | None = None,
+    ) -> None:
+        """Create an estimator that has seen no epoch.
+
+        Args:
+            plan: The epochs that are left, by arm.
+            experiment: The settings of the sweep: prices and budget.
+            concurrent: Trials that run at a time.
+            planned: The estimate before the start; None where nothing was measured then.
+        """
+        self.plan = plan
+        self.concurrent = concurrent
+        self.planned = planned
+        self.price = config.hourly_price(experiment.resources)
+        self.limits = experiment.search.budget
+        self.seconds_by_arm: dict[str, collections.deque[float]] = {
+            arm: collections.deque(maxlen=WINDOW) for arm in plan.epochs
+        }
+        self.epochs_s = 0.0
+        """Seconds that the epochs of ended trials took."""
+        self.trials_s = 0.0
+        """Seconds that ended trials took, with start-up, checkpoints and reports."""
+        self.logged_hours = planned["hours"] if planned else 0.0
+
+    def add_epoch(self, arm: str, seconds: float) -> None:
+        """Take in that a trial of this arm has trained an epoch in so many seconds."""
+        self.seconds_by_arm[arm].append(seconds)
+
+    def add_trial(self, record: dict) -> None:
+        """Take in the ledger record of a trial: the time beside its epochs counts, too."""
+        self.epochs_s += sum(epoch["time/epoch_s"] for epoch in record["history"])
+        self.trials_s += record["seconds"]
+
+    def replay(self, record: dict) -> None:
+        """Take in a trial of an earlier attempt, from its first epoch to its end."""
+        for epoch in record["history"]:
+            self.add_epoch(record["arm"], epoch["time/epoch_s"])
+        self.add_trial(record)
+
+    @property
+    def epoch_s(self) -> float:
+        """Median seconds of the latest epochs of all arms; 0 before the first."""
+        seconds = [s for window in self.seconds_by_arm.values() for s in window]
+        return statistics.median(seconds) if seconds else 0.0
+
+    @property
+    def overhead(self) -> float:
+        """Seconds of trials divided by the seconds of their epochs; at least 1."""
+        return max(1.0, self.trials_s / self.epochs_s) if self.epochs_s else 1.0
+
+    def seconds_left(self, in_progress: Mapping[str, int]) -> float:
+        """Return the seconds until every trial has trained to its end, one after another.
+
+        Args:
+            in_progress: By arm, the epochs that its unfinished trials have trained.
+        """
+        mean_s = self.epoch_s
+        total = 0.0
+        for arm, epochs in self.plan.results.epochs_left.items():
+            window = self.seconds_by_arm[arm]
+            epochs_left = max(0, epochs - in_progress.get(arm, 0))
+            total += epochs_left * (statistics.median(window) if window else mean_s)
+        return self.overhead * total
+
+    def left_text(self, in_progress: Mapping[str, int]) -> str:
+        """Return time and money left at the rate so far; "" before the first epoch.
+
+        They are an upper bound while ASHA or a budget may still stop trials.
+        """
+        if not self.epoch_s:
+            return ""
+        seconds = self.seconds_left(in_progress)
+        price = f", cost <= {budget.money(seconds / 3600 * self.price)}" if self.price else ""
+        return f"<= {duration_text(seconds / self.concurrent)} left{price}"
+
+    def correction(self, in_progress: Mapping[str, int], spent: dict) -> str:
+        """Return the estimate of the whole sweep if it has changed since it was logged; else "".
+
+        Args:
+            in_progress: By arm, the epochs that its unfinished trials have trained.
+            spent: {"seconds" of wall clock, "trial_seconds" of all trials together} so far.
+        """
+        if not self.epoch_s:
+            return ""
+        left_s = self.seconds_left(in_progress)
+        hours = (spent["seconds"] + left_s / self.concurrent) / 3600
+        if self.limits.hours is not None:
+            hours = min(hours, self.limits.hours)
+        price = (spent["trial_seconds"] + left_s) / 3600 * self.price
+        if self.limits.cost is not None:
+            price = min(price, self.limits.cost)
+        last = self.logged_hours
+        if last and 1 / CORRECTION_FACTOR < hours / last < CORRECTION_FACTOR:
+            return ""
+        self.logged_hours = hours
+        before = f"; planned were {estimate_text(self.planned)}" if self.planned else ""
+        now: Estimate = {"epoch_s": self.epoch_s, "hours": hours, "cost": price}
+        return (
+            f"estimate: in all at most {estimate_text(now)}, corrected by the epochs so far{before}"
+        )
+
+
+def estimate_plan(plan: Plan, experiment: Experiment, epoch_s: float, concurrent: int) -> Estimate:
+    """Return hours and money of a plan whose epochs take `epoch_s` seconds.
+
+    Args:
+        plan: The plan.
+        experiment: The settings of the sweep: prices and budget.
+        epoch_s: Seconds of an epoch.
+        concurrent: Trials that run at a time.
+    """
+    price = config.hourly_price(experiment.resources)
+    hours, total = budget.estimate(
+        experiment.search.budget, plan, epoch_s=epoch_s, concurrent=concurrent, price=price
+    )
+    return {"epoch_s": epoch_s, "hours": hours, "cost": total}
+
+
+def estimate_text(estimate: Estimate) -> str:
+    """Return an estimate as text: 12 min (0.20 h), cost 0.40 at 2.5 s an epoch."""
+    hours = estimate["hours"]
+    price = f", cost {budget.money(estimate['cost'])}" if estimate["cost"] else ""
+    epoch_s = estimate["epoch_s"]
+    return f"{duration_text(hours * 3600)} ({hours:.2f} h){price} at {epoch_s:.1f} s an epoch"
+
+
+def duration_text(seconds: float) -> str:
+    """Return seconds as text, in minutes where there are more than 90."""
+    return f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
+
+
+def estimate_at_launch(
+    experiment: Experiment, epochs: dict[str, int], placement: cluster.Placement
+) -> Estimate | None:
+    """Log and return time and money of a sweep before it starts.
+
+    Args:
+        experiment: The settings of the sweep.
+        epochs: Epochs of the arms that train for others than train.epochs.
+        placement: How many trials run at a time.
+
+    Returns:
+        The estimate; None where no steps can be measured before the first epoch.
+    """
+    seconds = measure_epoch_s(experiment)
+    if seconds is None:
+        logger.info(f"plan: {UNKNOWN}; time and money follow with the first epoch")
+        return None
+    plan = Plan(experiment, epochs=epochs)
+    found = estimate_plan(plan, experiment, seconds, placement.concurrent)
+    logger.info(
+        f"plan: {plan.counts.total} trials, at most {estimate_text(found)} "
+        "(a few steps measured just now)"
+    )
+    return found
+
+
+def describe_plan(experiment: Experiment, placement: cluster.Placement) -> str:
+    """Return what a sweep would do: trials, placement, budget, time and cost."""
+    plan = Plan(experiment, epochs=cost.equal_epochs(experiment))
+    search = experiment.search
+    lines = [f"{experiment.name}: {plan.counts.total} trials of {experiment.train.epochs} epochs"]
+    lines += [_arm_line(plan, arm) for arm in search.arms]
+    if search.scheduler.name == "asha":
+        lines.append(
+            f"  ASHA inside each arm of the search: rungs from epoch {search.scheduler.grace}, "
+            f"one in {search.scheduler.reduction} goes on"
+        )
+    lines.append(f"placement: {placement.explanation}")
+    if limits := search.budget.limits:
+        limits_text = ", ".join(f"{value:g} {name}" for name, value in limits.items())
+        lines.append(f"budget: {limits_text}; confirmation is kept room for")
+    lines += _time_and_cost(experiment, plan, placement)
+    lines.append("nothing was started")
+    return "\n".join(lines)
+
+
+def _arm_line(plan: Plan, arm: str) -> str:
+    search = plan.experiment.search
+    tried = plan.search.per_arm
+    grid = len(plan.search.settings[arm])
+    settings = f"sampled by {search.method.name}"
+    if search.method.name == "grid":
+        settings = f"{tried} of {grid} settings" if tried < grid else f"{grid} setting(s)"
+    length = ""
+    if plan.epochs[arm] != plan.experiment.train.epochs:
+        length = f", {plan.epochs[arm]} epochs each"
+    return (
+        f"  {arm:16} {tried} search trials over {settings}, "
+        f"then {search.seeds.confirm} confirmation seeds{length}"
+    )
+
+
+def _time_and_cost(experiment: Experiment, plan: Plan, placement: cluster.Placement) -> list[str]:
+    seconds = measure_epoch_s(experiment)
+    if seconds is None:
+        return [f"time and cost: {UNKNOWN}; a sweep says them after its first epoch"]
+    found = estimate_plan(plan, experiment, seconds, placement.concurrent)
+    hours = found["hours"]
+    asha = " before ASHA stops trials" if experiment.search.scheduler.name == "asha" else ""
+    resources = experiment.resources
+    price = "no prices given (resources.price_per_gpu_hour, resources.price_per_cpu_hour)"
+    if config.hourly_price(resources):
+        price = (
+            f"at most {budget.money(found['cost'])} at {resources.price_per_gpu_hour:g} a GPU hour "
+            f"and {resources.price_per_cpu_hour:g} a CPU hour"
+        )
+    return [
+        f"time: about {seconds:.1f} s an epoch (a few steps measured just now), so at most "
+        f"{hours * 60:.0f} min ({hours:.2f} h) in all{asha}",
+        f"cost: {price}",
+    ]
+
+
+def measure_epoch_s(experiment: Experiment) -> float | None:
+    """Return the seconds of an epoch of one worker, from a few steps on noise.
+
+    The steps run on this machine, or, where trials have a GPU that it lacks, on a running node of
+    the cluster.
+
+    Returns:
+        The seconds; None where no node has such a GPU free.
+    """
+    steps = _measure_steps(experiment)
+    if steps is None:
+        return None
+    settings = experiment.data
+    found = data.check_sources(settings, storage_root(experiment.storage.root))
+    if found is not None:
+        counts = found.manifest["splits"][settings.train_split]
+        items = counts["sentences" if settings.unit == "sentence" else "refs"]
+    else:
+        assert settings.synth is not None  # else check_sources refuses data that are not there
+        # The train share, and the refs of an image, of generated data.
+        items = int(settings.synth.images * 0.75 * 2.42)
+    items = min(items, settings.train_limit or items)
+    samples, seconds = steps
+    return items * seconds / samples / experiment.resources.workers
+
+
+def _measure_steps(experiment: Experiment) -> tuple[int, float] | None:
+    """Return the samples and the seconds of a step of one worker."""
+    import torch
+
+    from aml.training import step_seconds
+
+    if not experiment.resources.gpus_per_worker or torch.cuda.is_available():
+        return step_seconds(experiment)
+    return cluster.run_on_worker(
+        _measure_steps_in_task,
+        experiment.for_workers(),
+        wanted=cluster.worker_resources(experiment.resources),
+        seconds=REMOTE_STEPS_S,
+    )
+
+
+def _measure_steps_in_task(tree: dict) -> tuple[int, float]:
+    from aml.training import step_seconds
+
+    return step_seconds(from_dict(tree))

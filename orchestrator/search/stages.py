@@ -1,0 +1,175 @@
+"""The two stages of an arm, search and confirmation, and the number of trials in each."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from orchestrator.config import Experiment, active_params
+from orchestrator.search.population import Population
+from orchestrator.search.space import distinct_settings, sample_config
+from orchestrator.search.study import Study
+from orchestrator.search.trial_spec import TrialSpec, slugify, trial_id
+
+CONFIRM_SEEDS = 1000
+"""Confirmation seeds start this far above the search seeds, so that the two never coincide."""
+
+
+class SearchStage:
+    """Propose every arm's search trials: grid, random, TPE, or members of a population."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        epochs: Mapping[str, int] | None = None,
+        decisions: Mapping[str, list[dict]] | None = None,
+    ) -> None:
+        """Create the stage.
+
+        Args:
+            experiment: The settings of the sweep.
+            epochs: Epochs of the arms that train for others than train.epochs.
+            decisions: Under population-based training, the decisions of earlier generations by arm.
+        """
+        search = experiment.search
+        self.experiment = experiment
+        self.epochs = {arm: (epochs or {}).get(arm, experiment.train.epochs) for arm in search.arms}
+        """Epochs of a trial, by arm."""
+        self.settings = {arm: distinct_settings(experiment, arm) for arm in search.arms}
+        """The grid of each arm."""
+        largest_grid = max(len(settings) for settings in self.settings.values())
+        self.per_arm: int = search.trials or largest_grid * search.seeds.search
+        """Search trials of an arm."""
+        self.order = {
+            arm: np.random.default_rng(experiment.seed).permutation(len(settings))
+            for arm, settings in self.settings.items()
+        }
+        """The order in which an arm tries its grid where it cannot try all of it."""
+        self.studies: dict[str, Study] = {}
+        if search.method.name == "tpe":
+            self.studies = {arm: Study(experiment, arm) for arm in search.arms}
+        self.populations: dict[str, Population] = {}
+        if search.scheduler.name == "pbt":
+            self.populations = {
+                arm: Population(experiment, arm, self.per_arm, n, (decisions or {}).get(arm, ()))
+                for arm, n in self.epochs.items()
+            }
+
+    def propose(self, arm: str, index: int) -> TrialSpec:
+        """Return the arm's search trial of this index."""
+        overrides, seed_offset = self._propose_config(arm, index)
+        if self.epochs[arm] != self.experiment.train.epochs:
+            overrides = overrides | {"train.epochs": self.epochs[arm]}
+        seed = self.experiment.seed + seed_offset
+        return TrialSpec(trial_id(arm, "search", index), arm, "search", seed, overrides)
+
+    def _propose_config(self, arm: str, index: int) -> tuple[dict, int]:
+        """Return overrides and seed offset of an arm's search trial."""
+        search = self.experiment.search
+        if search.method.name == "tpe":
+            return self.studies[arm].ask(trial_id(arm, "search", index)), 0
+        if search.method.name == "random":
+            sample = sample_config(search.space, [self.experiment.seed, index])
+            config = active_params(self.experiment.aml.rate, arm, sample)
+            # Members of a population may hold equal settings; they must differ in their seed.
+            return config, index if self.populations else 0
+        settings = self.settings[arm]
+        if self.per_arm < len(settings):
+            return settings[self.order[arm][index]], 0
+        return settings[index % len(settings)], index // len(settings)
+
+    def population_of(self, spec: TrialSpec) -> Population | None:
+        """Return the population that the trial is a member of; None where it is of none."""
+        return self.populations.get(spec.arm) if spec.stage == "search" else None
+
+    def join(self, spec: TrialSpec) -> None:
+        """Add the trial to its arm's population, where it has one."""
+        if (population := self.population_of(spec)) is not None:
+            population.initial_configs.setdefault(spec.id, spec.overrides)
+
+    def on_trial_complete(self, record: dict, score: float | None) -> None:
+        """Tell the arm's study or population that a search trial has ended.
+
+        Args:
+            record: The trial's ledger record.
+            score: Its last metric, more is better; None where it has none.
+        """
+        arm = record["arm"]
+        if arm in self.studies:
+            self.studies[arm].tell(record, score)
+        if population := self.populations.get(arm):
+            population.initial_configs.setdefault(record["trial"], record["overrides"])
+            population.terminated.add(record["trial"])
+
+    def num_segments(self, arm: str) -> int:
+        """Return how often a search trial of the arm is started, if its process is never lost."""
+        scheduler = self.experiment.search.scheduler
+        if scheduler.name != "pbt":
+            return 1
+        return -(-self.epochs[arm] // scheduler.interval)
+
+
+def confirmation_spec(experiment: Experiment, arm: str, index: int, best: dict) -> TrialSpec:
+    """Return a confirmation trial: the best setting on a seed that was never searched.
+
+    Args:
+        experiment: The settings of the sweep.
+        arm: The arm.
+        index: The index of the trial among the arm's confirmation trials.
+        best: A ledger record of the arm's best setting.
+    """
+    seed = experiment.seed + CONFIRM_SEEDS + index
+    name = trial_id(arm, "confirm", index)
+    history = best.get("path", [])
+    return TrialSpec(name, arm, "confirm", seed, best["overrides"], history)
+
+
+class TrialCounts:
+    """The numbers of trials: planned, and suggested so far."""
+
+    def __init__(self, search: SearchStage) -> None:
+        self.search = search
+        self.arms = search.experiment.search.arms
+        self.num_confirm = search.experiment.search.seeds.confirm
+        """Confirmation trials of an arm."""
+        self.num_suggested = {arm: {"search": 0, "confirm": 0} for arm in self.arms}
+        """Trials suggested so far, by arm and stage."""
+
+    def add(self, trial_id: str) -> None:
+        """Count a trial as suggested; its index counts those before it, too."""
+        arm, stage, index = self.parse(trial_id)
+        self.num_suggested[arm][stage] = max(self.num_suggested[arm][stage], index + 1)
+
+    def parse(self, trial_id: str) -> tuple[str, str, int]:
+        """Return arm, stage and index of a trial's id."""
+        slug, stage, index = trial_id.rsplit("-", 2)
+        (arm,) = [arm for arm in self.arms if slugify(arm) == slug]
+        return arm, stage, int(index)
+
+    @property
+    def total(self) -> int:
+        """Trials of the whole plan."""
+        return len(self.arms) * (self.search.per_arm + self.num_confirm)
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs of all trials, if none is stopped."""
+        return sum(self.search.epochs.values()) * (self.search.per_arm + self.num_confirm)
+
+    @property
+    def num_segments(self) -> int:
+        """The largest number of trial starts, if no process is lost."""
+        per_arm = self.search.per_arm
+        segments = sum(per_arm * self.search.num_segments(arm) for arm in self.arms)
+        return segments + len(self.arms) * self.num_confirm
+
+    @property
+    def num_started(self) -> int:
+        """Trials suggested so far."""
+        return sum(sum(stages.values()) for stages in self.num_suggested.values())
+
+    def remaining_confirmations(self) -> tuple[int, int]:
+        """Return the number of confirmation trials not suggested yet, and of their epochs."""
+        left = {
+            arm: self.num_confirm - stages["confirm"] for arm, stages in self.num_suggested.items()
+        }
+        return sum(left.values()), sum(n * self.search.epochs[arm] for arm, n in left.items())

@@ -1,0 +1,88 @@
+"""Runs for a person: one line for each, and deletion of what finished ones no longer need."""
+
+import shutil
+from pathlib import Path
+
+from orchestrator.storage import lease, uploads
+from orchestrator.storage.run import Run, downloaded, list_runs
+from orchestrator.utils import holder_of
+
+
+def run_line(run: Run) -> str:
+    """Return a run in one line: its state, number of trials, best result and size on disk."""
+    records = run.ledger()
+    state = run.state
+    epochs = [epoch for record in records for epoch in record["history"]]
+    epochs += state.get("history", [])
+    values = [epoch["val/mIoU"] for epoch in epochs if epoch.get("val/mIoU") is not None]
+    shown = "lost (the same command continues it)" if is_lost(run) else state["state"]
+    trials = f"{len(records)} trials" if records else ""
+    best = f"best mIoU {max(values):.3f}" if values else "no result yet"
+    size = f"{disk_mb(run.folder):8.1f} MB"
+    return f"{run.name:32} {run.kind:6} {shown:12} {trials:10} {best:18} {size}"
+
+
+def is_lost(run: Run) -> bool:
+    """Return whether a run is marked as running although no process works on it."""
+    return (
+        run.state["state"] == "running"
+        and lock_holder(run) is None
+        and not lease.lease_of(run.folder)
+    )
+
+
+def lock_holder(run: Run) -> int | None:
+    """Return the id of this machine's process that works on a run; None where there is none."""
+    return holder_of(run.folder / "lock")
+
+
+def disk_mb(folder: Path) -> float:
+    """Return the MiB of all files below a folder."""
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) / 2**20
+
+
+def prune_runs(root: Path) -> list[str]:
+    """Delete what only an unfinished run needs from finished ones: states, drafts, logs.
+
+    Returns:
+        A line for each finished run that says how much was freed.
+    """
+    lines = []
+    for run in list_runs(root):
+        if not run.finished:
+            continue
+        trials = [path.parent for path in downloaded(run).folder.glob("trials/*/trial.json")]
+        for folder in (run.folder, *trials):
+            uploads.delete_remote(folder, _is_training_state)
+        lines.append(f"{run.name}: {_prune_folder(run):.1f} MB")
+    return lines
+
+
+def _is_training_state(name: str) -> bool:
+    """Return whether an uploaded file of this name serves only to go on training."""
+    return name.endswith("state.pt") or name.split("/")[0].endswith(".previous")
+
+
+def _prune_folder(run: Run) -> float:
+    """Delete what a finished run no longer needs on this machine; return the MiB freed."""
+    doomed = [
+        path
+        for path in run.folder.rglob("*")
+        if path.name == "state.pt" or path.name.endswith((".previous", ".draft"))
+    ]
+    doomed += [path for path in (run.folder / "tune", run.folder / "ray") if path.exists()]
+    champion = run.state.get("champion", {}).get("checkpoint", "")
+    if champion:
+        doomed = [path for path in doomed if path != run.folder / champion]
+    size = 0.0
+    for path in doomed:
+        if path.is_dir():
+            size += disk_mb(path)
+        elif path.exists():
+            size += path.stat().st_size / 2**20
+    for path in doomed:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    return size

@@ -1,0 +1,617 @@
+"""Test the commands compare and reproduce as a user sees them.
+
+The run folders and evaluations are written here; numbers are computed by hand or by scipy; what
+cannot be compared or reproduced is refused in one sentence.
+"""
+
+import json
+import math
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from scipy import stats
+
+from aml.data.decode import decode_row, rows_of_block
+from aml.data.refer import read_refer
+from aml.synthetic.refer_files import generate_dataset
+from orchestrator.cli.app import main
+from orchestrator.config.loader import from_text
+from orchestrator.config.schema import code_version
+from orchestrator.data import shards
+from orchestrator.search import trial_spec
+from orchestrator.storage import history as history_module, run as run_module
+from orchestrator.training import loop
+from tests.support.stores import write_store
+
+SCORES = {
+    "off": (0.50, 0.52, 0.51),
+    "random": (0.53, 0.55, 0.53),
+    "aml/calibrated": (0.54, 0.56, 0.555),
+}
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv("AMLRIS_HOME", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def command(capsys):
+    def run(*arguments) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as left:
+            main([str(a) for a in arguments])
+        captured = capsys.readouterr()
+        return left.value.code, captured.out + captured.err
+
+    return run
+
+
+@pytest.fixture
+def result(command):
+    """Return a function that runs a command and returns its JSON result and all of its output."""
+
+    def run(*arguments) -> tuple[dict, str]:
+        code, text = command(*arguments, "--json")
+        assert code == 0, text
+        return json.loads(text.splitlines()[-1]), text
+
+    return run
+
+
+@pytest.fixture
+def refused(command):
+    def run(*arguments, said: str) -> None:
+        code, text = command(*arguments)
+        assert (
+            code == 2 and text.splitlines()[-1].startswith("error: ") and "Traceback" not in text
+        ), text
+        assert said in text, text
+
+    return run
+
+
+def begun(root, name, kind, overrides=(), **state) -> run_module.Run:
+    experiment = from_text(
+        "{name: x, data: {train: data/x, size: 32}}", [f"name={name.split('-')[0]}", *overrides]
+    )
+    run = run_module.Run(root / name, kind)
+    run.folder.mkdir()
+    (run.folder / "config.yaml").write_text(experiment.to_yaml())
+    given = {
+        "run": name,
+        "name": experiment.name,
+        "state": "done",
+        "data": {"fingerprint": "f00d"},
+        "code_version": "c0de",
+    } | state
+    run.update(**given)
+    return run
+
+
+def sweep_of(
+    root, name="toy-00000001", scores=SCORES, overrides=(), epochs=None, first_seed=1000, **state
+) -> run_module.Run:
+    flops = {"off": 100.0, "random": 100.0, "off@compute": 100.0, "aml/calibrated": 125.0}
+    run = begun(
+        root,
+        name,
+        "sweep",
+        overrides,
+        cost={arm: {"flops_per_item": flops[arm]} for arm in scores},
+        **state,
+    )
+    for arm, values in scores.items():
+        for k, value in enumerate(values):
+            record = {
+                "trial": f"{arm}-{k}",
+                "arm": arm,
+                "stage": "confirm",
+                "seed": first_seed + k,
+                "state": "done",
+                "epochs": (epochs or {}).get(arm, 4),
+            }
+            run.append(
+                record | {"history": [{"epoch": 4, "val/mIoU": value, "val/oIoU": value - 0.1}]}
+            )
+    run.append(
+        {
+            "trial": "s",
+            "arm": "off",
+            "stage": "search",
+            "seed": 0,
+            "state": "done",
+            "epochs": 4,
+            "history": [{"epoch": 4, "val/mIoU": 0.9}],
+        }
+    )
+    return run
+
+
+# ---- seeds
+
+
+def test_two_arms_are_compared_by_the_paired_test_over_their_seeds(root, result):
+    sweep_of(root)
+    found, text = result("compare", "toy:aml/calibrated", "toy:off")
+    (row,) = found["comparisons"]
+    # differences .04 .04 .045
+    test = stats.ttest_rel(SCORES["aml/calibrated"], SCORES["off"])
+    assert (row["test"], row["n"], row["verdict"]) == ("paired t", [3, 3], "better")
+    assert row["difference"] == pytest.approx(0.125 / 3) and row["p"] == pytest.approx(
+        test.pvalue
+    ) == pytest.approx(row["p_holm"])
+    assert (row["low"], row["high"]) == pytest.approx(tuple(test.confidence_interval()))
+    assert (
+        "toy-00000001:aml/calibrated is 4.17 points above toy-00000001:off in val/mIoU" in text
+        and "3 paired seeds" in text
+    )
+    assert (
+        "Compared at equal epochs, not at equal compute: "
+        "the first took x1.250 the FLOPs of the second." in text
+    )
+    assert found["sides"][0]["mean"] == pytest.approx(1.655 / 3) and "0.9" not in json.dumps(
+        found["sides"]
+    ), "search trials are not compared"
+
+
+def test_a_sweep_alone_is_every_pair_of_its_arms_corrected(root, result):
+    sweep_of(root)
+    found, text = result("compare", "toy-00000001")
+    rows = {(r["a"].partition(":")[2], r["b"].partition(":")[2]): r for r in found["comparisons"]}
+    assert list(rows) == [
+        ("off", "random"),
+        ("off", "aml/calibrated"),
+        ("random", "aml/calibrated"),
+    ]
+    p = sorted(r["p"] for r in rows.values())
+    holm = [3 * p[0], max(3 * p[0], 2 * p[1]), max(3 * p[0], 2 * p[1], p[2])]
+    assert sorted(r["p_holm"] for r in rows.values()) == pytest.approx(holm)
+    assert (
+        rows["off", "random"]["verdict"] == "worse"
+        and "after Holm's correction for 3 tests" in text
+    )
+    weak = rows["random", "aml/calibrated"]
+    assert (
+        weak["p"] > 0.05
+        and weak["verdict"] == "undecided"
+        and "would show a true difference of" in weak["words"]
+    )
+
+
+def test_what_holds_alone_but_not_after_correction_is_weak(root, result):
+    sweep_of(
+        root,
+        scores={
+            "off": (0.50, 0.52, 0.51),
+            "random": (0.53, 0.57, 0.55),
+            "aml/calibrated": (0.50, 0.53, 0.50),
+        },
+    )
+    rows = result("compare", "toy")[0]["comparisons"]
+    weak = next(r for r in rows if r["p"] < 0.05 <= r["p_holm"])
+    assert weak["verdict"] == "weak" and "weak evidence" in weak["words"]
+
+
+def test_without_common_seeds_it_is_welch_and_equal_compute_is_recognised(root, result):
+    scores = {"off@compute": SCORES["off"], "aml/calibrated": SCORES["aml/calibrated"]}
+    sweep_of(root, scores=scores, epochs={"off@compute": 5})
+    sweep_of(root, "later-00000002", scores={"off": (0.6, 0.61)}, first_seed=5000)
+    assert (
+        "Compared at 4 and 5 epochs and equal compute (FLOPs x1.000)."
+        in result("compare", "toy:aml/calibrated", "toy:off@compute")[1]
+    )
+    (row,) = result("compare", "toy:aml/calibrated", "later:off")[0]["comparisons"]
+    test = stats.ttest_ind(SCORES["aml/calibrated"], (0.6, 0.61), equal_var=False)
+    assert (row["test"], row["n"]) == ("Welch t", [3, 2]) and row["p"] == pytest.approx(test.pvalue)
+
+
+def test_two_sweeps_are_compared_arm_by_arm(root, result):
+    sweep_of(root)
+    better = {"off": (0.60, 0.62, 0.61), "aml/calibrated": (0.54, 0.56, 0.56)}
+    sweep_of(
+        root, "wide-00000002", scores=better, overrides=["optim.lr=0.02"], code_version="0ther"
+    )
+    found, text = result("compare", "wide", "toy")
+    pairs = [(r["a"].partition(":")[2], r["b"].partition(":")[2]) for r in found["comparisons"]]
+    assert pairs == [("off", "off"), ("aml/calibrated", "aml/calibrated")] and found["comparisons"][
+        0
+    ]["difference"] == pytest.approx(0.1)
+    assert (
+        "the experiments differ in optim.lr" in text
+        and "different versions of the code (0ther, c0de)" in text
+    )
+
+
+def trained(root, name, seed, value, overrides=(), **state):
+    history = [{"epoch": 1, "val/mIoU": 0.1}, {"epoch": 2, "val/mIoU": value}]
+    return begun(
+        root,
+        name,
+        "train",
+        [f"seed={seed}", *overrides],
+        history=history,
+        seed=seed,
+        arm="off",
+        **state,
+    )
+
+
+def test_trainings_that_differ_in_their_seed_only_are_one_side(root, result):
+    for seed, value in ((0, 0.5), (1, 0.53)):
+        trained(root, f"a-0000000{seed}", seed, value)
+        trained(root, f"b-0000000{seed}", seed, value + 0.1 + 0.01 * seed, ["optim.lr=0.02"])
+    found, _ = result("compare", "b-00000000", "b-00000001", "a-00000000", "a-00000001")
+    (row,) = found["comparisons"]
+    assert (
+        row["test"] == "paired t"
+        and row["n"] == [2, 2]
+        and row["difference"] == pytest.approx(0.105)
+    )
+    (single,) = result("compare", "a-00000000", "b-00000000")[0]["comparisons"]
+    assert (
+        single["test"] == "none"
+        and single["p"] is None
+        and "one seed says nothing of noise" in single["words"]
+    )
+
+
+def test_runs_that_were_not_measured_alike_are_refused(root, refused):
+    sweep_of(root)
+    sweep_of(root, "other-00000002", data={"fingerprint": "beef"})
+    sweep_of(root, "split-00000003", overrides=["data.val_split=testA"])
+    sweep_of(root, "large-00000004", overrides=["data.size=64"])
+    trained(root, "one-00000005", 0, 0.5)
+    trained(root, "half-00000006", 0, 0.5, state="interrupted")
+    refused("compare", "toy", "other", said="the data fingerprint is f00d and beef")
+    refused("compare", "toy:off", "split:off", said="the validation split is val and testA")
+    refused(
+        "compare",
+        "toy",
+        "large",
+        said="the protocol is square at 32 px, square and square at 64 px, square",
+    )
+    refused("compare", "toy:of", "toy:random", said="did you mean off?")
+    refused("compare", "toy:off", said="1 side to compare")
+    refused("compare", "one", "half", said="half-00000006 is not finished (state: interrupted)")
+    refused(
+        "compare", "toy", "--metric", "val/P0.1", said="choose --metric out of val/mIoU, val/oIoU"
+    )
+    refused("compare", "nowhere", "toy", said="no run under")
+
+
+# ---- images
+
+
+def evaluation(folder, shift=0, images=6, corrupt=(), **about):
+    """Write an evaluation of two sentences an image.
+
+    A sentence's union is 100 pixels, its intersection 40 + 5 image + shift (image % 3) - severity.
+    """
+    folder.mkdir()
+    lines = []
+    for image in range(images):
+        for sent in range(2):
+            for name, severity in (("clean", 0), *corrupt):
+                row = {
+                    "dataset": "refcoco",
+                    "split_by": "unc",
+                    "split": "val",
+                    "image_id": image,
+                    "ref_id": image,
+                    "sent_id": 10 * image + sent,
+                }
+                row |= {
+                    "intersection": 40 + 5 * image + shift * (image % 3) - severity,
+                    "union": 100,
+                    "pred_pixels": 90,
+                    "gt_pixels": 80,
+                }
+                lines.append(
+                    json.dumps(
+                        row
+                        | {
+                            "no_target": False,
+                            "protocol": "square",
+                            "corruption": name,
+                            "severity": severity,
+                        }
+                    )
+                )
+    (folder / "per_sentence.jsonl").write_text("\n".join(lines) + "\n")
+    facts = {
+        "protocol": "square",
+        "image_size": 32,
+        "fit": "square",
+        "splits": ["val"],
+        "data": {"fingerprint": "f00d"},
+    }
+    (folder / "about.json").write_text(
+        json.dumps(facts | {"corruptions": [f"{n}:{s}" for n, s in corrupt]} | about)
+    )
+    (folder / "metrics.json").write_text("{}")
+    return folder
+
+
+def test_two_evaluations_are_compared_over_their_images(tmp_path, result):
+    a, b = (
+        evaluation(tmp_path / "a", 5, corrupt=[("fog", 3)]),
+        evaluation(tmp_path / "b", corrupt=[("fog", 3)]),
+    )
+    found, text = result("compare", a, b)
+    rows = {(r["metric"], r["view"]): r for r in found["comparisons"]}
+    assert (
+        set(rows) == {(m, v) for m in ("mIoU", "oIoU") for v in ("clean", "corrupted (1 views)")}
+        and found["tests"] == 2
+    )
+    row = rows["mIoU", "clean"]
+    # a is ahead by 0, 5, 10, 0, 5, 10 pixels of 100
+    assert row["difference"] == pytest.approx(0.05) == pytest.approx(
+        rows["oIoU", "clean"]["difference"]
+    ) and row["n"] == [6, 6]
+    assert (
+        0 < row["low"] < 0.05 < row["high"] < 0.1
+        and row["verdict"] == "better"
+        and row["p_holm"] == pytest.approx(2 * row["p"])
+    )
+    assert "another seed may turn it round" in text and "fewer than 50 images" in text
+    same = result("compare", b, evaluation(tmp_path / "c"))[0]["comparisons"][0]
+    assert same["difference"] == 0 and same["p"] == 1 and same["verdict"] == "undecided"
+
+
+def test_evaluations_of_other_things_are_refused(root, tmp_path, refused):
+    a = evaluation(tmp_path / "a")
+    refused(
+        "compare",
+        a,
+        evaluation(tmp_path / "data", data={"fingerprint": "beef"}),
+        said="the data fingerprint is f00d and beef",
+    )
+    refused(
+        "compare",
+        a,
+        evaluation(tmp_path / "protocol", protocol="original"),
+        said="the protocol is square and original",
+    )
+    refused(
+        "compare",
+        a,
+        evaluation(tmp_path / "size", image_size=64),
+        said="the network size is 32 px, square and 64 px, square",
+    )
+    refused(
+        "compare",
+        a,
+        evaluation(tmp_path / "split", splits=["testA"]),
+        said="no split is in all of the evaluations",
+    )
+    refused(
+        "compare",
+        a,
+        evaluation(tmp_path / "fewer", images=5),
+        said="do not hold the same sentences (12 and 10 rows)",
+    )
+    refused("compare", a, said="one evaluation; name two or more")
+    sweep_of(root)
+    refused("compare", a, "toy:off", said="compare evaluations with evaluations")
+
+
+# ---- reproduce
+
+TINY = """
+name: again
+data: {train: data/again, size: 32, val_limit: 12}
+model: {name: small, width: 16, stem: 8, heads: 2, dropout: 0.1, max_words: 12}
+train: {epochs: 2, batch: 16}
+evaluate: {probe: 8, pictures: 2}
+search: {arms: [off, aml/calibrated], space: {aml.tau: [0.5]}, seeds: {confirm: 1}}
+"""
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """Train a run, and a sweep of one trial, in a root of their own.
+
+    The rows are divided into other blocks than reproduce will read.
+    """
+    root = tmp_path_factory.mktemp("reproduce")
+    generate_dataset(root / "scenes", "refcoco", images=30, size=48, seed=1, workers=1)
+    rows = [
+        r | {"jpeg": Path(r["path"]).read_bytes()}
+        for r in read_refer(root / "scenes", root / "scenes" / "images", "refcoco", "unc")
+    ]
+    store = write_store(root / "data" / "again", rows)
+    experiment, torch_version = from_text(TINY), version("torch")
+    state = {
+        "data": {"fingerprint": shards.read_manifest(store)["fingerprint"]},
+        "code_version": code_version(),
+        "versions": {"torch": torch_version},
+    }
+    blocks = [rows_of_block([decode_row(r, 32) for r in part]) for part in (rows[20:], rows[:20])]
+
+    def made(name, kind, spec, **more):
+        run = run_module.Run(root / name, kind)
+        run.folder.mkdir()
+        (run.folder / "config.yaml").write_text(experiment.to_yaml())
+        loop.run_training(
+            spec, lambda: blocks, shards.words(store), run.folder / "work", lambda metrics: None
+        )
+        history = history_module.read_history(run.folder / "work")
+        run.update(
+            run=name,
+            name="again",
+            state="done",
+            started=1.0,
+            **state,
+            **more | ({"history": history} if kind == "train" else {}),
+        )
+        return run, history
+
+    train, _ = made("again-00000001", "train", experiment)
+    spec = trial_spec.TrialSpec(
+        "aml_calibrated-search-000", "aml/calibrated", "search", 3, {"aml.tau": 0.25}
+    )
+    sweep, history = made("again-00000002", "sweep", spec.experiment(experiment))
+    sweep.append(
+        {
+            **spec.describe(experiment),
+            "overrides": spec.overrides,
+            "state": "stopped",
+            "epochs": 1,
+            "history": history[:1],
+        }
+    )
+    return SimpleNamespace(root=root, train=train, sweep=sweep)
+
+
+@pytest.fixture
+def there(recorded, monkeypatch):
+    monkeypatch.setenv("AMLRIS_HOME", str(recorded.root))
+    return recorded
+
+
+def test_a_training_gives_the_same_bits_again(there, command):
+    torch.manual_seed(77)
+    code, text = command("reproduce", "again-00000001", "--json")
+    found = json.loads(text.splitlines()[-1])
+    assert (
+        code == 0
+        and found["agrees"]
+        and found["epochs"] == 2
+        and found["values"] > 20
+        and found["differ"] == []
+    ), text
+    assert "agree bit for bit" in text and Path(found["folder"]).is_dir()
+    assert (
+        history_module.read_history(Path(found["folder"]))[-1]["val/mIoU"]
+        == there.train.state["history"][-1]["val/mIoU"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("processors", "said"),
+    [
+        (None, ""),  # a run older than the record
+        (["HERE"], ""),
+        (
+            ["Abacus with BEADS"],
+            "note: again-00000001 was made on Abacus with BEADS, here is HERE; "
+            "another processor may round otherwise",
+        ),
+        (
+            ["HERE", "Abacus", "Quipu"],
+            "note: again-00000001 was made on Abacus and Quipu, here is HERE; another processor",
+        ),
+    ],
+)
+def test_another_processor_is_named(there, command, processors, said):
+    here = run_module.processor()
+    kept = dict(there.train.state)
+    if processors:
+        there.train.update(processors=[here if name == "HERE" else name for name in processors])
+    try:
+        _, text = command("reproduce", "again-00000001")
+    finally:
+        there.train.state = kept
+        there.train.update()
+    assert said.replace("HERE", here) in text and text.count("was made on") == bool(said), text
+
+
+def test_a_run_notes_every_processor_that_it_was_begun_or_continued_on(
+    there, tmp_path, monkeypatch
+):
+    run = run_module.Run(tmp_path / "noted", "train")
+    manifest = {"fingerprint": "0123456789abcdef", "splits": {}}
+    for name in ("Abacus with BEADS", "Quipu with KNOTS", "Abacus with BEADS"):
+        monkeypatch.setattr(run_module, "processor", lambda name=name: name)
+        run.folder.mkdir(exist_ok=True)
+        run_module.begin_run(run, there.train.experiment(), manifest, "data/again")
+    assert run.state["processors"] == ["Abacus with BEADS", "Quipu with KNOTS"]
+
+
+def test_a_processor_is_named_by_its_model_and_torchs_instructions():
+    model, _, instructions = run_module.processor().rpartition(" with ")
+    assert model and instructions == torch.backends.cpu.get_cpu_capability()
+
+
+def test_one_bit_of_difference_is_found_and_named(there, command):
+    kept = there.train.state["history"]
+    altered = [dict(epoch) for epoch in kept]
+    altered[1]["train/loss"] = math.nextafter(altered[1]["train/loss"], 9)
+    there.train.update(history=altered)
+    try:
+        code, text = command("reproduce", there.train.folder)
+    finally:
+        there.train.update(history=kept)
+    assert (
+        code == 1
+        and "does not reproduce: 1 of" in text
+        and "the first is train/loss of epoch 2" in text
+    ), text
+
+
+def test_a_trial_of_a_sweep_is_repeated_to_the_epoch_at_which_it_was_stopped(there, command):
+    code, text = command("reproduce", "again:aml_calibrated-search-000")
+    assert code == 0 and "metrics of 1 epochs agree bit for bit" in text, text
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"code_version": "0123456789ab"}, "it was made by code version 0123456789ab"),
+        ({"code_version": None}, "it was made by code version unrecorded"),
+        ({"versions": {"torch": "1.0"}}, "it was made with torch 1.0, here is"),
+        (
+            {"data": {"fingerprint": "beef"}},
+            "it was made with data beef, but data/again now holds 0123456789abcdef",
+        ),
+        ({"init": "/nowhere.pth"}, "it started from /nowhere.pth, which is gone"),
+    ],
+)
+def test_where_it_cannot_be_told_the_reason_is_said_and_nothing_runs(there, refused, change, said):
+    kept, before = dict(there.train.state), sorted(there.root.glob("reproduced/*"))
+    there.train.update(**change)
+    try:
+        refused("reproduce", "again-00000001", said=said)
+    finally:
+        there.train.state = kept
+        there.train.update()
+    assert sorted(there.root.glob("reproduced/*")) == before
+
+
+def test_a_run_older_than_the_record_of_its_code_is_known_by_its_name(there, command):
+    name = there.train.experiment().run_name("0123456789abcdef")
+    shutil.copytree(there.train.folder, there.root / name)
+    run_module.Run(there.root / name, "train").update(code_version=None)
+    code, text = command("reproduce", there.root / name)
+    shutil.rmtree(there.root / name)
+    assert code == 0 and "agree bit for bit" in text, text
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [("workers: 2", "it ran on 2 workers"), ("gpus_per_worker: 1", "it ran on a GPU")],
+)
+def test_machines_that_add_in_another_order_are_refused(there, refused, setting, said):
+    path = there.train.folder / "config.yaml"
+    kept = path.read_text()
+    path.write_text(
+        kept.replace("workers: 1" if "workers: 2" in setting else "gpus_per_worker: 0", setting)
+    )
+    try:
+        refused("reproduce", "again-00000001", said=said)
+    finally:
+        path.write_text(kept)
+
+
+def test_a_sweep_needs_one_of_its_trials(there, refused):
+    refused(
+        "reproduce",
+        "again-00000002",
+        said="name one of its trials as again-00000002:TRIAL; it has aml_calibrated-search-000",
+    )
+    refused("reproduce", f"{there.train.folder}:x", said="which has no trials")

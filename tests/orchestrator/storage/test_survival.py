@@ -1,0 +1,523 @@
+"""Faults around a run, which cost it nothing or the current epoch.
+
+Without Ray; test_faults has the cases with Ray.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from aml.errors import NotSaved, OutOfMemory, Unreachable, UserError
+from aml.training.learner import Learner
+from orchestrator.config.loader import from_dict
+from orchestrator.data import convert, shards
+from orchestrator.data.decoded import ShardSelection, decode_shards
+from orchestrator.storage import filesystem, history, run as run_module
+from orchestrator.tracking.tracker import MemoryTracker
+from orchestrator.training import loop
+from orchestrator.training.epochs import EpochListener
+from orchestrator.utils import failures, files, signals as signals_module
+from tests.aml.training.test_checkpoint import alter, damage, file_size_limit
+from tests.support.hearing import hear
+
+TREE = {
+    "name": "little",
+    "data": {"train": "x", "size": 64, "train_limit": 8, "val_limit": 4},
+    "model": {"name": "small", "width": 16, "stem": 8, "heads": 2, "dropout": 0.1, "max_words": 12},
+    "train": {"epochs": 4, "batch": 8},
+    "evaluate": {"probe": 4, "pictures": 1},
+}
+NUMBERS = ("epoch", "train/loss", "val/mIoU", "val/oIoU", "aml/hidden")
+
+
+@pytest.fixture
+def run_trial(blocks, rows, tmp_path):
+    """Return a function that trains and returns the numbers of every epoch that was reported."""
+    from aml.data.refer_counts import vocabulary
+
+    def run(epochs: int = 4, report=None, folder: Path = tmp_path / "run") -> list[list[float]]:
+        heard = []
+        experiment = from_dict(TREE | {"train": {"epochs": 4, "batch": 8}})
+
+        def hear(metrics):
+            heard.append([metrics[n] for n in NUMBERS])
+            if report:
+                report(metrics)
+            if metrics["epoch"] == epochs:
+                (folder / loop.STOP).touch()
+
+        loop.run_training(experiment, lambda: blocks, vocabulary(rows), folder, hear)
+        (folder / loop.STOP).unlink(missing_ok=True)
+        return heard
+
+    return run
+
+
+@pytest.fixture
+def whole(run_trial, tmp_path):
+    """Return the numbers of a run without faults."""
+    return run_trial(folder=tmp_path / "whole")
+
+
+def epochs_on_disk(folder: Path) -> list[int]:
+    return [e["epoch"] for e in history.read_history(folder)]
+
+
+# ---- checkpoints ---------------------------------------------------------------------------------
+
+
+def test_a_damaged_checkpoint_costs_one_epoch_and_two_damaged_ones_the_run_which_starts_again(
+    run_trial, whole, tmp_path
+):
+    folder = tmp_path / "run"
+    assert run_trial(epochs=3) == whole[:3]
+    alter(folder / "last" / "state.pt")
+    assert run_trial(epochs=3) == whole[2:3], "the third epoch is done again, the same"
+    damage(folder / "last" / "model.safetensors")
+    alter(folder / "last.previous" / "model.safetensors")
+    assert run_trial() == whole and epochs_on_disk(folder) == [1, 2, 3, 4]
+    first, second = history.read_notes(folder)
+    assert (
+        "state.pt is not as it was written" in first
+        and "goes on from the one before, after epoch 2" in first
+    )
+    assert (
+        "no checkpoint of this run can be used" in second
+        and "starts again from its first epoch" in second
+    )
+
+
+def test_a_process_that_is_lost_before_it_tells_of_its_last_epoch_tells_when_it_is_started_again(
+    run_trial, whole, blocks, rows, tmp_path
+):
+    from aml.data.refer_counts import vocabulary
+
+    folder, heard = tmp_path / "run", []
+    assert run_trial(epochs=2) == whole[:2]
+    (folder / "epochs.jsonl").write_text(
+        (folder / "epochs.jsonl").read_text().splitlines(keepends=True)[0]
+    )  # lost between checkpoint and line
+    context = loop.RunContext(stop_epoch=2)
+    loop.run_training(
+        from_dict(TREE), lambda: blocks, vocabulary(rows), folder, heard.append, context
+    )
+    assert [[metrics[n] for n in NUMBERS] for metrics in heard] == whole[1:2] and epochs_on_disk(
+        folder
+    ) == [1, 2]
+
+
+def test_a_process_that_is_lost_while_it_writes_leaves_no_draft_and_no_gap_where_the_run_goes_on(
+    run_trial, whole, tmp_path, monkeypatch
+):
+    """The process is lost at each of the writes of the second epoch, in turn."""
+
+    class Lost(BaseException):
+        pass
+
+    def counted(name: str, at: int, count: list[int]):
+        real = getattr(os, name)
+
+        def call(source, target):
+            count[0] += 1
+            if count[0] == at:
+                raise Lost
+            return real(source, target)
+
+        return call
+
+    for at in range(1, 30):
+        folder, count = tmp_path / f"{at}" / "run", [0]
+        assert run_trial(epochs=1, folder=folder) == whole[:1]
+        with monkeypatch.context() as patch, contextlib.suppress(Lost):
+            for name in ("rename", "replace"):
+                patch.setattr(f"os.{name}", counted(name, at, count))
+            run_trial(epochs=2, folder=folder)
+        if count[0] < at:
+            break
+        (folder / "best.draft").mkdir(
+            exist_ok=True
+        )  # where the epoch done again is not the best, as on a GPU it may be
+        run_trial(epochs=3, folder=folder)
+        assert [str(p) for p in folder.rglob("*") if p.name.endswith((".tmp", ".draft"))] == []
+        assert (
+            epochs_on_disk(folder) == [1, 2, 3] and len(list((folder / "pictures").iterdir())) == 3
+        )
+    assert at > 4
+
+
+def test_notes_of_a_worker_are_said_once_by_the_driver(tmp_path):
+    history.add_note(tmp_path, "of an earlier attempt")
+    said = hear([])
+    listener = EpochListener(
+        run_module.Run(tmp_path, "train"),
+        from_dict(TREE),
+        MemoryTracker(tmp_path),
+        "train",
+    )
+    listener.start()
+    history.add_note(tmp_path, "checkpoint last cannot be used")
+    listener.close()
+    assert said == ["note: checkpoint last cannot be used"]
+
+
+# ---- a full disk ---------------------------------------------------------------------------------
+
+
+def test_a_full_disk_costs_the_epoch_under_way_and_the_same_call_goes_on_where_there_is_room(
+    run_trial, whole, tmp_path
+):
+    folder = tmp_path / "run"
+    assert run_trial(epochs=2) == whole[:2]
+    size = (folder / "last" / "model.safetensors").stat().st_size
+    with (
+        file_size_limit(size // 2),
+        pytest.raises(
+            NotSaved, match=r"could not be written .* make room and give the same command again"
+        ),
+    ):
+        run_trial()
+    assert (
+        epochs_on_disk(folder) == [1, 2]
+        and not list(folder.glob("*.draft"))
+        and not list(folder.rglob("*.tmp"))
+    )
+    assert run_trial() == whole[2:]
+
+
+def test_a_state_file_that_does_not_fit_leaves_the_one_before(tmp_path):
+    files.atomic_write(tmp_path / "train.json", b"before")
+    with (
+        file_size_limit(1000),
+        pytest.raises(
+            NotSaved, match=r"train.json could not be written \(File too large\): it takes 0.1 MB"
+        ),
+    ):
+        files.atomic_write(tmp_path / "train.json", bytes(100_000))
+    assert [p.name for p in tmp_path.iterdir()] == ["train.json"] and (
+        tmp_path / "train.json"
+    ).read_bytes() == b"before"
+
+
+def test_a_ledger_line_that_does_not_fit_or_was_cut_off_spoils_no_other(tmp_path, capsys):
+    run = run_module.Run(tmp_path, "sweep")
+    run.append({"trial": "a", "history": []})
+    with file_size_limit(200), pytest.raises(NotSaved, match="ledger.jsonl could not be written"):
+        run.append({"trial": "b", "history": [], "error": "x" * 1000})
+    run.append({"trial": "c", "history": []})
+    assert [r["trial"] for r in run.ledger()] == ["a", "c"] and capsys.readouterr().out == ""
+    with open(run.folder / "ledger.jsonl", "a") as file:
+        file.write('{"trial": "d", "hist')  # a crash in the middle of a line
+    run.append({"trial": "e", "history": []})
+    assert [r["trial"] for r in run.ledger()] == [
+        "a",
+        "c",
+        "e",
+    ] and "a cut-off line is left out" in capsys.readouterr().out
+
+
+def test_a_disk_that_is_full_elsewhere_is_said_in_one_sentence(capsys, monkeypatch):
+    import errno
+
+    from orchestrator.cli import app
+
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/page.html")
+
+    monkeypatch.setattr(run_module, "list_runs", fail)
+    with pytest.raises(SystemExit) as left:
+        app.main(["runs"])
+    said = capsys.readouterr().err
+    assert (
+        left.value.code == 1
+        and said
+        == "error: /data/page.html could not be written (No space left on device); "
+        "make room, then give the same command again\n"
+    )
+
+
+# ---- memory --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        MemoryError(),
+        torch.empty,  # a real one
+    ],
+)
+def test_memory_that_is_not_enough_is_said_with_what_to_lower_and_loses_the_epoch_under_way(
+    run_trial, whole, tmp_path, monkeypatch, error
+):
+    def step(self, batch, epoch, index, sums):
+        if epoch == 2 and isinstance(error, BaseException):
+            raise error
+        if epoch == 2:
+            error(2**60, dtype=torch.uint8)
+        return real(self, batch, epoch, index, sums)
+
+    real = Learner.step
+    monkeypatch.setattr(Learner, "step", step)
+    with pytest.raises(OutOfMemory) as said:
+        run_trial()
+    text = str(said.value)
+    assert (
+        text.startswith("out of memory")
+        and "train.batch 8" in text
+        and "data.size 64" in text
+        and "raise train.accumulate" in text
+    )
+    assert loop.failure_metrics(said.value) == {"epoch": -1, "failed": text, "kind": "memory"}
+    monkeypatch.undo()
+    assert run_trial() == whole[2:]
+
+
+def test_memory_of_a_part_of_a_gpu_is_said_to_be_that():
+    text = (
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 139.80 GiB "
+        "of which 137.81 GiB is free. Including non-PyTorch"
+    )
+    experiment = from_dict(TREE | {"resources": {"gpus_per_worker": 0.25}})
+    said = (
+        r"^out of memory \(CUDA out of memory. Tried to allocate 2.00 GiB\) "
+        "within its 0.25 of a GPU with train.batch 8"
+    )
+    with pytest.raises(OutOfMemory, match=said), loop.memory_errors(experiment):
+        raise torch.OutOfMemoryError(text)
+
+
+def test_workers_that_failed_are_said_by_what_the_first_of_them_met():
+    from ray.train import WorkerGroupError
+
+    why = RuntimeError("NCCL error: duplicate GPU\n  detected")
+    said = failures.failure(
+        WorkerGroupError(
+            "[Rank 0,1 Error Snippet]: Traceback (most recent call last): ...",
+            {1: ValueError("closed"), 0: why},
+        )
+    )
+    assert (
+        said == "2 workers failed, the first with RuntimeError: NCCL error: duplicate GPU detected"
+    )
+    assert (
+        failures.failure(WorkerGroupError("Traceback ...", {1: ValueError("closed")}))
+        == "a worker failed with ValueError: closed"
+    )
+    away = WorkerGroupError(
+        "Traceback ...",
+        {0: RuntimeError("connection closed by peer"), 1: Unreachable("s3://b does not answer")},
+    )
+    assert loop.failure_metrics(away) == {
+        "epoch": -1,
+        "failed": "s3://b does not answer",
+        "kind": "away",
+    }, "the one that was not met for the other's sake"
+
+
+def test_an_error_that_is_not_of_memory_stays_what_it_is(run_trial, monkeypatch):
+    monkeypatch.setattr(
+        Learner, "step", lambda *_: (_ for _ in ()).throw(RuntimeError("size mismatch"))
+    )
+    with pytest.raises(RuntimeError, match="^size mismatch$"):
+        run_trial()
+
+
+# ---- interruptions -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def signals():
+    """Set Python's own handler of SIGINT, and restore all handlers at the end."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_the_first_interruption_is_noted_the_second_stops(signals):
+    noted = []
+    with signals_module.restored_handlers():
+        signals_module.on_interrupt(lambda: noted.append(1))
+        signal.raise_signal(signal.SIGINT)
+        assert noted == [1]
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert noted == [1] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_process_that_ignores_sigint_as_those_in_the_background_do_can_still_be_stopped(signals):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signals_module.stop_at_once)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_sigterm_where_nothing_trains_stops_at_once(signals):
+    noted = []
+    signal.signal(signal.SIGTERM, signals_module.stop_at_once)
+    signals_module.on_interrupt(lambda: noted.append(1))
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
+    assert noted == []
+
+
+@pytest.mark.parametrize("how", ["saved", "out of time", "asked twice"])
+def test_a_sigterm_has_what_is_under_way_saved_before_it_stops(signals, how):
+    begun, over, noted = threading.Event(), threading.Event(), []
+
+    def save():
+        begun.set()
+        over.wait(60)
+        noted.append("saved")
+
+    with signals_module.restored_handlers():
+        signals_module.on_interrupt(lambda: noted.append("interrupted"))
+        signals_module.save_on_terminate(save, 0.2 if how == "out of time" else 60)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+            assert begun.wait(60) and noted == []
+            if how == "saved":
+                over.set()
+            elif how == "asked twice":
+                signal.raise_signal(signal.SIGTERM)
+            for _ in range(600):
+                time.sleep(0.1)
+    assert noted == (["saved"] if how == "saved" else [])
+    over.set()
+
+
+def test_a_training_that_ends_while_it_is_saved_is_not_stopped_after_that(signals):
+    begun, over = threading.Event(), threading.Event()
+
+    def save():
+        begun.set()
+        over.wait(60)
+
+    with signals_module.restored_handlers():
+        signals_module.save_on_terminate(save, 60)
+        signal.raise_signal(signal.SIGTERM)
+        assert begun.wait(60)
+    signal.signal(
+        signal.SIGTERM, lambda *_: pytest.fail("stopped in the middle of what comes after")
+    )
+    over.set()
+    for thread in [t for t in threading.enumerate() if t.name == "ending"]:
+        thread.join(60)
+
+
+def test_a_run_that_is_asked_to_stop_ends_after_its_epoch_and_goes_on_as_if_nothing_had_been(
+    run_trial, whole, tmp_path
+):
+    assert run_trial(epochs=1) == whole[:1] and epochs_on_disk(tmp_path / "run") == [1]
+    assert run_trial() == whole[1:]
+
+
+def test_what_ray_trains_handler_would_abort_ends_after_the_epoch(signals, tmp_path):
+    """The command `train` puts its handler before the one that Ray Train sets in fit()."""
+    from orchestrator.training.trainer import end_after_epoch
+
+    class Trainer:
+        def _register_sigint_handler(self, controller):
+            signal.signal(signal.SIGINT, lambda *_: controller.append("aborted"))
+
+    trainer, controller, said = Trainer(), [], hear([])
+    end_after_epoch(trainer, tmp_path / loop.STOP)
+    trainer._register_sigint_handler(controller)
+    listener = EpochListener(
+        run_module.Run(tmp_path, "train"),
+        from_dict(TREE),
+        MemoryTracker(tmp_path),
+        "train",
+    )
+    listener.start()
+    signal.raise_signal(signal.SIGINT)
+    listener.close()
+    assert (
+        (tmp_path / loop.STOP).exists()
+        and controller == []
+        and said == [signals_module.INTERRUPTED]
+    )
+    signal.raise_signal(signal.SIGINT)
+    assert controller == ["aborted"]
+
+
+# ---- shards --------------------------------------------------------------------------------------
+
+
+def test_a_truncated_shard_is_named_before_anything_reads_it(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for name in ("part-0.parquet", "part-1.parquet"):
+        pq.write_table(
+            pa.table({"image_id": [1], "splits": ["train"], "jpeg": [b"x" * 1000], "meta": ["{}"]}),
+            tmp_path / name,
+        )
+    (tmp_path / shards.COMPLETE_MARKER).write_text(
+        json.dumps({"format": shards.FORMAT, "files": ["part-0.parquet", "part-1.parquet"]})
+    )
+    store = filesystem.Filesystem(tmp_path)
+    assert list(shards.files_with(store, {"train"})) == [
+        "part-0.parquet",
+        "part-1.parquet",
+    ] and not shards.files_with(store, {"val"})
+    damage(tmp_path / "part-1.parquet")
+    for read in (
+        lambda s: shards.files_with(s, {"val"}),
+        shards.splits_of,
+        lambda s: shards.picture_places(s, ["train"]),
+        lambda s: decode_shards(ShardSelection(s, frozenset({"train"}), {}), 64, "square"),
+    ):
+        with pytest.raises(
+            UserError, match=r"part-1.parquet is damaged \(Arrow.*\); write the shards again$"
+        ):
+            read(store)
+
+
+# ---- two at once ---------------------------------------------------------------------------------
+
+
+def test_two_runs_that_make_the_same_data_at_once_make_them_once(tmp_path, monkeypatch):
+    from orchestrator.data import mixture
+
+    data, made, together = (
+        from_dict(TREE | {"data": {"train": "d", "synth": {"images": 8}}}).data,
+        [],
+        threading.Barrier(2),
+    )
+
+    def make(synth, store, root):
+        made.append(store.uri)
+        store.write(shards.COMPLETE_MARKER, b"{}")
+
+    monkeypatch.setattr(convert, "make_synthetic", make)
+    monkeypatch.setattr(
+        mixture, "check_sources", lambda data, root: type("Found", (), {"stores": [1]})()
+    )
+    read = filesystem.Filesystem.read
+
+    def late(self, name):  # both see nothing at first
+        found = read(self, name)
+        if threading.current_thread() not in seen:
+            seen.add(threading.current_thread())
+            together.wait()
+        return found
+
+    seen = set()
+    monkeypatch.setattr(filesystem.Filesystem, "read", late)
+    threads = [
+        threading.Thread(target=mixture.prepare_sources, args=(data, tmp_path)) for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
