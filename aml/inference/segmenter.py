@@ -22,7 +22,10 @@ from aml.training import PRECISIONS, load_model
 
 
 class Segmenter:
-    """Segment the referents of sentences in pictures of any size."""
+    """Segment the referents of sentences in pictures of any size.
+
+    The class is long because each way to ask it, from one sentence to many pictures, has its
+    arguments and shapes described."""
 
     def __init__(
         self,

@@ -55,7 +55,7 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 
 
 class Detris(Model):
-    """DETRIS-like, see the module.
+    """DETRIS-like, see the module. The class is long since it holds the whole network.
 
     Words are fused into the visual encoder by its adapters, so there is no encode without a
     sentence. Alignment is read from:

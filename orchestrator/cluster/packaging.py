@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from aml.errors import UserError
 from aml.own_classes import names_file, names_own_class
-from orchestrator import storage
+from orchestrator import storage, utils
 from orchestrator.utils import looks_secret
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def runtime_environment(named: list[str], *, secret_from_env: bool = False) -> d
     Raises:
         UserError: a named variable is unset or looks like a secret, or AMLRIS_HOME would be lost.
     """
-    sha, dirty = storage.git_state()
+    sha, dirty = utils.git_state()
     found = {
         "AMLRIS_GIT_SHA": sha,
         "AMLRIS_GIT_DIRTY": "1" if dirty else "0",

@@ -29,9 +29,7 @@ from .run import (
     Run as Run,
     begin_run as begin_run,
     find_run as find_run,
-    git_state as git_state,
     list_runs as list_runs,
-    processor as processor,
     start_run as start_run,
 )
 from .synced_folder import (

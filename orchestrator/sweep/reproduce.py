@@ -165,7 +165,7 @@ def other_processors(name: str, processors: list[str]) -> str:
         name: The name of the run.
         processors: As the run recorded them; older runs have none.
     """
-    here = storage.processor()
+    here = utils.processor()
     others = [processor for processor in processors if processor != here]
     if not others:
         return ""

@@ -2,8 +2,8 @@
 
 May import: aml.errors and aml.files.
 Public names: INTERRUPTED, NON_RETRYABLE, PeakMemory, TERMINATING, atomic_write, exclusive_lock,
-    failure, holder_of, is_dead, lease_seconds, lease_text, looks_secret, on_interrupt,
-    print_messages, process_lock, redact, redact_all, restored_handlers, root_cause,
+    failure, git_state, holder_of, is_dead, lease_seconds, lease_text, looks_secret, on_interrupt,
+    print_messages, process_lock, processor, redact, redact_all, restored_handlers, root_cause,
     save_on_terminate, seconds_setting, stop_at_once, without_nan.
 """
 

@@ -22,6 +22,10 @@ from .messages import (
 from .process_memory import (
     PeakMemory as PeakMemory,
 )
+from .provenance import (
+    git_state as git_state,
+    processor as processor,
+)
 from .redaction import (
     looks_secret as looks_secret,
     redact as redact,

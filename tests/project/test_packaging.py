@@ -141,7 +141,7 @@ def test_an_experiment_is_named_by_its_path(run, site, tmp_path):
 
 
 def test_an_environment_inside_another_repository_is_not_taken_for_it(run):
-    code = "from orchestrator.storage import git_state; print(git_state())"
+    code = "from orchestrator.utils import git_state; print(git_state())"
     assert run("-c", code).strip() == "('unknown', False)"
 
 
