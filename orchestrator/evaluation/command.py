@@ -190,10 +190,11 @@ def _load_inputs(request: EvaluationRequest) -> EvaluationInputs:
 
 def _score(request: EvaluationRequest, inputs: EvaluationInputs) -> EvaluationOutcome:
     """Score the pictures, and check that every sentence was scored."""
+    corrupted = len(inputs.conditions) - 1
+    under = f" and under {corrupted} corruption(s)" if corrupted else ""
     logger.info(
         f"{inputs.sentences} sentences of {', '.join(inputs.splits)} on {len(inputs.places)} "
-        f"pictures, clean and under {len(inputs.conditions) - 1} corruption(s), protocol "
-        f"{request.protocol}"
+        f"pictures, clean{under}, protocol {request.protocol}"
     )
     device = worker.choose_device(request.workers)
     start = time.monotonic()
