@@ -305,7 +305,7 @@ def sections_in(annotation: Any) -> list[type[Settings]]:
 
 
 class _Place(NamedTuple):
-    """Where in the settings something is."""
+    """Place in the settings: the dotted key, the class that owns the field, and the field."""
 
     dotted: str
     path: list[str]

@@ -20,7 +20,7 @@ Such a map says nothing, and no block of it is weak.
 
 
 class Alignment(NamedTuple):
-    """How well the patches of a batch match their expressions."""
+    """Scores of how well the patches of a batch match their expressions."""
 
     map: torch.Tensor
     """(B, h, w) float in [0, 1]: how well a patch matches the expression."""

@@ -75,7 +75,7 @@ class Masker:
 
     @property
     def calibrating(self) -> bool:
-        """Whether the automatic scale is still being measured."""
+        """Return whether the automatic scale is still being measured."""
         return self.stage1.calibrating
 
     @property

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 class MaskingMethod:
-    """How a training step is masked; the base class of all methods, which hides blocks once.
+    """Way to mask a training step; the base class of all methods, which hides blocks once.
 
     A subclass needs `name` and `draw`; the other members have defaults. The instance holds the
     settings as `config` and nothing that a checkpoint would have to keep.
@@ -58,7 +58,7 @@ class MaskingMethod:
 
     @property
     def reads_alignment(self) -> bool:
-        """Whether stage 1 runs before each mask."""
+        """Return whether stage 1 runs before each mask."""
         return self.selects_by_alignment
 
     @property

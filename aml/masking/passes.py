@@ -1,4 +1,4 @@
-"""What masking gets and gives: the inputs of a mask, the mask, and one pass of a training step."""
+"""Data of masking: the inputs of a mask, the mask, and one pass of a training step."""
 
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from aml.masking.selection import Blocks
 
 @dataclass(frozen=True)
 class MaskInputs:
-    """What a mask is decided from, for B samples of H x W network images."""
+    """Inputs of a mask's decision, for B samples of H x W network images."""
 
     model: Any
     """The bare module, never a DDP wrapper."""
@@ -51,7 +51,7 @@ def whole_image(x: torch.Tensor) -> torch.Tensor:
 
 
 class Mask(NamedTuple):
-    """What was decided for a batch."""
+    """Decision for a batch: which blocks are hidden, and how it came about."""
 
     hidden: torch.Tensor
     """(B, gh, gw) bool"""

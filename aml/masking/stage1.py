@@ -38,7 +38,7 @@ class Stage1:
 
     @property
     def calibrating(self) -> bool:
-        """Whether the scale is still being measured."""
+        """Return whether the scale is still being measured."""
         measured = self.config.scale == "auto" and self.config.score in SOFTMAX_SCORES
         return measured and len(self.log_scales) < CALIBRATION_BATCHES
 

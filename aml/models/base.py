@@ -16,7 +16,7 @@ Tokens = tuple[torch.Tensor, torch.Tensor]
 
 
 class Features(NamedTuple):
-    """What alignment is computed from."""
+    """Visual and text features that alignment is computed from."""
 
     visual: torch.Tensor
     """(B, D_v, h, w)"""

@@ -183,7 +183,8 @@ class Learner(Predictor):
             self.scaler.step(self.optimizer)
             self.scaler.update()
         else:
-            self.optimizer.found_inf = skipped  # type: ignore[attr-defined]  # the fused step reads it
+            # the fused step reads it
+            self.optimizer.found_inf = skipped  # type: ignore[attr-defined]
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return skipped

@@ -16,7 +16,7 @@ from aml.training.world import MidEpochCheckpointer, peak_memory_mb
 
 
 class Result(NamedTuple):
-    """What an epoch brought."""
+    """Result of one epoch."""
 
     epoch: int
     """1-based: epochs done."""

@@ -19,7 +19,7 @@ from aml.training.world import PRECISIONS, World
 
 @dataclass
 class Progress:
-    """What resuming needs besides model, optimiser and masker."""
+    """Position and history of a training, saved beside model, optimiser and masker."""
 
     epoch: int = 0
     """Epochs done."""

@@ -145,7 +145,7 @@ def idle_gpus(experiment: "Experiment", nodes: list[Resources], *, sweep: bool =
 
 @dataclass(frozen=True)
 class Placement:
-    """How many trials run at a time, and why."""
+    """Number of trials that run at a time, and its explanation."""
 
     concurrent: int
     resources: Resources

@@ -1,13 +1,11 @@
 """Settings: what may be set, how it is read, checked and explained.
 
 An experiment is a YAML file, perhaps built on another, and key=value overrides. `load` makes an
-`Experiment` of them or raises a `UserError` of one sentence. `schema` has the settings, `loader`
-reads them, `space` and `validation` check them against each other, `arms` knows the arms, `explain`
-shows them to people and editors.
+`Experiment` of them or raises a `UserError` of one sentence. `schema`, `search` and `resources`
+have the settings; `yaml_text` and `loader` read them; `space` and `validation` check them against
+each other; `arms` knows the arms; `explain` shows settings to people and editors.
 
-This package starts in a fraction of a second and may import only aml's modules without torch
-(errors, schema, numerics, masking_config, training_config, models_options), orchestrator.redaction
-and, for `storage_root`, orchestrator.mirror. It knows no Ray, MLflow or shards.
+This package starts in a fraction of a second: it imports no torch, Ray or MLflow.
 
 May import: orchestrator.utils and torch-free modules of aml.
 Public names: ARMS, AT_COMPUTE, AshaConfig, BudgetConfig, CHANGEABLE, DataConfig, Experiment,

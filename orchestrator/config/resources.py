@@ -100,12 +100,12 @@ class ResourcesConfig(Settings):
 
     @property
     def elastic(self) -> bool:
-        """Whether training may go on with fewer workers."""
+        """Return whether training may go on with fewer workers."""
         return self.min_workers is not None and self.min_workers < self.workers
 
     @property
     def light(self) -> bool:
-        """Whether a trial trains inside the Tune process."""
+        """Return whether a trial trains inside the Tune process."""
         return self.driver == "light" or (self.driver == "auto" and self.workers == 1)
 
 

@@ -65,7 +65,7 @@ CHECKPOINT_KEYS = (
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """What a person asks to be evaluated, and how."""
+    """Request to score a checkpoint: data, splits, protocol, corruptions, workers."""
 
     checkpoint: Path
     """Folder of the checkpoint."""
@@ -111,7 +111,7 @@ class EvaluationInputs:
 
 @dataclass(frozen=True)
 class EvaluationOutcome:
-    """What scoring gave, and how it was computed."""
+    """Scores of an evaluation, and the device and time they took."""
 
     scores: PartialScores
     metrics: dict[str, dict]

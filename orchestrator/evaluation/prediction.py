@@ -31,7 +31,7 @@ KINDS = ("mask", "overlay", "probability")
 
 @dataclass
 class Prediction:
-    """What a sentence names in a picture."""
+    """Mask of the object that a sentence names in a picture."""
 
     sentence: str
     probability: np.ndarray
@@ -43,7 +43,7 @@ class Prediction:
 
     @property
     def summary(self) -> str:
-        """How much of the picture the mask covers."""
+        """Return how much of the picture the mask covers."""
         pixels = int(self.mask.sum())
         return f"{self.mask.mean():.1%} of the picture, {pixels} of {self.mask.size} pixels"
 

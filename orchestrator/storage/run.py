@@ -81,7 +81,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the training is over, its report written and its MLflow records queued."""
+        """Return whether the training is over, its report written and its MLflow records queued."""
         return self.state.get("state") == "done" and self.state.get("concluded", True)
 
     def update(self, **values: Any) -> None:

@@ -1,4 +1,4 @@
-"""Which commit of the code runs, and on which processor."""
+"""Find the commit of the code that runs, and the processor that it runs on."""
 
 import os
 import platform

@@ -48,7 +48,7 @@ search:
 
 
 def table(run) -> dict:
-    """What a sweep found, without what is of the machine."""
+    """Return what a sweep found, without times, paths and processes of the machine."""
 
     def of_training(epoch: dict) -> dict:
         return {k: v for k, v in epoch.items() if k.split("/")[0] not in ("time", "mem")}

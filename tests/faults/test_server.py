@@ -90,7 +90,7 @@ class Database:
         )
 
     def stop(self) -> None:
-        """As a machine that loses its power."""
+        """Stop the database as a machine that loses its power does."""
         self.call("pg_ctl", "stop", "-w", "-m", "immediate", "-D", self.folder / "data")
 
 

@@ -23,7 +23,7 @@ class Random(MaskingMethod):
 
     @property
     def reads_alignment(self) -> bool:
-        """Whether the number of hidden blocks depends on the alignment."""
+        """Return whether the number of hidden blocks depends on the alignment."""
         return self.config.rate == "match"
 
     @property

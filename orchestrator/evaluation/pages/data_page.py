@@ -49,7 +49,7 @@ COLOUR_WORDS = (
 
 @dataclass
 class SplitStatistics:
-    """What the page counts in a split."""
+    """Counts of a split that the page shows."""
 
     refs: list[int] = field(default_factory=list)
     """Of each picture: refs in the split."""

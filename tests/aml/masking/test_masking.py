@@ -388,8 +388,9 @@ with it."""
 
 
 def decided(mask, i):
-    """Whether no alignment of sample i's weak blocks is tied with one of the others: then rounding
-    cannot choose between them.
+    """Return whether no alignment of sample i's weak blocks is tied with one of the others.
+
+    Rounding then cannot choose between them.
     """
     weak, score = mask.weak[i], mask.blocks.score[i]
     return (

@@ -94,7 +94,7 @@ def make(name: str, seed: int = 0, **changes):
 
 
 def unused(kind: str) -> dict:
-    """What the files hold besides, by their authors' names."""
+    """Return the other tensors of the files, by their authors' names."""
     swin = "backbone." if kind == "LAVT" else "backbone.vis_encoder."
     more = {
         swin + "layers.0.blocks.0.attn.relative_position_index": torch.zeros(
@@ -127,7 +127,7 @@ def authors(model, kind: str) -> dict:
 
 
 def write(path: Path, weights: dict, **entries) -> Path:
-    """As torch.save in the training scripts."""
+    """Write a file as torch.save does in the authors' training scripts."""
     layer = torch.nn.Linear(2, 2)
     layer(torch.ones(2)).sum().backward()
     optimizer = torch.optim.AdamW(layer.parameters(), lr=1e-4)

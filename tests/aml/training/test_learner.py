@@ -231,7 +231,7 @@ def test_a_batch_too_small_for_its_micro_steps_is_refused(make_model):
 
 
 def gradients(learner, batch, epoch=0):
-    """Those of one step, before clipping."""
+    """Return the gradients of one step, before clipping."""
     found = {}
 
     def keep(*_):

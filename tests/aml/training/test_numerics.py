@@ -1,4 +1,4 @@
-"""What a training computes stays what it was, as long as its version does."""
+"""Test that a training computes what it did, as long as its version does."""
 
 import pytest
 import torch

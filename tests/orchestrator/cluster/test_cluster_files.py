@@ -358,7 +358,7 @@ def test_ray_on_kubernetes_asks_for_a_token_and_keeps_its_head_off_spot_nodes(fi
 
 
 def containers(text: str) -> dict[str, dict]:
-    """Of a rendered file's pods, by name."""
+    """Return the containers of a rendered file's pods, by name."""
     found = {}
 
     def walk(node) -> None:
@@ -562,7 +562,7 @@ def test_every_command_of_the_files_parses(filled):
 
 
 def lines_of_the_readme() -> list[str]:
-    """What is typed, top to bottom."""
+    """Return the lines that a reader types, top to bottom."""
     return [
         line
         for block in re.findall(r"```bash\n(.*?)```", README, re.S)

@@ -1,4 +1,4 @@
-"""Which trials a sweep runs: equal counts, fresh confirmation seeds, and going on after a kill."""
+"""Test which trials a sweep runs: equal counts, fresh confirmation seeds, what follows a kill."""
 
 import pytest
 
