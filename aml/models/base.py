@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from aml.errors import UserError
 from aml.models.options import options_class
 from aml.own_classes import load_class, names_own_class
 
@@ -180,9 +181,23 @@ def find_class(name: str) -> type[Model]:
     aml.own_classes.check_allowed first.
 
     Raises:
-        UserError: There is no such class, or its file fails.
+        UserError: There is no such class, its file fails, or the class lacks a method.
     """
     if names_own_class(name):
-        return load_class(name, "model.name", Model)
+        cls: type[Model] = load_class(name, "model.name", Model)
+        if lacking := _missing_methods(cls):
+            raise UserError(
+                f"model.name is {name}, whose class has no {' and no '.join(lacking)}; write what "
+                "is missing, and see what aml.models.check says of the class"
+            )
+        return cls
     module, _, class_name = options_class(name).built_by.partition(":")
     return getattr(import_module(module), class_name)
+
+
+def _missing_methods(cls: type[Model]) -> list[str]:
+    """Return the methods that a class has to write itself and does not."""
+    needed = ["forward"] if cls.fuses else ["encode", "decode"]
+    if set(cls.sources) - {"prediction"}:
+        needed.append("features")
+    return [name for name in needed if getattr(cls, name) is getattr(Model, name)]

@@ -167,6 +167,21 @@ def test_a_class_that_cannot_be_had_is_one_sentence(folder, name, words):
     assert len(check(name)) == 1
 
 
+@pytest.mark.parametrize(
+    "lost, words",
+    [
+        ("decode", "has no decode; write"),
+        ("encode", "has no encode; write"),
+        ("features", "has no features; write"),
+    ],
+)
+def test_a_class_without_a_method_is_refused_before_anything_starts(folder, lost, words):
+    text = (folder / "my_model.py").read_text()
+    (folder / "my_model.py").write_text(text.replace(f"    def {lost}(", f"    def other_{lost}("))
+    with pytest.raises(UserError, match=words):
+        check_run(experiment())
+
+
 def test_a_module_of_the_current_folder_is_found(folder):
     name = "my_model:MyModel"
     try:
