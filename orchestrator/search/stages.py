@@ -66,7 +66,7 @@ class SearchStage:
         """Return overrides and seed offset of an arm's search trial."""
         search = self.experiment.search
         if search.method.name == "tpe":
-            return self.studies[arm].ask(trial_id(arm, "search", index)), 0
+            return self.studies[arm].ask(trial_id(arm, "search", index), index), 0
         if search.method.name == "random":
             sample = sample_config(search.space, [self.experiment.seed, index])
             config = active_params(self.experiment.aml.rate, arm, sample)
@@ -82,7 +82,9 @@ class SearchStage:
         return self.populations.get(spec.arm) if spec.stage == "search" else None
 
     def join(self, spec: TrialSpec) -> None:
-        """Add the trial to its arm's population, where it has one."""
+        """Add a search trial to its arm's study or population, where it has one."""
+        if spec.stage == "search" and (study := self.studies.get(spec.arm)):
+            study.join(spec.id, spec.overrides)
         if (population := self.population_of(spec)) is not None:
             population.initial_configs.setdefault(spec.id, spec.overrides)
 

@@ -1,5 +1,7 @@
 """Optuna's TPE sampler for one arm."""
 
+import numpy as np
+
 from orchestrator.config import Experiment, active_params
 from orchestrator.search.space import optuna_distribution
 
@@ -11,7 +13,12 @@ TPE_KEPT = 300
 
 
 class Study:
-    """One arm's Optuna study: TPE over the dimensions the arm has."""
+    """One arm's Optuna study: TPE over the dimensions the arm has.
+
+    A suggestion depends on the seed, its index, the results so far and the settings of the trials
+    under way, which Optuna counts as bad ones (`constant_liar`): otherwise trials that run side by
+    side get nearly the same settings. It does not depend on how often the sweep was restarted.
+    """
 
     def __init__(self, experiment: Experiment, arm: str) -> None:
         import optuna
@@ -20,17 +27,41 @@ class Study:
         searched = experiment.search.space
         active = active_params(experiment.aml.rate, arm, searched)
         self.space = {k: optuna_distribution(v) for k, v in searched.items() if k in active}
-        self.sampler = optuna.samplers.TPESampler(seed=experiment.seed, n_startup_trials=4)
-        self.study = optuna.create_study(direction="maximize", sampler=self.sampler)
+        self.seed = experiment.seed
+        self.study = optuna.create_study(direction="maximize")
         self.told = 0
         """Number of trials the present study was told of."""
-        self.asked: dict[str, optuna.Trial] = {}
+        self.running: dict[str, int] = {}
+        """Numbers in the present study of the trials under way, by their ids."""
 
-    def ask(self, trial_id: str) -> dict:
-        """Return the settings of a new trial."""
+    def ask(self, trial_id: str, index: int) -> dict:
+        """Return the settings of a new trial.
+
+        Args:
+            trial_id: Its id.
+            index: Its index among the arm's search trials.
+        """
+        import optuna
+
+        seed = int(np.random.default_rng([self.seed, index]).integers(2**32))
+        self.study.sampler = optuna.samplers.TPESampler(
+            seed=seed, n_startup_trials=4, constant_liar=True
+        )
         trial = self.study.ask(self.space)
-        self.asked[trial_id] = trial
+        self.running[trial_id] = trial.number
         return dict(trial.params)
+
+    def join(self, trial_id: str, overrides: dict) -> None:
+        """Take in a trial that an earlier attempt asked for and that has not ended.
+
+        Args:
+            trial_id: Its id.
+            overrides: Its settings.
+        """
+        from optuna.trial import TrialState
+
+        if trial_id not in self.running:
+            self.running[trial_id] = self._add(overrides, state=TrialState.RUNNING)
 
     def tell(self, record: dict, value: float | None) -> None:
         """Tell the study how a trial ended, also one that this study was not asked for.
@@ -39,29 +70,37 @@ class Study:
             record: The trial's record in the ledger.
             value: The value to maximise; None where the trial failed.
         """
-        from optuna.trial import TrialState, create_trial
+        from optuna.trial import TrialState
 
-        trial = self.asked.pop(record["trial"], None)
-        if trial is not None:
+        number = self.running.pop(record["trial"], None)
+        if number is not None:
             state = TrialState.COMPLETE if value is not None else TrialState.FAIL
-            self.study.tell(trial, value, state=state)
+            self.study.tell(number, value, state=state)
         elif value is not None:
-            params = {k: v for k, v in record["overrides"].items() if k in self.space}
-            self.study.add_trial(create_trial(params=params, distributions=self.space, value=value))
+            self._add(record["overrides"], value=value)
         self.told += 1
         if self.told >= 2 * TPE_KEPT:
             self._thin()
 
+    def _add(self, overrides: dict, **ended) -> int:
+        """Add a trial of these settings to the study and return its number there."""
+        from optuna.trial import create_trial
+
+        params = {k: v for k, v in overrides.items() if k in self.space}
+        self.study.add_trial(create_trial(params=params, distributions=self.space, **ended))
+        return len(self.study.get_trials(deepcopy=False)) - 1
+
     def _thin(self) -> None:
-        """Replace the study by one of the best and the latest trials.
-
-        Trials that were asked for and have not ended are told to it later as another's.
-        """
+        """Replace the study by one of the best, the latest, and the running trials."""
         import optuna
+        from optuna.trial import TrialState
 
-        done = self.study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
+        trials = self.study.get_trials(deepcopy=False)
+        done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
         best = sorted(done[:-TPE_KEPT], key=lambda trial: -(trial.value or 0.0))[:TPE_BEST]
-        self.study = optuna.create_study(direction="maximize", sampler=self.sampler)
-        self.study.add_trials([*best, *done[-TPE_KEPT:]])
-        self.told = TPE_BEST + TPE_KEPT
-        self.asked.clear()
+        running = {trial_id: trials[number] for trial_id, number in self.running.items()}
+        kept = [*best, *done[-TPE_KEPT:]]
+        self.study = optuna.create_study(direction="maximize")
+        self.study.add_trials([*kept, *running.values()])
+        self.running = {trial_id: len(kept) + i for i, trial_id in enumerate(running)}
+        self.told = len(kept)
