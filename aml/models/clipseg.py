@@ -28,10 +28,10 @@ from aml.models.encoders.clip_text import (
     freeze,
     pool,
     read_pieces,
-    read_weights,
     roles,
     text_states,
 )
+from aml.models.encoders.pretrained import read_weights
 from aml.models.options import WORDS, ClipSegOptions
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

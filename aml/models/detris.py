@@ -43,11 +43,11 @@ from aml.models.encoders.clip_text import (
     freeze,
     pool,
     read_pieces,
-    read_weights,
     roles,
     text_states,
 )
 from aml.models.encoders.dino import adapted_states, build_backbone
+from aml.models.encoders.pretrained import read_weights
 from aml.models.options import WORDS, DetrisOptions
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

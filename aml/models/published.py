@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 from aml.errors import UserError
-from aml.models.encoders.swin import TABLE, fitting, one_line, square, swin_name
+from aml.models.encoders.pretrained import one_line
+from aml.models.encoders.swin import TABLE, fitting, square, swin_name
 
 MODEL_OF = {"CARIS": "caris", "MaskRIS": "caris", "LAVT": "lavt"}
 """Author's name of a checkpoint -> the model here that takes it."""

@@ -15,7 +15,7 @@ from torch import nn
 from aml.data import split_words
 from aml.errors import UserError
 from aml.models.base import word_range
-from aml.models.encoders.swin import one_line
+from aml.models.encoders.pretrained import fetched, read_weights
 
 PAD, UNKNOWN, CLS, SEP, MASK = SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -136,29 +136,13 @@ def word_tokenizer(vocabulary: list[str]) -> Any:
 
 
 def _pretrained_bert(name: str, rates: dict[str, float]) -> tuple[Any, Any]:
-    from transformers import AutoConfig, AutoTokenizer, BertModel
+    """Return the BertModel of a hub name or folder, and its tokenizer."""
+    from transformers import AutoTokenizer, BertModel
 
-    try:
-        config = AutoConfig.from_pretrained(name)
-        if config.model_type != "bert":
-            raise UserError(
-                f"model.text {name} is a {config.model_type}, not a BERT; give a BERT's hub name "
-                "or "
-                "folder, or words"
-            )
-        config.update(rates)
-        model = BertModel.from_pretrained(name, config=config, add_pooling_layer=False)
-        tokenizer = AutoTokenizer.from_pretrained(name).backend_tokenizer
-    except UserError:
-        raise
-    except Exception as error:
-        # OSError for what is missing, ValueError for a bad name, the HTTP library's classes
-        # without network
-        raise UserError(
-            f"model.text {name!r} cannot be loaded ({one_line(error)}); give a local folder in "
-            "Hugging "
-            "Face format, or words for random weights"
-        ) from None
+    model = read_weights(BertModel, name, "text", ("bert",), rates, add_pooling_layer=False)
+    tokenizer = fetched(
+        lambda: AutoTokenizer.from_pretrained(name).backend_tokenizer, name, "text", "the tokenizer"
+    )
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return model, tokenizer

@@ -18,6 +18,7 @@ import torch
 from aml.data import split_words
 from aml.errors import UserError
 from aml.models.base import word_range
+from aml.models.encoders.pretrained import fetched
 from aml.models.options import WORDS
 
 PAD, START, END, UNKNOWN, MASK = range(5)
@@ -122,56 +123,6 @@ def read_pieces(name: str, option: str) -> dict[str, Any]:
             f"give a CLIP, or {WORDS}"
         )
     return {"tokenizer": tokenizer.backend_tokenizer.to_str(), "start": start, "end": end}
-
-
-def read_weights(cls: Any, name: str, option: str, kinds: tuple[str, ...]) -> Any:
-    """Return a pretrained model of transformers in float32.
-
-    Args:
-        cls: Its class.
-        name: A hub name or a local folder.
-        option: The model option that names it, for messages.
-        kinds: Types of models that will do.
-
-    Raises:
-        UserError: It is of another type, or lacks weights.
-    """
-    from transformers import AutoConfig
-
-    kind = fetched(
-        lambda: AutoConfig.from_pretrained(name), name, option, "the configuration"
-    ).model_type
-    if kind not in kinds:
-        raise UserError(
-            f"model.{option} {name!r} holds a model of type {kind!r}, but {' or '.join(kinds)} is "
-            f"wanted; give one of these, or {WORDS}"
-        )
-    model, found = fetched(
-        lambda: cls.from_pretrained(name, dtype=torch.float32, output_loading_info=True),
-        name,
-        option,
-        "the weights",
-    )
-    if missing := sorted(found["missing_keys"]):
-        raise UserError(
-            f"model.{option} {name!r} lacks {len(missing)} weights, first {missing[0]}; give a "
-            "folder "
-            f"that holds all of a {kinds[0]} model, or {WORDS}"
-        )
-    return model
-
-
-def fetched(read: Callable, name: str, option: str, what: str) -> Any:
-    """Return read(), or raise one sentence on why it failed."""
-    try:
-        return read()
-    except Exception as error:  # hub, network and file libraries each raise their own
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise UserError(
-            f"model.{option} {name!r}: {what} cannot be had ({reason}); give a local folder in "
-            f"Hugging Face format, a hub name where there is a network, or {WORDS} for a random "
-            "encoder"
-        ) from None
 
 
 def config_assets(config: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from aml.errors import UserError
+from aml.models.encoders.pretrained import one_line
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Mean and spread of ImageNet's pictures in [0, 1], with which Swin, CARIS and LAVT were trained.
@@ -220,11 +221,6 @@ def fitting(
             f"{tuple(own.shape)}; {remedy}"
         )
     return value
-
-
-def one_line(error: Exception) -> str:
-    """Return an exception's text on one line, its class where it has none."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 class Normalise(nn.Module):

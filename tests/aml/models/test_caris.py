@@ -8,6 +8,7 @@ import shutil
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoTokenizer, BertConfig, BertModel, BertTokenizer, RobertaConfig
 
@@ -41,6 +42,12 @@ PIECES = [
 def tiny(**changes):
     torch.manual_seed(0)
     return build_model("caris", vocabulary=VOCABULARY, **TINY["caris"] | changes).eval()
+
+
+def tiny_again(model):
+    """Return a model as its checkpoint builds it, from its options and assets as JSON."""
+    spec, assets = dict(model.spec), json.loads(json.dumps(model.assets))
+    return build_model(spec.pop("name"), vocabulary=model.vocabulary, assets=assets, **spec)
 
 
 @pytest.fixture(scope="module")
@@ -310,7 +317,7 @@ def test_hub_weights_without_network(monkeypatch, tmp_path):
         tiny(backbone="swin_tiny", pretrained=True)
     with pytest.raises(
         UserError,
-        match=r"model\.text 'nobody/no-bert' cannot be loaded .*; give a local folder .* or words",
+        match=r"model\.text 'nobody/no-bert': the configuration cannot be had .* a local folder",
     ):
         tiny(text="nobody/no-bert")
 
@@ -341,6 +348,40 @@ def test_a_bert_from_a_folder(bert_folder):
     assert f.words.sum(1).tolist() == [5, 11] and f.pooled[:, 0].all()
 
 
+def test_a_bert_saved_in_half_precision_is_read_in_full(bert_folder, tmp_path):
+    model, tokenizer = BertModel.from_pretrained(bert_folder), BertTokenizer
+    model.half().save_pretrained(tmp_path)
+    tokenizer.from_pretrained(bert_folder).save_pretrained(tmp_path)
+    text = tiny(text=str(tmp_path)).text
+    assert {p.dtype for p in text.parameters()} == {torch.float32}
+    weights = model.state_dict()
+    assert all(torch.equal(p, weights[name].float()) for name, p in text.named_parameters())
+    fresh = dict(BertModel(model.config, add_pooling_layer=False).named_buffers())
+    assert fresh and all(torch.equal(b, fresh[name]) for name, b in text.named_buffers())
+
+
+def test_a_bert_that_lacks_weights_is_refused(bert_folder, tmp_path):
+    shutil.copytree(bert_folder, tmp_path, dirs_exist_ok=True)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["encoder.layer.1.output.dense.bias"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        UserError, match=r"lacks 1 weights, first encoder\.layer\.1\.output\.dense\.bias"
+    ):
+        tiny(text=str(tmp_path))
+
+
+def test_tokens_are_the_same_from_the_folder_and_from_the_checkpoint(bert_folder):
+    model = tiny(text=str(bert_folder))
+    again = tiny_again(model)
+    odd = ["2nd circle", "Rèd CIRCLE", "左 red", "red-circle,left", "  red \t circle ", "🦒 left"]
+    ids, mask = model.tokenise(odd)
+    assert torch.equal(ids, again.tokenise(odd)[0])
+    plain = AutoTokenizer.from_pretrained(bert_folder)
+    for sentence, row, used in zip(odd, ids, mask, strict=True):
+        assert row[used].tolist() == plain(sentence)["input_ids"]
+
+
 def test_a_model_with_a_bert_is_rebuilt_without_its_folder(bert_folder, tmp_path):
     folder, weights = tmp_path / "bert", tmp_path / "swin.pth"
     shutil.copytree(bert_folder, folder)
@@ -349,9 +390,8 @@ def test_a_model_with_a_bert_is_rebuilt_without_its_folder(bert_folder, tmp_path
     x = inputs(model)
     shutil.rmtree(folder)
     weights.unlink()
-    spec, assets = dict(model.spec), json.loads(json.dumps(model.assets))
-    assert str(tmp_path) not in json.dumps(assets)
-    again = build_model(spec.pop("name"), vocabulary=model.vocabulary, assets=assets, **spec).eval()
+    assert str(tmp_path) not in json.dumps(model.assets)
+    again = tiny_again(model).eval()
     again.load_state_dict(model.state_dict())
     with torch.no_grad():
         assert torch.equal(again(*inputs(again)), model(*x))
@@ -360,11 +400,11 @@ def test_a_model_with_a_bert_is_rebuilt_without_its_folder(bert_folder, tmp_path
 def test_refused_texts(bert_folder, tmp_path):
     with pytest.raises(
         UserError,
-        match=r"model\.text 'no/such/folder' cannot be loaded .*; give a local folder .* or words",
+        match=r"model\.text 'no/such/folder': the configuration cannot be had .* a local folder",
     ):
         tiny(text="no/such/folder")
     RobertaConfig().save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"is a roberta, not a BERT"):
+    with pytest.raises(UserError, match=r"holds a model of type 'roberta', but bert is wanted"):
         tiny(text=str(tmp_path))
     with pytest.raises(UserError, match=r"model\.max_tokens is 20, but .* reads 16 tokens at most"):
         tiny(text=str(bert_folder), max_tokens=20)
