@@ -24,6 +24,9 @@ POLL_S = 1.0
 A spot machine is taken away half a minute to two minutes after its notice, a stopped job sooner.
 """
 
+LOCAL = "local"
+"""Address of a Ray that ray.init starts on this machine."""
+
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
 
 LATE = re.compile(
@@ -56,6 +59,10 @@ def set_ray_environment() -> None:
         "RAY_raylet_start_wait_time_s": "60",
     }.items():
         os.environ.setdefault(key, value)
+    if _address() == LOCAL:
+        # Under `uv run` Ray would start each worker by another `uv run`, in a copy of the current
+        # folder, and refuse where that holds no pyproject.toml. Here all workers have this Python.
+        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
 
 def init_ray() -> None:
@@ -75,10 +82,8 @@ def init_ray() -> None:
     logging.getLogger("ray").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     ray_compat.set_levels(ray_compat.START_LOGGERS)
-    # Without an address ray.init would look for a cluster that some `ray start` has noted on this
-    # machine, and wait for one that is gone.
-    address = os.environ.get("RAY_ADDRESS") or "local"
-    if address != "local":
+    address = _address()
+    if address != LOCAL:
         _join_cluster(address)
     else:
         _start_locally()
@@ -92,6 +97,15 @@ def init_ray() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.raise_original_map_exception = True
+
+
+def _address() -> str:
+    """Return what RAY_ADDRESS names; `local`, for a Ray of its own, where it names nothing.
+
+    Without an address ray.init would look for a cluster that some `ray start` has noted on this
+    machine, and wait for one that is gone.
+    """
+    return os.environ.get("RAY_ADDRESS") or LOCAL
 
 
 def configure_tune() -> None:
@@ -114,7 +128,7 @@ def _start_locally() -> None:
     for tries_left in (1, 0):
         with ray_compat.own_process_groups() as started:
             try:
-                ray.init("local", include_dashboard=False, **QUIET)
+                ray.init(LOCAL, include_dashboard=False, **QUIET)
                 return
             except Exception as error:
                 ray.shutdown()
