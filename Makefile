@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 PY := .venv/bin/python
 
-.PHONY: env sweep test test-faults lint audit clean
+.PHONY: env sweep test test-faults fuzz lint audit clean
 
 env: .venv/.complete
 
@@ -21,6 +21,13 @@ test: env
 test-faults: env
 	$(PY) -m pytest -m fault --durations=40
 
+# How many damaged inputs each fuzz test tries, and the seed that they come from.
+EXAMPLES ?= 2000
+SEED ?= 0
+
+fuzz: env
+	AMLRIS_FUZZ_EXAMPLES=$(EXAMPLES) $(PY) -m pytest -m fuzz --timeout=0 --hypothesis-seed=$(SEED)
+
 lint: env
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -31,4 +38,4 @@ audit: env
 	.venv/bin/uv tool run pip-audit -r requirements-dev.txt
 
 clean:
-	rm -rf .venv runs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv runs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -9,6 +9,10 @@ class UserError(ValueError):
     """
 
 
+class Unreadable(UserError):
+    """A file, or a value in one, is missing, damaged, too large or not what it should be."""
+
+
 class Unreachable(UserError):
     """A store or server does not answer or refuses access; a later attempt may succeed."""
 

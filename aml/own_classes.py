@@ -21,6 +21,7 @@ from pathlib import Path
 from types import ModuleType
 
 from aml.errors import UserError
+from aml.files import home_expanded
 
 ALLOWED_VARIABLE = "AMLRIS_ALLOW_CLASSES"
 """Environment variable: names of own classes that checkpoints may load, separated by commas."""
@@ -88,7 +89,7 @@ def load_class(name: str, setting: str, base: type) -> type:
 
 def find_file(name: str, setting: str) -> Path:
     """Return the absolute path of the file in an own class's name; raise UserError for none."""
-    place = Path(name.rpartition(":")[0]).expanduser()
+    place = home_expanded(name.rpartition(":")[0])
     folders = [Path.cwd(), *(Path(entry) for entry in sys.path)]
     for folder in folders:
         if (folder / place).is_file():

@@ -42,7 +42,7 @@ Whole = Annotated[int, Field(ge=0, le=10**9)]
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
 
-Width = Annotated[int, Field(ge=1, le=2**20)]
+Width = Annotated[int, Field(ge=1, le=2**16)]
 
 Layers = Annotated[int, Field(ge=1, le=1000)]
 
@@ -52,13 +52,22 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
+Threshold = Annotated[float, Field(gt=0, lt=1)]
+
+Side = Annotated[int, Field(ge=1, le=16384)]
+"""Side of a network image."""
+
+Fit = Literal["square", "letterbox"]
+
 ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 Positive = Annotated[float, Field(gt=0, le=1e9)]
 
 NotNegative = Annotated[float, Field(ge=0, le=1e9)]
 
-Text = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Text = Annotated[
+    str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$")
+]
 
 
 class Wanted(NamedTuple):
@@ -82,7 +91,7 @@ def leaf(meaning: str, default: Any = PydanticUndefined, *, unit: str = "") -> A
 class _Told(ModelMetaclass):
     """Makes a class raise `UserError` where pydantic would raise its own exception."""
 
-    def __call__(cls, *args: Any, **values: Any) -> Any:
+    def __call__(cls, /, *args: Any, **values: Any) -> Any:
         try:
             return super().__call__(*args, **values)
         except ValidationError as error:

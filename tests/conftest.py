@@ -15,6 +15,7 @@ import torch
 from aml.data import dataset, decode, refer, refer_counts
 from aml.models.registry import build_model
 from aml.synthetic import refer_files
+from tests.support import fuzzing  # noqa: F401 (sets hypothesis' profile)
 from tests.support.hearing import stop_hearing
 from tests.support.stores import save_model, write_store
 

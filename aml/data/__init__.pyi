@@ -16,14 +16,12 @@ from .dataset import (
     Items as Items,
 )
 from .decode import (
-    UnreadableImage as UnreadableImage,
     decode_image as decode_image,
     decode_row as decode_row,
     fit_image as fit_image,
     fit_mask as fit_mask,
-    open_image as open_image,
     placement as placement,
-    rasterise as rasterise,
+    row_picture as row_picture,
     rows_of_block as rows_of_block,
 )
 from .refer import (
@@ -33,12 +31,14 @@ from .refer import (
 from .refer_counts import (
     PUBLISHED as PUBLISHED,
     against_published as against_published,
+    check_sentence as check_sentence,
     split_counts as split_counts,
     split_words as split_words,
     targets_of as targets_of,
     vocabulary as vocabulary,
 )
 from .rle import (
+    rasterise as rasterise,
     referent as referent,
 )
 from .table import (

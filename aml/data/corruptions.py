@@ -379,7 +379,7 @@ def _jpeg(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray
     """Encode and decode at low quality, chroma at half resolution (Pillow's default)."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="JPEG", quality=JPEG[level])
-    with Image.open(buffer) as decoded:
+    with Image.open(buffer, formats=("JPEG",)) as decoded:
         return np.array(decoded.convert("RGB"))
 
 

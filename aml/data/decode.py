@@ -9,58 +9,47 @@ The module does not import torch, so that processes that only decode start witho
 - A block is several decoded rows, stacked (see `rows_of_block`).
 """
 
-import io
 import json
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from aml.data.rle import referent
-from aml.errors import UserError
+from aml.data.rle import rasterise, referent
+from aml.reading import MAX_PIXELS, MOST_PIXELS, UnreadableImage, decode_as, open_picture
 
 LETTERBOX = (124, 116, 104)
 """Colour around a letterboxed picture: the mean of natural images."""
 
 
-class UnreadableImage(UserError):
-    """An image file cannot be decoded completely."""
-
-
-def open_image(jpeg: bytes, name: str) -> Image.Image:
-    """Decode a JPEG or PNG (colour, grey, palette or CMYK) to RGB.
+def decode_image(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decode a picture of 8 bits a channel to (H, W, 3) uint8.
 
     EXIF's orientation is not applied, since masks are drawn on the pixels as they lie in the file.
 
     Args:
-        jpeg: content of the file.
+        content: content of the file.
         name: name of the file, for the message.
+        max_pixels: height times width at most.
 
     Raises:
-        UnreadableImage: the content is damaged, empty or no 8-bit picture.
+        UnreadableImage: the content is damaged, too large or no such picture.
     """
-    try:
-        picture = Image.open(io.BytesIO(jpeg))
-        if picture.mode.startswith(("I", "F")):  # Pillow would cut these off at 255
-            raise ValueError("it has more than 8 bits a channel")
-        picture.load()
-        return picture if picture.mode == "RGB" else picture.convert("RGB")
-    # on damaged files Pillow raises OSError, SyntaxError, ValueError, struct.error and others
-    except Exception as error:
-        if not jpeg:
-            why = "it is empty"
-        elif isinstance(error, UnidentifiedImageError):
-            why = "it is no picture"
-        else:
-            why = str(error)
+    return np.asarray(decode_as(open_picture(content, name, max_pixels), name))
+
+
+def row_picture(row: dict) -> Image.Image:
+    """Decode the picture of a row to RGB as it lies in the file.
+
+    Raises:
+        UnreadableImage: the picture is damaged, or not of the size that its annotations are for.
+    """
+    picture = open_picture(row["jpeg"], row["file_name"], MOST_PIXELS)
+    if picture.size != (row["width"], row["height"]):
         raise UnreadableImage(
-            f"{name} cannot be decoded ({why}); get the image again, or pass skip_unreadable to "
-            "leave such images out"
-        ) from None
-
-
-def decode_image(jpeg: bytes, name: str) -> np.ndarray:
-    """Decode a file as `open_image` does, to (H, W, 3) uint8."""
-    return np.asarray(open_image(jpeg, name))
+            f"{row['file_name']} is {picture.width} x {picture.height}, but its annotations are "
+            f"for {row['width']} x {row['height']}; get the original image"
+        )
+    return decode_as(picture, row["file_name"])
 
 
 def placement(height: int, width: int, size: int, fit: str) -> tuple[int, int, int, int]:
@@ -128,13 +117,6 @@ def fit_mask(mask: np.ndarray, size: int, fit: str) -> np.ndarray:
     return out
 
 
-def rasterise(counts: str, height: int, width: int) -> np.ndarray:
-    """Decode compressed RLE counts to (height, width) uint8 of 0 and 1."""
-    from pycocotools import mask
-
-    return mask.decode({"size": [height, width], "counts": counts.encode()})
-
-
 def decode_row(row: dict, size: int, fit: str = "square") -> dict:
     """Decode a row to network size.
 
@@ -147,7 +129,7 @@ def decode_row(row: dict, size: int, fit: str = "square") -> dict:
         `image`, (size, size, 3) uint8; `masks`, bytes with one bit a pixel, one ref after the
         other, each padded to whole bytes; `meta`, the rest of the row as JSON text.
     """
-    image = fit_image(open_image(row["jpeg"], row["file_name"]), size, fit)
+    image = fit_image(row_picture(row), size, fit)
     masks = [
         fit_mask(rasterise(referent(row, ref), row["height"], row["width"]), size, fit)
         for ref in row["refs"]

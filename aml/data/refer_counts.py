@@ -5,6 +5,13 @@ The counts can be compared with the published ones. The module also tells which 
 
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
+
+from aml.errors import UserError
+from aml.reading import describe, text_problem
+
+SENTENCE_LETTERS = 5_000
+"""Letters of an expression at most."""
 
 PUBLISHED: dict[tuple[str, str], dict[str, tuple[int, int | None, int]]] = {
     ("refcoco", "unc"): {
@@ -79,6 +86,21 @@ def against_published(dataset: str, split_by: str, counts: dict[str, dict[str, i
 def split_words(sentence: str) -> list[str]:
     """Return the lower-cased words without punctuation at their ends."""
     return [w for w in (part.strip(".,;:!?\"'()") for part in sentence.lower().split()) if w]
+
+
+def sentence_problem(sentence: Any) -> str:
+    """Return why a value cannot be used as an expression; empty where it can."""
+    problem = text_problem(sentence, SENTENCE_LETTERS)
+    if not problem and not split_words(sentence):
+        return f"is {describe(sentence)}, which holds no word"
+    return problem
+
+
+def check_sentence(text: Any) -> str:
+    """Return the text; raise UserError where it cannot be used as an expression."""
+    if problem := sentence_problem(text):
+        raise UserError(f'the sentence {problem}; say what to look for, as in "the left dog"')
+    return text
 
 
 def vocabulary(rows: Iterable[dict]) -> list[str]:

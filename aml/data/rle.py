@@ -1,79 +1,94 @@
-"""Check, merge and decode COCO run-length masks, and read the masks of users' tables."""
+"""Check masks of COCO files and of users' tables, and convert them to COCO's run lengths.
 
-import json
+pycocotools trusts what it is given: it allocates what a polygon's corners ask for, and reads and
+writes beyond its memory where run lengths are wrong. So nothing reaches it unchecked.
+"""
+
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
-from PIL import Image
 
 from aml.data.refer_counts import targets_of
+from aml.errors import Unreadable, UserError
+from aml.reading import (
+    MOST_PIXELS,
+    decode_as,
+    describe,
+    file_problem,
+    open_picture,
+    parse_json,
+    read_bytes,
+)
 
 NOTHING = -1
 """Annotation id that an expression without a target names in gRefCOCO."""
 
+REACH = 4
+"""Sides of the picture that a polygon's corners may lie beyond it."""
 
-class BadMask(ValueError):
-    """A mask of a user's table cannot be used; the text says what came and what to give."""
+MAX_PARTS = 2_000
+"""Polygons of one mask at most."""
+
+MAX_CORNERS = 200_000
+"""Corners of the polygons of one mask at most."""
+
+MAX_OUTLINE = 1_000_000
+"""Pixels along the edges of a mask's polygons at most; each takes about 100 bytes while drawn."""
+
+MASK_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "I;16", "I")
+"""Pillow's modes of PNG files in which pixels that are not 0 can be told."""
 
 
-def leads_out(name: str) -> bool:
-    """Return whether a file name, joined to a folder, may lead to a file outside of the folder."""
-    return Path(name).is_absolute() or ".." in Path(name).parts
+class BadMask(Unreadable):
+    """A mask cannot be used; the text says what came and what to give."""
 
 
-def check_segmentation(given: Any, height: int, width: int) -> None:
-    """Check COCO polygons or an RLE before pycocotools draws them.
+def to_rle(segmentation: Any, height: int, width: int) -> str:
+    """Check a COCO segmentation and convert it to compressed RLE counts.
+
+    Polygons of one object may overlap; their union counts. Polygons of one or two corners enclose
+    nothing and are left out, as other readers of COCO's files leave them out.
 
     Args:
-        given: a `segmentation` of COCO's.
-        height: pixels of the image.
+        segmentation: polygons, an RLE with a list of counts, or a compressed RLE.
+        height: pixels of the image, with the width at most MOST_PIXELS.
         width: pixels of the image.
 
     Raises:
-        ValueError: pycocotools would draw another mask than is meant, or read beyond its memory.
-    """
-    if not isinstance(given, dict):
-        if not isinstance(given, list) or not all(
-            isinstance(part, list) and len(part) % 2 == 0 for part in given
-        ):
-            raise ValueError("it is neither an RLE nor polygons of x, y pairs")
-        return
-    if given["size"] != [height, width]:
-        raise ValueError(
-            f"it is for {given['size']}, but its image is [{height}, {width}] (height, width)"
-        )
-    if isinstance(given["counts"], list) and (
-        min(given["counts"], default=0) < 0 or sum(given["counts"]) != height * width
-    ):
-        raise ValueError(f"its run lengths do not add up to {height * width} pixels")
-    if not isinstance(given["counts"], list):
-        decoded_whole(to_rle(given, height, width), height, width)
-
-
-def decoded_whole(counts: str, height: int, width: int) -> np.ndarray:
-    """Decode compressed RLE counts and check that they are whole.
-
-    Counts that stop early or run over decode to arbitrary memory, so the result must encode to the
-    same counts again.
-
-    Args:
-        counts: compressed RLE counts.
-        height: pixels of the image.
-        width: pixels of the image.
-
-    Returns:
-        (height, width) uint8 of 0 and 1.
-
-    Raises:
-        ValueError: the counts are damaged or for another size.
+        BadMask: the segmentation is anything else, is for another size, or leads far out.
     """
     from pycocotools import mask
 
-    found = mask.decode({"size": [height, width], "counts": counts.encode()})
-    if found.max(initial=0) > 1 or mask.encode(found)["counts"].decode() != counts:
-        raise ValueError("its RLE is damaged or for a picture of another size")
-    return found
+    if isinstance(segmentation, dict):
+        counts = _run_lengths(segmentation, height, width)
+        rle = mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+        return rle["counts"].decode()
+    if not isinstance(segmentation, list):
+        raise BadMask(f"mask is {describe(segmentation)}; give polygons or an RLE")
+    parts = _polygons(segmentation, height, width)
+    if not parts:
+        return mask.encode(np.zeros((height, width), np.uint8, order="F"))["counts"].decode()
+    return mask.merge(mask.frPyObjects(parts, height, width))["counts"].decode()
+
+
+def area(counts: str, height: int, width: int) -> int:
+    """Return how many pixels compressed RLE counts cover that `to_rle` returned."""
+    from pycocotools import mask
+
+    return int(mask.area({"size": [height, width], "counts": counts.encode()}))
+
+
+def rasterise(counts: str, height: int, width: int) -> np.ndarray:
+    """Decode compressed RLE counts to (height, width) uint8 of 0 and 1.
+
+    Raises:
+        UserError: the counts are damaged or for another size.
+    """
+    from pycocotools import mask
+
+    _check_stored(counts, height, width)
+    return mask.decode({"size": [height, width], "counts": counts.encode()})
 
 
 def referent(row: dict, ref: dict) -> str:
@@ -90,32 +105,18 @@ def referent(row: dict, ref: dict) -> str:
         return named[0]
     if not named:
         return mask.encode(np.zeros(size, np.uint8, order="F"))["counts"].decode()
+    for counts in named:
+        _check_stored(counts, *size)
     merged = mask.merge([{"size": size, "counts": counts.encode()} for counts in named])
     return merged["counts"].decode()
 
 
-def to_rle(segmentation: Any, height: int, width: int) -> str:
-    """Convert a COCO segmentation to compressed RLE counts.
-
-    Args:
-        segmentation: polygons, an RLE with a list of counts, or a compressed RLE. Polygons of one
-            object may overlap; their union counts.
-        height: pixels of the image.
-        width: pixels of the image.
-    """
-    from pycocotools import mask
-
-    if isinstance(segmentation, list):
-        parts = [part for part in segmentation if len(part) >= 6]
-        if not parts:
-            return mask.encode(np.zeros((height, width), np.uint8, order="F"))["counts"].decode()
-        rle = mask.merge(mask.frPyObjects(parts, height, width))
-    elif isinstance(segmentation["counts"], list):
-        rle = mask.frPyObjects(segmentation, height, width)
-    else:
-        counts = segmentation["counts"]
-        return counts if isinstance(counts, str) else counts.decode()
-    return rle["counts"].decode()
+def _check_stored(counts: str, height: int, width: int) -> None:
+    """Raise UserError where the counts of a row of shards are not those of a mask of this size."""
+    try:
+        _run_lengths({"size": [height, width], "counts": counts}, height, width)
+    except BadMask as problem:
+        raise UserError(f"the shards are damaged ({problem}); write them again") from None
 
 
 def read_mask(mask: Any, folder: Path, height: int, width: int) -> str | None:
@@ -131,105 +132,149 @@ def read_mask(mask: Any, folder: Path, height: int, width: int) -> str | None:
         The counts; None for no target.
 
     Raises:
-        BadMask: the mask cannot be used.
+        Unreadable: the mask cannot be used.
     """
     if mask is None or mask == "":
         return None
     if isinstance(mask, str) and mask.lstrip()[:1] in ("[", "{"):
-        try:
-            mask = json.loads(mask)
-        except ValueError as error:
-            raise BadMask(
-                f"mask is not valid JSON ({error}); give polygons, an RLE or the path of a PNG"
-            ) from None
+        mask = parse_json(mask, "mask", advice="give polygons, an RLE or the path of a PNG")
     if isinstance(mask, str):
-        if leads_out(mask):
-            raise BadMask(
-                f"mask is {mask!r}, which leads out of the table's folder; give a name inside of it"
-            )
-        counts = _png(folder / mask, height, width)
-    elif isinstance(mask, list):
-        counts = to_rle(_polygons(mask), height, width)
-    elif isinstance(mask, dict):
-        counts = _run_lengths(mask, height, width)
+        counts = _png(mask, folder, height, width)
+    elif isinstance(mask, list | dict):
+        counts = to_rle(mask, height, width)
     else:
         raise BadMask(
-            f"mask is {mask!r}; give polygons, an RLE, the path of a PNG, or nothing where the "
-            "expression names nothing"
+            f"mask is {describe(mask)}; give polygons, an RLE, the path of a PNG, or nothing where "
+            "the expression names nothing"
         )
-    if not _decoded(counts, height, width).any():
+    if not area(counts, height, width):
         raise BadMask(
-            "mask covers no pixel of the picture; leave it empty where the expression names nothing"
+            "mask covers no pixel of the picture; leave it empty where the expression names "
+            "nothing, and give polygons at least three points"
         )
     return counts
 
 
-def _decoded(counts: str, height: int, width: int) -> np.ndarray:
-    """Decode RLE counts to (height, width) uint8."""
-    try:
-        return decoded_whole(counts, height, width)
-    except ValueError as error:
-        raise BadMask(
-            f"mask's RLE is damaged ({error}); give COCO's compressed counts for {height} x {width}"
-        ) from None
-
-
-def _png(file: Path, height: int, width: int) -> str:
+def _png(name: str, folder: Path, height: int, width: int) -> str:
     """Return the pixels of a PNG that are not 0 as RLE counts; transparency is ignored."""
     from pycocotools import mask
 
-    try:
-        with Image.open(file) as picture:
-            mode = {"LA": "L", "PA": "RGB", "RGBA": "RGB"}.get(picture.mode, picture.mode)
-            pixels = np.asarray(picture.convert(mode))
-    except OSError as error:
+    if problem := file_problem(name, "the table's folder"):
+        raise BadMask(f"mask {problem}; give the name of a PNG file inside of it")
+    shown = f"mask {folder / name}"
+    content = read_bytes(folder / name, "a PNG file", name=shown)
+    picture = open_picture(content, shown, MOST_PIXELS, formats=("PNG",), modes=MASK_MODES)
+    if picture.size != (width, height):
         raise BadMask(
-            f"mask {file} cannot be read ({error.strerror or 'it is no picture'}); give a PNG file"
-        ) from None
-    found = np.any(pixels, axis=2) if pixels.ndim == 3 else np.asarray(pixels != 0)
-    if found.shape != (height, width):
-        raise BadMask(
-            f"mask {file} is {found.shape[1]} x {found.shape[0]}, but its image is {width} x "
-            f"{height}; give one of the same size"
+            f"{shown} is {picture.width} x {picture.height}, but its image is "
+            f"{width} x {height}; give one of the same size"
         )
+    mode = {"LA": "L", "PA": "RGB", "RGBA": "RGB"}.get(picture.mode, picture.mode)
+    pixels = np.asarray(decode_as(picture, shown, mode))
+    found = np.any(pixels, axis=2) if pixels.ndim == 3 else np.asarray(pixels != 0)
     return mask.encode(np.asfortranarray(found.astype(np.uint8)))["counts"].decode()
 
 
-def _polygons(parts: list) -> list[list[float]]:
-    """Return [[x, y, ...], ...]; also admit one polygon without the outer list."""
+def _polygons(parts: list, height: int, width: int) -> list[list[float]]:
+    """Return [[x, y, ...], ...] of three corners and more; the outer list of one may be missing."""
     parts = [parts] if parts and not isinstance(parts[0], list) else parts
+    corners = 0
     for part in parts:
-        numbers = isinstance(part, list) and all(
-            isinstance(x, int | float) and not isinstance(x, bool) for x in part
-        )
-        if not numbers or len(part) < 6 or len(part) % 2:
-            raise BadMask(
-                f"a polygon is {str(part)[:60]}; it must be x, y, x, y, ... of at least three "
-                "points, in pixels"
-            )
-    return parts
-
-
-def _run_lengths(rle: dict, height: int, width: int) -> str:
-    """Convert COCO's RLE, compressed or as a list of counts, to compressed counts."""
-    counts = rle.get("counts")
-    if rle.get("size") != [height, width]:
+        if not isinstance(part, list) or len(part) % 2:
+            _refuse_polygon(part)
+        corners += len(part) // 2
+        for numbers, side in ((part[::2], width), (part[1::2], height)):
+            low = -REACH * side
+            high = (1 + REACH) * side
+            # NaN is in no range
+            if not all(type(x) in (int, float) and low <= x <= high for x in numbers):
+                _refuse_polygon(part)
+    whole = [part for part in parts if len(part) >= 6]
+    if len(whole) > MAX_PARTS or corners > MAX_CORNERS:
         raise BadMask(
-            f"mask's RLE is for {rle.get('size')}, but its image is [{height}, {width}] (height, "
+            f"mask has {len(whole)} polygons of {corners} corners, and {MAX_PARTS} of "
+            f"{MAX_CORNERS} in all are the most; give a PNG or an RLE"
+        )
+    longest = (1 + 2 * REACH) * max(height, width)
+    if corners * longest > MAX_OUTLINE and _outline(whole) > max(
+        MAX_OUTLINE, 50 * (height + width)
+    ):
+        raise BadMask(
+            f"mask's polygons have edges of {_outline(whole):.0f} pixels in all; give a PNG or an "
+            "RLE"
+        )
+    return whole
+
+
+def _refuse_polygon(part: Any) -> NoReturn:
+    raise BadMask(
+        f"a polygon of mask is {describe(part)}; it must be x, y, x, y, ... of at least three "
+        f"points, in pixels, and no more than {REACH} sides beyond the picture"
+    )
+
+
+def _outline(parts: list[list[float]]) -> float:
+    """Return the length of all edges in pixels, each counted along its longer side."""
+    return sum(
+        float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())
+        for points in (np.reshape(np.asarray(part, float), (-1, 2)) for part in parts)
+    )
+
+
+def _run_lengths(rle: dict, height: int, width: int) -> list[int]:
+    """Return the counts of an RLE, compressed or a list, after they were checked."""
+    size = rle.get("size")
+    if not isinstance(size, list) or size != [height, width]:
+        raise BadMask(
+            f"mask's RLE is for {describe(size)}, but its image is [{height}, {width}] (height, "
             "width); give one of the same size"
         )
-    if isinstance(counts, list):
-        if not all(isinstance(n, int) and n >= 0 for n in counts) or sum(counts) != height * width:
-            raise BadMask(
-                f"mask's RLE counts do not add up to {height * width} pixels; give the whole "
-                "picture's run lengths, column by column"
-            )
-    elif not isinstance(counts, str):
+    counts = rle.get("counts")
+    pixels = height * width
+    if isinstance(counts, bytes):
+        counts = counts.decode("latin-1")
+    if isinstance(counts, str):
+        counts = _decompress(counts, pixels)
+    if not isinstance(counts, list):
         raise BadMask(
-            f"mask's RLE has counts {counts!r}; give COCO's text or a list of run lengths"
+            f"mask's RLE has counts {describe(counts)}; give COCO's text or a list of run lengths"
         )
-    elif not counts:
+    if not all(type(n) is int and 0 <= n <= pixels for n in counts) or sum(counts) != pixels:
         raise BadMask(
-            "mask's RLE has no counts; leave mask empty where the expression names nothing"
+            f"mask's RLE counts do not add up to {pixels} pixels; give the whole picture's run "
+            "lengths, column by column"
         )
-    return to_rle(rle, height, width)
+    return counts
+
+
+def _decompress(text: str, pixels: int) -> list[int]:
+    """Return the run lengths that compressed counts stand for.
+
+    A number is written in groups of five bits, the lowest first, one character each. Numbers from
+    the fourth on are differences to the one before the last.
+    """
+    counts: list[int] = []
+    value = shift = 0
+    for letter in text:
+        group = ord(letter) - 48
+        if not 0 <= group < 64 or shift > 30:
+            break
+        value |= (group & 31) << shift
+        shift += 5
+        if group & 32:
+            continue
+        if group & 16:
+            value -= 1 << shift
+        if len(counts) > 2:
+            value += counts[-2]
+        if not 0 <= value <= pixels:
+            break
+        counts.append(value)
+        value = shift = 0
+    else:
+        if counts and not shift and sum(counts) == pixels:
+            return counts
+    raise BadMask(
+        f"mask's RLE is damaged ({describe(text)}); give COCO's compressed counts of "
+        f"{pixels} pixels"
+    )

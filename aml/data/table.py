@@ -2,7 +2,8 @@
 
 Columns of the table:
 
-- image: a JPEG or PNG file, relative to the images folder (default: the folder of the table);
+- image: a JPEG, PNG, WebP, BMP or TIFF file of 8 bits a channel, relative to the images folder
+  (default: the folder of the table);
 - expression: the sentence;
 - mask: a PNG file relative to the table's folder (every pixel but 0 belongs to the referent),
   polygons [[x, y, x, y, ...], ...], or COCO's RLE {"size": [height, width], "counts": ...}; empty
@@ -18,17 +19,28 @@ Rows are those of `refer`, with the name of the table's file as data set and spl
 
 import csv
 import hashlib
-import io
-import json
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from aml.data.rle import BadMask, leads_out, read_mask
+from aml.data.refer_counts import sentence_problem
+from aml.data.rle import read_mask
 from aml.errors import UserError
+from aml.reading import (
+    ID,
+    MAX_PIXELS,
+    describe,
+    file_problem,
+    is_id,
+    open_picture,
+    orientation,
+    parse_json,
+    read_picture,
+    read_text,
+    split_problem,
+)
 
 COLUMNS = ("image", "expression", "mask", "split")
 
@@ -39,20 +51,34 @@ SHOWN = 20
 
 COCO_NAME = re.compile(r"(?:COCO_(?:train|val|test)\d{4}_)?(\d{12})\.(?:jpg|png)", re.IGNORECASE)
 
-ORIENTATION = 0x0112
-"""EXIF's tag for how a picture is to be turned when it is shown."""
+MAX_BYTES = 1 << 28
+"""Largest table in bytes."""
+
+MAX_COLUMNS = 100
+"""Columns of a CSV file at most."""
+
+CELL_LETTERS = 1 << 24
+"""Letters of a cell or of a line of JSON at most; csv's own limit is below a detailed polygon."""
+
+LINE = re.compile(r"[^\r\n]*(?:\r\n?|\n|\Z)")
+
+NUMBER = re.compile(r" *[0-9]{1,19} *")
+
+WANTED = {
+    "image": "give the name of a picture, and the folder that it is in by --images",
+    "expression": 'it must be some text that says what to look for, as "the left dog"',
+    "split": "name one split, as train, val or test",
+}
+"""What to do about a bad cell."""
 
 
-class _BadLine(Exception):
-    """One line of the table is wrong; the text says how."""
-
-
-def read_table(path: Path, images: Path | None = None) -> list[dict]:
+def read_table(path: Path, images: Path | None = None, max_pixels: int = MAX_PIXELS) -> list[dict]:
     """Read a table into rows without their JPEG.
 
     Args:
         path: the table, a .csv, .jsonl or .ndjson file.
         images: folder of the images; by default the folder of the table.
+        max_pixels: height times width of a picture at most.
 
     Returns:
         One row an image, in the order of image_id; `path` names its file.
@@ -63,16 +89,21 @@ def read_table(path: Path, images: Path | None = None) -> list[dict]:
     """
     path = Path(path)
     folder = Path(images or path.parent).absolute()
-    rows: dict[str, dict] = {}
+    found: dict[str, _Image] = {}
     problems: list[str] = []
+    unshown = 0
     for line, entry in _entries(path):
         try:
-            _add(rows, line, _checked(entry), folder, path)
-        except _BadLine as problem:
-            problems.append(f"{path} line {line}: {problem}")
+            _add(found, line, _checked(entry), folder, path, max_pixels)
+        except UserError as problem:
+            if len(problems) < SHOWN:
+                problems.append(f"{path} line {line}: {problem}")
+            else:
+                unshown += 1
     if problems:
-        more = [f"and {len(problems) - SHOWN} more lines"] if len(problems) > SHOWN else []
-        raise UserError("\n".join(problems[:SHOWN] + more))
+        more = [f"and {unshown} more lines"] if unshown else []
+        raise UserError("\n".join(problems + more))
+    rows = {file: image.row for file, image in found.items()}
     if not rows:
         raise UserError(
             f"{path} holds no line; give one for each expression, with {', '.join(COLUMNS)}"
@@ -99,31 +130,27 @@ def _entries(path: Path) -> Iterator[tuple[int, dict | str]]:
             f"{path} is no table by its name; give a .csv file with a header, or a .jsonl file "
             "with one JSON object a line"
         )
-    try:
-        text = path.read_text("utf-8-sig")
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror}); give the path of a table"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
-        ) from None
+    text = read_text(path, "a table", MAX_BYTES)
     yield from _csv(path, text) if kind == ".csv" else _json_lines(text)
 
 
 def _csv(path: Path, text: str) -> Iterator[tuple[int, dict | str]]:
     """Yield (line number, cells or what is wrong) of CSV text."""
-    csv.field_size_limit(1 << 30)  # a detailed polygon is longer than the default of 128 KiB
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    header = reader.fieldnames or ()
-    missing = [column for column in COLUMNS if column not in header]
-    if missing:
-        raise UserError(
-            f"{path} line 1: the header lacks {', '.join(missing)}; it needs {', '.join(COLUMNS)} "
-            "(and may have image_id, ref_id)"
-        )
+    csv.field_size_limit(CELL_LETTERS)
+    reader = csv.DictReader(_lines(text), strict=True)
     try:
+        header = reader.fieldnames or ()
+        missing = [column for column in COLUMNS if column not in header]
+        if missing or len(set(header)) < len(header) or len(header) > MAX_COLUMNS:
+            problem = (
+                f"lacks {', '.join(missing)}"
+                if missing
+                else (f"has a column twice, or more than {MAX_COLUMNS}")
+            )
+            raise UserError(
+                f"{path} line 1: the header {problem}; it needs {', '.join(COLUMNS)} (and may have "
+                "image_id, ref_id)"
+            )
         for entry in reader:
             if None in entry or None in entry.values():
                 problem = f"it has not the {len(header)} cells of the header"
@@ -140,36 +167,42 @@ def _csv(path: Path, text: str) -> Iterator[tuple[int, dict | str]]:
 
 def _json_lines(text: str) -> Iterator[tuple[int, dict | str]]:
     """Yield (line number, cells or what is wrong) of JSON lines."""
-    for line, part in enumerate(text.split("\n"), 1):
+    for line, part in enumerate(_lines(text), 1):
         if not part.strip():
             continue
+        if len(part) > CELL_LETTERS:
+            yield line, f"it has {len(part)} letters, and {CELL_LETTERS} are the most"
+            continue
         try:
-            entry = json.loads(part)
-        except ValueError as error:
-            yield line, f"it is not valid JSON ({error}); give one object a line"
+            entry = parse_json(part, "it", advice="give one object a line")
+        except UserError as problem:
+            yield line, str(problem)
             continue
         if not isinstance(entry, dict):
             entry = f"it is {type(entry).__name__}, not an object with {', '.join(COLUMNS)}"
         yield line, entry
 
 
+def _lines(text: str) -> Iterator[str]:
+    """Yield the lines of a text with their ends, one in memory at a time."""
+    return (found[0] for found in LINE.finditer(text) if found[0])
+
+
 def _checked(entry: dict | str) -> dict:
     """Return the cells, checked as far as is possible without the picture."""
     if isinstance(entry, str):
-        raise _BadLine(entry)
+        raise UserError(entry)
     missing = [column for column in COLUMNS if column not in entry]
     if missing:
-        raise _BadLine(f"it lacks {', '.join(missing)}; give {', '.join(COLUMNS)}")
-    for column in ("image", "expression", "split"):
-        if not isinstance(entry[column], str) or not entry[column].strip():
-            raise _BadLine(f"{column} is {entry[column]!r}; it must be some text")
-    if leads_out(entry["image"]):
-        raise _BadLine(
-            f"image is {entry['image']!r}, which leads out of the images folder; give a name "
-            "inside of it, and that folder by --images"
-        )
-    if "," in entry["split"]:
-        raise _BadLine(f"split is {entry['split']!r}; name one split, without a comma")
+        raise UserError(f"it lacks {', '.join(missing)}; give {', '.join(COLUMNS)}")
+    judged = {
+        "image": file_problem(entry["image"], "the images folder"),
+        "expression": sentence_problem(entry["expression"]),
+        "split": split_problem(entry["split"]),
+    }
+    for column, problem in judged.items():
+        if problem:
+            raise UserError(f"{column} {problem}; {WANTED[column]}")
     return entry | {column: _whole(column, entry.get(column)) for column in ("image_id", "ref_id")}
 
 
@@ -177,62 +210,68 @@ def _whole(column: str, value: Any) -> int | None:
     """Return an optional cell as a whole number, None where it is empty."""
     if value in (None, ""):
         return None
-    text = str(value).strip()
-    if isinstance(value, bool) or not re.fullmatch(r"\d{1,18}", text):
-        raise _BadLine(
-            f"{column} is {value!r}; it must be a whole number of 0 or more, or be left out"
-        )
-    return int(text)
+    number = int(value) if isinstance(value, str) and NUMBER.fullmatch(value) else value
+    if not is_id(number):
+        raise UserError(f"{column} is {describe(value)}; it must be {ID}, or be left out")
+    return number
 
 
-def _add(rows: dict[str, dict], line: int, entry: dict, folder: Path, table: Path) -> None:
+@dataclass
+class _Image:
+    """Row of an image, with what finds its objects and refs among any number of them."""
+
+    row: dict
+    objects: dict[str, int] = field(default_factory=dict)
+    """{RLE: ann_id}"""
+    refs: dict[tuple, dict] = field(default_factory=dict)
+    """{(ref_id or None, split, annotations): ref}"""
+    given: dict[int, tuple] = field(default_factory=dict)
+    """{ref_id that was given: (split, annotations)}"""
+
+
+def _add(
+    images: dict[str, _Image], line: int, entry: dict, folder: Path, table: Path, max_pixels: int
+) -> None:
     """Add the sentence of a line to the row of its image, which is made if it is missing.
 
     Args:
-        rows: {image file: row}.
+        images: {image file: its row}.
         line: number of the line, which becomes the sent_id.
         entry: the checked cells.
         folder: the images folder.
         table: path of the table.
+        max_pixels: height times width of a picture at most.
     """
     file = entry["image"]
-    row = rows.get(file) or _row(entry, folder / file, table)
+    image = images.get(file) or _Image(_row(entry, folder / file, table, max_pixels))
+    row = image.row
     if entry["image_id"] not in (None, row["image_id"]):
-        raise _BadLine(
+        raise UserError(
             f"image_id is {entry['image_id']}, but {file} had {row['image_id']} before; give one "
             "image one image_id"
         )
-    try:
-        rle = read_mask(entry["mask"], table.parent, row["height"], row["width"])
-    except BadMask as problem:
-        raise _BadLine(str(problem)) from None
-    ref = _ref(row, entry, rle)
+    rle = read_mask(entry["mask"], table.parent, row["height"], row["width"])
+    ref = _ref(image, entry, rle)
     ref["sentences"].append(
         {"sent_id": line, "sent": entry["expression"].strip(), "raw": entry["expression"]}
     )
-    rows[file] = row
+    images[file] = image
 
 
-def _row(entry: dict, file: Path, table: Path) -> dict:
+def _row(entry: dict, file: Path, table: Path, max_pixels: int) -> dict:
     """Return the row of an image, without refs.
 
     Args:
         entry: the checked cells of the first line of the image.
         file: the image.
         table: path of the table.
+        max_pixels: height times width of a picture at most.
     """
-    try:
-        content = file.read_bytes()
-        with Image.open(file) as picture:
-            width, height = picture.size
-            turned = picture.getexif().get(ORIENTATION, 1)
-    except OSError as error:  # Pillow's UnidentifiedImageError is one, too
-        raise _BadLine(
-            f"image {file} cannot be read ({error.strerror or 'it is no picture'}); give a JPEG or "
-            "PNG file"
-        ) from None
+    content = read_picture(file, f"image {file}")
+    picture = open_picture(content, f"image {file}", max_pixels)
+    turned = orientation(picture, f"image {file}")
     if turned != 1:
-        raise _BadLine(
+        raise UserError(
             f"image {file} is to be turned when shown (EXIF orientation {turned}), so its mask is "
             "uncertain; save it upright"
         )
@@ -241,8 +280,8 @@ def _row(entry: dict, file: Path, table: Path) -> dict:
         "split_by": SPLIT_BY,
         "image_id": _image_id(entry["image_id"], file.name, content),
         "file_name": entry["image"],
-        "height": height,
-        "width": width,
+        "height": picture.height,
+        "width": picture.width,
         "objects": [],
         "refs": [],
         "path": str(file),
@@ -259,38 +298,36 @@ def _image_id(given: int | None, name: str, content: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") >> 1
 
 
-def _ref(row: dict, entry: dict, rle: str | None) -> dict:
+def _ref(image: _Image, entry: dict, rle: str | None) -> dict:
     """Return the ref of a line in the row of its image, which is made if it is missing.
 
     Args:
-        row: the row. Its objects are the different masks of its lines.
+        image: the row. Its objects are the different masks of its lines.
         entry: the checked cells of the line.
         rle: the mask; None for an expression that names nothing.
     """
-    rles = {o["rle"]: o["ann_id"] for o in row["objects"]}
-    if rle is not None and rle not in rles:
-        row["objects"].append({"ann_id": len(rles) + 1, "category": "referent", "rle": rle})
-    targets = [] if rle is None else [rles.get(rle, len(rles) + 1)]
-    split = entry["split"].strip()
-    for ref in row["refs"]:
-        same = (ref["split"], ref["ann_ids"]) == (split, targets)
-        if entry["ref_id"] is not None and ref["ref_id"] == entry["ref_id"] and not same:
-            raise _BadLine(
-                f"ref_id {entry['ref_id']} had another mask or split before; give one referent one "
-                "mask and one split"
-            )
-        if same and entry["ref_id"] == ref["ref_id"]:
-            return ref
-    row["refs"].append(
-        {
-            "ref_id": entry["ref_id"],
+    targets = [] if rle is None else [image.objects.get(rle, len(image.objects) + 1)]
+    ref_id = entry["ref_id"]
+    named = entry["split"].strip(), tuple(targets)
+    if ref_id is not None and image.given.setdefault(ref_id, named) != named:
+        raise UserError(
+            f"ref_id {ref_id} had another mask or split before; give one referent one mask and one "
+            "split"
+        )
+    if rle is not None and rle not in image.objects:
+        image.objects[rle] = targets[0]
+        image.row["objects"].append({"ann_id": targets[0], "category": "referent", "rle": rle})
+    if (ref_id, *named) not in image.refs:
+        ref = {
+            "ref_id": ref_id,
             "ann_ids": targets,
             "no_target": not targets,
-            "split": split,
+            "split": named[0],
             "sentences": [],
         }
-    )
-    return row["refs"][-1]
+        image.refs[ref_id, *named] = ref
+        image.row["refs"].append(ref)
+    return image.refs[ref_id, *named]
 
 
 def _number(rows: Iterable[dict]) -> None:

@@ -7,8 +7,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from aml.data import Items, some_batches
+from aml.files import MADE_BY
 from aml.masking import Mask, blocks_to_pixels
 from aml.training import Learner, segment_logits
 
@@ -140,9 +142,11 @@ def draw_heatmap(picture: np.ndarray, score: np.ndarray) -> np.ndarray:
 
 
 def encode_png(picture: Image.Image) -> bytes:
-    """Return the picture as the bytes of a PNG file."""
+    """Return the picture as the bytes of a PNG file, which says that this program made it."""
     out = io.BytesIO()
-    picture.save(out, "PNG", optimize=False)
+    about = PngInfo()
+    about.add_text("Software", MADE_BY)
+    picture.save(out, "PNG", optimize=False, pnginfo=about)
     return out.getvalue()
 
 

@@ -9,14 +9,23 @@ from pydantic import Field, model_validator
 
 from aml.errors import UserError
 from aml.own_classes import names_own_class
-from aml.schema import Layers, Settings, ShareBelowOne, Text, Wanted, Width, leaf, not_among, shown
+from aml.schema import (
+    Layers,
+    Settings,
+    ShareBelowOne,
+    Side,
+    Text,
+    Wanted,
+    Width,
+    leaf,
+    not_among,
+    shown,
+)
 
 WORDS = "words"
 """Names a random text encoder whose tokens are the words of the data set."""
 
 Tokens = Annotated[int, Field(ge=3, le=4096)]
-
-Pixels = Annotated[int, Field(ge=1, le=16384)]
 
 Weights = Annotated[bool | Text, Wanted("true, false or the path of a weights file")]
 
@@ -187,7 +196,7 @@ class DetrisOptions(Options):
         "ones.",
         True,
     )
-    size: Pixels = leaf(
+    size: Side = leaf(
         "Side of the image the position embeddings are stored for, a multiple of the patch; "
         "others interpolate them.",
         448,
@@ -271,7 +280,7 @@ class ClipSegOptions(Options):
     width: Width = leaf("Width of the visual transformer.", 768, unit="channels")
     layers: Layers = leaf("Layers of the visual transformer.", 12, unit="layers")
     heads: Layers = leaf("Heads of the visual transformer.", 12, unit="heads")
-    size: Pixels = leaf(
+    size: Side = leaf(
         "Side of the image the position embeddings are made for; others interpolate them.",
         224,
         unit="pixels",
@@ -290,6 +299,8 @@ class ClipSegOptions(Options):
 
     @model_validator(mode="after")
     def _check_together(self):
+        if len(set(self.extract)) < len(self.extract):
+            raise UserError(f"model.extract is {shown(self.extract)}; name each layer once")
         if self.weights != WORDS:
             return self
         uneven = self.width % self.heads or self.text_width % self.text_heads or self.reduce % 4
@@ -340,6 +351,8 @@ def resolved(given: Any) -> dict[str, Any]:
         )
     rest = dict(given)
     name = rest.pop("name", "small")
+    if odd := [key for key in rest if not _may_name_option(key)]:
+        raise UserError(f"model has the key {shown(odd[0])}; it must be the name of an option")
     if names_own_class(name):
         for key, value in rest.items():
             if not all(_scalar(item) for item in (value if isinstance(value, list) else [value])):
@@ -349,9 +362,12 @@ def resolved(given: Any) -> dict[str, Any]:
                 )
         return {"name": name, **rest}
     cls = options_class(name)
-    if odd := [key for key in rest if not isinstance(key, str)]:
-        raise UserError(f"model has the key {shown(odd[0])}; an option's name is text")
     return {"name": name, **cls(**rest).to_dict()}
+
+
+def _may_name_option(key: Any) -> bool:
+    """Return whether an option may have this name, beside the other arguments of a model."""
+    return isinstance(key, str) and key.isidentifier() and key not in ("vocabulary", "assets")
 
 
 def _scalar(value: Any) -> bool:

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from aml.errors import UserError
+from aml.files import DRAFT, removed_on_failure, writing
 from aml.synthetic.expressions import as_typed, sentences
 from aml.synthetic.meaning import Fact, fact
 from aml.synthetic.scenes import ROUND, SHAPES, Object, draw_scene, plan_scene, polygons
@@ -191,9 +192,10 @@ def _write_jpeg(path: Path, picture: np.ndarray) -> None:
     """
     jpeg = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()
     if not path.exists():
-        part = path.with_suffix(f".{os.getpid()}.part")
-        part.write_bytes(jpeg)
-        os.replace(part, path)
+        part = path.with_name(f"{path.name}.{os.getpid()}{DRAFT}")
+        with writing(path, len(jpeg)), removed_on_failure(part):
+            part.write_bytes(jpeg)
+            os.replace(part, path)
     elif path.read_bytes() != jpeg:
         raise UserError(
             f"{path} is another picture than the one to be written (other seed or size, or not "

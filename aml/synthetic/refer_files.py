@@ -26,10 +26,15 @@ from pathlib import Path
 import cv2
 
 from aml.errors import UserError
+from aml.files import DRAFT, check_own_folder, mark_folder, removed_on_failure, writing
+from aml.reading import read_json, read_pickle
 from aml.synthetic.grammar import parse
 from aml.synthetic.meaning import POSITION_WORDS, Fact, fact, judge
 from aml.synthetic.pictures import SPLIT_BYS, SPLITS, Picture, generate_picture
 from aml.synthetic.scenes import ROUND, SHAPES
+
+KIND = "generated data"
+"""What the marker of a folder says that was filled here."""
 
 GOOGLE_VAL = 0.12
 """Share of the referents in the val split of refcocog (google)."""
@@ -105,10 +110,11 @@ def _split_counts(refs: list[dict]) -> dict[str, dict[str, int]]:
 
 def _write(path: Path, parts: Iterable[bytes]) -> None:
     """Write a file beside its place and move it there, so that a broken run leaves no half file."""
-    part = path.with_name(path.name + ".part")
-    with open(part, "wb") as file:
-        file.writelines(parts)
-    os.replace(part, path)
+    part = path.with_name(path.name + DRAFT)
+    with writing(path), removed_on_failure(part):
+        with open(part, "wb") as file:
+            file.writelines(parts)
+        os.replace(part, path)
 
 
 def _pickled(value: object) -> bytes:
@@ -190,12 +196,17 @@ def generate_dataset(
         refs(google).p, the splits of the second are called "google/train" and "google/val".
 
     Raises:
-        UserError: an unknown data set, a number out of range, or a folder with other pictures.
+        UserError: an unknown data set, a number out of range, or a folder with other pictures or
+            files.
+        NotSaved: the disk takes no more.
     """
     _check_arguments(dataset, images, size, seed, workers)
     out = Path(out)
-    (out / "images" / "train2014").mkdir(parents=True, exist_ok=True)
-    (out / dataset).mkdir(parents=True, exist_ok=True)
+    check_own_folder(out, "OUT", KIND)
+    mark_folder(out, KIND)
+    with writing(out):
+        (out / "images" / "train2014").mkdir(parents=True, exist_ok=True)
+        (out / dataset).mkdir(parents=True, exist_ok=True)
     workers = workers or max(1, min(os.cpu_count() or 1, images // 200))
     job = partial(generate_picture, out=str(out), dataset=dataset, size=size, seed=seed)
     pictures = list(_pictures(job, images, workers))
@@ -225,8 +236,8 @@ def check(
         word.
     """
     folder = Path(out) / dataset
-    refs = pickle.loads((folder / f"refs({split_by or SPLIT_BYS[dataset][0]}).p").read_bytes())
-    coco = json.loads((folder / "instances.json").read_text())
+    refs = read_pickle(folder / f"refs({split_by or SPLIT_BYS[dataset][0]}).p")
+    coco = read_json(folder / "instances.json")
     images = {i["id"]: i for i in coco["images"]}
     scenes = {
         image_id: {a["id"]: fact(a, images[image_id]) for a in group}

@@ -1,12 +1,13 @@
 from .checkpoint import (
+    check_weights as check_weights,
     drop_checkpoint_drafts as drop_checkpoint_drafts,
     load_model as load_model,
     load_training as load_training,
     load_weights as load_weights,
-    read_checkpoint_config as read_checkpoint_config,
     save_checkpoint as save_checkpoint,
     usable_checkpoint as usable_checkpoint,
 )
+from .checkpoint_config import read_checkpoint_config as read_checkpoint_config
 from .config import (
     EvalConfig as EvalConfig,
     OptimConfig as OptimConfig,

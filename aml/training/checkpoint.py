@@ -6,7 +6,8 @@
 - config.json: model and its options, vocabulary, image_size, fit, threshold, and what the caller
   adds (epoch, metrics ...);
 - state.pt: optimiser, scaler, masker, progress; only where training may go on;
-- digests.json: SHA-256 of weights and state, so that damage is seen before anything is loaded.
+- digests.json: SHA-256 of the others, so that damage is seen before anything is loaded. Older
+  folders have those of weights and state alone, or none.
 
 A new folder is written beside the old one and renamed; the old one stays as <folder>.previous until
 the next save.
@@ -18,28 +19,41 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from aml.errors import NotSaved, UserError
-from aml.files import write_failure
-from aml.models import build_model
+from aml.errors import NotSaved, Unreadable, UserError
+from aml.files import DRAFT, write_failure
+from aml.models import MODELS, build_model
 from aml.own_classes import check_allowed
+from aml.reading import read_json
+from aml.schema import shown
+from aml.training.checkpoint_config import (
+    ASSETS,
+    CONFIG,
+    check_side,
+    read_assets,
+    read_checkpoint_config,
+)
 
 logger = logging.getLogger(__name__)
 
-DIGESTS = "digests.json"
+WEIGHTS, STATE, DIGESTS = "model.safetensors", "state.pt", "digests.json"
 
-DRAFT = ".draft"
-"""Ends the name of a folder that is being written."""
+DIGESTED = (WEIGHTS, STATE, CONFIG, ASSETS)
+"""Files whose digests are noted."""
 
-WEIGHTY = ("model.safetensors", "state.pt")
-"""Files that may be damaged and still be read; JSON that is cut off is not."""
+STATE_KEYS = {"optimizer", "scaler", "masker", "progress"}
+
+SPARE = 2**28
+"""Bytes that building a model may take beyond twice its weights."""
 
 
 def save_checkpoint(
@@ -87,16 +101,14 @@ def drop_checkpoint_drafts(folder: Path) -> None:
 
 
 def _write(draft: Path, model: Any, info: dict[str, Any], state: dict[str, Any] | None) -> None:
-    save_file(
-        {k: v.contiguous() for k, v in model.state_dict().items()}, draft / "model.safetensors"
-    )
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, draft / WEIGHTS)
     config = {"model": model.spec, "vocabulary": model.vocabulary, **info}
-    (draft / "config.json").write_text(json.dumps(config, indent=1, allow_nan=True), "utf-8")
+    (draft / CONFIG).write_text(json.dumps(config, indent=1, allow_nan=True), "utf-8")
     if model.assets:
-        (draft / "assets.json").write_text(json.dumps(model.assets), "utf-8")
+        (draft / ASSETS).write_text(json.dumps(model.assets), "utf-8")
     if state is not None:
-        torch.save(state, draft / "state.pt")
-    digests = {name: _digest(draft / name) for name in WEIGHTY if (draft / name).exists()}
+        torch.save(state, draft / STATE)
+    digests = {name: _digest(draft / name) for name in DIGESTED if (draft / name).exists()}
     (draft / DIGESTS).write_text(json.dumps(digests, indent=1), "utf-8")
 
 
@@ -112,18 +124,26 @@ def damage(folder: Path) -> str:
     """
     if not folder.exists():
         return "it is missing"
-    if not (folder / DIGESTS).exists():
+    if not os.path.lexists(folder / DIGESTS):
         return ""
     try:
-        every = {path.name: json.loads(path.read_text("utf-8")) for path in folder.glob("*.json")}
-    except ValueError as error:
-        return f"its JSON is cut off or altered: {error}"
-    for name, digest in every[DIGESTS].items():
+        digests = read_json(folder / DIGESTS, limit=2**20)
+    except Unreadable as error:
+        return str(error)
+    if not isinstance(digests, dict) or WEIGHTS not in digests or not set(digests) <= {*DIGESTED}:
+        return f"{DIGESTS} is {shown(digests)}, not the digests of {', '.join(DIGESTED)}"
+    for name, digest in digests.items():
         if not (folder / name).exists():
-            if name != "state.pt":  # pruned: nothing goes on from here
+            if name != STATE:  # pruned: nothing goes on from here
                 return f"{name} is missing"
-        elif _digest(folder / name) != digest:
+        elif not (folder / name).is_file() or _digest(folder / name) != digest:
             return f"{name} is not as it was written"
+    try:
+        for name in {CONFIG, ASSETS} - set(digests):  # of an older folder
+            if (folder / name).exists():
+                read_json(folder / name, nan=True)
+    except Unreadable as error:
+        return str(error)
     return ""
 
 
@@ -133,33 +153,26 @@ def usable_checkpoint(folder: Path, say: Callable[[str], None] = logger.info) ->
     Args:
         folder: A checkpoint folder.
         say: Is told where another one is taken.
+
+    Raises:
+        UserError: Both are damaged, or the folder is and there is no other.
     """
-    why = damage(folder)
-    previous = before(folder)
-    if not why or not previous.exists() or damage(previous):
+    folder = Path(folder)
+    if not folder.exists() or not (why := damage(folder)):
         return folder
-    say(
-        f"checkpoint {folder} cannot be used ({why}); in its place: {previous.name}, "
-        f"epoch {read_checkpoint_config(previous).get('epoch', 'unknown')}"
-    )
+    previous = before(folder)
+    if not previous.exists() or damage(previous):
+        raise UserError(f"checkpoint {folder} cannot be used ({why}); use another one")
+    epoch: Any = "unknown"
+    with suppress(UserError):
+        epoch = read_checkpoint_config(previous).get("epoch", epoch)
+    say(f"checkpoint {folder} cannot be used ({why}); in its place: {previous.name}, epoch {epoch}")
     return previous
 
 
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_checkpoint_config(folder: Path) -> dict[str, Any]:
-    """Return config.json of a checkpoint folder; raise UserError where there is none."""
-    path = Path(folder) / "config.json"
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{folder} is not a checkpoint folder ({path.name}: {error.__class__.__name__}); "
-            "give one that training wrote, as .../best"
-        ) from None
 
 
 def load_model(folder: Path, device: str | torch.device = "cpu") -> tuple[Any, dict[str, Any]]:
@@ -169,25 +182,72 @@ def load_model(folder: Path, device: str | torch.device = "cpu") -> tuple[Any, d
     an experiment of this process, or the person, names the same class (aml.own_classes).
 
     Raises:
-        UserError: No checkpoint, damaged weights, or a class that is not allowed.
+        UserError: No checkpoint, a damaged one, or a class that is not allowed.
     """
     folder = usable_checkpoint(Path(folder))
     config = read_checkpoint_config(folder)
-    spec = dict(config["model"])
-    check_allowed(spec["name"], folder)
-    assets = Path(folder) / "assets.json"
-    model = build_model(
-        spec.pop("name"),
-        vocabulary=config["vocabulary"],
-        assets=json.loads(assets.read_text("utf-8")) if assets.exists() else None,
-        **spec,
-    )
-    load_weights(model, folder)
+    weights = _read_weights(folder)
+    model = _build(folder, config, weights)
+    _fill(model, weights, folder)
     return model.to(device).eval(), config
 
 
-def load_weights(model: Any, folder: Path) -> None:
+class _OutOfProportion(Exception):
+    """A model being built is larger than the weights it is built for."""
+
+
+class _SizeLimit(TorchFunctionMode):
+    """Raises _OutOfProportion once a `with` block has made tensors of more than so many bytes.
+
+    A configuration may name sizes that take all memory. Empty tensors take none until they are
+    written, so a layer is refused before it is initialised.
+    """
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.left = limit
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if func in (torch.empty, torch.zeros, torch.ones, torch.randn, torch.rand, torch.full):
+            self.left -= made.nbytes
+            if self.left < 0:
+                raise _OutOfProportion("it takes far more memory than the weights")
+        return made
+
+
+def _build(folder: Path, config: dict[str, Any], weights: dict[str, torch.Tensor]) -> Any:
+    """Return the model that a checkpoint describes, not yet filled."""
+    spec = dict(config["model"])
+    name = spec.pop("name")
+    check_allowed(name, folder)
+    assets = read_assets(folder)
+    own = name not in MODELS
+    limit = 2 * sum(values.nbytes for values in weights.values()) + SPARE
+    try:
+        with nullcontext() if own else _SizeLimit(limit):
+            model = build_model(name, vocabulary=config["vocabulary"], assets=assets, **spec)
+        check_side(config["image_size"], name, model.image_multiple)
+    except UserError as error:
+        raise UserError(f"{folder / CONFIG} cannot be used: {error}") from None
+    except Exception as error:  # whatever torch, transformers or timm raise
+        if own or isinstance(error, OSError):  # an author wants to see the place of a mistake
+            raise
+        why = " ".join(str(error).split())[:160] or type(error).__name__
+        raise UserError(
+            f"{folder} holds no model that can be built ({why}): {CONFIG} or {ASSETS} is damaged; "
+            "use another checkpoint"
+        ) from error
+    return model
+
+
+def load_weights(model: Any, folder: Path, say: Callable[[str], None] = logger.info) -> None:
     """Fill a model from a checkpoint folder, or from a published .pth file.
+
+    Args:
+        model: The model.
+        folder: The folder, in whose place the one before is taken if it is damaged; or the file.
+        say: Is told where another folder is taken.
 
     Raises:
         UserError: A damaged file, or the first parameter that does not fit.
@@ -196,34 +256,65 @@ def load_weights(model: Any, folder: Path) -> None:
         from aml.models import load_published
 
         return load_published(model, folder)
-    _fill(model, _weights(Path(folder)), folder)
+    folder = usable_checkpoint(Path(folder), say)
+    _fill(model, _read_weights(folder), folder)
 
 
-def _weights(folder: Path) -> dict[str, torch.Tensor]:
-    path = folder / "model.safetensors"
+def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    path = folder / WEIGHTS
     try:
-        if why := damage(folder):
-            raise ValueError(why)
+        if not path.is_file():
+            raise FileNotFoundError("there is no such file")
         return load_file(path)
     except Exception as error:  # safetensors raises its own error class, and OSError
         raise UserError(
-            f"{path} cannot be read ({error}); use another checkpoint, as {before(folder).name} "
-            "beside it"
+            f"{path} cannot be read ({' '.join(str(error).split())[:160]}); use another checkpoint"
         ) from None
 
 
 def _fill(model: Any, weights: dict[str, torch.Tensor], folder: Path) -> None:
+    """Fill a model; every parameter must have the shape and type of the model's, and be finite."""
+    path = folder / WEIGHTS
     own = model.state_dict()
     wrong = [k for k in own if k not in weights or weights[k].shape != own[k].shape] + [
         k for k in weights if k not in own
     ]
     if wrong:
         raise UserError(
-            f"{folder}/model.safetensors does not fit this model, first at {wrong[0]} "
+            f"{path} does not fit this model, first at {wrong[0]} "
             f"({len(wrong)} parameters); "
             "use the model and vocabulary it was trained with"
         )
+    for name, values in weights.items():
+        if values.dtype != own[name].dtype:
+            raise UserError(
+                f"{path} has {name} as {values.dtype}, and the model as {own[name].dtype}; use "
+                "a checkpoint as training wrote it"
+            )
+        # a model of one's own may keep infinities, as a mask of attention
+        if not _all_finite(values) and _all_finite(own[name]):
+            raise _not_finite(path, name)
     model.load_state_dict(weights)
+
+
+def check_weights(folder: Path) -> None:
+    """Refuse a checkpoint folder that is damaged, or whose weights are not finite numbers.
+
+    No model is built, so this is said before anything starts; `load_weights` checks the rest.
+    """
+    folder = usable_checkpoint(Path(folder))
+    read_checkpoint_config(folder)
+    for name, values in _read_weights(folder).items():
+        if values.isnan().any():
+            raise _not_finite(folder / WEIGHTS, name)
+
+
+def _not_finite(path: Path, name: str) -> UserError:
+    return UserError(f"{path} has NaN or infinity in {name}; use another checkpoint")
+
+
+def _all_finite(values: torch.Tensor) -> bool:
+    return not values.is_floating_point() or bool(torch.isfinite(values).all())
 
 
 def load_training(folder: Path, learner: Any, say: Callable[[str], None] = logger.info) -> bool:
@@ -242,11 +333,15 @@ def load_training(folder: Path, learner: Any, say: Callable[[str], None] = logge
     folder = Path(folder)
     damaged: list[str] = []
     for place in (folder, before(folder)):
-        if not (place / "state.pt").exists():
+        if not (place / STATE).exists():
             continue
         try:
-            weights = _weights(place)  # first: it looks at the digest of state.pt too
-            state = torch.load(place / "state.pt", map_location=learner.device, weights_only=True)
+            if why := damage(place):
+                raise ValueError(why)
+            weights = _read_weights(place)
+            state = torch.load(place / STATE, map_location=learner.device, weights_only=True)
+            if not isinstance(state, dict) or not set(state) >= STATE_KEYS:
+                raise ValueError(f"{STATE} holds no state of a training")
         except Exception as error:
             # a cut-off file raises EOFError, RuntimeError, UnpicklingError ...
             damaged.append(

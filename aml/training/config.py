@@ -6,22 +6,22 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from aml.errors import UserError
-from aml.schema import NotNegative, Positive, Settings, Share, Wanted, Whole, leaf, shown
+from aml.schema import NotNegative, Positive, Settings, Share, Threshold, Wanted, Whole, leaf, shown
 
 AUGMENTATIONS = ("flip", "crop")
 
-LONGEST_WARMUP = 1e9
+LONGEST_WARMUP = {"steps": 1e9, "epochs": 1e5}
 
 
 def canonical_warmup(value: Any) -> Any:
     """Return a warm-up as it is kept: 0, "500steps" or "1.5epochs"."""
     if isinstance(value, (int, float)) and not isinstance(value, bool) and value == 0:
         return 0
-    found = re.fullmatch(r"(\d{1,12}(?:\.\d{1,12})?) ?(step|epoch)s?", str(value)[:40])
+    found = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,12})?) ?(step|epoch)s?", str(value)[:40])
     if not isinstance(value, str) or not found:
         raise _not_a_warmup(value)
     number, unit = float(found[1]), f"{found[2]}s"
-    if number > LONGEST_WARMUP or (unit == "steps" and number % 1):
+    if number > LONGEST_WARMUP[unit] or (unit == "steps" and number % 1):
         raise _not_a_warmup(value)
     return f"{number:.12g}{unit}" if number else 0
 
@@ -84,6 +84,11 @@ class OptimConfig(Settings):
                 f"optim.schedule is {self.schedule} and optim.milestones is "
                 f"{shown(self.milestones)}; steps needs epochs in milestones, poly takes none"
             )
+        if self.milestones != sorted(set(self.milestones)):
+            raise UserError(
+                f"optim.milestones is {shown(self.milestones)}; it must name rising epochs, each "
+                "once"
+            )
         return self
 
     def warmup_steps(self, steps: int) -> int:
@@ -142,7 +147,7 @@ class EvalConfig(Settings):
     batch: Annotated[int, Field(ge=1, le=10**6)] = leaf(
         "How many sentences a worker answers at a time.", 64, unit="sentences"
     )
-    threshold: Annotated[float, Field(gt=0, lt=1)] = leaf(
+    threshold: Threshold = leaf(
         "From which probability on a pixel is the referent's.", 0.5, unit="share"
     )
     probe: Whole = leaf(

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from aml.data import open_image
+from aml.reading import decode_as, open_picture, read_json, read_picture
 from aml.synthetic import generate_dataset
 
 SIDE = 640
@@ -30,7 +30,7 @@ def make_pictures(root: Path, images: int, processes: int) -> None:
     """
     generate_dataset(root, "refcoco", images=images, size=SIDE // ENLARGED, seed=0)
     path = root / "refcoco" / "instances.json"
-    instances = json.loads(path.read_text("utf-8"))
+    instances = read_json(path)
     for record in instances["images"]:
         record |= {side: record[side] * ENLARGED for side in ("height", "width")}
     for annotation in instances["annotations"]:
@@ -44,7 +44,7 @@ def make_pictures(root: Path, images: int, processes: int) -> None:
 
 def enlarge(path: Path) -> None:
     """Enlarge a JPEG file in place and add grain."""
-    picture = open_image(path.read_bytes(), path.name)
+    picture = decode_as(open_picture(read_picture(path), path.name), path.name)
     shape = (picture.width * ENLARGED, picture.height * ENLARGED)
     large = np.asarray(picture.resize(shape, Image.Resampling.BICUBIC)).astype(np.int16)
     draws = np.random.default_rng(large[0].sum())

@@ -1,14 +1,14 @@
 """Time the parts of the work that makes a sample from its files."""
 
 import functools
-import json
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from aml.data import fit_image, fit_mask, open_image, rasterise, referent
+from aml.data import decode_image, fit_image, fit_mask, rasterise, referent
+from aml.reading import read_json
 from orchestrator.benchmarks.published_loader import polygon_mask
 from orchestrator.data import RowGroupReader, ShardSelection
 
@@ -51,7 +51,7 @@ def profile_pictures(
     Returns:
         Median milliseconds of each part.
     """
-    instances = json.loads((root / "refcoco" / "instances.json").read_text("utf-8"))
+    instances = read_json(root / "refcoco" / "instances.json")
     annotations = {a["id"]: a for a in instances["annotations"]}
     some = [row for row in rows if any(ref["split"] == "train" for ref in row["refs"])][:PICTURES]
     pictures = RowGroupReader((part,), size, "square")
@@ -67,7 +67,7 @@ def profile_pictures(
 def _profile_picture(row: dict, annotation: dict, size: int, times: _PartTimes) -> None:
     """Time the parts of the first ref of one picture."""
     image = times.time(
-        "decode JPEG", lambda: open_image(Path(row["path"]).read_bytes(), row["file_name"])
+        "decode JPEG", lambda: decode_image(Path(row["path"]).read_bytes(), row["file_name"])
     )
     times.time("resize picture", lambda: fit_image(image, size, "square"))
     mask = times.time(

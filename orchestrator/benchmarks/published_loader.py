@@ -1,6 +1,5 @@
 """Measure the published way of reading RefCOCO: a map-style Dataset under torch's DataLoader."""
 
-import json
 import os
 import time
 from collections.abc import Iterable
@@ -12,6 +11,7 @@ import torch
 from PIL import Image
 
 from aml.data import load_refs
+from aml.reading import read_json
 
 BATCH = 32
 """Samples of a batch, of both ways of reading."""
@@ -36,7 +36,7 @@ class PublishedDataset(torch.utils.data.Dataset):
             model: Model whose `tokenise` is used.
             size: Side of the square that pictures are resized to, pixels.
         """
-        instances = json.loads((root / "refcoco" / "instances.json").read_text("utf-8"))
+        instances = read_json(root / "refcoco" / "instances.json")
         self.images = {i["id"]: i for i in instances["images"]}
         self.annotations = {a["id"]: a for a in instances["annotations"]}
         self.folder = root / "images" / "train2014"
@@ -56,7 +56,7 @@ class PublishedDataset(torch.utils.data.Dataset):
         ref, _ = self.items[index]
         record = self.images[ref["image_id"]]
         shape = (self.size, self.size)
-        picture = Image.open(self.folder / record["file_name"]).convert("RGB")
+        picture = Image.open(self.folder / record["file_name"], formats=("JPEG",)).convert("RGB")
         picture = picture.resize(shape, Image.Resampling.BILINEAR)
         full = Image.fromarray(polygon_mask(self.annotations[ref["ann_id"]], record))
         mask = np.asarray(full.resize(shape, Image.Resampling.NEAREST))

@@ -5,16 +5,19 @@ Exit codes: 0 done; 1 the run failed; 2 the input is wrong, with one sentence; 1
 state saved.
 """
 
-import errno
+import io
 import signal
 import sys
 import threading
 import traceback
+from pathlib import Path
 
 import typer
 from typer.core import TyperGroup
 
+from aml import files
 from aml.errors import RunError, UserError
+from aml.schema import shown
 from orchestrator import utils
 from orchestrator.cli import (
     bench_commands,
@@ -68,9 +71,11 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: The command and its arguments; None: those of the process.
     """
     utils.print_messages()
+    utils.learn_secrets(*(sys.argv[1:] if arguments is None else arguments))
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, utils.stop_at_once)
     try:
+        _refuse_empty(sys.argv[1:] if arguments is None else arguments)
         sys.exit(app(arguments, standalone_mode=False) or 0)
     except (UserError, RunError) as error:
         print(f"error: {utils.redact(error)}", file=sys.stderr)
@@ -81,14 +86,38 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         # typer brings its own copy of click, whose usage errors are known by these attributes
         if hasattr(error, "show") and hasattr(error, "exit_code"):
-            error.show()
+            said = io.StringIO()
+            error.show(file=said)
+            print(utils.redact(said.getvalue()), file=sys.stderr, end="")
             sys.exit(error.exit_code)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            print(
-                f"error: {error.filename or 'a file'} could not be written ({error.strerror}); "
-                "make room, then give the same command again",
-                file=sys.stderr,
-            )
+        if isinstance(error, OSError) and (text := _failed_place(error)):
+            print(f"error: {utils.redact(text)}", file=sys.stderr)
         else:
             print(utils.redact(traceback.format_exc()), file=sys.stderr, end="")
         sys.exit(1)
+
+
+def _refuse_empty(arguments: list[str]) -> None:
+    """Refuse an empty argument, which would pass for the current folder, or for any run's name."""
+    for before, text in zip(["the command", *arguments], arguments, strict=False):
+        empty = not text.strip() or (text.startswith("--") and text.endswith("="))
+        if empty:
+            place = f"the argument after {shown(before)}" if not text.strip() else shown(text)
+            raise UserError(
+                f"{place} is empty, perhaps of a shell variable that is not set; give a value, or "
+                "leave it out"
+            )
+
+
+def _failed_place(error: OSError) -> str:
+    """Return a sentence about a file that was refused; empty where it is no matter of places."""
+    if error.errno in files.FULL and error.filename:
+        return files.write_failure(Path(error.filename), error, 0)
+    if error.errno in files.FULL:
+        why = f"a file could not be written ({error.strerror})"
+        return f"{why}; make room and give the same command again"
+    if error.errno in files.REFUSED and error.filename:
+        return (
+            f"{error.filename} cannot be used ({error.strerror}); mend that or choose another place"
+        )
+    return ""

@@ -7,7 +7,7 @@ from typing import Annotated, cast
 import typer
 
 from aml.errors import UserError
-from orchestrator.cli.options import Json, ResultPage, echo
+from orchestrator.cli.options import Json, MaxMegapixels, ResultPage, echo, result_place
 
 app = typer.Typer()
 data_app = typer.Typer(no_args_is_help=True, help="Look at shards.")
@@ -16,7 +16,7 @@ app.add_typer(data_app, name="data")
 
 @app.command()
 def synth(
-    out: Path,
+    out: Annotated[Path, typer.Argument(metavar="OUT", parser=result_place)],
     dataset: Annotated[str, typer.Option(help="refcoco, refcoco+ or refcocog.")] = "refcoco",
     images: Annotated[int, typer.Option(help="Pictures.")] = 2000,
     size: Annotated[int, typer.Option(metavar="PX", help="Longer side of a picture.")] = 128,
@@ -57,6 +57,7 @@ def shard(
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Leave images out that do not decode.")
     ] = False,
+    max_megapixels: MaxMegapixels = 100,
     as_json: Json = False,
 ) -> None:
     """Convert annotations and images once into shards."""
@@ -67,7 +68,9 @@ def shard(
                 "shard needs --refer-root, --images and --out (or --table and --out, or --verify); "
                 "give all three"
             )
-        found = _write(table, refer_root, images, dataset, split_by, str(out), skip_unreadable)
+        found = _write(
+            table, refer_root, images, dataset, split_by, str(out), skip_unreadable, max_megapixels
+        )
     else:
         from orchestrator import data, storage
 
@@ -85,6 +88,7 @@ def _write(
     split_by: str,
     out: str,
     skip_unreadable: bool,
+    max_megapixels: float,
 ) -> dict:
     """Convert a table or a REFER folder; wrong input is refused before Ray starts.
 
@@ -96,22 +100,26 @@ def _write(
         split_by: Who split it: unc, umd or google.
         out: Folder or address of the shards.
         skip_unreadable: Leave out images that do not decode, instead of refusing them.
+        max_megapixels: Millions of pixels of a picture at most.
 
     Returns:
         The manifest of the shards.
     """
     from aml.data import against_published, read_refer, read_table
+    from aml.reading import pixels_of
     from orchestrator import cluster, data, storage
 
+    limit = pixels_of(max_megapixels)
+    store = storage.Filesystem(out, storage.storage_root())
+    data.check_output(store, None)
     if table:
-        rows = read_table(table, images)
+        rows = read_table(table, images, limit)
     else:
-        rows = read_refer(cast(Path, refer_root), cast(Path, images), dataset, split_by)
+        rows = read_refer(cast(Path, refer_root), cast(Path, images), dataset, split_by, limit)
     packed = data.pack_rows(rows)
-    cluster.init_ray()
-    found = data.write_shards(
-        packed, storage.Filesystem(out, storage.storage_root()), skip_unreadable=skip_unreadable
-    )
+    if data.check_output(store, packed) is None:
+        cluster.init_ray()
+    found = data.write_shards(packed, store, skip_unreadable=skip_unreadable)
     for error in found["skipped"]:
         echo(f"left out: {error}")
     for split, count in found["splits"].items():

@@ -9,11 +9,13 @@ import typer
 from orchestrator.cli.options import (
     Config,
     Json,
+    MaxMegapixels,
     Overrides,
     Precision,
     ResultPage,
     checkpoint_folder,
     echo,
+    result_place,
 )
 
 app = typer.Typer()
@@ -23,7 +25,10 @@ app = typer.Typer()
 def evaluate(
     checkpoint: Annotated[str, typer.Argument(help="A folder, a run, or models:/NAME@champion.")],
     data: Annotated[str, typer.Option(metavar="URI", help="Shards.")],
-    out: Annotated[Path, typer.Option(help="Folder for metrics.json and per_sentence.jsonl.")],
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder for metrics.json and per_sentence.jsonl.", parser=result_place),
+    ],
     splits: Annotated[str, typer.Option(help="As val,testA.")] = "val",
     protocol: Annotated[
         str, typer.Option(help="square: at network size. original: at the picture's size.")
@@ -55,7 +60,7 @@ def evaluate(
     request = evaluation.EvaluationRequest(
         checkpoint=folder,
         shards=storage.Filesystem(data, storage.storage_root()),
-        splits=[split for split in splits.split(",") if split],
+        splits=[split.strip() for split in splits.split(",")],
         out=out,
         protocol=protocol,
         corruptions=parse_corruptions(corrupt) if corrupt else [],
@@ -93,29 +98,52 @@ def predict(
         Path | None,
         typer.Option(
             help="The mask, PNG (mask.png); of a folder or several expressions the folder of "
-            "results (predictions)."
+            "results (predictions).",
+            parser=result_place,
         ),
     ] = None,
-    overlay: Annotated[Path | None, typer.Option(help="The picture with the mask, PNG.")] = None,
+    overlay: Annotated[
+        Path | None,
+        typer.Option(help="The picture with the mask, PNG.", parser=result_place),
+    ] = None,
     probability: Annotated[
-        Path | None, typer.Option(help="The probability of each pixel, grey PNG.")
+        Path | None,
+        typer.Option(help="The probability of each pixel, grey PNG.", parser=result_place),
     ] = None,
     precision: Precision = None,
+    max_megapixels: MaxMegapixels = 100,
 ) -> None:
     """Segment the referents of sentences in pictures of your own."""
+    from aml.reading import pixels_of
     from orchestrator import evaluation
 
     evaluation.predict_files(
-        checkpoint_folder(checkpoint), image, text, out, overlay, probability, precision=precision
+        checkpoint_folder(checkpoint),
+        image,
+        text,
+        out,
+        overlay,
+        probability,
+        precision=precision,
+        max_pixels=pixels_of(max_megapixels),
     )
 
 
 @app.command()
-def demo(checkpoint: str, port: int = 7860, precision: Precision = None) -> int:
+def demo(
+    checkpoint: str,
+    port: int = 7860,
+    precision: Precision = None,
+    max_megapixels: MaxMegapixels = 50,
+) -> int:
     """Serve a page on this machine: drop a picture, type a sentence, see what the model finds."""
+    from aml.reading import pixels_of
     from orchestrator import evaluation
 
-    return evaluation.serve_demo(checkpoint_folder(checkpoint), port, precision=precision)
+    limit = pixels_of(max_megapixels)
+    return evaluation.serve_demo(
+        checkpoint_folder(checkpoint), port, precision=precision, max_pixels=limit
+    )
 
 
 @app.command()

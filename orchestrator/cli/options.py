@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from aml.errors import UserError
+from aml.files import home_expanded
 from orchestrator.utils import redact
 
 Config = Annotated[str, typer.Argument(metavar="CONFIG", help="An experiment's YAML file.")]
@@ -31,9 +33,22 @@ Precision = Annotated[
     typer.Option(help="fp32, bf16 or fp16; default: training's on a GPU, fp32 on a CPU."),
 ]
 
+MaxMegapixels = Annotated[
+    float,
+    typer.Option(metavar="N", help="Millions of pixels of a picture at most."),
+]
+
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on the last line.")]
 
-ResultPage = Annotated[Path, typer.Option(help="HTML file to write.")]
+
+def result_place(text: str | Path) -> Path:
+    """Return the path of a result as a person gave it; an empty one would be the current folder."""
+    if not str(text):
+        raise UserError("an empty text names no place for results; give a file or a folder")
+    return Path(text)
+
+
+ResultPage = Annotated[Path, typer.Option(help="HTML file to write.", parser=result_place)]
 
 
 def echo(text: str) -> None:
@@ -56,5 +71,5 @@ def initial_weights(text: str | None) -> Path | None:
     """Return the weights to start a training from: a checkpoint's folder, or a published file."""
     if text is None:
         return None
-    file = Path(text).expanduser()
+    file = home_expanded(text)
     return file.absolute() if file.is_file() else checkpoint_folder(text)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.options import Json, echo
+from orchestrator.cli.options import Json, echo, result_place
 
 app = typer.Typer()
 
@@ -37,7 +37,8 @@ def compare(
 def report(
     run: str,
     out: Annotated[
-        Path | None, typer.Option(help="Folder; default: the run's own report/.")
+        Path | None,
+        typer.Option(help="Folder; default: the run's own report/.", parser=result_place),
     ] = None,
     evaluation: Annotated[
         list[Path] | None,
@@ -57,7 +58,7 @@ def report(
 
 
 @app.command()
-def ui(port: int = 5000, host: str = "127.0.0.1") -> int:
+def ui(port: Annotated[int, typer.Option(min=1, max=65535)] = 5000, host: str = "127.0.0.1") -> int:
     """Serve the MLflow UI of the tracking store in use."""
     from orchestrator.cli.surroundings import serve_mlflow_ui
 

@@ -115,7 +115,7 @@ def runs() -> None:
     found = storage.list_runs(root)
     for run in found:
         echo(storage.run_line(run))
-    lost = {run.state["name"] for run in found if storage.is_lost(run)}
+    lost = {str(run.state.get("name")) for run in found if storage.is_lost(run)}
     if lost:
         from orchestrator import tracking
 

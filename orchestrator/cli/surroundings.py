@@ -1,8 +1,11 @@
 """The MLflow UI of the store in use, and checks of what this machine has and reaches."""
 
+import contextlib
+import http.client
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import urllib.request
@@ -10,8 +13,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import aml
+from aml.errors import RunError, UserError
 from orchestrator import storage, tracking
-from orchestrator.utils import redact
+from orchestrator.utils import listening_socket, redact, stop_at_once
 
 logger = logging.getLogger(__name__)
 
@@ -31,28 +35,67 @@ PACKAGES = (
 )
 """Packages whose versions `doctor` prints."""
 
+END_S = 10.0
+"""Seconds that MLflow's server has to end before it is killed."""
+
 
 def serve_mlflow_ui(host: str, port: int) -> int:
     """Serve the MLflow UI of the store in use until interrupted, and return its exit code.
 
     Runs whose process was lost are ended first.
+
+    Raises:
+        UserError: The address cannot be had, or the store is of another version of MLflow.
     """
     root = storage.storage_root()
     uri = tracking.tracking_uri(None, root)
-    for text in tracking.end_lost(root):
-        logger.info(text)
-    logger.info(f"MLflow UI of {redact(uri)} on http://{host}:{port}")
     if uri.startswith("http"):
-        logger.info("that is a server already: open it in a browser")
+        logger.info(f"{redact(uri)} is a server already: open it in a browser")
         return 0
+    tracking.check_store(None, root)
+    with listening_socket(host, port) as listening:
+        port = listening.getsockname()[1]
+        if problems := tracking.end_lost(root):
+            raise UserError(
+                f"{problems[0]}; mend that, or set MLFLOW_TRACKING_URI to another store"
+            )
+    logger.info(f"MLflow UI of {redact(uri)} on http://{host}:{port}")
     # One worker: the UI is for one person, and MLflow's supervisor of several kills those that
     # a busy machine keeps waiting for 5 s.
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
-    command += ["--host", host, "--port", str(port), "--workers", "1"]
-    try:
-        return subprocess.run(command, check=False).returncode
-    except KeyboardInterrupt:  # how a person ends it
-        return 0
+    command = [sys.executable, "-m", "mlflow", "ui", "--host", host, "--port", str(port)]
+    command += ["--workers", "1"]
+    # The address is no argument, which every user of the machine can read: it may hold a password.
+    environment = os.environ | {"MLFLOW_BACKEND_STORE_URI": uri}
+    # Jobs are MLflow's evaluations of language models: nine processes and a gigabyte at rest.
+    environment.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
+    return _run_until_interrupted(command, environment)
+
+
+def _run_until_interrupted(command: list[str], environment: dict[str, str]) -> int:
+    """Run a command and return its exit code, 0 where this process is asked to end.
+
+    All processes of the command end with it, also when the terminal is closed.
+    """
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup ignores it
+        signal.signal(signal.SIGHUP, stop_at_once)
+    with subprocess.Popen(command, env=environment, start_new_session=True) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:  # how a person ends it
+            return 0
+        finally:
+            try:
+                _signal_group(process, signal.SIGTERM)
+                process.wait(END_S)
+            except subprocess.TimeoutExpired:
+                pass
+            finally:
+                _signal_group(process, signal.SIGKILL)
+
+
+def _signal_group(process: subprocess.Popen, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
 
 
 def check_surroundings() -> int:
@@ -109,13 +152,19 @@ def _check_storage(root: Path) -> int:
 
 def tracking_problem(root: Path) -> str:
     """Return why the tracking store cannot be used, or an empty text."""
-    uri = tracking.tracking_uri(None, root)
-    if uri.startswith("sqlite"):
-        return ""
+    try:
+        uri = tracking.tracking_uri(None, root)
+        tracking.check_store(None, root)
+    except (UserError, RunError) as error:
+        return redact(error)
+    if not uri.startswith("http"):
+        return tracking.store_problem(uri)
+    scheme, _, place = uri.partition("://")
+    server = f"{scheme}://{place.rpartition('@')[2].rstrip('/')}"  # /health asks for no password
     try:
         # the user's own tracking server
-        urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=5)  # noqa: S310
-    except OSError as error:
+        urllib.request.urlopen(f"{server}/health", timeout=5).close()  # noqa: S310
+    except (OSError, ValueError, http.client.HTTPException) as error:
         return (
             f"{redact(uri)} does not answer ({redact(str(error))}): runs go on, what it misses "
             "is kept on disk"

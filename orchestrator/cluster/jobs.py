@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from aml.errors import UserError
 from orchestrator.cluster.packaging import LOCAL, Package, refuse_files_left_behind, stays_here
-from orchestrator.utils import redact
+from orchestrator.utils import announced_wait, redact
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -119,7 +119,8 @@ def connect_jobs(address: str | None) -> "JobClient":
 
     address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or LOCAL
     try:
-        return JobClient(JobSubmissionClient(address))
+        with announced_wait(f"the cluster at {redact(address)} to answer"):
+            return JobClient(JobSubmissionClient(address))
     except ConnectionError:
         raise UserError(
             f"no cluster answers at {redact(address)}; "

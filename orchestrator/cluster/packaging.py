@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from aml.errors import UserError
 from aml.own_classes import names_file, names_own_class
-from orchestrator import storage, utils
+from orchestrator import utils
 from orchestrator.utils import looks_secret
 
 if TYPE_CHECKING:
@@ -220,13 +220,12 @@ def runtime_environment(named: list[str], *, secret_from_env: bool = False) -> d
         STOP_WAIT: os.environ.get(STOP_WAIT, "60"),
     }
     if home := os.environ.get("AMLRIS_HOME"):
-        if not home.startswith(("/", "~", "s3://")):
+        utils.check_address(home, "AMLRIS_HOME")
+        if not (home.startswith(("/", "~")) or utils.is_address(home)):
             raise UserError(
                 f"AMLRIS_HOME is {home!r}, which a job's throw-away folder would take with it; "
                 "give it from / or ~, as the cluster's nodes see it, or as s3://BUCKET/PREFIX"
             )
-        if home.startswith("s3://"):
-            storage.refuse_keys(home)
         found["AMLRIS_HOME"] = home
     for name in named:
         if name not in os.environ:

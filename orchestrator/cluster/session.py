@@ -75,6 +75,16 @@ def init_ray() -> None:
         RunError: no Ray starts here in time.
     """
     set_ray_environment()
+    address = _address()
+    here = address == LOCAL
+    with utils.announced_wait(
+        "Ray to start on this machine" if here else f"the Ray at {address} to answer"
+    ):
+        _init_ray(address)
+
+
+def _init_ray(address: str) -> None:
+    """Join the cluster at an address, or start a Ray on this machine where it is `local`."""
     import ray
 
     if ray.is_initialized():
@@ -82,7 +92,6 @@ def init_ray() -> None:
     logging.getLogger("ray").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     ray_compat.set_levels(ray_compat.START_LOGGERS)
-    address = _address()
     if address != LOCAL:
         _join_cluster(address)
     else:
@@ -121,7 +130,7 @@ def _start_locally() -> None:
     """Start a Ray on this machine, a second time where a busy machine was late the first time.
 
     Raises:
-        RunError: it is late the second time, too.
+        RunError: it is late the second time, too, or cannot start at all.
     """
     import ray
 
@@ -130,17 +139,32 @@ def _start_locally() -> None:
             try:
                 ray.init(LOCAL, include_dashboard=False, **QUIET)
                 return
-            except Exception as error:
-                ray.shutdown()
+            except Exception as error:  # Ray raises almost any kind
+                # What it leaves unfinished may not even be shut down.
+                with contextlib.suppress(Exception):
+                    ray.shutdown()
                 _terminate(started)  # ray.shutdown does not know the processes of a failed start
-                if not (isinstance(error, TimeoutError) or LATE.search(str(error))):
-                    raise
+                late = isinstance(error, TimeoutError) or LATE.search(str(error))
+                if not late:
+                    raise RunError(_start_failure(error)) from None
         if tries_left:
             logger.info("Ray did not start in time on this machine; starting it once more")
     raise RunError(
         "Ray did not start in time on this machine, tried twice; "
         f"its logs are in {_log_folder()}: give the same command when less runs here"
     )
+
+
+def _start_failure(error: Exception) -> str:
+    """Return a sentence about an error that starting Ray again would meet again."""
+    why = " ".join(str(error).split())[:300] or type(error).__name__
+    advice = "mend what they say, and give the same command again"
+    if isinstance(error, OSError):
+        advice = (
+            f"make room in {ray_compat.ray_temp_folder()}, or name another folder, of a short "
+            "path, by RAY_TMPDIR"
+        )
+    return f"Ray cannot start on this machine ({why}); its logs are in {_log_folder()}: {advice}"
 
 
 def _log_folder() -> str:
@@ -175,7 +199,7 @@ def _join_cluster(address: str) -> None:
     _check_address(address)
     try:
         ray.init(address, **QUIET)
-    except (ConnectionError, RuntimeError, ray.exceptions.AuthenticationError) as error:
+    except Exception as error:  # Ray raises almost any kind
         if address == "auto" and isinstance(error, ConnectionError):
             raise UserError(
                 "RAY_ADDRESS is auto, but no Ray runs on this machine; "

@@ -16,6 +16,7 @@ from .loader import (
     from_stored as from_stored,
     from_text as from_text,
     load as load,
+    stored_settings as stored_settings,
 )
 from .old_spellings import upgrade_overrides as upgrade_overrides
 from .resources import (

@@ -8,7 +8,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
@@ -18,6 +17,7 @@ from aml.models import MODELS
 from aml.schema import Leaf, leaves_of, shown, unknown
 from orchestrator.config.loader import from_dict, layers_of_experiment, merge_layers, origins
 from orchestrator.config.schema import Experiment
+from orchestrator.config.yaml_text import write_yaml
 
 MODEL_NAME = "model.name"
 
@@ -187,7 +187,7 @@ def _entry(leaf: Leaf) -> str:
 
 
 def _flow(value: Any) -> str:
-    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
+    text = write_yaml(value, on_one_line=True)
     return text.removesuffix("\n").removesuffix("\n...")
 
 

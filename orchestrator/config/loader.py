@@ -135,10 +135,21 @@ def from_text(
 def from_dict(tree: dict[str, Any]) -> Experiment:
     """Return a checked experiment out of plain data."""
     tree = plain(tree, "")
+    if not isinstance(tree, dict):
+        raise UserError(f"the experiment is {shown(tree)}; it must be a mapping of its sections")
     refuse_old_spellings(tree)
     if odd := [key for key in tree if key not in Experiment.model_fields]:
         raise unknown(odd[0], list(Experiment.model_fields))
     return Experiment(**tree)
+
+
+def stored_settings(path: Path) -> dict[str, Any]:
+    """Return what the settings file of a run folder sets, old spellings brought up to date.
+
+    Raises:
+        UserError: The file cannot be read, or holds no mapping.
+    """
+    return upgraded(tree_of(read_yaml_text(path), path_in_words(path)))
 
 
 def from_stored(text: str, where: str) -> Experiment:

@@ -14,7 +14,7 @@ from aml.schema import (
     leaf,
     shown,
 )
-from orchestrator.utils import redact
+from orchestrator.utils import check_address, learn_secrets, redact
 
 Workers = Annotated[int, Field(ge=1, le=4096)]
 
@@ -123,6 +123,7 @@ class TrackingConfig(Settings):
 
     @model_validator(mode="after")
     def _check_address(self):
+        learn_secrets(self.uri or "")
         if self.uri is not None and not is_served_by_mlflow(self.uri):
             raise UserError(
                 f"tracking.uri is {shown(redact(self.uri))}; it must be none, a folder, "
@@ -146,14 +147,8 @@ class StorageConfig(Settings):
 
     @model_validator(mode="after")
     def _check_address(self):
-        scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://?", self.root or "")
-        if scheme and not re.match(r"s3://[^/?]", self.root or ""):
-            raise UserError(
-                f"storage.root is {shown(redact(self.root))}; it must be a folder or "
-                "s3://BUCKET/PREFIX, "
-                "or "
-                "null"
-            )
+        if self.root is not None:
+            check_address(self.root, "storage.root")
         return self
 
 
@@ -161,7 +156,7 @@ def is_served_by_mlflow(uri: str) -> bool:
     """Return whether MLflow serves an address."""
     scheme, separator, rest = uri.partition(":")
     if not separator or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]+", scheme):
-        return True  # none, or a folder
+        return uri not in ("databricks", "databricks-uc", "uc")  # else none, or a folder
     base, at_host = scheme.lower().split("+")[0], rest.startswith("//")
     if base == "sqlite":
         return rest.startswith("///") and len(rest) > 3

@@ -8,7 +8,6 @@ import hashlib
 import json
 from typing import Annotated, Any, ClassVar, Literal
 
-import yaml
 from pydantic import Field, model_validator
 
 from aml.errors import UserError
@@ -17,8 +16,10 @@ from aml.models import resolved
 from aml.numerics import NUMERICS_VERSION
 from aml.schema import (
     Count,
+    Fit,
     Seed,
     Settings,
+    Side,
     Text,
     Wanted,
     leaf,
@@ -29,6 +30,8 @@ from orchestrator.config import arms
 from orchestrator.config.resources import ResourcesConfig, StorageConfig, TrackingConfig
 from orchestrator.config.search import SearchConfig
 from orchestrator.config.space import check_space
+from orchestrator.config.yaml_text import write_yaml
+from orchestrator.utils import check_address
 
 Name = Annotated[
     str,
@@ -65,12 +68,8 @@ class DataConfig(Settings):
     val: Text | None = leaf("Which of several shards validates; null takes the first.", None)
     train_split: Text = leaf("The split that is trained on.", "train")
     val_split: Text = leaf("The split that validates.", "val")
-    size: Annotated[int, Field(ge=1, le=16384)] = leaf(
-        "Side of the network image.", 112, unit="pixels"
-    )
-    fit: Literal["square", "letterbox"] = leaf(
-        "square resizes plainly; letterbox keeps the aspect ratio and pads.", "square"
-    )
+    size: Side = leaf("Side of the network image.", 112, unit="pixels")
+    fit: Fit = leaf("square resizes plainly; letterbox keeps the aspect ratio and pads.", "square")
     unit: Literal["ref", "sentence"] = leaf(
         "What a training item is: ref is one sentence of each referent, drawn anew each epoch, "
         "sentence every one.",
@@ -109,6 +108,8 @@ class DataConfig(Settings):
                 f"data.train is {shown(self.train)}; name a folder or URI of shards, or a list of "
                 "them, each once"
             )
+        for uri in self.trains:
+            check_address(uri, "data.train")
         if self.val_uri not in self.trains:
             raise UserError(
                 f"data.val is {shown(self.val)}; it must be one of data.train: "
@@ -163,7 +164,7 @@ class Experiment(Settings):
 
     def to_yaml(self) -> str:
         """Return the experiment as YAML that reads back as itself."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        return write_yaml(self.to_dict())
 
     def leaves(self) -> dict[str, Any]:
         """Return every setting by its dotted key; lists and the search space stay whole."""

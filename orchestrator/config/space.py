@@ -111,10 +111,15 @@ def _check_form(key: str, values: Any, method: str) -> None:
 
 
 def _check_values(key: str, values: list, model: str, known: dict[str, Leaf]) -> None:
+    seen: list[dict[str, Any]] = []
     for one in values:
-        for dotted, value in _each(key, one):
+        setting = dict(_each(key, one))
+        for dotted, value in setting.items():
             if (found := _leaf(dotted, model, known)) is not None:
-                found.check(value, f"a value of search.space {dotted}")
+                setting[dotted] = found.check(value, f"a value of search.space {dotted}")
+        if setting in seen:
+            raise UserError(f"search.space {key} lists {shown(one)} twice; list each value once")
+        seen.append(setting)
 
 
 def _each(key: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -24,15 +24,16 @@ BIGGEST = 2**63
 class _Loader(yaml.SafeLoader):
     """Reads YAML as people mean it.
 
-    YAML 1.1 reads 1e-3 as text, `off` as false and 2026-01-01 as a date; here they are the number
-    and the words that everybody means. A mapping's keys are text, each once.
+    YAML 1.1 reads 1e-3 as text, `off` as false, 010 as eight, 1:30 as ninety and 2026-01-01 as a
+    date; here they are the number and the words that everybody means. A mapping's keys are text,
+    each once.
     """
 
     yaml_implicit_resolvers = {
         first: [
             (tag, pattern)
             for tag, pattern in resolvers
-            if tag.rpartition(":")[2] not in ("bool", "timestamp", "value")
+            if tag.rpartition(":")[2] not in ("bool", "int", "float", "timestamp", "value")
         ]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
@@ -70,10 +71,54 @@ _Loader.add_implicit_resolver(
 )
 
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?([eE][-+]?\d+)$"),
-    list("-+0123456789"),
+    "tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9][0-9_]*)$"), list("-+0123456789")
 )
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^[-+]?(([0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)([eE][-+]?[0-9]+)?"
+        r"|[0-9][0-9_]*[eE][-+]?[0-9]+|\.(inf|Inf|INF))$|^\.(nan|NaN|NAN)$"
+    ),
+    list("-+.0123456789"),
+)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes YAML that `_Loader` and readers of YAML 1.1 read alike: what differs is quoted."""
+
+    yaml_implicit_resolvers = {
+        first: [
+            *yaml.SafeDumper.yaml_implicit_resolvers.get(first, []),
+            *_Loader.yaml_implicit_resolvers.get(first, []),
+        ]
+        for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *_Loader.yaml_implicit_resolvers}
+    }
+
+    def ignore_aliases(self, data):
+        """Write every value out: an alias helps no reader of settings."""
+        return True
+
+    def represent_str(self, data):
+        """Quote text so that every character that is not printed is escaped."""
+        style = None if data.isprintable() else '"'
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
+
+def write_yaml(value: Any, *, on_one_line: bool = False) -> str:
+    """Return plain data as YAML text that `parse_yaml` reads back as the same."""
+    width = 10**6 if on_one_line else None
+    return yaml.dump(
+        value,
+        Dumper=_Dumper,
+        default_flow_style=on_one_line,
+        width=width,
+        sort_keys=False,
+        allow_unicode=True,
+    )
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -166,7 +211,8 @@ def plain(value: Any, where: str, depth: int = 0) -> Any:
             place = where or "the experiment"
             if not isinstance(key, str):
                 raise UserError(f"{place} has the key {shown(key)}; write keys as text")
-            found[key] = plain(item, f"{where}.{key}" if where else key, depth + 1)
+            name = key if key.isprintable() else shown(key)[1:-1]
+            found[key] = plain(item, f"{where}.{name}" if where else name, depth + 1)
         return found
     raise UserError(f"{where} is {shown(value)}; give text, a number, true, false, null or a list")
 
@@ -181,6 +227,8 @@ def read_yaml_text(path: Path) -> str:
             raise UserError(f"{path_in_words(path)} is {what}, not a file; {want}")
         with open(path, "rb") as file:
             content = file.read(LARGEST_FILE + 1)
+    except UserError:  # which is a ValueError
+        raise
     except OSError as error:
         raise UserError(
             f"{path_in_words(path)} cannot be read ({error.strerror}); {want}"

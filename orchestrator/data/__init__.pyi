@@ -2,6 +2,7 @@ from .block_choice import (
     pin_blocks as pin_blocks,
 )
 from .convert import (
+    check_output as check_output,
     pack_rows as pack_rows,
     write_shards as write_shards,
 )

@@ -9,14 +9,17 @@ of image_id, so a split is a sequence of row groups.
 import hashlib
 import json
 import logging
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from aml.data import UnreadableImage, decode_image, read_refer, split_counts, vocabulary
-from aml.errors import UserError
+from aml.data import read_refer, row_picture, split_counts, vocabulary
+from aml.errors import Unreadable, UserError
+from aml.files import DRAFT, MARKER, mark_folder, marker_bytes
+from aml.reading import parse_json, read_picture
 from orchestrator import cluster, storage
 from orchestrator.data.shards import (
     COMPLETE_MARKER,
@@ -27,6 +30,7 @@ from orchestrator.data.shards import (
     describe_counts,
 )
 from orchestrator.storage import Filesystem
+from orchestrator.utils import NON_RETRYABLE
 
 if TYPE_CHECKING:
     from orchestrator.config import SynthConfig
@@ -41,6 +45,15 @@ ROWS_PER_FILE = 256
 
 NOTE = b"amlris"
 """Key of the FileNote in a file's footer."""
+
+KIND = "shards"
+"""What the marker of a folder says that fills it."""
+
+OWN_NAME = re.compile(
+    rf"(part-\d{{5,}}-[0-9a-f]{{12}}\.parquet|vocabulary\.json)({re.escape(DRAFT)})?"
+    rf"|{re.escape(COMPLETE_MARKER + DRAFT)}"
+)
+"""Names of what an unfinished conversion leaves; nothing else is ever deleted."""
 
 PackedRow = tuple[str, bytes]
 """Path of a JPEG, and the rest of its row as zlib-compressed JSON."""
@@ -110,25 +123,20 @@ def write_shards(
 
     Raises:
         UserError: An image cannot be decoded or has another size than its annotations (unless
-            skip_unreadable), or the folder holds other data or files.
+            skip_unreadable), or see check_output.
+        NotSaved: The disk takes no more.
     """
-    present = out.read(COMPLETE_MARKER)
+    present = check_output(out, packed)
     if present is not None:
-        manifest = json.loads(present)
-        if manifest.get("source") == packed.source:
-            return manifest
-        held = f"{manifest.get('dataset')}, {manifest.get('split_by')}"
-        raise UserError(
-            f"{out.uri} holds other data ({held}); choose another --out or delete that folder"
-        )
+        return present
+    out.write(MARKER, marker_bytes(KIND))
     notes = _convert(packed.files, out, skip_unreadable, on_driver)
     errors = [error for name in packed.files for error in notes[name]["errors"]]
     if errors and not skip_unreadable:
         total = sum(map(len, packed.files.values()))
         raise UserError(
-            f"{len(errors)} of {total} images cannot be used, the first: {errors[0]}".replace(
-                "skip_unreadable", "--skip-unreadable"
-            )
+            f"{len(errors)} of {total} images cannot be used, the first: {errors[0]}; pass "
+            "--skip-unreadable to leave such images out"
         )
     digests = {
         int(image_id): digest
@@ -151,6 +159,57 @@ def write_shards(
     return manifest
 
 
+def check_output(out: Filesystem, packed: PackedRows | None) -> dict[str, Any] | None:
+    """Check that shards can be written to a folder, before anything is written or started.
+
+    Args:
+        out: Folder of the shards.
+        packed: Rows of the data set; None while they are not read.
+
+    Returns:
+        The manifest, where the folder holds the shards of the same rows already.
+
+    Raises:
+        UserError: The folder holds other data or other files, or it may not be written.
+        NotSaved: There is no room.
+    """
+    out.check_kind("--out")
+    present = out.read(COMPLETE_MARKER)
+    if present is not None:
+        try:
+            manifest = dict(json.loads(present))
+        except (ValueError, TypeError):
+            manifest = {}
+        if packed is None or manifest.get("source") == packed.source:
+            return manifest
+        held = f"{manifest.get('dataset')}, {manifest.get('split_by')}"
+        raise UserError(
+            f"{out.uri} holds other data ({held}); choose another --out or delete that folder"
+        )
+    held_names = check_own_store(out)
+    files = packed.files if packed else {}
+    jpegs = [Path(path) for name in set(files) - held_names for path, _ in files[name]]
+    out.check_writable("--out", sum(path.stat().st_size for path in jpegs if path.is_file()))
+    return None
+
+
+def check_own_store(out: Filesystem) -> set[str]:
+    """Return the names of the files of an unfinished conversion; hidden files do not count.
+
+    Raises:
+        UserError: The folder holds files that no conversion wrote.
+    """
+    names = {name for name in out.names() if not name.startswith(".")}
+    foreign = sorted(name for name in names if not OWN_NAME.fullmatch(name))
+    if foreign or (names and out.read(MARKER) != marker_bytes(KIND)):
+        first = (foreign or sorted(names))[0]
+        raise UserError(
+            f"{out.uri} holds {first} ({len(names)} files and folders in all), which no conversion "
+            "of this program wrote; give shards a new or an empty folder"
+        )
+    return names
+
+
 def make_synthetic(synth: "SynthConfig", store: Filesystem, root: Path) -> None:
     """Generate a data set and write its shards.
 
@@ -159,9 +218,10 @@ def make_synthetic(synth: "SynthConfig", store: Filesystem, root: Path) -> None:
         store: Folder of the shards.
         root: Storage root, which keeps the generated pictures under generated/.
     """
-    from aml.synthetic import generate_dataset
+    from aml.synthetic import KIND as GENERATED, generate_dataset
 
     source = root / "generated" / f"{synth.dataset}-{synth.images}-{synth.size}-{synth.seed}"
+    mark_folder(source, GENERATED)  # what lies in the storage root is this program's own
     logger.info(
         f"generating {synth.images} pictures of {synth.size} px for {synth.dataset} into {source}"
     )
@@ -214,9 +274,11 @@ def _convert(
     """Write the files that are missing, a few at a time, and return every file's note."""
     import ray
 
-    out.clear_unfinished(keep=set(files))
+    present = check_own_store(out)
+    for name in present - set(files):
+        out.delete(name)
     notes: dict[str, FileNote] = {}
-    for name in sorted(set(out.names()) & set(files)):
+    for name in sorted(present & set(files)):
         note = _read_note(out, name)
         # A file with errors is written again: its images may have been repaired.
         if note and not note["errors"]:
@@ -234,7 +296,10 @@ def _convert(
             running[task.remote(out, name, files[name], skip_unreadable)] = name
         for ref in ray.wait(list(running), timeout=PROGRESS_EVERY_S)[0]:
             name = running.pop(ref)
-            notes[name] = ray.get(ref)
+            try:
+                notes[name] = ray.get(ref)
+            except ray.exceptions.RayTaskError as error:
+                raise (error.cause if isinstance(error.cause, NON_RETRYABLE) else error) from None
             progress.add(len(files[name]))
         progress.report()
     return notes
@@ -249,7 +314,13 @@ def _read_note(out: Filesystem, name: str) -> FileNote | None:
         footer = pq.read_schema(out.join(name), filesystem=out.fs).metadata or {}
     except (OSError, pa.ArrowInvalid):
         return None
-    return json.loads(footer[NOTE]) if NOTE in footer else None
+    try:
+        note = parse_json(footer.get(NOTE, b"null"), name)
+    except UserError:
+        return None
+    if not isinstance(note, dict) or note.keys() != FileNote.__annotations__.keys():
+        return None
+    return FileNote(digests=note["digests"], errors=note["errors"])
 
 
 def _write_file(
@@ -267,10 +338,11 @@ def _write_file(
     for path, packed in lines:
         text = zlib.decompress(packed).decode()
         meta = json.loads(text)
-        jpeg = Path(path).read_bytes()
-        error = _image_error(meta, jpeg)
-        if error:
-            note["errors"].append(error)
+        try:
+            jpeg = read_picture(Path(path))
+            row_picture(meta | {"jpeg": jpeg})
+        except Unreadable as error:
+            note["errors"].append(str(error))
             continue
         note["digests"][meta["image_id"]] = hashlib.sha256(jpeg).hexdigest()
         rows.append(
@@ -298,17 +370,3 @@ def _write_file(
     )
     out.write(name, sink.getvalue())
     return note
-
-
-def _image_error(meta: dict[str, Any], jpeg: bytes) -> str:
-    """Return why an image cannot be used, or ""."""
-    try:
-        height, width = decode_image(jpeg, meta["file_name"]).shape[:2]
-    except UnreadableImage as problem:
-        return str(problem)
-    if (height, width) == (meta["height"], meta["width"]):
-        return ""
-    return (
-        f"{meta['file_name']} is {width} x {height}, but its annotations are for "
-        f"{meta['width']} x {meta['height']}; get the original image"
-    )

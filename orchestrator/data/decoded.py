@@ -5,7 +5,6 @@ shards (orchestrator.data.streaming), and gather items by index. Both open as th
 aml.data.Items takes, so training does not see the difference.
 """
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,14 @@ import numpy as np
 from aml.data import decode_row, rows_of_block
 from aml.errors import UserError
 from orchestrator import cluster
-from orchestrator.data.shards import files_with, keep_refs, may_hold, open_file, read_manifest
+from orchestrator.data.shards import (
+    files_with,
+    keep_refs,
+    may_hold,
+    open_file,
+    parse_row,
+    read_manifest,
+)
 from orchestrator.storage import Filesystem
 
 if TYPE_CHECKING:
@@ -40,7 +46,7 @@ class ShardSelection:
         """
         if self.splits.isdisjoint(splits.split(",")):
             return None
-        return keep_refs(json.loads(meta), self.splits, self.excluded)
+        return keep_refs(parse_row(meta, f"a row of {self.store.uri}"), self.splits, self.excluded)
 
     def decoded_bytes(self, size: int) -> int:
         """Return the bytes of all pictures and masks at `size` px, by the marker's counts.

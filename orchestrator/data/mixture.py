@@ -153,6 +153,8 @@ def check_sources(data: DataConfig, root: Path) -> Sources | None:
     """
     stores = tuple(storage.Filesystem(uri, root) for uri in data.trains)
     if data.synth is not None and stores[0].read(shards.COMPLETE_MARKER) is None:
+        convert.check_own_store(stores[0])
+        stores[0].check_writable("data.train", 0)
         return None
     manifests = tuple(shards.read_manifest(store) for store in stores)
     for uri, store, manifest in zip(data.trains, stores, manifests, strict=True):

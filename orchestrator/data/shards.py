@@ -10,9 +10,9 @@ Files under the address of a data set:
 orchestrator.data.convert writes shards.
 """
 
+import contextlib
 import functools
 import hashlib
-import json
 import logging
 import os
 import time
@@ -22,8 +22,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from aml.data import decode_image, split_counts
+from aml.data import row_picture, split_counts, targets_of
 from aml.errors import UserError
+from aml.reading import describe, is_id, parse_json
 from orchestrator.storage import Filesystem
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ COLUMNS = {"image_id": "int64", "splits": "string", "jpeg": "binary", "meta": "s
 PROGRESS_EVERY_S = 5.0
 """Seconds between two messages about progress."""
 
+AGAIN = "copy it again or write the shards again"
+"""What to do about damaged shards."""
+
 PicturePlace = tuple[int, str, int, int]
 """image_id, file, row group, row in the group."""
 
@@ -60,25 +64,21 @@ def read_manifest(store: Filesystem) -> dict[str, Any]:
             f"{store.uri} has no {COMPLETE_MARKER}, so there are no complete shards there; make "
             f"them with: python -m orchestrator shard --out {store.uri} ..."
         )
-    try:
-        manifest = json.loads(data)
-        version = manifest["format"]
-        files = manifest["files"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"{store.uri}/{COMPLETE_MARKER} is damaged ({type(error).__name__}: {error}); copy it "
-            "again or write the shards again"
-        ) from None
+    manifest = parse_json(data, f"{store.uri}/{COMPLETE_MARKER}", advice=AGAIN)
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, list) or not all(isinstance(name, str) for name in files):
+        raise UserError(f"{store.uri}/{COMPLETE_MARKER} is damaged (it names no files); {AGAIN}")
+    version = manifest.get("format")
     if version != FORMAT:
         raise UserError(
-            f"{store.uri} is of format {version!r}, and this version reads format {FORMAT}; write "
-            "the shards again"
+            f"{store.uri} is of format {describe(version)}, and this version reads format "
+            f"{FORMAT}; write the shards again"
         )
     missing = sorted(set(files) - set(store.names()))
     if missing:
         raise UserError(
             f"{store.uri} lacks {len(missing)} of its {len(files)} files, the first is "
-            f"{missing[0]}; copy it again or write the shards again"
+            f"{missing[0]}; {AGAIN}"
         )
     return manifest
 
@@ -131,9 +131,39 @@ def content_fingerprint(source: str, digests: Mapping[int, str]) -> str:
 def _check_row(store: Filesystem, name: str, jpeg: bytes, meta: str) -> tuple[dict, str]:
     """Decode a row and its JPEG; return the row and the SHA-256 of the JPEG."""
     with _name_damage(store, name):
-        row = json.loads(meta)
-        decode_image(jpeg, row["file_name"])
+        row = parse_row(meta, f"a row of {store.uri}/{name}")
+        row_picture(row | {"jpeg": jpeg})
     return row, hashlib.sha256(jpeg).hexdigest()
+
+
+def parse_row(meta: str, where: str) -> dict[str, Any]:
+    """Return the row that the column `meta` holds as JSON, without its JPEG.
+
+    Args:
+        meta: The JSON.
+        where: What the row is called in a message.
+
+    Raises:
+        UserError: It is not as aml.data.read_refer makes rows.
+    """
+    row = parse_json(meta, where, advice=AGAIN)
+    try:
+        objects = {o["ann_id"] for o in row["objects"] if isinstance(o["rle"], str)}
+        ids = [row["image_id"], row["height"], row["width"]]
+        texts = [row["file_name"], row["dataset"], row["split_by"]]
+        for ref in row["refs"]:
+            ids += [ref["ref_id"], *targets_of(ref), *(s["sent_id"] for s in ref["sentences"])]
+            texts += [ref["split"], *(s["sent"] for s in ref["sentences"])]
+            whole = objects.issuperset(targets_of(ref)) and bool(ref["sentences"])
+            if not whole:
+                raise TypeError(f"ref {describe(ref['ref_id'])}")
+        if not all(map(is_id, ids)) or not all(isinstance(text, str) for text in texts):
+            raise TypeError("an id or a text")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{where} is no row of shards ({type(error).__name__}: {error}); {AGAIN}"
+        ) from None
+    return row
 
 
 class Progress:
@@ -217,10 +247,11 @@ def open_file(
     """
     import pyarrow.parquet as pq
 
-    with (
-        _name_damage(store, name),
-        pq.ParquetFile(store.join(name), filesystem=store.fs, metadata=footer) as file,
-    ):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_name_damage(store, name))
+        with store.answering():
+            file = pq.ParquetFile(store.join(name), filesystem=store.fs, metadata=footer)
+        stack.enter_context(file)
         types = {field.name: str(field.type) for field in file.schema_arrow}
         wrong = [
             f"{column} ({kind})" for column, kind in COLUMNS.items() if types.get(column) != kind
@@ -237,7 +268,9 @@ def _row_groups(store: Filesystem, name: str, columns: list[str]) -> "Iterator[p
     """Yield the row groups of a file, one in memory at a time."""
     with open_file(store, name) as file:
         for group in range(file.num_row_groups):
-            yield file.read_row_group(group, columns=columns)
+            with store.answering():
+                rows = file.read_row_group(group, columns=columns)
+            yield rows
 
 
 @contextmanager
@@ -319,7 +352,7 @@ def read_rows(
         left[key] -= 1
         if not left[key]:
             del held[key]
-        meta = json.loads(table["meta"][row].as_py())
+        meta = parse_row(table["meta"][row].as_py(), f"{store.uri}/{name}, row {row} of {group}")
         yield meta | ({"jpeg": table["jpeg"][row].as_py()} if jpeg else {})
 
 
@@ -330,7 +363,7 @@ def words(store: Filesystem) -> list[str]:
         raise UserError(
             f"{store.uri} lacks vocabulary.json; copy it again or write the shards again"
         )
-    return json.loads(data)
+    return parse_json(data, f"{store.uri}/vocabulary.json")
 
 
 def describe_counts(manifest: dict[str, Any]) -> str:

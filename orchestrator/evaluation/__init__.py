@@ -3,7 +3,7 @@
 May import: orchestrator.tracking and what it may import.
 Public names: METRICS, EvaluationRequest, breakdown_lines, check_comparable, evaluate_checkpoint,
     log_evaluation, predict_files, preview_masks, rank_alignments, ranking_line, read_evaluation,
-    robustness_lines, score_baselines, serve_demo, show_data.
+    read_rows, read_table, robustness_lines, score_baselines, serve_demo, show_data.
 """
 
 import lazy_loader

@@ -30,6 +30,8 @@ from .prediction import (
 from .results import (
     check_comparable as check_comparable,
     read_evaluation as read_evaluation,
+    read_rows as read_rows,
+    read_table as read_table,
 )
 from .robustness import (
     METRICS as METRICS,

@@ -26,13 +26,14 @@ import platform
 import re
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
 from aml.errors import UserError
+from aml.files import check_own_folder, mark_folder
 from aml.inference import Segmenter, default_precision
-from aml.training import read_checkpoint_config
+from aml.training import read_checkpoint_config, usable_checkpoint
 from orchestrator import data, storage
 from orchestrator.evaluation import worker
 from orchestrator.evaluation.breakdown import score_groups
@@ -43,6 +44,9 @@ from orchestrator.evaluation.scoring import PartialScores, ScoringTask, json_lin
 from orchestrator.utils import atomic_write
 
 logger = logging.getLogger(__name__)
+
+KIND = "evaluation"
+"""What the marker of a folder says that was filled here."""
 
 PROTOCOLS = ("square", "original")
 
@@ -130,9 +134,11 @@ def evaluate_checkpoint(request: EvaluationRequest) -> dict[str, dict]:
 
     Raises:
         UserError: There is no checkpoint or there are no shards, a split, protocol, corruption or
-            precision is unknown, the output folder is a file, the baseline measured something
-            else, or the shards lack sentences.
+            precision is unknown, the output folder holds other files, the baseline measured
+            something else, or the shards lack sentences.
     """
+    # before Ray may start; in place of a damaged checkpoint it is the one before
+    request = replace(request, checkpoint=usable_checkpoint(request.checkpoint))
     inputs = _load_inputs(request)
     outcome = _score(request, inputs)
     write_outputs(request, inputs, outcome)
@@ -149,6 +155,7 @@ def write_outputs(
 ) -> None:
     """Write the files that the module's docstring lists; metrics.json comes last."""
     out = Path(request.out)
+    mark_folder(out, KIND)
     scores = outcome.scores
     atomic_write(out / "per_sentence.jsonl", b"".join(scores.rows))
     descriptions = b"".join(json_line(description) for description, _, _ in scores.clean)
@@ -164,6 +171,9 @@ def write_outputs(
 
 def _load_inputs(request: EvaluationRequest) -> EvaluationInputs:
     """Read and check everything that a request names, before anything is computed."""
+    check_own_folder(request.out, "--out", KIND)
+    if request.baseline and Path(request.baseline).resolve() == Path(request.out).resolve():
+        raise UserError(f"--out {request.out} is the baseline itself; give another folder")
     manifest = data.read_manifest(request.shards)
     corruptions = [(name, severity) for name, severity in request.corruptions]
     conditions = list(dict.fromkeys([CLEAN, *corruptions]))
@@ -318,7 +328,7 @@ def _read_baseline(
 
 
 def _check_request(request: EvaluationRequest, splits: list[str], manifest: dict) -> None:
-    """Raise UserError where the protocol, the splits, a number or the output folder is unfit."""
+    """Raise UserError where the protocol, the splits or a number is unfit."""
     if request.protocol not in PROTOCOLS:
         raise UserError(
             f"protocol is {request.protocol!r}; use square (network size) or original (the "
@@ -330,12 +340,14 @@ def _check_request(request: EvaluationRequest, splits: list[str], manifest: dict
             f"{request.shards.uri} has no split {unknown[0] if unknown else ''!r}; it has "
             f"{', '.join(manifest['splits'])}"
         )
+    if twice := [split for split in request.splits if request.splits.count(split) > 1]:
+        raise UserError(
+            f"splits {','.join(request.splits)} name {twice[0]} twice; name each split once"
+        )
     if request.workers < 1 or (request.batch is not None and request.batch < 1):
         raise UserError(
             f"batch is {request.batch} and workers {request.workers}; each must be at least 1"
         )
-    if Path(request.out).exists() and not Path(request.out).is_dir():
-        raise UserError(f"{request.out} is a file; give a folder for the results")
 
 
 def _progress_logger(total: int) -> Callable[[int], None]:

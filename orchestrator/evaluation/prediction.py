@@ -10,20 +10,22 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
-from aml.data import split_words
+from aml.data import check_sentence, split_words
 from aml.errors import UserError
+from aml.files import check_file, check_own_folder, mark_folder
 from aml.inference import PREDICTION_COLOUR, Segmenter, draw_overlay, encode_png
+from aml.reading import MAX_PIXELS, SUFFIXES, decode_as, open_picture, read_picture
 from orchestrator.utils import atomic_write
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+FOLDER_KIND = "predictions"
+"""What the marker of a folder of results says."""
 
 KINDS = ("mask", "overlay", "probability")
 """Pictures that are written for a prediction."""
@@ -57,6 +59,7 @@ def predict_files(
     probability: Path | None = None,
     *,
     precision: str | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> None:
     """Segment what each sentence names in a picture, or in every picture of a folder.
 
@@ -74,11 +77,13 @@ def predict_files(
         overlay: For one picture and one sentence, a PNG of the picture with the rest dimmed.
         probability: For one picture and one sentence, a grey PNG in which 255 is certainty.
         precision: None is that of training on a GPU, fp32 on a CPU.
+        max_pixels: Height times width of a picture at most.
 
     Raises:
         UserError: A picture cannot be read (of a folder: none can), a sentence holds no word,
-            there is no checkpoint, or single files were asked for where there are more results
-            than one.
+            there is no checkpoint, single files were asked for where there are more results
+            than one, or somebody else's file is where one is to be written.
+        NotSaved: The disk takes no more.
     """
     sentences = [check_sentence(text) for text in texts]
     several = Path(images).is_dir() or len(sentences) > 1
@@ -87,25 +92,39 @@ def predict_files(
             "--overlay and --probability name one file each, but more results were asked for; "
             "give --out a folder, all three go there"
         )
-    if several and out and Path(out).is_file():
-        raise UserError(
-            f"--out {out} is a file, but more results than one were asked for; give a folder"
-        )
+    files = {
+        "mask": Path("mask.png") if out is None else out,
+        "overlay": overlay,
+        "probability": probability,
+    }
+    folder = Path("predictions") if out is None else out
+    if several:
+        check_own_folder(folder, "--out", FOLDER_KIND)
+    else:
+        _check_files(files, images)
     paths = _picture_files(Path(images)) if Path(images).is_dir() else [Path(images)]
     if len(paths) == 1:
         # Refuse a picture that cannot be read before the checkpoint is loaded.
-        open_picture(paths[0], str(paths[0]))
+        read_pixels(read_picture(paths[0]), str(paths[0]), max_pixels)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     segmenter = Segmenter.load(checkpoint, device, precision)
     if several:
-        _predict_several(segmenter, paths, sentences, Path(out or "predictions"))
+        _predict_several(segmenter, paths, sentences, folder, max_pixels)
     else:
-        files = {
-            "mask": Path(out or "mask.png"),
-            "overlay": overlay,
-            "probability": probability,
-        }
-        _predict_one(segmenter, paths[0], sentences[0], files)
+        _predict_one(segmenter, paths[0], sentences[0], files, max_pixels)
+
+
+def _check_files(files: Mapping[str, Path | None], image: Path) -> None:
+    """Check that the pictures of one prediction can be written, each to a file of its own."""
+    named: dict[Path, str] = {}
+    for kind, file in files.items():
+        if file is None:
+            continue
+        given_as = "--out" if kind == "mask" else f"--{kind}"
+        check_file(file, given_as, inputs=[image])
+        other = named.setdefault(Path(file).absolute(), given_as)
+        if other != given_as:
+            raise UserError(f"{given_as} {file} is {other}, too; give each a file of its own")
 
 
 def predict(
@@ -131,48 +150,21 @@ def predict(
     ]
 
 
-def check_sentence(text: str) -> str:
-    """Return the text, or raise UserError where it holds no word."""
-    if not split_words(text):
-        raise UserError(
-            f'the sentence {text!r} holds no word; say what to look for, as in "the left dog"'
-        )
-    return text
-
-
-def open_picture(file: Path | BinaryIO, name: str, max_pixels: int | None = None) -> np.ndarray:
-    """Read a picture as it is seen, with its EXIF orientation applied.
+def read_pixels(content: bytes, name: str, max_pixels: int) -> np.ndarray:
+    """Decode a picture as it is seen, with its EXIF orientation applied.
 
     Args:
-        file: The picture file.
+        content: The content of the picture's file.
         name: What a message calls the picture.
-        max_pixels: Refuse a larger picture, before it is decoded.
+        max_pixels: Height times width at most.
 
     Returns:
         (H, W, 3) uint8, RGB.
 
     Raises:
-        UserError: The picture cannot be read, or has more than `max_pixels` pixels.
+        UserError: The picture cannot be read, or is larger.
     """
-    try:
-        with Image.open(file) as picture:
-            if max_pixels is not None and picture.width * picture.height > max_pixels:
-                raise UserError(
-                    f"{name} has {picture.width} x {picture.height} pixels, and "
-                    f"{max_pixels / 1e6:.0f} million are the most; make it smaller"
-                )
-            return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
-    except UserError:
-        raise
-    # Pillow raises OSError, SyntaxError, ValueError, DecompressionBombError and others for a
-    # file that it cannot read.
-    except Exception as error:
-        problem = type(error).__name__
-        if isinstance(error, OSError) and error.strerror:
-            problem = error.strerror
-        raise UserError(
-            f"{name} cannot be read as a picture ({problem}); give a JPEG or PNG file"
-        ) from None
+    return np.array(decode_as(open_picture(content, name, max_pixels), name, upright=True))
 
 
 def to_grey(probability: np.ndarray) -> np.ndarray:
@@ -181,10 +173,14 @@ def to_grey(probability: np.ndarray) -> np.ndarray:
 
 
 def _predict_one(
-    segmenter: Segmenter, path: Path, sentence: str, files: Mapping[str, Path | None]
+    segmenter: Segmenter,
+    path: Path,
+    sentence: str,
+    files: Mapping[str, Path | None],
+    max_pixels: int,
 ) -> None:
     """Predict for one picture and one sentence, write the files and log the result."""
-    image = open_picture(path, str(path))
+    image = read_pixels(read_picture(path), str(path), max_pixels)
     (prediction,), seconds = _timed_predict(segmenter, image, [sentence])
     _write_pictures(image, prediction, files)
     written = ", ".join(str(file) for file in files.values() if file)
@@ -194,22 +190,24 @@ def _predict_one(
 
 
 def _predict_several(
-    segmenter: Segmenter, paths: list[Path], sentences: list[str], out: Path
+    segmenter: Segmenter, paths: list[Path], sentences: list[str], out: Path, max_pixels: int
 ) -> None:
     """Predict every sentence for every picture, and write the pictures and predictions.jsonl.
 
     A picture that cannot be read is left out, so that the others still get their predictions.
     """
-    rows = []
+    rows: list[dict] = []
     seconds_per_picture = []
     for path in paths:
         try:
-            image = open_picture(path, str(path))
+            image = read_pixels(read_picture(path), str(path), max_pixels)
         except UserError as error:
             logger.info(f"left out: {error}")
             continue
         predictions, seconds = _timed_predict(segmenter, image, sentences)
         seconds_per_picture.append(seconds)
+        if not rows:
+            mark_folder(out, FOLDER_KIND)
         for number, prediction in enumerate(predictions, 1):
             files = {kind: out / f"{path.name}.{number}.{kind}.png" for kind in KINDS}
             _write_pictures(image, prediction, files)

@@ -10,11 +10,11 @@ import numpy as np
 
 from aml.data import (
     corrupt,
-    decode_image,
     fit_image,
     fit_mask,
     rasterise,
     referent,
+    row_picture,
     targets_of,
 )
 from orchestrator.evaluation.breakdown import describe_sentence
@@ -84,7 +84,7 @@ class SampleLoader:
         A corruption acts on the picture at its own size, before any resize. Its draws depend on
         the picture's image_id.
         """
-        image = decode_image(row["jpeg"], row["file_name"])
+        image = np.asarray(row_picture(row))
         # Masks and descriptions are the same under every condition.
         clean = [sample for ref in self.refs(row) for sample in self._samples(row, ref)]
         for condition in self.conditions:

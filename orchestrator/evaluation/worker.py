@@ -21,6 +21,7 @@ import torch
 from aml.errors import UserError
 from orchestrator import data, storage
 from orchestrator.evaluation.scoring import PartialScores, ScoringTask, total_scores
+from orchestrator.utils import announced_wait
 
 GPU_THREADS = 6
 """Threads beside a GPU: one chunk is computed while the others are decoded and counted."""
@@ -211,7 +212,11 @@ def _score_on_ray(
         while running:
             # Ray's annotations do not know that a streaming generator can be waited for.
             ready: Any
-            (ready,), _ = ray.wait(list(running), num_returns=1)
+            with announced_wait(
+                f"scores of {len(running)} Ray tasks; each takes {options['num_cpus']:g} CPU and "
+                f"{options['num_gpus']:g} GPU, which others may hold"
+            ):
+                (ready,), _ = ray.wait(list(running), num_returns=1)
             try:
                 scores: Any = ray.get(next(ready))
                 yield running[ready], scores

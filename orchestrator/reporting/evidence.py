@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from scipy import stats
 
+from aml.errors import UserError
 from orchestrator import evaluation
 from orchestrator.reporting import numbers, wording
 from orchestrator.reporting.numbers import Trial
@@ -28,17 +29,31 @@ FEWEST_TRIALS = 4
 """Trials below which a rank correlation is not shown."""
 
 
-def evaluation_folders(run_folder: Path, named: Iterable[Path] = ()) -> list[Path]:
-    """Return the finished evaluations inside a run's folder, then the named ones, each once."""
-    inside = sorted(
-        p.parent
-        for p in Path(run_folder).rglob("about.json")
-        if (p.parent / "metrics.json").is_file()
-    )
-    return list(dict.fromkeys(p.resolve() for p in (*inside, *named)))
+def evaluation_folders(
+    run_folder: Path, named: Iterable[Path] = ()
+) -> tuple[list[Path], list[str]]:
+    """Find the finished evaluations inside a run's folder, then the named ones, each once.
+
+    Returns:
+        The folders, and a note on each inside the run's folder that is damaged and left out.
+
+    Raises:
+        UserError: A named one is damaged.
+    """
+    found: list[Path] = []
+    notes: list[str] = []
+    for path in sorted(Path(run_folder).rglob("about.json")):
+        if (path.parent / "metrics.json").is_file():
+            try:
+                evaluation_tables([path.parent])
+                found.append(path.parent)
+            except UserError as error:
+                notes.append(f"Left out: {error}.")
+    evaluation_tables(named := list(named))
+    return list(dict.fromkeys(p.resolve() for p in (*found, *named))), notes
 
 
-def evaluation_tables(folders: list[Path]) -> dict[str, list[dict]]:
+def evaluation_tables(folders: Iterable[Path]) -> dict[str, list[dict]]:
     """Return the rows of the tables evaluations, breakdown and robustness.
 
     Raises:
@@ -74,7 +89,7 @@ def _evaluation_rows(name: str, about: dict, metrics: dict) -> list[dict]:
 def _breakdown_rows(folder: Path) -> list[dict]:
     return [
         {"evaluation": folder.name, "split": split, "by": by, "group": group, **scores}
-        for split, kinds in _read_json(folder / "breakdown.json").items()
+        for split, kinds in evaluation.read_table(folder, "breakdown.json").items()
         for by, groups in kinds.items()
         for group, scores in groups.items()
     ]
@@ -91,7 +106,7 @@ def _robustness_rows(folder: Path) -> list[dict]:
         | scores
         | {"severities": " ".join(map(str, scores["severities"]))}
         | {column: scores.get(column) for column in columns}
-        for split, corruptions in _read_json(folder / "robustness.json").items()
+        for split, corruptions in evaluation.read_table(folder, "robustness.json").items()
         for corruption, scores in corruptions.items()
     ]
 
@@ -272,8 +287,3 @@ def _rank_association(values: list, scores: list[float]) -> dict[str, float]:
         "share": float(kruskal.statistic) / (len(scores) - 1),
         "p": float(kruskal.pvalue),
     }
-
-
-def _read_json(path: Path) -> dict:
-    """Return the content of a JSON file; nothing if there is no such file."""
-    return json.loads(path.read_text("utf-8")) if path.is_file() else {}

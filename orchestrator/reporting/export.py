@@ -1,15 +1,20 @@
 """Write tables as files: CSV with every column, Markdown and LaTeX with a paper's columns."""
 
 import csv
+import io
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from orchestrator.reporting import wording
+from orchestrator.utils import atomic_write
 
 FIRST_COLUMN = {"arms": "arm", "map": "arm", "line": "line_arm"}
 """Only column of a table without rows; `trial` for tables that are not listed."""
+
+FORMULA_STARTS = ("=", "+", "-", "@")
+"""What a spreadsheet takes for the start of a formula; a quote before it makes it text."""
 
 Row = dict[str, Any]
 
@@ -137,9 +142,9 @@ def write_table(folder: Path, name: str, rows: list[Row], caption: str = "") -> 
     if name not in PAPER or not rows:
         return [f"{name}.csv"]
     headers, cells = paper_table(name, rows)
-    (folder / f"{name}.md").write_text(markdown(headers, cells, caption), encoding="utf-8")
+    atomic_write(folder / f"{name}.md", markdown(headers, cells, caption).encode())
     tex = latex(headers, cells, caption, f"tab:{name}")
-    (folder / f"{name}.tex").write_text(tex, encoding="utf-8")
+    atomic_write(folder / f"{name}.tex", tex.encode())
     return [f"{name}.{kind}" for kind in ("csv", "md", "tex")]
 
 
@@ -148,20 +153,46 @@ def write_csv(path: Path, rows: list[Row]) -> None:
 
     Without rows the header is the table's first column alone.
     """
-    with path.open("w", newline="", encoding="utf-8") as file:
-        out = csv.writer(file)
-        out.writerow(rows[0] if rows else [FIRST_COLUMN.get(path.stem, "trial")])
-        # only NaN differs from itself
-        out.writerows([["" if v is None or v != v else v for v in row.values()] for row in rows])
+    text = io.StringIO(newline="")
+    out = csv.writer(text)
+    out.writerow(rows[0] if rows else [FIRST_COLUMN.get(path.stem, "trial")])
+    out.writerows([[_csv_cell(value) for value in row.values()] for row in rows])
+    atomic_write(path, text.getvalue().encode())
+
+
+def _csv_cell(value: Any) -> Any:
+    """Return a cell: empty for None and NaN, text on one line that no spreadsheet computes."""
+    if isinstance(value, str):
+        text = _one_line(value)
+        return f"'{text}" if text.startswith(FORMULA_STARTS) and not _is_number(text) else text
+    return "" if value is None or value != value else value  # only NaN differs from itself
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _one_line(text: str) -> str:
+    """Return text without line breaks and other control characters."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def markdown(headers: list[str], cells: list[list[str]], caption: str = "") -> str:
     """Return a table in Markdown with its caption below."""
-    lines = [headers, ["---"] * len(headers), *cells]
-    text = "".join(
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines
-    )
-    return text + (f"\n{caption}\n" if caption else "")
+    rule = ["---"] * len(headers)
+    lines = [[escape_markdown(cell) for cell in headers], rule]
+    lines += [[escape_markdown(cell) for cell in line] for line in cells]
+    text = "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    return text + (f"\n{escape_markdown(caption)}\n" if caption else "")
+
+
+def escape_markdown(text: str) -> str:
+    """Return plain text as Markdown on one line, without tags and cell borders."""
+    return re.sub(r"([\\|<`])", r"\\\1", _one_line(text))
 
 
 def latex(headers: list[str], cells: list[list[str]], caption: str, label: str) -> str:
@@ -204,4 +235,4 @@ def escape_latex(text: str) -> str:
         "×": r"$\times$",
     }
     known |= {c: f"\\{c}" for c in "&%$#_{}"}
-    return re.sub("|".join(map(re.escape, known)), lambda m: known[m.group()], text)
+    return re.sub("|".join(map(re.escape, known)), lambda m: known[m.group()], _one_line(text))

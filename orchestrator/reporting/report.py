@@ -16,12 +16,14 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from aml.files import MADE_BY, check_folder, check_own_folder, mark_folder
 from orchestrator import evaluation, storage
 from orchestrator.reporting import evidence, export, numbers, rows, significance, wording
 from orchestrator.reporting.figures import curves, lines, maps, style
 from orchestrator.reporting.numbers import Trial
 from orchestrator.reporting.run_folder import load_run
 from orchestrator.reporting.summaries import ArmSummary
+from orchestrator.utils import atomic_write
 
 Tables = dict[str, list[dict]]
 """Rows of each table by the name of its files."""
@@ -33,6 +35,9 @@ BASELINES = {
     "random_object": "Random object, no model",
     "untrained": "Untrained model",
 }
+
+KIND = "report"
+"""What the marker of a folder says that was filled here; the run's own needs none."""
 
 OPTIONAL = ("evaluations", "breakdown", "robustness", "importance", "paths")
 """Tables, and sections of the page, that are left out if they would be empty."""
@@ -57,28 +62,36 @@ def write_report(
 
     Raises:
         UserError: The folder holds neither sweep.json nor train.json, or a file in it cannot be
-            read.
+            read; out is no place for a report, or holds other files.
+        NotSaved: The disk takes no more.
     """
     run_folder = Path(run_folder)
-    out = Path(out) if out else run_folder / "report"
+    if out is not None:
+        check_own_folder(out, "--out", KIND)
     meta, trials, notes = load_run(run_folder)
+    if out is None:
+        check_folder(run_folder / "report", "the report's folder")
     if meta.get("state") != "done":
         unfinished = (
             f"This {meta['kind']} is not finished (state: {meta.get('state', 'unknown')}). "
             "The page shows what had been written when it was made."
         )
         notes = [unfinished, *notes]
-    folders = evidence.evaluation_folders(run_folder, evaluations)
+    folders, left_out = evidence.evaluation_folders(run_folder, evaluations)
+    notes += left_out
     page, tables = _page_and_tables(run_folder, meta, trials, folders)
     page["notes"] = notes
-    out.mkdir(parents=True, exist_ok=True)
+    if out is None:
+        out = run_folder / "report"
+    else:
+        mark_folder(out, KIND)
     captions = _captions(page, meta)
     page["tables"] = [
         path
         for name in sorted(tables)
         for path in export.write_table(out, name, tables[name], captions.get(name, ""))
     ]
-    (out / "index.html").write_text(_render(page), encoding="utf-8")
+    atomic_write(out / "index.html", _render(page).encode())
     return out / "index.html"
 
 
@@ -139,6 +152,7 @@ def _common_page(run_folder: Path, meta: dict, trials: list[Trial]) -> dict[str,
     """Return the template's variables that every run has."""
     shown, without_picture = pictures(run_folder, trials)
     return {
+        "made_by": MADE_BY,
         "title": meta.get("run") or run_folder.name,
         "meta": meta,
         "sweep": meta["kind"] == "sweep",

@@ -1,12 +1,6 @@
 from .filesystem import (
     Filesystem as Filesystem,
 )
-from .history import (
-    add_note as add_note,
-    drop_drafts as drop_drafts,
-    read_history as read_history,
-    read_notes as read_notes,
-)
 from .lease import (
     request_stop as request_stop,
     stop_requested as stop_requested,
@@ -19,10 +13,19 @@ from .listing import (
 )
 from .paths import (
     bucket_of as bucket_of,
+    check_root as check_root,
     local_path as local_path,
-    refuse_keys as refuse_keys,
     storage_root as storage_root,
     to_uri as to_uri,
+)
+from .records import (
+    LEDGER as LEDGER,
+    add_note as add_note,
+    drop_drafts as drop_drafts,
+    read_history as read_history,
+    read_notes as read_notes,
+    read_state as read_state,
+    read_trials as read_trials,
 )
 from .run import (
     KINDS as KINDS,

@@ -1,11 +1,17 @@
 """Files at a local path or an s3:// address, through pyarrow."""
 
+import contextlib
+import os
 import posixpath
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from aml.errors import Unreachable, UserError
+from aml import files
+from aml.errors import NotSaved, Unreachable, UserError
+from aml.files import home_expanded
 from orchestrator.storage import paths
+from orchestrator.utils import announced_wait, check_address, is_address, redact
 
 if TYPE_CHECKING:
     from pyarrow import fs as pyarrow_fs
@@ -36,21 +42,22 @@ class Filesystem:
                 requests that are repeated anyway.
 
         Raises:
-            UserError: the address holds keys, or cannot be reached.
+            UserError: the address is not served, holds keys, or cannot be reached.
         """
         from pyarrow import fs
 
         text = str(uri)
-        if "://" not in text:
-            path = (root or Path()) / Path(text).expanduser()
+        check_address(text)
+        if not is_address(text):
+            path = (root or Path()) / home_expanded(text)
             text = (root and paths.bucket_of(path)) or str(path)
-        if "://" not in text:
+        if not is_address(text):
             self.fs = fs.LocalFileSystem()
             self.path = str(Path(text).absolute())
         else:
-            paths.refuse_keys(text)
             try:
-                self.fs, self.path = fs.FileSystem.from_uri(text)
+                with announced_wait(f"{redact(text)} to answer"):
+                    self.fs, self.path = fs.FileSystem.from_uri(text)
             except (OSError, ValueError) as error:  # pyarrow's own error is a ValueError
                 raise _unreachable(text, error) from None
             if impatient:
@@ -66,6 +73,12 @@ class Filesystem:
         """
         return _unreachable(paths.join_uri(self.uri, *names) if names else self.uri, error)
 
+    def answering(self) -> AbstractContextManager[None]:
+        """Return a `with` block for a request, which says what it waits for where that is long."""
+        if "://" not in self.uri:
+            return nullcontext()
+        return announced_wait(f"{redact(self.uri)} to answer")
+
     def join(self, name: str) -> str:
         """Return the path in `fs` of a file in the folder."""
         return posixpath.join(self.path, name)
@@ -73,12 +86,12 @@ class Filesystem:
     def read(self, name: str) -> bytes | None:
         """Return the bytes of a file; None where it is absent."""
         try:
-            with self.fs.open_input_stream(self.join(name)) as stream:
+            with self.answering(), self.fs.open_input_stream(self.join(name)) as stream:
                 return stream.read()
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise self._named(error) from None
+            raise self._unread(error) from None
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file so that it is complete or absent.
@@ -86,53 +99,73 @@ class Filesystem:
         A local file is written under another name and then renamed; object stores write whole
         objects anyway.
         """
-        draft = self.join(name + ".tmp")
+        draft = self.join(name + files.DRAFT)
         try:
-            self.fs.create_dir(self.path)
-            with self.fs.open_output_stream(draft) as stream:
-                stream.write(data)
-            self.fs.move(draft, self.join(name))
+            with self.answering():
+                self.fs.create_dir(self.path)
+                with self.fs.open_output_stream(draft) as stream:
+                    stream.write(data)
+                self.fs.move(draft, self.join(name))
         except OSError as error:
-            raise self._named(error) from None
+            if is_address(self.uri):
+                raise self.unreachable(error) from None
+            with contextlib.suppress(OSError):
+                self.fs.delete_file(draft)
+            raise NotSaved(files.write_failure(Path(self.join(name)), error, len(data))) from error
 
     def names(self) -> list[str]:
         """Return the names of the files in the folder; none where the folder does not exist."""
         from pyarrow import fs
 
         try:
-            found = self.fs.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
+            with self.answering():
+                found = self.fs.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
         except OSError as error:
-            raise self._named(error) from None
+            raise self._unread(error) from None
         return [posixpath.basename(info.path) for info in found]
 
-    def clear_unfinished(self, keep: set[str]) -> None:
-        """Delete what an interrupted conversion left, except for some files.
+    def delete(self, name: str) -> None:
+        """Delete a file of the folder."""
+        self.fs.delete_file(self.join(name))
 
-        Raises:
-            UserError: the folder holds other files, so it belongs to somebody else.
+    def check_kind(self, given_as: str) -> None:
+        """Check, as `aml.files.check_kind_of_folder` does, that a local folder is one or nothing.
+
+        Args:
+            given_as: how the person gave the folder, as --out.
         """
-        names = self.names()
-        foreign = sorted(
-            n for n in names if not n.endswith((".parquet", ".tmp")) and n != "vocabulary.json"
-        )
-        if foreign:
-            raise UserError(
-                f"{self.uri} holds {foreign[0]} ({len(foreign)} files that are no shards); "
-                "give --out a folder of its own"
-            )
-        for name in set(names) - keep:
-            self.fs.delete_file(self.join(name))
+        if not is_address(self.uri):
+            files.check_kind_of_folder(self.path, given_as)
 
-    def _named(self, error: OSError) -> Exception:
-        return self.unreachable(error) if "://" in self.uri else error
+    def check_writable(self, given_as: str, wanted: int) -> None:
+        """Check, as `aml.files.check_folder` does, that a local folder takes so many bytes.
+
+        Of a bucket nothing is known before something is written there.
+
+        Args:
+            given_as: how the person gave the folder, as --out.
+            wanted: bytes.
+        """
+        if not is_address(self.uri):
+            files.check_folder(self.path, given_as, wanted)
+
+    def _unread(self, error: OSError) -> Exception:
+        if is_address(self.uri):
+            return self.unreachable(error)
+        return UserError(
+            f"{self.uri} cannot be read ({os.strerror(error.errno or 0)}); give a folder of shards"
+        )
 
 
 def _unreachable(uri: str, error: Exception) -> Unreachable:
-    why = " ".join(str(error).split())[:200]
     return Unreachable(
-        f"{uri} cannot be reached ({why}); check the endpoint, the bucket and what AWS_* is "
-        "exported here and on the cluster"
+        f"{redact(uri)} cannot be reached ({_reason(error)}); check the endpoint, the "
+        "bucket and what AWS_* is exported here and on the cluster"
     )
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(redact(error).split())[:200]
 
 
 def _with_few_retries(s3: "pyarrow_fs.FileSystem") -> "pyarrow_fs.FileSystem":

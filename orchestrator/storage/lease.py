@@ -111,7 +111,7 @@ def write_object(store: "Filesystem", name: str, text: str) -> None:
         Unreachable: the bucket takes nothing.
     """
     try:
-        with store.fs.open_output_stream(store.join(name)) as stream:
+        with store.answering(), store.fs.open_output_stream(store.join(name)) as stream:
             stream.write(text.encode())
     except OSError as error:
         raise store.unreachable(error, name) from None

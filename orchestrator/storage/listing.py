@@ -1,11 +1,23 @@
 """Runs for a person: one line for each, and deletion of what finished ones no longer need."""
 
+import contextlib
 import shutil
 from pathlib import Path
 
+from aml.files import DRAFT
 from orchestrator.storage import lease, uploads
 from orchestrator.storage.run import Run, downloaded, list_runs
 from orchestrator.utils import holder_of
+
+UNNEEDED = (
+    *("last/state.pt", "last.previous", "last.draft"),
+    *("best/state.pt", "best.previous", "best.draft"),
+    *(f"*{DRAFT}", f"pictures/*{DRAFT}"),
+)
+"""What a finished run no longer needs in its folder, and in those of its trials.
+
+Checkpoints that were being written ended in .draft in runs of earlier versions.
+"""
 
 
 def run_line(run: Run) -> str:
@@ -13,9 +25,9 @@ def run_line(run: Run) -> str:
     records = run.ledger()
     state = run.state
     epochs = [epoch for record in records for epoch in record["history"]]
-    epochs += state.get("history", [])
+    epochs += state.get("history") or []
     values = [epoch["val/mIoU"] for epoch in epochs if epoch.get("val/mIoU") is not None]
-    shown = "lost (the same command continues it)" if is_lost(run) else state["state"]
+    shown = "lost (the same command continues it)" if is_lost(run) else str(state.get("state"))
     trials = f"{len(records)} trials" if records else ""
     best = f"best mIoU {max(values):.3f}" if values else "no result yet"
     size = f"{disk_mb(run.folder):8.1f} MB"
@@ -25,7 +37,7 @@ def run_line(run: Run) -> str:
 def is_lost(run: Run) -> bool:
     """Return whether a run is marked as running although no process works on it."""
     return (
-        run.state["state"] == "running"
+        run.state.get("state") == "running"
         and lock_holder(run) is None
         and not lease.lease_of(run.folder)
     )
@@ -38,7 +50,11 @@ def lock_holder(run: Run) -> int | None:
 
 def disk_mb(folder: Path) -> float:
     """Return the MiB of all files below a folder."""
-    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) / 2**20
+    size = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # removed meanwhile, or not to be read
+            size += path.stat().st_size if path.is_file() else 0
+    return size / 2**20
 
 
 def prune_runs(root: Path) -> list[str]:
@@ -49,13 +65,18 @@ def prune_runs(root: Path) -> list[str]:
     """
     lines = []
     for run in list_runs(root):
-        if not run.finished:
+        if not run.finished or not is_own(run):
             continue
         trials = [path.parent for path in downloaded(run).folder.glob("trials/*/trial.json")]
         for folder in (run.folder, *trials):
             uploads.delete_remote(folder, _is_training_state)
         lines.append(f"{run.name}: {_prune_folder(run):.1f} MB")
     return lines
+
+
+def is_own(run: Run) -> bool:
+    """Return whether a folder was made for a run, and is none that holds a file of that name."""
+    return "run" in run.state and run.state.get("kind") == run.kind
 
 
 def _is_training_state(name: str) -> bool:
@@ -67,11 +88,13 @@ def _prune_folder(run: Run) -> float:
     """Delete what a finished run no longer needs on this machine; return the MiB freed."""
     doomed = [
         path
-        for path in run.folder.rglob("*")
-        if path.name == "state.pt" or path.name.endswith((".previous", ".draft"))
+        for folder in (run.folder, *run.folder.glob("trials/*"))
+        for pattern in UNNEEDED
+        for path in folder.glob(pattern)
+        if path.resolve().is_relative_to(run.folder.resolve())  # links lead to what is not ours
     ]
-    doomed += [path for path in (run.folder / "tune", run.folder / "ray") if path.exists()]
-    champion = run.state.get("champion", {}).get("checkpoint", "")
+    doomed += [path for path in (run.folder / "tune", run.folder / "ray") if path.is_dir()]
+    champion = (run.state.get("champion") or {}).get("checkpoint")
     if champion:
         doomed = [path for path in doomed if path != run.folder / champion]
     size = 0.0

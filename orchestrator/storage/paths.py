@@ -4,15 +4,11 @@ import hashlib
 import os
 from pathlib import Path
 
-from aml.errors import UserError
+from aml.files import DRAFT, check_folder, check_kind_of_folder, home_expanded, writing
+from orchestrator.utils import check_address, is_address
 
 ADDRESS = "bucket.txt"
 """Name of the file in a working root that holds the address of its bucket."""
-
-
-def is_address(text: str | Path | None) -> bool:
-    """Return whether a text is the address of a place in a bucket."""
-    return str(text or "").startswith("s3://")
 
 
 def join_uri(uri: str, *names: str) -> str:
@@ -21,58 +17,76 @@ def join_uri(uri: str, *names: str) -> str:
     return "/".join([base.rstrip("/"), *(n for n in names if n not in ("", "."))]) + mark + query
 
 
-def refuse_keys(uri: str) -> None:
-    """Check that an address holds no keys.
-
-    Raises:
-        UserError: it does; the message does not repeat them.
-    """
-    place = uri.partition("://")[2].partition("/")[0]
-    if "@" in place:
-        raise UserError(
-            f"the address of {place.rpartition('@')[2]} holds keys, and addresses are logged; "
-            "export AWS_ACCESS_KEY_ID and the like instead"
-        )
-
-
 def storage_root(configured: str | None = None) -> Path:
     """Return the absolute folder of results.
 
     This is the configured one, else AMLRIS_HOME, else `runs` in the current folder, or `~/amlris`
-    in a Ray job, whose current folder is thrown away with the job. For an s3:// address it is the
-    folder in which this machine works; `SyncedFolder` keeps the folder and the bucket in step.
+    in a Ray job, whose current folder is thrown away with the job. For the address of a bucket it
+    is the folder in which this machine works; `SyncedFolder` keeps the folder and the bucket in
+    step.
+
+    Raises:
+        UserError: the place is no folder, or an address that is not served.
     """
     given = configured or os.environ.get("AMLRIS_HOME")
-    if given and is_address(given):
-        return working_root(given)
+    given_as = "storage.root" if configured else "AMLRIS_HOME"
     if given:
-        return Path(given).expanduser().absolute()
+        check_address(given, given_as)
+        if is_address(given):
+            return working_root(given)
+        return check_kind_of_folder(home_expanded(given), given_as)
     in_job = "RAY_JOB_ID" in os.environ or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    return Path("~/amlris").expanduser() if in_job else Path("runs").absolute()
+    return home_expanded("~/amlris") if in_job else Path("runs").absolute()
 
 
 def working_root(uri: str) -> Path:
     """Return this machine's folder for a storage root in a bucket, made where it is missing.
 
     Raises:
-        UserError: the address holds keys.
+        UserError: the address is not served, or holds keys.
+        NotSaved: the folder cannot be made.
     """
-    refuse_keys(uri)
+    check_address(uri)
     uri = join_uri(uri)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    root = (cache / "amlris" / hashlib.sha256(uri.encode()).hexdigest()[:16]).absolute()
+    root = (cache / "amlris" / _digest(uri)).absolute()
     if not (root / ADDRESS).exists():
-        root.mkdir(parents=True, exist_ok=True)
-        draft = root / f"{ADDRESS}.{os.getpid()}"
-        draft.write_text(uri, "utf-8")
-        os.replace(draft, root / ADDRESS)
+        with writing(root, len(uri)):
+            root.mkdir(parents=True, exist_ok=True)
+            draft = root / f"{ADDRESS}.{os.getpid()}{DRAFT}"
+            draft.write_text(uri, "utf-8")
+            os.replace(draft, root / ADDRESS)
     return root
 
 
+def check_root(root: Path) -> None:
+    """Check that results can be written below a storage root.
+
+    Raises:
+        UserError: the folder is read-only, or cannot be made.
+        NotSaved: there is no room.
+    """
+    check_folder(root, "the folder of results (storage.root, AMLRIS_HOME)")
+
+
 def root_of(path: Path) -> Path | None:
-    """Return the working root that contains or is a path; None where the path is in no bucket."""
+    """Return the working root that contains or is a path; None where the path is in no bucket.
+
+    A file of the same name in another folder makes no working root of it.
+    """
     path = Path(path).absolute()
-    return next((p for p in (path, *path.parents) if (p / ADDRESS).is_file()), None)
+    return next((p for p in (path, *path.parents) if _is_working_root(p)), None)
+
+
+def _is_working_root(folder: Path) -> bool:
+    try:
+        return _digest((folder / ADDRESS).read_text("utf-8")) == folder.name
+    except (OSError, ValueError):
+        return False
+
+
+def _digest(uri: str) -> str:
+    return hashlib.sha256(uri.encode()).hexdigest()[:16]
 
 
 def bucket_of(path: Path) -> str | None:

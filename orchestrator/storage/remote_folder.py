@@ -4,6 +4,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable, Iterable
 from pathlib import PurePosixPath
@@ -20,6 +21,8 @@ from orchestrator.storage.snapshot import (
 
 if TYPE_CHECKING:
     from orchestrator.storage.filesystem import Filesystem
+
+DIGEST = re.compile("[0-9a-f]{64}")
 
 TRIES = 3
 """A manifest may be replaced while its pieces are read: it is then read again."""
@@ -73,8 +76,10 @@ class RemoteFolder:
             for path in map(PurePosixPath, manifest):
                 if path.is_absolute() or ".." in path.parts:
                     raise ValueError(f"it names {path}, which is outside its folder")
+            if odd := [sha for sha in pieces_of(manifest) if not DIGEST.fullmatch(sha)]:
+                raise ValueError(f"it names the piece {odd[0]}, which is no digest")
             return manifest
-        except ValueError:
+        except (ValueError, TypeError, KeyError):
             raise UserError(
                 f"{self.uri} holds a {self.manifest_name} that this program did not write; "
                 "restore it, or start another with --fresh"
@@ -99,7 +104,8 @@ class RemoteFolder:
     def download_piece(self, sha: str, file: BinaryIO) -> str:
         """Append a piece to a file and return the digest of the bytes that came."""
         digest = hashlib.sha256()
-        with self.store.fs.open_input_stream(self.store.join(f"objects/{sha}")) as stream:
+        path = self.store.join(f"objects/{sha}")
+        with self.store.answering(), self.store.fs.open_input_stream(path) as stream:
             while chunk := stream.read(CHUNK):
                 digest.update(chunk)
                 file.write(chunk)
@@ -107,7 +113,8 @@ class RemoteFolder:
 
     def upload_piece(self, sha: str, chunks: Iterable[bytes]) -> None:
         """Write a piece, given its digest and its bytes."""
-        with self.store.fs.open_output_stream(self.store.join(f"objects/{sha}")) as stream:
+        path = self.store.join(f"objects/{sha}")
+        with self.store.answering(), self.store.fs.open_output_stream(path) as stream:
             for chunk in chunks:
                 stream.write(chunk)
 
@@ -118,7 +125,8 @@ class RemoteFolder:
             manifest: the new manifest.
             before: the one that it replaces.
         """
-        with self.store.fs.open_output_stream(self.store.join(self.manifest_name)) as stream:
+        path = self.store.join(self.manifest_name)
+        with self.store.answering(), self.store.fs.open_output_stream(path) as stream:
             stream.write(manifest_bytes(manifest))
         for sha in pieces_of(before) - pieces_of(manifest):
             with contextlib.suppress(FileNotFoundError):

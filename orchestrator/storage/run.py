@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import platform
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from typing import Any, BinaryIO
 
 from aml.errors import NotSaved, UserError
 from aml.files import write_failure
+from aml.reading import read_text
 from orchestrator.config import (
     Experiment,
     TrackingConfig,
@@ -36,6 +38,7 @@ from orchestrator.config import (
 )
 from orchestrator.storage import lease, paths, snapshot, uploads
 from orchestrator.storage.paths import storage_root
+from orchestrator.storage.records import LEDGER, read_state, read_trials
 from orchestrator.utils import (
     atomic_write,
     git_state,
@@ -68,10 +71,14 @@ class Run:
         Args:
             folder: of the run.
             kind: one of `KINDS`.
+
+        Raises:
+            UserError: the state is damaged.
         """
         self.folder = folder
         self.kind = kind
         self.uploader: uploads.BackgroundUploader | None = None
+        self._said: set[str] = set()
         self.state = self._read()
 
     @property
@@ -82,7 +89,7 @@ class Run:
     @property
     def finished(self) -> bool:
         """Return whether the training is over, its report written and its MLflow records queued."""
-        return self.state.get("state") == "done" and self.state.get("concluded", True)
+        return self.state.get("state") == "done" and self.state.get("concluded") is not False
 
     def update(self, **values: Any) -> None:
         """Set entries of the state and write it.
@@ -158,7 +165,7 @@ class Run:
         """
         history = [without_nan(epoch) for epoch in record["history"]]
         line = json.dumps(redact_all(record | {"history": history})).encode() + b"\n"
-        path = self.folder / "ledger.jsonl"
+        path = self.folder / LEDGER
         try:
             with open(path, "a+b", buffering=0) as file:
                 _append_line(file, line)
@@ -171,22 +178,19 @@ class Run:
     def ledger(self) -> list[dict]:
         """Return the finished trials.
 
-        A line that a crash cut off is left out. A trial that went on after its budget was raised
-        counts as it ended last.
+        A line that a crash cut off, or that is damaged, is left out, which a message says once. A
+        trial that went on after its budget was raised counts as it ended last.
         """
-        path = self.folder / "ledger.jsonl"
-        if not path.exists():
-            return []
-        records = {}
-        for line in path.read_bytes().splitlines():
-            try:
-                record = json.loads(line)
-                if "overrides" in record:
-                    record["overrides"] = upgrade_overrides(record["overrides"])
-                records[record["trial"]] = record
-            except ValueError:
-                print(f"{path}: a cut-off line is left out", flush=True)
-        return list(records.values())
+        path = self.folder / LEDGER
+        found, problems = read_trials(path)
+        for problem in problems:
+            if problem not in self._said:
+                self._said.add(problem)
+                logger.info(f"note: {path}, {problem}; the line is left out")
+        for record in found:
+            if record.get("overrides"):
+                record["overrides"] = upgrade_overrides(record["overrides"])
+        return found
 
     def experiment(self, tracking: TrackingConfig = DEFAULT_TRACKING) -> Experiment:
         """Return the settings with which the run was started.
@@ -196,12 +200,12 @@ class Run:
                 password was not written.
         """
         path = self.folder / "config.yaml"
-        tree = from_stored(path.read_text("utf-8"), where=str(path))
+        tree = from_stored(read_text(path, "the settings of a run"), where=str(path))
         return tree.replace(tracking=tracking) if "***" in (tree.tracking.uri or "") else tree
 
     def _read(self) -> dict:
         path = self.folder / f"{self.kind}.json"
-        return json.loads(path.read_text("utf-8")) if path.exists() else {}
+        return read_state(path) if path.exists() else {}
 
 
 def _append_line(file: BinaryIO, line: bytes) -> None:
@@ -249,12 +253,12 @@ def start_run(experiment: Experiment, kind: str, manifest: dict, *, fresh: bool)
 
 def _report_other_numerics(root: Path, experiment: Experiment, kind: str, data: str) -> None:
     """Name unfinished runs of some settings and data that another version of the numerics began."""
-    for run in _local_runs(root):
+    for run in _local_runs(root)[0]:
         state = run.state
         wanted = {"name": experiment.name, "data": data, "kind": kind}
         found = {
             "name": state.get("name"),
-            "data": state.get("data", {}).get("fingerprint"),
+            "data": (state.get("data") or {}).get("fingerprint"),
             "kind": run.kind,
         }
         if run.finished or found != wanted or state.get("code_version") == code_version():
@@ -283,14 +287,20 @@ def find_run(root: Path, name: str, kind: str | None = None) -> Run:
     Raises:
         UserError: no run has this name, or several names start with the text.
     """
-    runs = [r for r in list_runs(root) if kind in (None, r.kind)]
+    uploads.download_run_metadata(root)
+    local, damaged = _local_runs(root)
+    if name in damaged:
+        raise UserError(damaged[name])
+    runs = [r for r in local if kind in (None, r.kind)]
     if exact := [r for r in runs if r.name == name]:
         return downloaded(exact[0])
     if named := [r for r in runs if r.state.get("name") == name]:
         return downloaded(next((r for r in named if r.finished), named[0]))
-    matches = [r for r in runs if r.name.startswith(name)]
+    matches = [r for r in runs if name and r.name.startswith(name)]
     if len(matches) != 1:
-        found = ", ".join(r.name for r in (matches or runs)[:8]) or "none"
+        found = ", ".join([r.name for r in (matches or runs)[:8]]) or "none"
+        if damaged and not matches:
+            found += f"; and {len(damaged)} whose files are damaged, first {next(iter(damaged))}"
         raise UserError(
             f"{'more than one' if matches else 'no'} {kind or 'run'} under {root} is called "
             f"{name!r}; there: {found}"
@@ -305,15 +315,43 @@ def downloaded(run: Run) -> Run:
 
 
 def list_runs(root: Path) -> list[Run]:
-    """Return all runs under a storage root, the newest first."""
+    """Return all runs under a storage root, the newest first.
+
+    A run whose files are damaged or may not be read is named in a message and left out.
+    """
     uploads.download_run_metadata(root)
-    return _local_runs(root)
+    found, damaged = _local_runs(root)
+    for problem in damaged.values():
+        logger.info(f"note: {problem}")
+    return found
 
 
-def _local_runs(root: Path) -> list[Run]:
-    """Return the runs whose folders are on this machine, the newest first."""
-    found = [Run(p.parent, kind) for kind in KINDS for p in Path(root).glob(f"*/{kind}.json")]
-    return sorted(found, key=lambda run: -run.state.get("started", 0))
+def _local_runs(root: Path) -> tuple[list[Run], dict[str, str]]:
+    """Return the runs whose folders are on this machine, the newest first.
+
+    Returns:
+        The runs, and by its folder's name what is wrong with each that cannot be read.
+    """
+    found: list[Run] = []
+    damaged: dict[str, str] = {}
+    try:
+        folders = sorted(os.scandir(root), key=lambda entry: entry.name)
+    except (FileNotFoundError, NotADirectoryError):
+        folders = []
+    except OSError as error:
+        raise UserError(f"{root} cannot be read ({error.strerror}); make it readable") from None
+    for entry in folders:
+        for kind in KINDS:
+            try:
+                if stat.S_ISREG(os.stat(Path(entry.path, f"{kind}.json")).st_mode):
+                    found.append(Run(Path(entry.path), kind))
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except UserError as error:
+                damaged[entry.name] = str(error)
+            except OSError as error:
+                damaged[entry.name] = f"{entry.path} cannot be read ({error.strerror})"
+    return sorted(found, key=lambda run: -(run.state.get("started") or 0)), damaged
 
 
 def begin_run(run: Run, experiment: Experiment, manifest: dict, uri: str) -> None:
@@ -328,7 +366,7 @@ def begin_run(run: Run, experiment: Experiment, manifest: dict, uri: str) -> Non
     Raises:
         UserError: the run was started with other data.
     """
-    given = run.state.get("data", {}).get("fingerprint")
+    given = (run.state.get("data") or {}).get("fingerprint")
     if given and given != manifest["fingerprint"]:
         raise UserError(
             f"{run.name} was made with data {given}, but {uri} now holds "
@@ -340,13 +378,13 @@ def begin_run(run: Run, experiment: Experiment, manifest: dict, uri: str) -> Non
         name=experiment.name,
         kind=run.kind,
         state="running",
-        started=run.state.get("started", time.time()),
+        started=run.state.get("started") or time.time(),
         ended=None,
         command=" ".join(["python -m orchestrator", *sys.argv[1:]]),
         git_sha=sha,
         git_dirty=dirty,
         code_version=code_version(),
-        processors=[*dict.fromkeys([*run.state.get("processors", []), processor()])],
+        processors=[*dict.fromkeys([*(run.state.get("processors") or []), processor()])],
         versions={
             "python": platform.python_version(),
             **{p: version(p) for p in ("torch", "ray", "mlflow", "transformers", "timm")},

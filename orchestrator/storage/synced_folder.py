@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from aml.errors import UserError
+from aml.files import DRAFT
 from orchestrator.storage.paths import bucket_of
 from orchestrator.storage.remote_folder import TRIES, RemoteFolder
 from orchestrator.storage.snapshot import (
@@ -75,12 +76,12 @@ class SyncedFolder:
                 path
                 for path in self.folder.glob("*")
                 if path.name not in (*TRIAL_FILES, *LOCAL_FILES, "trials")
-                and not path.name.endswith((".draft", ".new"))
+                and not path.name.endswith((DRAFT, ".new"))
             ]
             tops += self.folder.glob("trials/*/trial.json")
         for top in tops:
             for path in [top] if top.is_file() else sorted(top.rglob("*")):
-                if path.is_file() and not path.name.endswith(".tmp"):
+                if path.is_file() and not path.name.endswith(DRAFT):
                     yield path.relative_to(self.folder).as_posix()
 
     def snapshot(self) -> Snapshot:
@@ -242,7 +243,7 @@ class SyncedFolder:
             verifies digests of its own.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(path.name + ".tmp")
+        draft = path.with_name(path.name + DRAFT)
         with draft.open("wb") as file:
             damaged = [
                 sha for sha in entry["pieces"] if self.remote.download_piece(sha, file) != sha
@@ -273,6 +274,6 @@ class SyncedFolder:
 
     def _save(self, synced: dict[str, Any]) -> None:
         self.state_folder.mkdir(parents=True, exist_ok=True)
-        draft = self.state_folder / "synced.json.tmp"
+        draft = self.state_folder / f"synced.json{DRAFT}"
         draft.write_text(json.dumps(synced))
         os.replace(draft, self.state_folder / "synced.json")

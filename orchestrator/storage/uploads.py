@@ -94,7 +94,7 @@ class BackgroundUploader:
         Returns:
             Whether the bucket has it.
         """
-        with self._changed:
+        with self._announced(), self._changed:
             self._changed.wait_for(
                 lambda: self.problem or self._tried_at >= self._submitted_at, timeout
             )
@@ -109,7 +109,7 @@ class BackgroundUploader:
         Returns:
             Whether the bucket has it.
         """
-        with self._changed:
+        with self._announced(), self._changed:
             self._hurry = True
             self._changed.notify_all()
             return self._changed.wait_for(
@@ -122,6 +122,11 @@ class BackgroundUploader:
             self._closed = True
             self._hurry = True
             self._changed.notify_all()
+
+    def _announced(self) -> contextlib.AbstractContextManager[None]:
+        if not self.folder:
+            return contextlib.nullcontext()
+        return utils.announced_wait(f"{redact(self.folder.remote.uri)} to take what was written")
 
     def _work(self) -> None:
         pause = 0.0

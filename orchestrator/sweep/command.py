@@ -57,6 +57,8 @@ def run_sweep(
     if dry_run:
         logger.info(search.describe_plan(experiment, placement))
         return 0
+    storage.check_root(root)
+    tracking.check_store(experiment.tracking.uri, root)
     if not found:
         cluster.init_ray()  # Ray tasks make the data
     sources = data.prepare_sources(experiment.data, root)

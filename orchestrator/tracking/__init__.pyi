@@ -2,6 +2,8 @@ from .mlflow_client import (
     ExperimentClient as ExperimentClient,
 )
 from .mlflow_server import (
+    check_store as check_store,
+    store_problem as store_problem,
     tracking_uri as tracking_uri,
 )
 from .mlflow_tracker import (

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aml import files
 from aml.errors import UserError
 from orchestrator import utils
 from orchestrator.utils import redact
@@ -24,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 SQLITE = "sqlite:///"
 """Beginning of the address of a SQLite store; the path of its file follows."""
+
+SQLITE_HEADER = b"SQLite format 3\0"
+"""The first bytes of a SQLite database."""
 
 KEY_TAG = "amlris.key"
 """Tag of every MLflow run of this project: "RUN_FOLDER/RUN_KEY"."""
@@ -87,6 +91,38 @@ def tracking_uri(uri: str | None, root: Path) -> str:
     if uri.startswith(SQLITE):
         uri = f"{SQLITE}{Path(root).absolute() / uri.removeprefix(SQLITE)}"
     return uri
+
+
+def check_store(uri: str | None, root: Path) -> None:
+    """Check, before anything starts, that a SQLite store can be made or written where it is wanted.
+
+    Args:
+        uri: Setting tracking.uri.
+        root: Storage root.
+
+    Raises:
+        UserError: The address is of no kind that MLflow tracks to; or the file cannot be there, or
+            is none of SQLite.
+        NotSaved: There is no room.
+    """
+    if uri == "none":
+        return
+    uri = tracking_uri(uri, root)
+    if not uri.startswith(SQLITE):
+        return
+    file = Path(uri.removeprefix(SQLITE).partition("?")[0])
+    files.check_folder(file.parent, "the folder of the tracking store,")
+    if not file.exists():
+        return
+    if not file.is_file() or file.open("rb").read(16) not in (b"", SQLITE_HEADER):
+        raise UserError(
+            f"the tracking store {file} is there and is no SQLite database; give another "
+            "sqlite:///FILE, or none"
+        )
+    if not os.access(file, os.W_OK):
+        raise UserError(
+            f"the tracking store {file} may not be written; give another sqlite:///FILE, or none"
+        )
 
 
 def error_text(error: Exception) -> str:
@@ -157,6 +193,9 @@ def connect(uri: str) -> "MlflowClient":
     """Return an MlflowClient on `uri`; the process's own tracking address is left as it is.
 
     The first call imports mlflow, which takes about 5 s.
+
+    Raises:
+        UserError: The database was made by another version of MLflow.
     """
     set_environment()
     from mlflow import MlflowClient
@@ -166,7 +205,59 @@ def connect(uri: str) -> "MlflowClient":
     for handler in mlflow_logger.handlers:
         if not any(isinstance(known, _RedactingFilter) for known in handler.filters):
             handler.addFilter(_RedactingFilter())
-    return MlflowClient(tracking_uri=uri)
+    try:
+        return MlflowClient(tracking_uri=uri)
+    except Exception as error:
+        if found := re.search(r"found version (\w+), but expected \w+", str(error)):
+            raise UserError(_other_schema(uri, found[1])) from None
+        raise
+
+
+def _other_schema(uri: str, revision: str) -> str:
+    """Return a sentence about a database whose schema is not that of the installed MLflow.
+
+    Args:
+        uri: Address of the database.
+        revision: What the database says of its schema; every change of the schema has a file.
+    """
+    import mlflow
+
+    changes = Path(mlflow.__file__).parent / "store" / "db_migrations" / "versions"
+    if any(changes.glob(f"{revision}_*.py")):
+        return (
+            f"the MLflow database {redact(uri)} was made by an older MLflow than the installed "
+            f"{mlflow.__version__}; copy it to a safe place, then bring it up to date with "
+            f"`python -m mlflow db upgrade {redact(uri)}`"
+        )
+    return (
+        f"the MLflow database {redact(uri)} has a schema ({revision}) that the installed MLflow "
+        f"{mlflow.__version__} does not know, as of a newer one; set MLFLOW_TRACKING_URI to "
+        "another, or install the MLflow that made it"
+    )
+
+
+def store_problem(uri: str) -> str:
+    """Return why a database cannot be used for tracking, or an empty text.
+
+    A SQLite file that is missing is no problem, and is not created.
+
+    Args:
+        uri: Tracking address, as tracking_uri returns it.
+    """
+    if _is_missing(uri):
+        return ""
+    try:
+        with utils.announced_wait(f"MLflow at {redact(uri)} to answer"):
+            connect(uri)
+    except UserError as error:
+        return str(error)
+    except Exception as error:
+        return f"MLflow at {redact(uri)} cannot be used: {error_text(error)}"
+    return ""
+
+
+def _is_missing(uri: str) -> bool:
+    return uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists()
 
 
 def open_experiment(
@@ -225,17 +316,21 @@ def reconcile(uri: str, experiment: str | None = None) -> list[str]:
         Names of the runs that were set to KILLED.
 
     Raises:
-        ConnectionError: MLflow does not answer; the address in the message is redacted.
+        ConnectionError: MLflow does not answer, or the database was made by another version of
+            it; the address in the message is redacted.
     """
-    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
+    if _is_missing(uri):
         return []
     try:
-        client = connect(uri)
-        if experiment:
-            found = [client.get_experiment_by_name(experiment)]
-        else:
-            found = list(_all_pages(client.search_experiments))
-        return reconcile_experiments(client, [one.experiment_id for one in found if one])
+        with utils.announced_wait(f"MLflow at {redact(uri)} to answer"):
+            client = connect(uri)
+            if experiment:
+                found = [client.get_experiment_by_name(experiment)]
+            else:
+                found = list(_all_pages(client.search_experiments))
+            return reconcile_experiments(client, [one.experiment_id for one in found if one])
+    except UserError as error:
+        raise ConnectionError(str(error)) from None
     except Exception as error:
         raise ConnectionError(
             f"MLflow at {redact(uri)} does not answer: {error_text(error)}"

@@ -15,7 +15,7 @@ from orchestrator.tracking.mlflow_client import ExperimentClient
 from orchestrator.tracking.mlflow_server import set_environment, tracking_uri
 from orchestrator.tracking.queue import REJECTED, QueueFile
 from orchestrator.tracking.tracker import TrackerBase
-from orchestrator.utils import redact
+from orchestrator.utils import announced_wait, redact
 
 
 class Tracker(TrackerBase):
@@ -68,7 +68,8 @@ class Tracker(TrackerBase):
             UserError: MLflow answers that it cannot be used (wrong password, old schema, deleted
                 experiment).
         """
-        is_connected = self._delivery.wait_connected(timeout)
+        with announced_wait(f"MLflow at {redact(self.uri)} to answer"):
+            is_connected = self._delivery.wait_connected(timeout)
         state = self._delivery.availability
         if state.unusable:
             raise UserError(state.problem)
@@ -87,7 +88,10 @@ class Tracker(TrackerBase):
 
     def flush(self, timeout: float = 60.0) -> int:
         """Wait at most `timeout` seconds for delivery; return how many operations remain."""
-        return self._delivery.wait_empty(timeout)
+        with announced_wait(
+            f"MLflow at {redact(self.uri)} to take {self.pending} tracking operations"
+        ):
+            return self._delivery.wait_empty(timeout)
 
     def close(self, timeout: float = 60.0) -> str:
         """End open runs as KILLED (`stopped_by: interrupted`), deliver, and stop the thread.

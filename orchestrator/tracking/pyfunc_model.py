@@ -16,18 +16,28 @@ import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
+EXPRESSION_LETTERS = 5_000
+"""Letters of an expression at most."""
+
+OPTION = 'model_config["max_megapixels"]'
+"""What raises the largest size of a picture."""
+
 
 class Champion(PythonModel):
     """Segment referring expressions with a checkpoint through MLflow's predict.
 
-    Runs on the CPU unless loaded with `model_config={"device": "cuda"}`.
+    Runs on the CPU unless loaded with `model_config={"device": "cuda"}`, and reads pictures of up
+    to 100 megapixels unless loaded with `model_config={"max_megapixels": ...}`.
     """
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the checkpoint that MLflow stored with the model."""
         from aml.inference import Segmenter
+        from aml.reading import MAX_PIXELS, pixels_of
 
         device = (context.model_config or {}).get("device", "cpu")
+        megapixels = (context.model_config or {}).get("max_megapixels")
+        self.max_pixels = pixels_of(megapixels) if megapixels else MAX_PIXELS
         self.segmenter = Segmenter.load(Path(context.artifacts["checkpoint"]), device=device)
 
     def predict(
@@ -59,14 +69,19 @@ class Champion(PythonModel):
         from PIL import Image
 
         from aml.errors import UserError
+        from aml.reading import decode_as, describe, open_picture, text_problem
 
-        try:
-            pixels = np.array(Image.open(io.BytesIO(image)).convert("RGB"))
-        except OSError as error:
+        name = f"row {row}: the image"
+        if not isinstance(image, bytes):
             raise UserError(
-                f"row {row}: the image cannot be read ({error}); wanted the bytes of a JPEG or "
+                f"{name} cannot be read (it is {describe(image)}); give the bytes of a JPEG or "
                 "PNG file"
-            ) from error
+            )
+        if problem := text_problem(expression, EXPRESSION_LETTERS):
+            raise UserError(f"row {row}: the expression {problem}; give a text")
+        pixels = np.array(
+            decode_as(open_picture(image, name, self.max_pixels, option=OPTION), name)
+        )
         is_referent = self.segmenter.segment(pixels, expression) >= self.segmenter.threshold
         out = io.BytesIO()
         Image.fromarray(is_referent.astype(np.uint8) * 255).save(out, format="PNG")

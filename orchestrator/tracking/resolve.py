@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote, urlparse
 
 from aml.errors import UserError
+from aml.files import DRAFT, home_expanded
 from orchestrator import storage
 from orchestrator.tracking import mlflow_server
-from orchestrator.utils import redact
+from orchestrator.utils import announced_wait, redact
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -45,7 +46,7 @@ def find_checkpoint(text: str | Path, root: Path, tracking_uri: str | None = Non
     root = Path(root)
     if text.startswith("models:"):
         return _registered_checkpoint(text, root, tracking_uri)
-    folder = Path(text).expanduser()
+    folder = home_expanded(text)
     if folder.is_dir():
         try:
             return _checkpoint_in(folder)
@@ -198,7 +199,7 @@ def _connect(root: Path, tracking_uri: str | None) -> tuple["MlflowClient", str]
                 f"there is no MLflow store at {uri}; train something first, or set "
                 "MLFLOW_TRACKING_URI"
             )
-    return mlflow_server.connect(uri), uri
+    return _ask(lambda: mlflow_server.connect(uri), what="the list of models", uri=uri), uri
 
 
 def _ask(call: Callable[[], Answer], *, what: str, uri: str) -> Answer:
@@ -210,7 +211,10 @@ def _ask(call: Callable[[], Answer], *, what: str, uri: str) -> Answer:
         uri: Tracking address, redacted in the message.
     """
     try:
-        return call()
+        with announced_wait(f"MLflow at {redact(uri)} to answer"):
+            return call()
+    except UserError:
+        raise
     except Exception as error:  # MLflow's own, or whatever the store behind it raises
         reason = " ".join(redact(error).split())[:200]
         raise UserError(
@@ -234,7 +238,7 @@ def _fetch(source: str | None, into: Path, uri: str) -> Path:
     if not into.is_dir():
         from mlflow.artifacts import download_artifacts
 
-        draft = into.with_name(into.name + ".draft")
+        draft = into.with_name(into.name + DRAFT)
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
         _ask(

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 from aml.errors import RunError
+from aml.training import check_weights
 from orchestrator import cluster, data, storage, tracking, utils
 from orchestrator.config import Experiment, check_run, setting_warnings
 from orchestrator.data import StreamingBlocks, pin_blocks
@@ -53,6 +54,8 @@ def train(
     found = data.check_sources(experiment.data, root)  # refuse before Ray starts
     for text in setting_warnings(experiment, [experiment.aml.arm]):
         logger.info(f"note: {text}")
+    if init is not None and init.is_dir():
+        check_weights(init)
     nodes = cluster.planned_nodes()
     placement = cluster.plan_placement(experiment, nodes, sweep=False)
     if text := cluster.idle_gpus(experiment, nodes, sweep=False):
@@ -63,6 +66,8 @@ def train(
             f"{experiment.train.epochs} epochs of {experiment.aml.arm}; nothing was started"
         )
         return 0
+    storage.check_root(root)
+    tracking.check_store(experiment.tracking.uri, root)
     if not found:
         cluster.init_ray()  # Ray tasks make the data
     sources = data.prepare_sources(experiment.data, root)

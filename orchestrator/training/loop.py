@@ -29,7 +29,6 @@ from aml.training import (
     load_weights,
     probe_indices,
     train_epochs,
-    usable_checkpoint,
 )
 from orchestrator import storage
 from orchestrator.config import Experiment
@@ -126,7 +125,7 @@ def _resume(learner: Learner, folder: Path, init_checkpoint: Path | None) -> Non
         drop_drafts(folder)
     resumed = load_training(folder / "last", learner, note)
     if not resumed and init_checkpoint:
-        load_weights(learner.model, usable_checkpoint(Path(init_checkpoint), note))
+        load_weights(learner.model, init_checkpoint, note)
     if learner.progress.step:
         note(f"goes on at step {learner.progress.step} of epoch {learner.progress.epoch + 1}")
 

@@ -1,3 +1,7 @@
+from .addresses import (
+    check_address as check_address,
+    is_address as is_address,
+)
 from .failures import (
     NON_RETRYABLE as NON_RETRYABLE,
     failure as failure,
@@ -19,6 +23,9 @@ from .locks import (
 from .messages import (
     print_messages as print_messages,
 )
+from .network import (
+    listening_socket as listening_socket,
+)
 from .process_memory import (
     PeakMemory as PeakMemory,
 )
@@ -27,6 +34,7 @@ from .provenance import (
     processor as processor,
 )
 from .redaction import (
+    learn_secrets as learn_secrets,
     looks_secret as looks_secret,
     redact as redact,
     redact_all as redact_all,
@@ -38,4 +46,7 @@ from .signals import (
     restored_handlers as restored_handlers,
     save_on_terminate as save_on_terminate,
     stop_at_once as stop_at_once,
+)
+from .waits import (
+    announced_wait as announced_wait,
 )

@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 
 from aml import files
-from aml.errors import NotSaved
 
 
 def without_nan(metrics: dict) -> dict:
@@ -22,11 +21,8 @@ def atomic_write(path: Path, data: bytes) -> None:
     Raises:
         NotSaved: the disk takes no more.
     """
-    draft = path.with_name(path.name + ".tmp")
-    try:
+    draft = path.with_name(path.name + files.DRAFT)
+    with files.writing(path, len(data)), files.removed_on_failure(draft):
         path.parent.mkdir(parents=True, exist_ok=True)
         draft.write_bytes(data)
         os.replace(draft, path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise NotSaved(files.write_failure(path, error, len(data))) from error

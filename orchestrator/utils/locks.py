@@ -12,6 +12,7 @@ from pathlib import Path
 import filelock
 
 from aml.errors import UserError
+from orchestrator.utils.waits import announced_wait
 
 LOCK = ".lock"
 """Name of the lock file in a folder; it exists while `exclusive_lock` holds the folder."""
@@ -36,7 +37,8 @@ def exclusive_lock(folder: Path, *, wait: bool = True) -> Iterator[bool]:
     folder.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(folder / LOCK)
     try:
-        lock.acquire(blocking=wait)
+        with announced_wait(f"another process to release {folder}"):
+            lock.acquire(blocking=wait)
     except filelock.Timeout:
         yield False
         return

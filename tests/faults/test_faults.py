@@ -7,12 +7,13 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
 
 from orchestrator.cluster import shutdown
-from orchestrator.storage import history, run as run_module
+from orchestrator.storage import records, run as run_module
 from orchestrator.utils import signals
 from tests.orchestrator.sweep.test_sweep import TINY
 from tests.orchestrator.training.test_train import CONFIG, children_of, done_epochs
@@ -111,8 +112,8 @@ def test_an_interrupted_sweep_says_so_and_continues(sweep, tmp_path):
     (run,) = run_module.list_runs(tmp_path)
     assert (
         run.state["state"] == "interrupted"
-        and not list(run.folder.rglob("*.tmp"))
-        and not list(run.folder.rglob("*.draft"))
+        and not list(run.folder.rglob("*.amlris-draft"))
+        and not list(run.folder.rglob("*.amlris-draft"))
     )
     assert "RUNNING" not in statuses(tmp_path) and "KILLED" in statuses(tmp_path)
     done = histories(tmp_path)
@@ -216,18 +217,22 @@ def test_a_tracking_server_that_is_away_stops_nothing_and_its_password_is_nowher
 ):
     """The queue on disk holds what MLflow would have been given; the next command delivers it.
 
-    Ray's own folder holds its logs and what it knows of jobs.
+    Ray's own folder holds its logs and what it knows of jobs. In an address the password ends in
+    a space, so that it stands there encoded, and in some errors decoded.
     """
     planted = "hunter2Planted0Secret"
     ray_home = tempfile.mkdtemp(prefix="r", dir="/tmp")  # a socket's path must be short
-    secrets = dict.fromkeys(
-        ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "MLFLOW_TRACKING_PASSWORD"),
-        planted,
-    )
-    away = TINY + f"tracking: {{uri: 'http://me:{planted}@127.0.0.1:9'}}\n"
+    names = "AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN HF_TOKEN MLFLOW_TRACKING_PASSWORD"
+    secrets = dict.fromkeys(names.split(), planted) | {
+        "HTTPS_PROXY": f"http://me:{planted}%20@127.0.0.1:9",
+        "DATABASE_URL": f"postgresql://me:{planted}%20@127.0.0.1:9/mlflow",
+    }
+    away = TINY + f"tracking: {{uri: 'http://me:{planted}%20@127.0.0.1:9'}}\n"
     few = ["search.space={}", "search.arms=[off]", "search.seeds={confirm: 1}", "train.epochs=2"]
     process, log = command("sweep", away, *few, **secrets, RAY_TMPDIR=ray_home)
-    assert process.wait(timeout=500) == 0, log.read_text()
+    shown = command_lines_until_end(process, seconds=500)
+    assert process.returncode == 0, log.read_text()
+    assert any("raylet" in line for line in shown) and not [s for s in shown if planted in s]
     (run,) = run_module.list_runs(tmp_path)
     queue = run.folder / "tracking.queue.jsonl"
     waiting = queue.read_bytes().count(b"\n")
@@ -253,6 +258,19 @@ def test_a_tracking_server_that_is_away_stops_nothing_and_its_password_is_nowher
         and not queue.exists()
     )
     assert statuses(tmp_path) == ["FINISHED"] * 3 and holding(tmp_path, planted) == []
+
+
+def command_lines_until_end(process, seconds):
+    """Wait for a process; return the command lines, as everybody sees them, of all meanwhile."""
+    shown = set()
+    deadline = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < deadline:
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):  # it has ended
+                shown.add(path.read_text(errors="replace"))
+        time.sleep(0.5)
+    process.wait(timeout=1)
+    return shown
 
 
 def test_a_distributed_trial_that_asha_stops_makes_room_for_the_next(command, tmp_path):
@@ -344,7 +362,7 @@ def test_a_training_that_is_told_to_end_saves_in_the_middle_of_its_epoch(command
     )
     assert (
         signals.TERMINATING.format(25) in text
-        and f"{shutdown.SHUTDOWN}: saved at step" in (run.folder / history.NOTES).read_text()
+        and f"{shutdown.SHUTDOWN}: saved at step" in (run.folder / records.NOTES).read_text()
     )
 
 

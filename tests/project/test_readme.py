@@ -166,6 +166,12 @@ def test_the_mlflow_ui_serves_the_store(place):
             except OSError:
                 assert process.poll() is None and time.monotonic() < deadline
                 time.sleep(1)
+        command = ["ps", "-A", "-o", "pgid=,args="]
+        shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        lines = [s for s in shown.splitlines() if s.split()[0] == str(process.pid)]
+        assert lines and not [line for line in lines if "mlflow.db" in line], (
+            "everybody reads command lines, and the address of a store may hold a password"
+        )
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait()

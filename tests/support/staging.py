@@ -371,7 +371,7 @@ def assert_nothing_left(stage: Stage, root: Path, machines: Machines | None = No
     # Temporary folders of Ray and torch themselves may stay.
     temporary = [p.name for p in stage.temporary.iterdir()]
     assert [name for name in temporary if name.startswith(("amlris", "tmp"))] == []
-    assert [str(p) for p in root.rglob("*") if p.name.endswith((".tmp", ".draft", ".new"))] == []
+    assert [str(p) for p in root.rglob("*") if p.name.endswith((".amlris-draft", ".new"))] == []
 
 
 def holding(folder: Path, text: str) -> list[str]:

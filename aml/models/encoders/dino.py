@@ -4,12 +4,12 @@ B samples, N = prefix + h*w tokens (class and registers first), C width
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from aml.errors import UserError
+from aml.files import home_expanded
 
 NAMES = ("norm1", "attn", "ls1", "norm2", "mlp", "ls2")
 """The parts of a plain block, which `adapted_states` runs one by one."""
@@ -76,7 +76,7 @@ def _create(timm: Any, options: Any, given: dict[str, Any], read: bool) -> Any:
         return _refused(
             lambda: timm.create_model(options.backbone, pretrained=True, **given), options, advice
         )
-    file = Path(options.pretrained).expanduser()
+    file = home_expanded(options.pretrained)
     if not file.is_file():
         raise UserError(
             f"model.pretrained {options.pretrained!r} is no file; give the weights of "

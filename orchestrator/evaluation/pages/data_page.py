@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from aml.data import decode_image, rasterise, referent, split_words
+from aml.data import rasterise, referent, row_picture, split_words
 from aml.errors import UserError
+from aml.files import check_file
 from orchestrator import storage
 from orchestrator.data import picture_places, read_manifest, read_rows
 from orchestrator.evaluation.pages.html_page import (
@@ -85,10 +86,12 @@ def show_data(store: storage.Filesystem, split: str, n: int, out: Path) -> Path:
         The file.
 
     Raises:
-        UserError: There are no shards, the split is unknown, or n is below 1.
+        UserError: There are no shards, the split is unknown, n is below 1, or out is no place
+            for a page.
     """
     if n < 1:
         raise UserError(f"n is {n}; ask for at least one picture")
+    check_file(out, "--out")
     manifest = read_manifest(store)
     places = picture_places(store, [split])
     if not places:
@@ -193,11 +196,11 @@ def _size_shares(target_shares: list[float]) -> list[tuple[str, float]]:
 
 def _example(row: dict, split: str) -> str:
     """Return a picture whose refs are outlined in the colours of their sentences."""
-    picture = decode_image(row["jpeg"], row["file_name"])
-    height, width = picture.shape[:2]
+    picture = row_picture(row)
+    height, width = row["height"], row["width"]
     scale = SIDE / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    shown = np.array(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
+    shown = np.array(picture.resize(size, Image.Resampling.BILINEAR))
     lines = []
     for k, ref in enumerate(ref for ref in row["refs"] if ref["split"] == split):
         colour = COLOURS[k % len(COLOURS)]

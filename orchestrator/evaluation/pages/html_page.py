@@ -11,6 +11,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
+from aml.files import MADE_BY
 from aml.inference import encode_png
 
 Element = TypeVar("Element")
@@ -81,6 +82,7 @@ def html_page(title: str, body: list[str]) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta name="generator" content="{MADE_BY}">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<link rel="icon" href="data:,">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head>"

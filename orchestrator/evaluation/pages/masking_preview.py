@@ -10,6 +10,7 @@ import torch
 
 from aml.data import Batch, Items, decode_row, rows_of_block
 from aml.errors import UserError
+from aml.files import check_file
 from aml.inference import example_panels
 from aml.masking import (
     CALIBRATION_BATCHES,
@@ -24,7 +25,13 @@ from aml.masking import (
 from aml.models import build_model
 from aml.training import load_model, read_checkpoint_config
 from orchestrator.config import Experiment
-from orchestrator.data import Sources, picture_places, prepare_sources, read_rows
+from orchestrator.data import (
+    Sources,
+    check_sources,
+    picture_places,
+    prepare_sources,
+    read_rows,
+)
 from orchestrator.evaluation.pages.html_page import (
     decimal,
     definition_list,
@@ -33,7 +40,7 @@ from orchestrator.evaluation.pages.html_page import (
     html_page,
     percent,
 )
-from orchestrator.storage import storage_root
+from orchestrator.storage import check_root, storage_root
 from orchestrator.utils import atomic_write
 
 MEASURED_ITEMS = 64
@@ -90,7 +97,11 @@ def preview_masks(
     """
     if n < 1:
         raise UserError(f"n is {n}; ask for at least one item")
-    sources = prepare_sources(experiment.data, storage_root(experiment.storage.root))
+    check_file(out, "--out")
+    root = storage_root(experiment.storage.root)
+    if check_sources(experiment.data, root) is None:
+        check_root(root)  # the data are generated there
+    sources = prepare_sources(experiment.data, root)
     items = _sample_items(experiment, sources, max(n, MEASURED_ITEMS))
     model = _load_model(experiment, init, sources.words(), device)
     indices = np.arange(len(items))

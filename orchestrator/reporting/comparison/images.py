@@ -1,7 +1,7 @@
 """Compare evaluations of checkpoints by a paired bootstrap over images."""
 
-import json
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -37,7 +37,7 @@ class Evaluation:
     name: str
     about: dict[str, Any]
     """Content of about.json."""
-    rows: list[dict[str, Any]]
+    rows: Sequence[Mapping[str, Any]]
     """Rows of per_sentence.jsonl."""
 
 
@@ -98,12 +98,7 @@ def _load(names: list[str]) -> list[Evaluation]:
     about = {name: evaluation.read_evaluation(Path(name))[0] for name in names}
     for a, b in combinations(names, 2):
         evaluation.check_comparable(about[a], about[b], a, b)
-    return [Evaluation(name, about[name], _sentence_rows(Path(name))) for name in names]
-
-
-def _sentence_rows(folder: Path) -> list[dict[str, Any]]:
-    with open(folder / "per_sentence.jsonl", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+    return [Evaluation(name, about[name], evaluation.read_rows(Path(name))) for name in names]
 
 
 def _test(evaluations: list[Evaluation]) -> list[ImageTest]:
@@ -139,7 +134,7 @@ def _common_splits(evaluations: list[Evaluation]) -> list[str]:
 
 
 def _image_sums(
-    rows: list[dict[str, Any]], split: str, views: set[str]
+    rows: Sequence[Mapping[str, Any]], split: str, views: set[str]
 ) -> tuple[list[tuple], ImageSums]:
     """Sum over the sentences of each image of a split, in some views.
 

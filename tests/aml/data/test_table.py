@@ -176,19 +176,19 @@ def test_image_ids_are_given_or_coco_s_or_of_the_content(folder):
 
 
 BAD = [
-    ({"image": "z.jpg"}, "image .*z.jpg cannot be read .*give a JPEG or PNG"),
+    ({"image": "z.jpg"}, "image .*z.jpg cannot be read .it is missing.; give a JPEG, PNG"),
     ({"image": "mine.jsonl"}, "it is no picture"),
     ({"image": "../a.jpg"}, "leads out of the images folder"),
     ({"image": "/etc/passwd"}, "leads out of the images folder"),
     ({"mask": "../../half.png"}, "leads out of the table's folder"),
-    ({"expression": "  "}, "expression is '  '; it must be some text"),
+    ({"expression": "  "}, "expression is '  ', which holds no word; it must be some text"),
     ({"split": None}, "split is None"),
     ({"split": "val,test"}, "name one split"),
     ({"image_id": -4}, "image_id is -4; it must be a whole number"),
     ({"ref_id": 1.5}, "ref_id is 1.5; it must be a whole number"),
     ({"mask": "none.png"}, r"mask .*none\.png cannot be read .*give a PNG file"),
     ({"mask": "small.png"}, "is 4 x 3, but its image is 40 x 30"),
-    ({"mask": [[1, 2, 3, 4]]}, "it must be x, y, x, y, ... of at least three points"),
+    ({"mask": [[1, 2, 3, 4]]}, "covers no pixel .* at least three points"),
     ({"mask": [[1, 2, 3, 4, 5, 6, 7]]}, "at least three points"),
     ({"mask": [[1, 2, 3, 4, "5", 6]]}, "at least three points"),
     ({"mask": [square(100, 100)]}, "covers no pixel of the picture; leave it empty"),

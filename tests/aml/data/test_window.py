@@ -186,7 +186,7 @@ def test_one_who_stops_in_the_middle_leaves_no_thread_and_the_next_finds_everyth
 def test_a_picture_that_cannot_be_decoded_is_named(windowed, model):
     first = windowed.choices[windowed.order(0, 0)[20]][0]
     windowed.blocks.pictures.broken = (first.block, first.row)
-    with pytest.raises(UnreadableImage, match=r"COCO_train2014_\d+\.jpg cannot be decoded"):
+    with pytest.raises(UnreadableImage, match=r"COCO_train2014_\d+\.jpg cannot be read"):
         epoch_of(windowed, model)
 
 

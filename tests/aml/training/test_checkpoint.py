@@ -251,7 +251,7 @@ def test_a_crash_between_the_two_renames_loses_nothing(make_model, items, tmp_pa
 
 
 def test_a_half_written_draft_is_never_read(make_model, items, tmp_path):
-    draft = tmp_path / "last.draft"
+    draft = tmp_path / "last.amlris-draft"
     draft.mkdir()
     (draft / "state.pt").write_bytes(b"half")
     learner = trained(make_model(), items)
@@ -299,11 +299,11 @@ def test_not_a_checkpoint(tmp_path):
 def test_damaged_and_missing_weights_are_named_where_there_is_no_other(folder):
     damage(folder / "model.safetensors")
     with pytest.raises(
-        UserError, match=r"model\.safetensors cannot be read .*use another checkpoint"
+        UserError, match=r"cannot be used \(model\.safetensors is not as it was written\); use an"
     ):
         load_model(folder)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"model\.safetensors cannot be read"):
+    with pytest.raises(UserError, match=r"model\.safetensors is missing"):
         load_model(folder)
 
 
@@ -319,6 +319,7 @@ def test_another_vocabulary_does_not_fit(folder):
     config = json.loads((folder / "config.json").read_text())
     config["vocabulary"].append("zebra")
     (folder / "config.json").write_text(json.dumps(config))
+    (folder / "digests.json").unlink()
     with pytest.raises(
         UserError,
         match=r"first at text\.embed\.weight \(1 parameters\); use the model and vocabulary",

@@ -65,6 +65,25 @@ def shard(folder, *more):
     ]
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["predict", "", "--image", "x", "--text", "x"], ["predict", "x", "--image="]),
+        *(["evaluate", " ", "--data", "x", "--out", "x"], ["compare", "a", ""], ["report", ""]),
+        *(["stop", ""], ["reproduce", ""], ["demo", ""], ["train", "x.yaml", "--resume", ""]),
+        *(["config", "show", ""], ["data", "show", ""]),
+    ],
+    ids=" ".join,
+)
+def test_an_empty_argument_is_refused_before_anything_is_looked_up(arguments, capsys):
+    assert "is empty" in refused(arguments, capsys)
+
+
+def test_the_home_of_nobody_is_refused(experiment, capsys):
+    refused(["predict", "~nobody-x", "--image", "x", "--text", "x"], capsys, "no user's home")
+    refused(["train", experiment, "storage.root=~nobody-x/y"], capsys, "no user's home")
+
+
 def test_help_imports_nothing_heavy():
     code = (
         "import sys; sys.argv = ['x', '--help']\n"
@@ -137,7 +156,7 @@ def test_missing_annotations_and_images(refer, capsys):
             "--dataset",
             "refcocoo",
             "--out",
-            refer,
+            refer.parent / "out",
         ],
         capsys,
         "refcocoo",
@@ -283,7 +302,7 @@ def test_a_folder_with_other_files_is_left_alone(scenes, ray_session, tmp_path):
             ]
         ]
     )
-    assert code == 2 and "thesis.tex" in text and "folder of its own" in text
+    assert code == 2 and "thesis.tex" in text and "a new or an empty folder" in text
     assert (tmp_path / "out" / "thesis.tex").read_text() == "years of work"
 
 

@@ -3,8 +3,10 @@
 A Ray that cannot be joined or does not start in time is reported in one sentence.
 """
 
+import errno
 import logging
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -205,10 +207,24 @@ def test_a_ray_that_is_late_twice_ends_the_command_with_its_logs_named(starting,
     )
 
 
-def test_a_ray_that_fails_otherwise_is_not_started_again(starting):
-    error = ValueError("a port of 99999")
-    did = starting(error)
-    assert did == ["init", "shutdown", error]
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "make room in .*by RAY_TMPDIR"),
+        (PermissionError(errno.EROFS, "Read-only file system"), "another folder.* by RAY_TMPDIR"),
+        (ValueError("the object store\nneeds 78 MB"), "the object store needs 78 MB"),
+        (RuntimeError("the raylet died; port 6379 is in use"), "port 6379 is in use"),
+        (AssertionError(), "AssertionError"),
+    ],
+)
+def test_a_ray_that_cannot_start_ends_the_command_in_one_sentence(starting, error, says):
+    *did, failure = starting(error)
+    assert did == ["init", "shutdown"]
+    assert isinstance(failure, RunError)
+    assert "Ray cannot start on this machine" in str(failure)
+    assert "its logs are in" in str(failure)
+    assert re.search(says, str(failure))
+    assert "\n" not in str(failure)
 
 
 def test_one_that_starts_is_started_once(starting):

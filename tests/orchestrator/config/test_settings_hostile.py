@@ -59,6 +59,14 @@ def each(keys: str, *values: str) -> list[str]:
         *each("search.budget.{hours,cost,trial_hours}", ".nan", ".inf", "0", "-5", "abc"),
         *each("search.max_concurrent", "0", "-1", "1e9", "x"),
         *each("optim.{lr,weight_decay,encoder_lr,clip,power,gamma}", ".inf", ".nan", "-1", "x"),
+        *each("optim", *(f"{{schedule: steps, milestones: {m}}}" for m in ("[2,2]", "[3,2]"))),
+        *each("model", "{name: clipseg, extract: [3,3]}", "{name: 'x:Y', '': 1}", "{cls: 1}"),
+        *each("model", "{name: 'x:Y', vocabulary: 1}", "{name: 'x:Y', \"a\\nb\": 1}"),
+        *each("seed", "010", "0x10", "1:30", "0o7"),
+        *each("optim.warmup", "\u0663epochs", "100001epochs"),
+        *each("search.space", "{aml.tau: [0.5, 0.5]}", "{aml.tau: [1, 1.0]}"),
+        "search.space={aml: [{tau: 0.5, rho: 1}, {rho: 1, tau: 0.5}]}",
+        *each("tracking.uri", "databricks", "uc"),
         *each("optim.milestones", "[1,a]", "[-5,0]", "[1.5]", "5", "[null]"),
         *each("{seed,train.epochs,search.trials}", f"{10**11}", "-1", "1.5", "1e3", "x", "true"),
         *each("seed", f"{2**32}", "null", "[1]", "9" * 5000),
@@ -259,6 +267,17 @@ def test_what_is_no_regular_file_is_not_read(tmp_path):
         refused(load, path)
     for path in (fifo, "/dev/zero", ""):
         refused(load, ROOT / "experiments" / "study.yaml", [f"base={path}"])
+
+
+def test_what_a_path_is_instead_of_a_file_is_said(tmp_path):
+    assert "is a folder" in refused(load, tmp_path)
+    assert "is a device" in refused(load, "/dev/zero")
+
+
+def test_text_that_looks_like_something_else_reads_back(tmp_path):
+    for name in ("1e5", "010", "off", "1.0", "2026-01-01", "null", "0x1f", "1_0"):
+        made = from_text(MINIMAL, [f"name='{name}'", f"data.train=['{name}', 'a\u00e9']"])
+        assert made.name == name and from_text(made.to_yaml()) == made
 
 
 def test_a_byte_order_mark_and_line_ends_of_windows_are_read(tmp_path):

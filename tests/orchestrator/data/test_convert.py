@@ -6,6 +6,7 @@ A conversion that was killed is continued, and nothing half-written is read.
 import hashlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,9 +14,11 @@ import pytest
 from PIL import Image
 
 from aml.data import refer_counts
-from aml.errors import UserError
+from aml.errors import NotSaved, UserError
+from aml.files import DRAFT, MARKER, marker_bytes
 from orchestrator.data import convert, shards
 from orchestrator.storage import filesystem
+from tests.aml.training.test_checkpoint import file_size_limit
 from tests.support.hearing import hear
 from tests.support.stores import write_store
 
@@ -78,7 +81,7 @@ def test_a_file_with_an_image_that_cannot_be_used_is_written_without_it_or_not_a
     out = filesystem.Filesystem(tmp_path / "out")
     (note,) = here(packed, out).values()
     assert out.names() == [] and len(note["errors"]) == 2
-    assert any("cannot be decoded" in e for e in note["errors"]) and any(
+    assert any("cannot be read" in e for e in note["errors"]) and any(
         "is 7 x 9, but its annotations are for" in e for e in note["errors"]
     )
     (note,) = here(packed, out, skip=True).values()
@@ -89,6 +92,55 @@ def test_a_file_with_an_image_that_cannot_be_used_is_written_without_it_or_not_a
 def test_annotations_without_any_image_are_refused():
     with pytest.raises(UserError, match="annotations name no image"):
         convert.pack_rows([])
+
+
+def test_a_folder_without_the_marker_or_with_other_names_is_no_unfinished_conversion(
+    rows, tmp_path
+):
+    packed = convert.pack_rows(rows)
+    out = filesystem.Filesystem(tmp_path)
+    (part,) = packed.files
+    out.write(part, b"")
+    with pytest.raises(UserError, match="which no conversion of this program wrote"):
+        convert.check_output(out, packed)
+    out.write(MARKER, marker_bytes(convert.KIND))
+    out.write(f"vocabulary.json{DRAFT}", b"")
+    assert convert.check_output(out, packed) is None
+    for name in ("part-00000-sales.parquet", "sales.parquet", "draft.tmp", f"mine{DRAFT}"):
+        out.write(name, b"")
+        with pytest.raises(UserError, match=f"holds {name}"):
+            convert.check_output(out, packed)
+        out.delete(name)
+
+
+def test_objects_of_somebody_elses_in_a_bucket_are_refused_and_stay(rows, bucket):
+    bucket.put("scenes/sales.parquet", b"sold")
+    bucket.put("scenes/draft.tmp", b"half")
+    out = filesystem.Filesystem(bucket.uri.replace("?", "/scenes?"))
+    with pytest.raises(UserError, match=r"holds draft.tmp \(2 files"):
+        convert.check_output(out, convert.pack_rows(rows))
+    assert bucket.get("scenes/sales.parquet") == b"sold" and bucket.has("scenes/draft.tmp")
+
+
+def test_shards_that_would_not_fit_are_refused_before_anything_is_written(
+    rows, tmp_path, monkeypatch
+):
+    free = SimpleNamespace(free=1000)
+    monkeypatch.setattr("shutil.disk_usage", lambda place: free)
+    with pytest.raises(NotSaved, match=r"out could not be written .*takes .* and 1000 bytes"):
+        convert.check_output(filesystem.Filesystem(tmp_path / "out"), convert.pack_rows(rows))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_gets_full_leaves_no_draft_of_shards(rows, tmp_path):
+    packed = convert.pack_rows(rows)
+    out = filesystem.Filesystem(tmp_path / "out")
+    with (
+        file_size_limit(10_000),
+        pytest.raises(NotSaved, match=r"part-00000-.* could not be written .*: it takes .* free"),
+    ):
+        here(packed, out)
+    assert out.names() == []
 
 
 @pytest.fixture
@@ -215,10 +267,10 @@ def test_a_file_without_a_column_or_with_another_type_is_named(stored_anew):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"", "_COMPLETE.json is damaged"),
-        (b'{"format": 1, "fi', "_COMPLETE.json is damaged"),
+        (b"", "_COMPLETE.json is not valid JSON"),
+        (b'{"format": 1, "fi', "_COMPLETE.json is not valid JSON"),
         (b"[]", "is damaged"),
-        (b'{"format": 1}', "KeyError: 'files'"),
+        (b'{"format": 1}', "is damaged .it names no files"),
         (b'{"format": 2, "files": []}', "is of format 2, and this version reads format 1"),
         (
             b'{"format": 1, "files": ["../part-0.parquet"]}',
@@ -237,9 +289,16 @@ def test_a_marker_that_is_damaged_or_of_another_format_is_said(stored_anew, cont
 def test_rows_that_are_no_json_are_named(stored_anew):
     folder, store = stored_anew
     table = pq.read_table(folder / "part-1.parquet")
-    pq.write_table(table.set_column(3, "meta", [["{"] * len(table)]), folder / "part-1.parquet")
-    with pytest.raises(UserError, match="part-1.parquet is damaged .JSONDecodeError"):
-        shards.verify_shards(store)
+    for meta, says in (
+        ("{", "a row of .*part-1.parquet is not valid JSON"),
+        ("{}", "a row of .*part-1.parquet is no row of shards .KeyError: 'objects'"),
+        ("[" * 10**5, "inside each other"),
+    ):
+        pq.write_table(
+            table.set_column(3, "meta", [[meta] * len(table)]), folder / "part-1.parquet"
+        )
+        with pytest.raises(UserError, match=says):
+            shards.verify_shards(store)
 
 
 def test_progress_says_rate_and_time_left(monkeypatch):
@@ -276,8 +335,8 @@ def test_a_conversion_goes_on_with_the_files_that_are_there(
     files[1].unlink()
     # The writer leaves no truncated file, but a copy that was interrupted may be one.
     files[2].write_bytes(files[2].read_bytes()[:500])
-    (tmp_path / "out" / "part-00001-of-before.parquet.tmp").write_bytes(b"half")
-    (tmp_path / "out" / "part-00000-of-other-rows.parquet").write_bytes(files[0].read_bytes())
+    (tmp_path / "out" / "part-00001-0123456789ab.parquet.amlris-draft").write_bytes(b"half")
+    (tmp_path / "out" / "part-00000-0123456789ab.parquet").write_bytes(files[0].read_bytes())
     times = {f: f.stat().st_mtime_ns for f in files if f not in files[1:3]}
     code, text = ray_session(
         ["data", "show", str(tmp_path / "out"), "--out", str(tmp_path / "page.html")]
@@ -288,4 +347,4 @@ def test_a_conversion_goes_on_with_the_files_that_are_there(
     assert shards.read_manifest(store) == before == shards.verify_shards(store)
     assert {f: f.stat().st_mtime_ns for f in times} == times and len(
         list((tmp_path / "out").iterdir())
-    ) == 5 + 2
+    ) == 5 + 3

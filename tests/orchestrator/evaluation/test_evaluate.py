@@ -226,7 +226,14 @@ def test_two_workers_count_the_same_integers_as_one(data, tmp_path, ray_session)
             str(tmp_path / "no"),
         ]
     )
-    assert code == 2 and f"{rows[-1]['file_name']} cannot be decoded" in text
+    assert code == 2 and f"{rows[-1]['file_name']} cannot be read" in text
+
+
+@pytest.mark.parametrize("splits", [["val", "val"], ["val", ""], []])
+def test_splits_are_named_once_each(data, tmp_path, splits):
+    with pytest.raises(UserError, match=r"twice; name each split once|has no split ''"):
+        evaluate(data.checkpoint, data.store, splits, out=tmp_path / "no")
+    assert not (tmp_path / "no").exists()
 
 
 def test_test_means_test_a_and_test_b_where_no_split_is_called_so(data, tmp_path):

@@ -137,7 +137,7 @@ def test_a_folder_and_several_sentences_give_all_three_pictures_each_and_a_list(
         assert opened(tmp_path / "out" / line["overlay"]).shape == image.shape
         assert opened(tmp_path / "out" / line["probability"]).shape == mask.shape
         assert ("note" in line) == (line["sentence"] == "quxly")
-    assert len(list((tmp_path / "out").iterdir())) == 3 * 6 + 1
+    assert len(list((tmp_path / "out").iterdir())) == 3 * 6 + 1 + 1, "the list and the marker"
     assert any("left out" in text and "broken.png cannot be read" in text for text in said)
     assert re.search(r"2 picture\(s\), 3 sentence\(s\) each, \d+ ms a picture", said[-1])
 
@@ -154,12 +154,12 @@ def test_predict_says_when_it_knows_no_word_and_refuses_bad_input(folder, tmp_pa
     none = tmp_path / "none.png"
     for images, texts, more, says in (
         (picture, [" ?! "], {}, "holds no word"),
-        (tmp_path / "absent.png", [TEXT], {}, "absent.png cannot be read as a picture"),
+        (tmp_path / "absent.png", [TEXT], {}, "absent.png cannot be read .it is missing."),
         (tmp_path / "text.png", [TEXT], {}, "text.png cannot be read as a picture"),
         (tmp_path / "empty", [TEXT], {}, "holds no picture"),
         (tmp_path / "bad", [TEXT], {}, "x.png cannot be read"),
         (picture, [TEXT, "blue"], {"overlay": none}, "name one file each"),
-        (picture, [TEXT, "blue"], {"out": picture}, "is a file, but more"),
+        (picture, [TEXT, "blue"], {"out": picture}, "is a file, and a folder is wanted"),
     ):
         with pytest.raises(UserError, match=says) as error:
             prediction.predict_files(folder, images, texts, **{"out": none} | more)
@@ -229,7 +229,7 @@ def test_a_picture_and_a_sentence_give_overlay_and_probability(client, segmenter
 
 
 def test_the_page_remembers_a_few_pictures_only(segmenter):
-    server = demo.InferenceServer(segmenter)
+    server = demo.InferenceServer(segmenter, demo.MAX_PIXELS)
     assert [server.segment(sent(k), TEXT)["encoded"] for k in (0, 1, 2, 3, 4, 4, 1, 0)] == [
         True
     ] * 5 + [
@@ -240,7 +240,7 @@ def test_the_page_remembers_a_few_pictures_only(segmenter):
     assert len(server.cache) == demo.CACHE_SIZE
 
 
-def test_what_the_page_cannot_take_is_refused_in_one_sentence(client, monkeypatch):
+def test_what_the_page_cannot_take_is_refused_in_one_sentence(client, segmenter):
     for body, sentence, kind, status, says in (
         (b"no picture", TEXT, "image/png", 400, "cannot be read as a picture"),
         (b"", TEXT, "image/png", 400, "cannot be read as a picture"),
@@ -255,8 +255,8 @@ def test_what_the_page_cannot_take_is_refused_in_one_sentence(client, monkeypatc
             and says in reply.json()["error"]
             and "\n" not in reply.json()["error"]
         )
-    monkeypatch.setattr(demo, "MAX_PIXELS", 1000)
-    assert "has 50 x 30 pixels" in ask(client, sent()).json()["error"]
+    small = TestClient(demo.make_app(segmenter, "small", 1000), base_url="http://127.0.0.1")
+    assert "is 50 x 30 pixels" in ask(small, sent()).json()["error"]
     assert client.get("/", headers={"Host": "evil.example"}).status_code == 400
     assert client.get("/segment").status_code == 405
 

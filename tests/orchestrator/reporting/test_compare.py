@@ -23,7 +23,7 @@ from orchestrator.config.loader import from_text
 from orchestrator.config.schema import code_version
 from orchestrator.data import shards
 from orchestrator.search import trial_spec
-from orchestrator.storage import history as history_module, run as run_module
+from orchestrator.storage import records as records_module, run as run_module
 from orchestrator.training import loop
 from tests.support.stores import write_store
 
@@ -108,7 +108,7 @@ def sweep_of(
     for arm, values in scores.items():
         for k, value in enumerate(values):
             record = {
-                "trial": f"{arm}-{k}",
+                "trial": f"{arm.replace('/', '-')}-{k}",
                 "arm": arm,
                 "stage": "confirm",
                 "seed": first_seed + k,
@@ -116,7 +116,12 @@ def sweep_of(
                 "epochs": (epochs or {}).get(arm, 4),
             }
             run.append(
-                record | {"history": [{"epoch": 4, "val/mIoU": value, "val/oIoU": value - 0.1}]}
+                record
+                | {
+                    "history": [
+                        {"epoch": record["epochs"], "val/mIoU": value, "val/oIoU": value - 0.1}
+                    ]
+                }
             )
     run.append(
         {
@@ -262,7 +267,11 @@ def test_trainings_that_differ_in_their_seed_only_are_one_side(root, result):
 
 def test_runs_that_were_not_measured_alike_are_refused(root, refused):
     sweep_of(root)
-    sweep_of(root, "other-00000002", data={"fingerprint": "beef"})
+    sweep_of(
+        root,
+        "other-00000002",
+        data={"dataset": "refcoco", "split_by": "unc", "fingerprint": "beef"},
+    )
     sweep_of(root, "split-00000003", overrides=["data.val_split=testA"])
     sweep_of(root, "large-00000004", overrides=["data.size=64"])
     trained(root, "one-00000005", 0, 0.5)
@@ -328,12 +337,14 @@ def evaluation(folder, shift=0, images=6, corrupt=(), **about):
         "image_size": 32,
         "fit": "square",
         "splits": ["val"],
-        "data": {"fingerprint": "f00d"},
+        "data": {"dataset": "refcoco", "split_by": "unc", "fingerprint": "f00d"},
     }
     (folder / "about.json").write_text(
         json.dumps(facts | {"corruptions": [f"{n}:{s}" for n, s in corrupt]} | about)
     )
-    (folder / "metrics.json").write_text("{}")
+    scores = {"mIoU": 0.5, "oIoU": 0.5, "P@0.5": 0.5, "P@0.7": 0.5, "P@0.9": 0.5, "n": 6}
+    splits = (facts | about)["splits"]
+    (folder / "metrics.json").write_text(json.dumps(dict.fromkeys(splits, scores)))
     return folder
 
 
@@ -368,7 +379,9 @@ def test_evaluations_of_other_things_are_refused(root, tmp_path, refused):
     refused(
         "compare",
         a,
-        evaluation(tmp_path / "data", data={"fingerprint": "beef"}),
+        evaluation(
+            tmp_path / "data", data={"dataset": "refcoco", "split_by": "unc", "fingerprint": "beef"}
+        ),
         said="the data fingerprint is f00d and beef",
     )
     refused(
@@ -440,7 +453,7 @@ def recorded(tmp_path_factory):
         loop.run_training(
             spec, lambda: blocks, shards.words(store), run.folder / "work", lambda metrics: None
         )
-        history = history_module.read_history(run.folder / "work")
+        history = records_module.read_history(run.folder / "work")
         run.update(
             run=name,
             name="again",
@@ -487,7 +500,7 @@ def test_a_training_gives_the_same_bits_again(there, command):
     ), text
     assert "agree bit for bit" in text and Path(found["folder"]).is_dir()
     assert (
-        history_module.read_history(Path(found["folder"]))[-1]["val/mIoU"]
+        records_module.read_history(Path(found["folder"]))[-1]["val/mIoU"]
         == there.train.state["history"][-1]["val/mIoU"]
     )
 
@@ -566,7 +579,7 @@ def test_a_trial_of_a_sweep_is_repeated_to_the_epoch_at_which_it_was_stopped(the
         ({"code_version": None}, "it was made by code version unrecorded"),
         ({"versions": {"torch": "1.0"}}, "it was made with torch 1.0, here is"),
         (
-            {"data": {"fingerprint": "beef"}},
+            {"data": {"dataset": "refcoco", "split_by": "unc", "fingerprint": "beef"}},
             "it was made with data beef, but data/again now holds 0123456789abcdef",
         ),
         ({"init": "/nowhere.pth"}, "it started from /nowhere.pth, which is gone"),

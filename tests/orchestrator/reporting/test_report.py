@@ -557,7 +557,7 @@ def test_an_unfinished_sweep_says_so(tmp_path):
     assert page == tmp_path / "out" / "index.html"
     assert (
         "This sweep is not finished (state: running)." in html
-        and "could not be read and are left out: 1." in html
+        and "Left out, and so in no number here, 1 damaged line of ledger.jsonl: line " in html
     )
     assert (
         "No arm has a finished confirmation trial" in html
@@ -606,7 +606,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="neither sweep.json nor train.json"):
         report.write_report(tmp_path)
     (tmp_path / "sweep.json").write_text("{")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="sweep.json is damaged"):
         report.write_report(tmp_path)
 
 

@@ -17,7 +17,7 @@ from orchestrator.search import generations, trial_spec
 from orchestrator.search.plan import Plan
 from orchestrator.search.population import Population, explore
 from orchestrator.storage import paths, run as run_module, uploads
-from orchestrator.storage.history import read_history
+from orchestrator.storage.records import read_history
 from orchestrator.storage.remote_folder import RemoteFolder
 from orchestrator.storage.snapshot import TRIAL
 from orchestrator.storage.synced_folder import SyncedFolder

@@ -20,9 +20,9 @@ from orchestrator.config.loader import from_dict
 from orchestrator.storage import (
     circuit_breaker,
     filesystem,
-    history,
     listing,
     paths,
+    records,
     run as run_module,
     snapshot as snapshot_module,
     uploads,
@@ -34,7 +34,7 @@ from orchestrator.storage.synced_folder import SyncedFolder
 from orchestrator.tracking import resolve
 from orchestrator.training import loop
 from orchestrator.utils import locks
-from tests.orchestrator.storage.test_survival import NUMBERS, TREE
+from tests.orchestrator.storage.test_survival import NUMBERS, TREE, finished
 from tests.support.hearing import hear
 from tests.support.s3 import KEYS, Machine, objects
 from tests.support.stores import save_model
@@ -66,7 +66,7 @@ def a_run(root, name="tiny-01234567"):
         run.update(run=name, name="tiny", kind="sweep", state="running", started=1.0)
         (run.folder / "trials" / "off-000").mkdir(parents=True)
         (run.folder / "trials" / "off-000" / "trial.json").write_text("{}")
-        run.append({"trial": "off-000", "history": [{"epoch": 1, "val/mIoU": 0.25}]})
+        run.append(finished("off-000", history=[{"epoch": 1, "val/mIoU": 0.25}]))
     return run
 
 
@@ -413,7 +413,7 @@ def test_a_machine_that_lost_its_disk_goes_on_with_the_ledger(there, machines):
     again = run_module.find_run(machines("a"), "tiny-01234567")
     with again.locked():
         assert [r["trial"] for r in again.ledger()] == ["off-000"] and again.state == run.state
-        again.append({"trial": "off-001", "history": []})
+        again.append(finished("off-001"))
     assert [r["trial"] for r in run_module.find_run(machines("b"), "tiny").ledger()] == [
         "off-000",
         "off-001",
@@ -513,7 +513,7 @@ def test_a_training_goes_on_on_another_machine_to_the_same_bits(
         folder := machines("c") / "little-01234567" / "trials" / "off-000",
         wanted=uploads.without_checkpoints,
     )
-    assert [e["epoch"] for e in history.read_history(folder)] == [1, 2, 3, 4]
+    assert [e["epoch"] for e in records.read_history(folder)] == [1, 2, 3, 4]
     assert [p.name for p in (folder / "pictures").iterdir()] == ["epoch-0004.png"] and not (
         folder / "last"
     ).exists()

@@ -95,7 +95,7 @@ def test_shards_are_written_to_the_bucket_alone(written, server):
     assert (
         {"_COMPLETE.json", "vocabulary.json"} < found
         and any(n.endswith(".parquet") for n in found)
-        and not any(n.endswith(".tmp") for n in found)
+        and not any(n.endswith(".amlris-draft") for n in found)
     )
     assert "is whole" in text and list(folder.rglob("*")) == []
 

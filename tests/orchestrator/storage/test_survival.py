@@ -19,7 +19,7 @@ from aml.training.learner import Learner
 from orchestrator.config.loader import from_dict
 from orchestrator.data import convert, shards
 from orchestrator.data.decoded import ShardSelection, decode_shards
-from orchestrator.storage import filesystem, history, run as run_module
+from orchestrator.storage import filesystem, records, run as run_module
 from orchestrator.tracking.tracker import MemoryTracker
 from orchestrator.training import loop
 from orchestrator.training.epochs import EpochListener
@@ -67,7 +67,7 @@ def whole(run_trial, tmp_path):
 
 
 def epochs_on_disk(folder: Path) -> list[int]:
-    return [e["epoch"] for e in history.read_history(folder)]
+    return [e["epoch"] for e in records.read_history(folder)]
 
 
 # ---- checkpoints ---------------------------------------------------------------------------------
@@ -83,7 +83,7 @@ def test_a_damaged_checkpoint_costs_one_epoch_and_two_damaged_ones_the_run_which
     damage(folder / "last" / "model.safetensors")
     alter(folder / "last.previous" / "model.safetensors")
     assert run_trial() == whole and epochs_on_disk(folder) == [1, 2, 3, 4]
-    first, second = history.read_notes(folder)
+    first, second = records.read_notes(folder)
     assert (
         "state.pt is not as it was written" in first
         and "goes on from the one before, after epoch 2" in first
@@ -141,11 +141,11 @@ def test_a_process_that_is_lost_while_it_writes_leaves_no_draft_and_no_gap_where
             run_trial(epochs=2, folder=folder)
         if count[0] < at:
             break
-        (folder / "best.draft").mkdir(
+        (folder / "best.amlris-draft").mkdir(
             exist_ok=True
         )  # where the epoch done again is not the best, as on a GPU it may be
         run_trial(epochs=3, folder=folder)
-        assert [str(p) for p in folder.rglob("*") if p.name.endswith((".tmp", ".draft"))] == []
+        assert [str(p) for p in folder.rglob("*") if p.name.endswith(".amlris-draft")] == []
         assert (
             epochs_on_disk(folder) == [1, 2, 3] and len(list((folder / "pictures").iterdir())) == 3
         )
@@ -153,7 +153,7 @@ def test_a_process_that_is_lost_while_it_writes_leaves_no_draft_and_no_gap_where
 
 
 def test_notes_of_a_worker_are_said_once_by_the_driver(tmp_path):
-    history.add_note(tmp_path, "of an earlier attempt")
+    records.add_note(tmp_path, "of an earlier attempt")
     said = hear([])
     listener = EpochListener(
         run_module.Run(tmp_path, "train"),
@@ -162,7 +162,7 @@ def test_notes_of_a_worker_are_said_once_by_the_driver(tmp_path):
         "train",
     )
     listener.start()
-    history.add_note(tmp_path, "checkpoint last cannot be used")
+    records.add_note(tmp_path, "checkpoint last cannot be used")
     listener.close()
     assert said == ["note: checkpoint last cannot be used"]
 
@@ -185,8 +185,8 @@ def test_a_full_disk_costs_the_epoch_under_way_and_the_same_call_goes_on_where_t
         run_trial()
     assert (
         epochs_on_disk(folder) == [1, 2]
-        and not list(folder.glob("*.draft"))
-        and not list(folder.rglob("*.tmp"))
+        and not list(folder.glob("*.amlris-draft"))
+        and not list(folder.rglob("*.amlris-draft"))
     )
     assert run_trial() == whole[2:]
 
@@ -205,21 +205,25 @@ def test_a_state_file_that_does_not_fit_leaves_the_one_before(tmp_path):
     ).read_bytes() == b"before"
 
 
-def test_a_ledger_line_that_does_not_fit_or_was_cut_off_spoils_no_other(tmp_path, capsys):
+def finished(trial, **more):
+    return {"trial": trial, "arm": "off", "stage": "search", "state": "done", "history": []} | more
+
+
+def test_a_ledger_line_that_does_not_fit_or_was_cut_off_spoils_no_other(tmp_path):
+    heard = hear([])
     run = run_module.Run(tmp_path, "sweep")
-    run.append({"trial": "a", "history": []})
-    with file_size_limit(200), pytest.raises(NotSaved, match="ledger.jsonl could not be written"):
-        run.append({"trial": "b", "history": [], "error": "x" * 1000})
-    run.append({"trial": "c", "history": []})
-    assert [r["trial"] for r in run.ledger()] == ["a", "c"] and capsys.readouterr().out == ""
+    run.append(finished("a"))
+    with file_size_limit(300), pytest.raises(NotSaved, match="ledger.jsonl could not be written"):
+        run.append(finished("b", error="x" * 1000))
+    run.append(finished("c"))
+    assert [r["trial"] for r in run.ledger()] == ["a", "c"] and heard == []
     with open(run.folder / "ledger.jsonl", "a") as file:
         file.write('{"trial": "d", "hist')  # a crash in the middle of a line
-    run.append({"trial": "e", "history": []})
-    assert [r["trial"] for r in run.ledger()] == [
-        "a",
-        "c",
-        "e",
-    ] and "a cut-off line is left out" in capsys.readouterr().out
+    run.append(finished("e"))
+    for _ in range(2):
+        assert [r["trial"] for r in run.ledger()] == ["a", "c", "e"]
+    (said,) = heard
+    assert "ledger.jsonl, line 3: it is not valid JSON" in said and "left out" in said
 
 
 def test_a_disk_that_is_full_elsewhere_is_said_in_one_sentence(capsys, monkeypatch):
@@ -236,9 +240,9 @@ def test_a_disk_that_is_full_elsewhere_is_said_in_one_sentence(capsys, monkeypat
     said = capsys.readouterr().err
     assert (
         left.value.code == 1
-        and said
-        == "error: /data/page.html could not be written (No space left on device); "
-        "make room, then give the same command again\n"
+        and said.startswith("error: /data/page.html could not be written (No space left on device)")
+        and said.endswith("make room and give the same command again\n")
+        and " MB are free there; " in said
     )
 
 

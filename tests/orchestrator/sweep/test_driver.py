@@ -408,7 +408,11 @@ def test_what_a_trial_lost_for_good_was_writing_is_taken_away(tmp_path):
     for kept in ("last/model.safetensors", "pictures/epoch-0001.png", "epochs.jsonl"):
         files.atomic_write(folder / kept, b"x")
     before = sorted(folder.rglob("*"))
-    for half in ("best.draft/model.safetensors", "pictures/epoch-0002.png.tmp", "epochs.jsonl.tmp"):
+    for half in (
+        "best.amlris-draft/model.safetensors",
+        "pictures/epoch-0002.png.amlris-draft",
+        "epochs.jsonl.amlris-draft",
+    ):
         (folder / half).parent.mkdir(exist_ok=True)
         (folder / half).write_bytes(b"x")
     lost_trials(sweep).drop_drafts(folder.name)

@@ -171,10 +171,13 @@ def test_a_trained_champion_is_loaded_where_the_project_is_not(root, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     segmenter = Segmenter.load(tmp_path / "last")
     probability = segmenter.segment(pixels, "left box")
-    config = tmp_path / "last" / "config.json"
     # An untrained model is unsure: a threshold at its median gives pixels of both kinds.
     middle = float(np.median(probability))
-    config.write_text(json.dumps({**json.loads(config.read_text()), "threshold": middle}))
+    save_checkpoint(
+        tmp_path / "last",
+        segmenter.model,
+        {"image_size": 64, "fit": "square", "threshold": middle},
+    )
     t = Tracker(tmp_path / RUN, None, "trained", root)
     t.run("parent", "quick")
     t.model("parent", tmp_path / "last", "trained")

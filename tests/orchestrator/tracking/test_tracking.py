@@ -3,9 +3,13 @@
 The MLflow tracker and its double in memory keep one contract; addresses are checked and redacted.
 """
 
+import contextlib
 import itertools
 import json
 import os
+import re
+import shutil
+import sqlite3
 import subprocess
 import sys
 
@@ -14,8 +18,9 @@ import pytest
 
 from aml.errors import UserError
 from aml.training.learner import ENDED
-from orchestrator.tracking.mlflow_server import tracking_uri
+from orchestrator.tracking.mlflow_server import reconcile, store_problem, tracking_uri
 from orchestrator.tracking.mlflow_tracker import Tracker
+from orchestrator.tracking.resolve import find_checkpoint
 from orchestrator.tracking.tracker import MemoryTracker
 from orchestrator.utils.redaction import redact
 from tests.support.stores import mlflow_client
@@ -302,6 +307,27 @@ def test_addresses(tmp_path, monkeypatch):
         with pytest.raises(UserError, match="sqlite:///FILE") as caught:
             tracking_uri(wrong, tmp_path)
         assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("revision", "says"),
+    [
+        ("451aebb31d03", "was made by an older MLflow .* `python -m mlflow db upgrade sqlite:///"),
+        ("abcdef012345", r"has a schema \(abcdef012345\) that the installed MLflow .* not know"),
+    ],
+)
+def test_a_database_of_another_mlflow_is_refused_in_one_sentence(root, tmp_path, revision, says):
+    shutil.copy(root / "mlflow.db", tmp_path)
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        database.execute("update alembic_version set version_num = ?", [revision])
+        database.commit()
+    uri = tracking_uri(None, tmp_path)
+    assert re.search(says, store_problem(uri))
+    with pytest.raises(ConnectionError, match=says) as refused:
+        reconcile(uri)
+    assert "\n" not in str(refused.value)
+    with pytest.raises(UserError, match=says):
+        find_checkpoint(32 * "0", tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,22 @@
 An annotation file of 100 MB would take gigabytes as Python objects.
 """
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from aml.errors import Unreadable
+from aml.reading.files import open_file
+from aml.reading.json_text import TOO_DEEP, check_characters, check_depth, decoder
+from aml.reading.short_repr import describe
+
 CHUNK = 1 << 20
 """Characters read at a time."""
+
+MAX_ELEMENT = 1 << 26
+"""Characters of an element at most."""
 
 SPACE = " \t\r\n"
 
@@ -17,37 +26,57 @@ ENDS = tuple(",]}:" + SPACE)
 """Characters that may follow a value."""
 
 
-def elements(path: Path, keys: set[str]) -> Iterator[tuple[str, Any]]:
+def elements(path: Path, keys: set[str], what: str) -> Iterator[tuple[str, Any]]:
     """Yield the elements of the arrays that an object in a file has under some keys.
+
+    Elements are bounded as `parse_json` bounds a text.
 
     Args:
         path: a JSON file that holds one object.
         keys: names of the arrays.
+        what: what was wanted, with its article, for messages.
 
     Yields:
         (key, element) in the order of the file; before the elements of each array (key, None).
 
     Raises:
-        ValueError: the file is not valid JSON or holds no object.
-        FileNotFoundError: there is no file.
+        Unreadable: the file cannot be read, is not valid JSON or holds no object.
     """
-    with open(path, encoding="utf-8") as file:
-        text = _Text(file)
-        text.take("{")
-        while text.peek() != "}":
-            key = text.value()
-            text.take(":")
-            if key in keys and text.peek() == "[":
-                yield key, None
-                text.take("[")
-                while text.peek() != "]":
-                    yield key, text.value()
-                    text.separator("]")
-                text.take("]")
-            else:
-                text.value()
-            text.separator("}")
-        text.take("}")
+    with open_file(path, what) as file:
+        try:
+            yield from _elements(_Text(io.TextIOWrapper(file, "utf-8-sig")), keys)
+        except Unreadable:
+            raise
+        except ValueError as error:
+            raise Unreadable(f"{path} is not valid JSON ({error}); get the file again") from None
+        except RecursionError:
+            raise Unreadable(f"{path} is not valid JSON ({TOO_DEEP}); get the file again") from None
+        except OSError as error:
+            raise Unreadable(f"{path} cannot be read ({error.strerror}); give {what}") from None
+
+
+def _elements(text: "_Text", keys: set[str]) -> Iterator[tuple[str, Any]]:
+    text.take("{")
+    seen: set[str] = set()
+    while text.peek() != "}":
+        key = text.value()
+        if not isinstance(key, str) or key in seen:
+            raise ValueError(f"{describe(key)} is no key, or comes twice")
+        seen.add(key)
+        text.take(":")
+        if key in keys and text.peek() == "[":
+            yield key, None
+            text.take("[")
+            while text.peek() != "]":
+                yield key, text.value()
+                text.separator("]")
+            text.take("]")
+        else:
+            text.value()
+        text.separator("}")
+    text.take("}")
+    if text.peek():
+        raise ValueError("something follows its end")
 
 
 class _Text:
@@ -55,7 +84,7 @@ class _Text:
 
     def __init__(self, file: TextIO):
         self.file = file
-        self.decoder = json.JSONDecoder()
+        self.decoder = decoder()
         self.buffer = ""
         self.position = 0  # in the buffer
         self.dropped = 0  # characters of the file before the buffer
@@ -93,6 +122,9 @@ class _Text:
             else:
                 # at the end of the buffer a number may go on
                 if self.buffer[end : end + 1] in ENDS or not self._more():
+                    read = self.buffer[self.position : end]
+                    check_depth(read)
+                    check_characters(read, found)
                     self.position = end
                     return found
 
@@ -101,6 +133,8 @@ class _Text:
 
         A value longer than a chunk doubles the buffer each time.
         """
+        if len(self.buffer) - self.position > MAX_ELEMENT:
+            raise ValueError(f"a value has more than {MAX_ELEMENT} characters")
         read = self.file.read(max(CHUNK, len(self.buffer) - self.position))
         self.dropped += self.position
         self.buffer = self.buffer[self.position :] + read
