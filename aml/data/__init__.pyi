@@ -6,9 +6,7 @@ from .batches import (
     train_batches as train_batches,
 )
 from .corruptions import (
-    CORRUPTIONS as CORRUPTIONS,
     corrupt as corrupt,
-    parse_corruptions as parse_corruptions,
 )
 from .dataset import (
     Batch as Batch,

@@ -1,6 +1,7 @@
 """Augment training items in agreement with their sentences; off by default.
 
-A flip swaps left and right in the sentence, a crop keeps the whole referent. Both act at network
+A flip swaps left and right in the sentence, a crop keeps the whole referent, colour changes no
+item whose sentence names a colour. All act at network
 size S on one training item, by draws u(seed, epoch, item), so they are the same on any number of
 workers. A crop never cuts the referent, but it may cut away an object that the sentence compares
 the referent with ("second from the left").
@@ -11,7 +12,7 @@ import re
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 from aml.draws import uniform
 
@@ -23,6 +24,23 @@ FLIPPED = 0.5
 
 SMALLEST = 0.6
 """A crop keeps at least this share of each side."""
+
+JITTER = 0.4
+"""Brightness, contrast and saturation are multiplied by 1 - JITTER to 1 + JITTER."""
+
+HUE_JITTER = 0.1
+"""Hue is turned by at most this share of a full turn. Both are the usual strengths of colour
+jitter, those of SimCLR (arXiv 2002.05709) halved."""
+
+_COLOUR = re.compile(
+    r"\b(?:red|orange|yellow|green|blue|purple|violet|pink|brown|black|white|gr[ae]y|beige|tan|cream"
+    r"|gold|silver|bronze|copper|maroon|burgundy|navy|teal|turquoise|aqua|cyan|magenta|lavender|lilac"
+    r"|peach|khaki|olive|ivory|rust|mustard|blond|blonde|brunette|redhead|ginger|dark|light|bright"
+    r"|pale|shad(?:e|ow)|tint|hue|colou?r|colou?red|neon|denim|plain)"
+    r"(?:d|ed|en|r|st|er|est|der|dest|s|y|ish|dish|less|ful|haired|head|headed)?\b|\b(?:bluish|tanned)\b",
+    re.IGNORECASE,
+)
+"""Words whose truth may change with the colours of a picture, and words for brightness."""
 
 _SIDE = re.compile(
     r"\b(left|right)(?=(?:y|s|er|ers|est|most|hand|handed|side|ward|wards|ish)?\b)", re.IGNORECASE
@@ -75,6 +93,40 @@ def _other(match: re.Match[str]) -> str:
     if found.isupper():
         return other.upper()
     return other.capitalize() if found[0].isupper() else other
+
+
+@functools.lru_cache(maxsize=1 << 18)
+def names_colour(sentence: str) -> bool:
+    """Return whether a sentence names a colour or a brightness."""
+    return bool(_COLOUR.search(sentence))
+
+
+def jitter(image: np.ndarray, real: Box, draws: list[float]) -> np.ndarray:
+    """Change brightness, contrast, saturation and hue of a picture; keep the letterbox.
+
+    The operations are Pillow's, in this order, as in torchvision's ColorJitter.
+
+    Args:
+        image: (S, S, 3) uint8.
+        real: the picture inside its letterbox.
+        draws: four numbers in [0, 1), for brightness, contrast, saturation and hue.
+
+    Returns:
+        The new image; the argument is left unchanged.
+    """
+    top, left, bottom, right = real
+    picture = Image.fromarray(image[top:bottom, left:right])
+    changes = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+    for change, draw in zip(changes, draws, strict=False):
+        picture = change(picture).enhance(1 + JITTER * (2 * draw - 1))
+    turn = round(256 * HUE_JITTER * (2 * draws[3] - 1)) % 256
+    if turn:
+        hue, saturation, value = picture.convert("HSV").split()
+        hue = hue.point([(h + turn) % 256 for h in range(256)])
+        picture = Image.merge("HSV", (hue, saturation, value)).convert("RGB")
+    image = image.copy()
+    image[top:bottom, left:right] = np.asarray(picture)
+    return image
 
 
 def flips(keys: torch.Tensor, seed: int, epoch: int) -> list[bool]:

@@ -16,7 +16,6 @@ uint8):
 - colour: hue rotation; the angles are this project's.
 """
 
-import difflib
 import io
 import math
 import operator
@@ -27,9 +26,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from aml.conditions import SEVERITIES, check_corruption
 from aml.errors import UserError
-
-SEVERITIES: tuple[int, ...] = (1, 2, 3, 4, 5)
 
 FOG = ((1.5, 2.0), (2.0, 2.0), (2.5, 1.7), (2.5, 1.5), (3.0, 1.4))
 """Thickness, and roughness decay of the plasma."""
@@ -84,7 +82,7 @@ def corrupt(image: np.ndarray, name: str, severity: int, image_id: int) -> np.nd
         UserError: another shape or dtype, an unknown name, or a severity or image_id out of range.
     """
     _check_image(image)
-    _check_name(name)
+    check_corruption(name)
     level = _check_severity(severity)
     rng = _generator(name, level, image_id)
     if level == 0:
@@ -118,58 +116,6 @@ def occlusion_mask(height: int, width: int, severity: int, image_id: int) -> np.
     if level == 0:
         return np.zeros((height, width), dtype=bool)
     return _cover(height, width, OCCLUSION[level - 1], rng)
-
-
-def parse_corruptions(text: str) -> list[tuple[str, int]]:
-    """Parse a list of corruptions such as "fog:3,noise:1", "fog:all", "all:2" or "all:all".
-
-    "all" as a name is every corruption, as a severity it is 1 to 5; severity 0, the clean image,
-    must be asked for by its number.
-
-    Returns:
-        (name, severity) pairs in the order written, each once.
-
-    Raises:
-        UserError: an item is not name:severity, a name is unknown (the message suggests the nearest
-            known one), or a severity is outside 0 to 5.
-    """
-    pairs: dict[tuple[str, int], None] = {}
-    for item in text.split(","):
-        name, colon, level = (part.strip() for part in item.partition(":"))
-        if not (name and colon and level):
-            raise UserError(
-                f"Corruption {item.strip()!r} is not name:severity; write for example "
-                f"'fog:3,noise:1' or 'all:all', with a name of {_names()} and a severity of 0 to 5 "
-                "or all."
-            )
-        if name != "all":
-            _check_name(name)
-        if level != "all" and level not in {"0", "1", "2", "3", "4", "5"}:
-            raise UserError(
-                f"Severity {level!r} of corruption {name!r} is not known; give 0 (clean), 1, 2, 3, "
-                "4, 5 or all."
-            )
-        names = CORRUPTIONS if name == "all" else (name,)
-        levels = SEVERITIES if level == "all" else (int(level),)
-        pairs.update(((n, s), None) for n in names for s in levels)
-    return list(pairs)
-
-
-def _names() -> str:
-    """Return the known names for a message."""
-    return ", ".join(CORRUPTIONS)
-
-
-def _check_name(name: str) -> None:
-    """Raise UserError for an unknown name, with the nearest known one."""
-    if name in _FUNCTIONS:
-        return
-    near = difflib.get_close_matches(str(name).lower(), CORRUPTIONS, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? Known" if near else "known"
-    raise UserError(
-        f"Corruption {name!r} is not known; {hint} names are {_names()}, each with a severity of "
-        "0 to 5."
-    )
 
 
 def _check_severity(severity: int) -> int:
@@ -392,5 +338,3 @@ _FUNCTIONS: dict[str, Callable[[np.ndarray, int, np.random.Generator], np.ndarra
     "colour": _colour,
     "jpeg": _jpeg,
 }
-
-CORRUPTIONS: tuple[str, ...] = tuple(_FUNCTIONS)

@@ -116,7 +116,7 @@ class Items:
         unit: "ref" makes one item a ref, whose sentence is drawn anew each epoch by
             u(seed, epoch, ref); "sentence" makes one item a sentence.
         limit: keep the first items only.
-        augment: augmentations that `batch` applies, of "flip" and "crop".
+        augment: augmentations that `batch` applies, of "flip", "crop" and "colour".
         meta: the parsed rows of the blocks, where the items of another split have them.
 
     Raises:
@@ -309,6 +309,11 @@ class Items:
             draws = uniform(seed, epoch, keys, "crop", 3).tolist()
             for view, three in zip(views, draws, strict=True):
                 view.image, view.mask = augment_module.crop(view.image, view.mask, view.real, three)
+        if "colour" in self.augment:
+            draws = uniform(seed, epoch, keys, "colour", 4).tolist()
+            for view, four in zip(views, draws, strict=True):
+                if not augment_module.names_colour(view.sentence):
+                    view.image = augment_module.jitter(view.image, view.real, four)
         if "flip" in self.augment:
             for view, drawn in zip(views, augment_module.flips(keys, seed, epoch), strict=True):
                 if drawn and (swapped := augment_module.mirrored(view.sentence)) is not None:

@@ -5,10 +5,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from aml.conditions import CORRUPTIONS, Condition, parse_corruptions
 from aml.errors import UserError
 from aml.schema import NotNegative, Positive, Settings, Share, Threshold, Wanted, Whole, leaf, shown
-
-AUGMENTATIONS = ("flip", "crop")
 
 LONGEST_WARMUP = {"steps": 1e9, "epochs": 1e5}
 
@@ -139,6 +138,29 @@ class TrainConfig(Settings):
             )
 
 
+def canonical_corruptions(value: Any) -> Any:
+    """Return a list of corruptions as it is kept: "fog:all" as "fog:1,fog:2,...,fog:5"."""
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise UserError(
+            f"evaluate.corrupt is {shown(value)}; it must be a text such as fog:3,low_light:all, "
+            "or null for no corruption"
+        )
+    try:
+        pairs = parse_corruptions(value)
+    except UserError as error:
+        raise UserError(f"evaluate.corrupt is {shown(value)}: {error}") from None
+    return ",".join(f"{name}:{severity}" for name, severity in pairs if severity) or None
+
+
+Corruptions = Annotated[
+    str | None,
+    BeforeValidator(canonical_corruptions),
+    Wanted(f"NAME:SEVERITY,... with names of {', '.join(CORRUPTIONS)} and 1 to 5 or all; or null"),
+]
+
+
 class EvalConfig(Settings):
     """Holds the settings of the validation at each epoch's end."""
 
@@ -158,3 +180,14 @@ class EvalConfig(Settings):
     pictures: Annotated[int, Field(ge=0, le=10_000)] = leaf(
         "How many validation sentences, always the same, are drawn.", 8, unit="sentences"
     )
+    corrupt: Corruptions = leaf(
+        "Under which corruptions of the validation pictures a sweep scores every confirmed "
+        "checkpoint at its end, as fog:3,low_light:all; null under none. A finished sweep that is "
+        "given again with others scores under these.",
+        None,
+    )
+
+    @property
+    def conditions(self) -> list[Condition]:
+        """The corruptions of `corrupt`, each with its severity."""
+        return parse_corruptions(self.corrupt) if self.corrupt else []

@@ -53,7 +53,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score a checkpoint on whole splits, every sentence once."""
-    from aml.data import parse_corruptions
+    from aml.conditions import parse_corruptions
     from orchestrator import evaluation, storage
 
     folder = checkpoint_folder(checkpoint)

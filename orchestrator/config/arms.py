@@ -8,6 +8,9 @@ from aml.own_classes import names_own_class
 AT_COMPUTE = "@compute"
 """Ends an arm that trains for as many epochs as the costliest arm's FLOPs would pay for."""
 
+WITH_COLOUR = "+colour"
+"""Ends an arm (before @compute) that also trains with the augmentation `colour`."""
+
 BASE_ARMS = ("off", "random", "two_pass", "maskris", *(f"aml/{name}" for name in PRESETS))
 
 ARMS = BASE_ARMS
@@ -35,8 +38,19 @@ def is_arm(arm: str) -> bool:
 
 
 def base_arm(arm: str) -> str:
-    """Return the arm whose settings this one has: x@compute has those of x."""
-    return arm.removesuffix(AT_COMPUTE)
+    """Return the arm whose masking this one has: x@compute and x+colour have that of x."""
+    return arm.removesuffix(AT_COMPUTE).removesuffix(WITH_COLOUR)
+
+
+def augmentations_of(arm: str, own: list[str]) -> list[str]:
+    """Return the augmentations an arm trains with.
+
+    Args:
+        arm: The arm.
+        own: The experiment's data.augment.
+    """
+    with_colour = arm.removesuffix(AT_COMPUTE).endswith(WITH_COLOUR)
+    return [*own, "colour"] if with_colour and "colour" not in own else own
 
 
 def masking_of(arm: str, aml: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:

@@ -84,9 +84,10 @@ class DataConfig(Settings):
     allow_eval_images: bool = leaf(
         "Whether images that hold referents of an evaluation split are trained on, too.", False
     )
-    augment: Annotated[list[Literal["flip", "crop"]], Field(max_length=2)] = leaf(
+    augment: Annotated[list[Literal["flip", "crop", "colour"]], Field(max_length=3)] = leaf(
         "What is done to training items: flip mirrors them, with left and right changed in the "
-        "sentence, too; crop keeps the whole referent.",
+        "sentence, too; crop keeps the whole referent; colour changes brightness, contrast, "
+        "saturation and hue where the sentence names no colour.",
         [],
     )
     synth: SynthConfig | None = leaf("Generated data, where there are none yet.", None)
@@ -177,7 +178,13 @@ class Experiment(Settings):
         """
         tau, rho = self.aml.coordinates
         # what may change when a run is continued, which MLflow's params must not
-        may_change = ("tracking.", "storage.", "search.budget.", "resources.price")
+        may_change = (
+            "tracking.",
+            "storage.",
+            "search.budget.",
+            "resources.price",
+            "evaluate.corrupt",
+        )
         fixed = {k: v for k, v in self.leaves().items() if not k.startswith(may_change)}
         fixed |= {"aml.tau": tau, "aml.rho": rho}
         return {k: v for k, v in fixed.items() if k not in varying}
@@ -190,7 +197,7 @@ class Experiment(Settings):
         return Experiment(**tree)
 
     def for_arm(self, arm: str, overrides: dict[str, Any]) -> "Experiment":
-        """Return this experiment as a trial of an arm (x@compute as x).
+        """Return this experiment as a trial of an arm (x@compute as x, x+colour with that too).
 
         `off` and `two_pass` ignore masking settings, `random` hides tau * rho blindly.
         """
@@ -202,17 +209,18 @@ class Experiment(Settings):
         tree = self.to_dict() | {"aml": arms.masking_of(arm, own, differs)}
         for key, value in overrides.items():
             put(tree, key, value)
+        tree["data"] |= {"augment": arms.augmentations_of(arm, tree["data"]["augment"])}
         return Experiment(**tree)
 
     def computed(self) -> dict[str, Any]:
         """Return the settings that decide what is computed.
 
-        Where, on how many machines and within what budget it runs is left out: a run may continue
-        elsewhere, or with more.
+        Where, on how many machines and within what budget it runs, and what its checkpoints are
+        scored under at the end, is left out: a run may continue elsewhere, or with more.
         """
         elsewhere = ("resources", "tracking", "storage")
         tree = {k: v for k, v in self.to_dict().items() if k not in elsewhere}
-        del tree["search"]["max_concurrent"], tree["search"]["budget"]
+        del tree["search"]["max_concurrent"], tree["search"]["budget"], tree["evaluate"]["corrupt"]
         return tree
 
     def run_name(self, fingerprint: str) -> str:

@@ -108,9 +108,13 @@ class Sources:
         ]
 
     @property
+    def val_store(self) -> storage.Filesystem:
+        """The shards that validate."""
+        return self.stores[self.data.trains.index(self.data.val_uri)]
+
+    @property
     def _val(self) -> list[ShardSelection]:
-        store = self.stores[self.data.trains.index(self.data.val_uri)]
-        return [ShardSelection(store, frozenset({self.data.val_split}), {})]
+        return [ShardSelection(self.val_store, frozenset({self.data.val_split}), {})]
 
     def words(self) -> list[str]:
         """Return the union of the vocabularies, the first store's words first."""

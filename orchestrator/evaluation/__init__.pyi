@@ -35,5 +35,7 @@ from .results import (
 )
 from .robustness import (
     METRICS as METRICS,
+    mean_over_severities as mean_over_severities,
     robustness_lines as robustness_lines,
+    score_conditions as score_conditions,
 )

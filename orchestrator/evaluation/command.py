@@ -30,6 +30,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
+from aml.conditions import CLEAN, Condition
 from aml.errors import UserError
 from aml.files import check_own_folder, mark_folder
 from aml.inference import Segmenter, default_precision
@@ -39,7 +40,7 @@ from orchestrator.evaluation import worker
 from orchestrator.evaluation.breakdown import score_groups
 from orchestrator.evaluation.results import check_comparable, read_evaluation
 from orchestrator.evaluation.robustness import measure_robustness
-from orchestrator.evaluation.samples import CLEAN, Condition, SampleLoader
+from orchestrator.evaluation.samples import SampleLoader
 from orchestrator.evaluation.scoring import PartialScores, ScoringTask, json_line
 from orchestrator.utils import atomic_write
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from aml.conditions import CLEAN, Condition
 from aml.data import (
     corrupt,
     fit_image,
@@ -18,12 +19,6 @@ from aml.data import (
     targets_of,
 )
 from orchestrator.evaluation.breakdown import describe_sentence
-
-Condition = tuple[str, int]
-"""Name of a corruption and its severity."""
-
-CLEAN: Condition = ("clean", 0)
-"""The condition of a picture that is not corrupted."""
 
 
 @dataclass
@@ -69,10 +64,24 @@ class SampleLoader:
     """Side of the network image, S, in pixels."""
     fit: str
     """How a picture becomes square, "square" or "letterbox"."""
+    chosen: frozenset[tuple[int, int]] | None = None
+    """(ref_id, sent_id) of the sentences to read; None for all of the splits."""
 
     def refs(self, row: dict) -> list[dict]:
-        """Return the refs of a picture that belong to the splits."""
-        return [ref for ref in row["refs"] if ref["split"] in self.splits]
+        """Return the refs of a picture that belong to the splits, with their chosen sentences."""
+        refs = [ref for ref in row["refs"] if ref["split"] in self.splits]
+        if self.chosen is None:
+            return refs
+        kept = [
+            ref
+            | {
+                "sentences": [
+                    s for s in ref["sentences"] if (ref["ref_id"], s["sent_id"]) in self.chosen
+                ]
+            }
+            for ref in refs
+        ]
+        return [ref for ref in kept if ref["sentences"]]
 
     def sentences(self, row: dict) -> list[str]:
         """Return the sentences of a picture that belong to the splits."""

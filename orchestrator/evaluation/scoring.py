@@ -6,15 +6,17 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 
+from aml.conditions import CLEAN
 from aml.data import split_words
 from aml.inference import Segmenter, resize_to_original
 from aml.metrics import Sums, called_empty, intersection_over_union, score
 from aml.training import segment_logits
-from orchestrator.evaluation.samples import CLEAN, ImageVariant, SampleLoader, SentenceSample
+from orchestrator.evaluation.samples import ImageVariant, SampleLoader, SentenceSample
 
 
 @dataclass
@@ -66,6 +68,14 @@ class ScoringTask:
     def __post_init__(self) -> None:
         self.vocabulary = set(self.segmenter.model.vocabulary or ())
 
+    @property
+    def device(self) -> torch.device:
+        return self.segmenter.device
+
+    def to(self, device: str) -> None:
+        """Move the model to a device."""
+        self.segmenter.to(device)
+
     def score(
         self, rows: list[dict], device_lock: AbstractContextManager | None = None
     ) -> PartialScores:
@@ -76,13 +86,27 @@ class ScoringTask:
             device_lock: Lock held while the model computes; None where no other thread uses the
                 device.
         """
-        scores = PartialScores(pictures=len(rows))
+        variants = itertools.chain.from_iterable(map(self.loader.variants, rows))
+        scores = self.score_variants(variants, device_lock)
+        scores.pictures = len(rows)
         if self.vocabulary:
             sentences = [s for row in rows for s in self.loader.sentences(row)]
             words = [word for sentence in sentences for word in split_words(sentence)]
             scores.words = len(words)
             scores.unknown_words = sum(word not in self.vocabulary for word in words)
-        variants = itertools.chain.from_iterable(map(self.loader.variants, rows))
+        return scores
+
+    def score_variants(
+        self, variants: Iterable[ImageVariant], device_lock: AbstractContextManager | None = None
+    ) -> PartialScores:
+        """Return the scores of pictures that were made ready before.
+
+        Args:
+            variants: The pictures of a chunk under every condition.
+            device_lock: See `score`.
+        """
+        scores = PartialScores()
+        variants = iter(variants)
         while some := list(itertools.islice(variants, self.chunk)):
             samples = [sample for variant in some for sample in variant.samples]
             overlaps = list(self._overlaps(some, samples, device_lock or nullcontext()))
@@ -127,6 +151,52 @@ class ScoringTask:
             full = resize_to_original(one, (height, width), size, self.segmenter.fit)
             masks.append((full >= least_logit).cpu().numpy())
         return masks
+
+
+@dataclass
+class SharedScoringTask:
+    """A ScoringTask of several checkpoints, which score the same pictures.
+
+    A picture is decoded, corrupted and resized once for all checkpoints. Its `score` returns sums
+    whose keys begin with the checkpoint's name in place of the split, and no rows.
+    """
+
+    segmenters: dict[str, Any]
+    """By name, a Segmenter or Ray's reference to one. A reference is fetched for each chunk, so
+    that a worker holds one model at a time."""
+    loader: SampleLoader
+    batch: int
+    chunk: int
+    generalised: set[str]
+    device: torch.device
+
+    def to(self, device: str) -> None:
+        """Name the device on which the models compute."""
+        self.device = torch.device(device)
+
+    def score(
+        self, rows: list[dict], device_lock: AbstractContextManager | None = None
+    ) -> PartialScores:
+        """Return the sums of every checkpoint over a chunk of pictures; see ScoringTask.score."""
+        variants = list(itertools.chain.from_iterable(map(self.loader.variants, rows)))
+        scores = PartialScores(pictures=len(rows))
+        for name, given in self.segmenters.items():
+            segmenter = given if isinstance(given, Segmenter) else _fetched(given, self.device)
+            task = ScoringTask(segmenter, self.loader, self.batch, self.chunk, self.generalised)
+            sums = task.score_variants(variants, device_lock).sums
+            for (_, corruption, severity), found in sums.items():
+                key = name, corruption, severity
+                scores.sums[key] = scores.sums.get(key, Sums()) + found
+        return scores
+
+
+def _fetched(reference: Any, device: torch.device) -> Segmenter:
+    """Return the Segmenter that a reference of Ray's stands for, on a device."""
+    import ray
+
+    segmenter = ray.get(reference)
+    segmenter.to(device)
+    return segmenter
 
 
 def add_samples(

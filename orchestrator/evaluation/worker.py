@@ -20,7 +20,12 @@ import torch
 
 from aml.errors import UserError
 from orchestrator import data, storage
-from orchestrator.evaluation.scoring import PartialScores, ScoringTask, total_scores
+from orchestrator.evaluation.scoring import (
+    PartialScores,
+    ScoringTask,
+    SharedScoringTask,
+    total_scores,
+)
 from orchestrator.utils import announced_wait
 
 GPU_THREADS = 6
@@ -37,12 +42,14 @@ share; approximate."""
 Place = tuple[int, str, int, int]
 """Position of a picture in the shards: image_id, file, row group, row."""
 
+Task = ScoringTask | SharedScoringTask
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def score_pictures(
-    task: ScoringTask,
+    task: Task,
     shards: storage.Filesystem,
     places: list[Place],
     workers: int = 1,
@@ -97,6 +104,14 @@ def chunk_size(pictures: int, batch: int) -> int:
 def split_into_chunks(places: list[Place], size: int) -> list[list[Place]]:
     """Cut the places into runs of `size`; the last one may be shorter."""
     return [places[i : i + size] for i in range(0, len(places), size)]
+
+
+def most_workers() -> int:
+    """Return how many Ray tasks can score at once: one a GPU, without GPUs one a core."""
+    from orchestrator.cluster import cluster_nodes, total_resources
+
+    total = total_resources(cluster_nodes())
+    return max(1, int(total["GPU"] or total["CPU"]))
 
 
 @contextmanager
@@ -161,14 +176,14 @@ def worker_resources(workers: int, available: dict[str, float]) -> dict[str, int
 
 
 def _score_locally(
-    task: ScoringTask, shards: storage.Filesystem, places: list[Place]
+    task: Task, shards: storage.Filesystem, places: list[Place]
 ) -> Iterator[PartialScores]:
     """Yield the scores of each chunk in turn, computed in threads of this process."""
     rows = data.read_rows(shards, places)
     chunks = (
         list(itertools.islice(rows, len(chunk))) for chunk in split_into_chunks(places, task.chunk)
     )
-    if task.segmenter.device.type == "cpu":
+    if task.device.type == "cpu":
         cores = torch.get_num_threads()
         with single_threaded_torch():
             yield from map_in_threads(task.score, chunks, cores)
@@ -178,7 +193,7 @@ def _score_locally(
 
 
 def _score_on_ray(
-    task: ScoringTask, shards: storage.Filesystem, places: list[Place], workers: int
+    task: Task, shards: storage.Filesystem, places: list[Place], workers: int
 ) -> Iterator[tuple[int, PartialScores]]:
     """Yield (worker, scores of a chunk) as Ray tasks finish them.
 
@@ -232,9 +247,9 @@ def _score_on_ray(
 
 
 def _score_in_task(
-    task: ScoringTask, shards: storage.Filesystem, places: list[Place], device: str, cores: int
+    task: Task, shards: storage.Filesystem, places: list[Place], device: str, cores: int
 ) -> Iterator[PartialScores]:
     """Yield the scores of each chunk of the places; runs in a Ray task on the device."""
     torch.set_num_threads(cores)
-    task.segmenter.to(device)
+    task.to(device)
     yield from _score_locally(task, shards, places)

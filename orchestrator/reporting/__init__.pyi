@@ -7,3 +7,9 @@ from .comparison.runs import (
 from .report import (
     write_report as write_report,
 )
+from .robust_arms import (
+    PREFIX as PREFIX,
+    add_robustness as add_robustness,
+    robust_lines as robust_lines,
+    robust_scores as robust_scores,
+)

@@ -71,6 +71,18 @@ PAPER: dict[str, list[Column]] = {
         _text("settings tried", "settings_tried"),
         _number("cost of a step", "cost_ratio"),
     ],
+    "robust_arms": [
+        _text("arm"),
+        _text("corruption"),
+        _text("severities"),
+        _text("seeds"),
+        _with_interval("mIoU", "mIoU", "mIoU", wording.pct),
+        _percent("drop", "drop_mIoU"),
+        _with_interval("Δ off", "vs_off_mean", "vs_off", wording.points),
+        _number("p (Holm)", "vs_off_p_holm", 3),
+        _with_interval("Δ random", "vs_random_mean", "vs_random", wording.points),
+        _number("p (Holm)", "vs_random_p_holm", 3),
+    ],
     "evaluations": [
         _text("model"),
         _text("origin"),

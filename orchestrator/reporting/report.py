@@ -18,7 +18,15 @@ from markupsafe import Markup
 
 from aml.files import MADE_BY, check_folder, check_own_folder, mark_folder
 from orchestrator import evaluation, storage
-from orchestrator.reporting import evidence, export, numbers, rows, significance, wording
+from orchestrator.reporting import (
+    evidence,
+    export,
+    numbers,
+    robust_arms,
+    rows,
+    significance,
+    wording,
+)
 from orchestrator.reporting.figures import curves, lines, maps, style
 from orchestrator.reporting.numbers import Trial
 from orchestrator.reporting.run_folder import load_run
@@ -39,7 +47,7 @@ BASELINES = {
 KIND = "report"
 """What the marker of a folder says that was filled here; the run's own needs none."""
 
-OPTIONAL = ("evaluations", "breakdown", "robustness", "importance", "paths")
+OPTIONAL = ("robust_arms", "evaluations", "breakdown", "robustness", "importance", "paths")
 """Tables, and sections of the page, that are left out if they would be empty."""
 
 
@@ -48,9 +56,10 @@ def write_report(
 ) -> Path:
     """Write the page index.html and the tables beside it.
 
-    A sweep gives the tables arms, trials, map, line, importance, paths, curves and diagnostics; a
-    training gives only the last two. Evaluations add evaluations, breakdown and robustness. Every
-    table is a CSV file; those that a paper shows are written in Markdown and LaTeX too.
+    A sweep gives the tables arms, robust_arms, trials, map, line, importance, paths, curves and
+    diagnostics; a training gives only the last two. Evaluations add evaluations, breakdown and
+    robustness. Every table is a CSV file; those that a paper shows are written in Markdown and
+    LaTeX too.
 
     Args:
         run_folder: Folder of the run.
@@ -189,6 +198,7 @@ def _sweep_page(trials: list[Trial], meta: dict) -> tuple[dict[str, Any], Tables
     The table evaluations holds the arms only if published results can stand beside them.
     """
     arms = rows.arm_summaries(trials, meta)
+    robust = robust_arms.robust_scores(trials, meta)
     cells = rows.map_cells(trials)
     full = int(meta.get("epochs") or max(map(numbers.epochs_of, trials), default=0))
     points = rows.line_points(trials, full)
@@ -196,6 +206,7 @@ def _sweep_page(trials: list[Trial], meta: dict) -> tuple[dict[str, Any], Tables
     own = evidence.arm_evaluation_rows(arms, meta)
     tables: Tables = {
         "arms": [arm.row() for arm in arms],
+        "robust_arms": [score.row() for score in robust],
         "map": [cell.row() for cell in cells],
         "line": [point.row() for point in points],
         "trials": trial_rows,
@@ -207,7 +218,8 @@ def _sweep_page(trials: list[Trial], meta: dict) -> tuple[dict[str, Any], Tables
     page = {
         "arms": arms,
         "trials": trial_rows,
-        "summary": wording.summary(arms, meta),
+        "summary": [*wording.summary(arms, meta), *robust_arms.robust_summary(robust, meta)],
+        "robust_figures": curves.robust_figures(robust),
         "baselines": baselines(meta),
         "sentences": (meta.get("baselines") or {}).get("n"),
         "best": max(scored, key=lambda a: a.mIoU.mean).arm if scored else None,
@@ -247,6 +259,7 @@ def _captions(page: dict[str, Any], meta: dict) -> dict[str, str]:
     return {
         "arms": f"{page['title']}: validation scores in %, last epoch, mean over seeds with 95% t "
         f"interval; differences paired by seed. {equality}",
+        "robust_arms": _robust_caption(meta),
         "evaluations": "Scores in %. Rows marked published are their authors', not measured here; "
         "the square protocol scores at the size given.",
         "breakdown": "Scores in % by kind of sentence and referent, uncorrupted pictures.",
@@ -255,6 +268,17 @@ def _captions(page: dict[str, Any], meta: dict) -> dict[str, str]:
         "importance": "How far a parameter alone orders an arm's search trials by validation mIoU.",
         "paths": "Settings that changed while a trial trained, by the epochs done.",
     }
+
+
+def _robust_caption(meta: dict) -> str:
+    """Return the caption of the arms under corruption."""
+    measured = meta.get("robustness") or {}
+    sentences = f"{measured.get('n', '?')} sentences of {measured.get('split', 'val')}"
+    return (
+        f"Confirmed checkpoints on {sentences}, in %, mean over severities and seeds with 95% t "
+        "interval; drop: share of the clean score that is lost; differences in points, paired by "
+        "seed, with p values after Holm's correction over arms and corruptions."
+    )
 
 
 def subtitle(meta: dict) -> list[str]:

@@ -11,6 +11,7 @@ from aml.reading import problem_of
 from orchestrator import storage
 from orchestrator.config import stored_settings
 from orchestrator.reporting.numbers import Trial
+from orchestrator.reporting.robust_arms import add_robustness
 from orchestrator.utils import redact_all
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ def load_run(folder: Path) -> tuple[dict, list[Trial], list[str]]:
         notes.append(f"Left out: {error}.")
     meta |= {"kind": kind, "config": _settings(folder / "config.yaml", notes)}
     if kind == "sweep":
-        trials = _trials(folder / storage.LEDGER, notes)
+        trials = add_robustness(_trials(folder / storage.LEDGER, notes), meta)
     else:
         trials = [_training(folder, meta, read_epochs=damage is not None)]
     if damage and not any(trial["history"] for trial in trials):

@@ -74,7 +74,7 @@ def value_of(record: dict, metric: str) -> float | None:
 
 def slugify(arm: str) -> str:
     """Return the arm's name as trial ids hold it."""
-    return arm.replace("/", "_").replace("@", "_at_")
+    return arm.replace("/", "_").replace("+", "_plus_").replace("@", "_at_")
 
 
 def trial_id(arm: str, stage: str, index: int) -> str:

@@ -88,6 +88,21 @@ class _Baselines(_Record):
     wrong_sentence: dict[str, Number] | None = None
 
 
+class _Scores(_Record):
+    """Scores of a checkpoint under one condition."""
+
+    mIoU: float
+
+
+class _Robustness(_Record):
+    n: int | None = None
+    split: str | None = None
+    conditions: list[Annotated[str, Field(pattern=r"^[a-z_]+:[0-5]$")]] | None = None
+    trials: (
+        dict[str, dict[Annotated[str, Field(pattern=r"^[a-z_]+:[0-5]$")], _Scores]] | None
+    ) = None
+
+
 class _State(_Record):
     """State of a run, content of sweep.json or train.json."""
 
@@ -121,6 +136,7 @@ class _State(_Record):
     settings_tried: dict[str, int] | None = None
     cost: dict[str, dict[str, Number]] | None = None
     baselines: _Baselines | None = None
+    robustness: _Robustness | None = None
     budget: dict[str, Any] | None = None
     estimate: dict[str, Any] | None = None
     spent: dict[str, Number] | None = None

@@ -67,7 +67,8 @@ def run_sweep(
     else:
         run = storage.start_run(experiment, "sweep", sources.manifest, fresh=fresh)
     with run.locked():
-        if run.finished and not has_larger_budget(run, experiment) and not has_cut_trials(run):
+        may_continue = has_larger_budget(run, experiment) or has_cut_trials(run)
+        if run.finished and not may_continue and not unmeasured_robustness(run, experiment):
             logger.info(f"{run.name} has finished (--fresh starts another)")
             tracking.deliver_tracking(run, experiment)
             logger.info(sweep_summary(run))
@@ -122,7 +123,7 @@ def _search(
             fit(sweep, shared, sources.words())
             for problem in storage.upload_from_every_node(run.folder):
                 logger.info(f"{problem}; the same command delivers it while that machine is there")
-            code = sweep.finish(shared)
+            code = sweep.finish(shared, sources.val_store)
     except KeyboardInterrupt:
         code = 130
         run.update(state="interrupted", ended=time.time())
@@ -236,6 +237,13 @@ def has_larger_budget(run: storage.Run, experiment: Experiment) -> bool:
         price=config.hourly_price(experiment.resources),
     )
     return not search.is_used_up(limits, use)
+
+
+def unmeasured_robustness(run: storage.Run, experiment: Experiment) -> bool:
+    """Return whether evaluate.corrupt names a corruption that a finished sweep lacks scores of."""
+    wanted = {f"{name}:{severity}" for name, severity in experiment.evaluate.conditions}
+    measured = (run.state.get("robustness") or {}).get("conditions") or []
+    return not wanted <= set(measured)
 
 
 def has_cut_trials(run: storage.Run) -> bool:

@@ -170,11 +170,14 @@ class Sweep:
         logger.info(utils.TERMINATING.format(seconds))
         cluster.request_checkpoints(self.trials.started_ids, seconds)
 
-    def finish(self, shared: ObjectStoreBlocks | StreamingBlocks) -> int:
-        """Write baselines, cost, report and champion of a sweep whose trials have ended.
+    def finish(
+        self, shared: ObjectStoreBlocks | StreamingBlocks, val_store: storage.Filesystem
+    ) -> int:
+        """Write baselines, robustness, cost, report and champion of a sweep whose trials ended.
 
         Args:
             shared: The decoded data.
+            val_store: The shards that validate.
 
         Returns:
             The exit code.
@@ -195,7 +198,7 @@ class Sweep:
             best_configs={r["arm"]: results.best_config(r["arm"]) for r in records},
             num_configs_tried=results.num_configs_tried(),
         )
-        return finish_sweep(finished, shared)
+        return finish_sweep(finished, shared, val_store)
 
 
 def ended_records(run: storage.Run) -> list[dict]:

@@ -40,12 +40,17 @@ class FinishedSweep:
     """By arm, the number of settings searched."""
 
 
-def finish_sweep(sweep: FinishedSweep, shared: ObjectStoreBlocks | StreamingBlocks) -> int:
-    """Choose the champion, write baselines, cost and report, and log a summary.
+def finish_sweep(
+    sweep: FinishedSweep,
+    shared: ObjectStoreBlocks | StreamingBlocks,
+    val_store: storage.Filesystem,
+) -> int:
+    """Choose the champion, write baselines, robustness, cost and report, and log a summary.
 
     Args:
         sweep: The sweep.
         shared: The decoded data.
+        val_store: The shards that validate.
 
     Returns:
         The exit code: 0 where at least one trial of each arm finished.
@@ -67,6 +72,7 @@ def finish_sweep(sweep: FinishedSweep, shared: ObjectStoreBlocks | StreamingBloc
     checkpoint = _champion_checkpoint(run, best)
     ended = time.time()
     baselines = _baselines(sweep.experiment, checkpoint, shared)
+    robustness = _robustness(sweep, val_store)
     configs = {arm: config for arm, config in sweep.best_configs.items() if config is not None}
     run.update(
         state="failed" if missing_arms else "done",
@@ -79,6 +85,7 @@ def finish_sweep(sweep: FinishedSweep, shared: ObjectStoreBlocks | StreamingBloc
             "checkpoint": f"trials/{best['trial']}/last",
         },
         baselines=baselines,
+        robustness=robustness,
         cost=search.flops_ratios(sweep.experiment, configs),
     )
     _track(sweep, best, checkpoint)
@@ -125,6 +132,70 @@ def _baselines(
     )
 
 
+def _robustness(sweep: FinishedSweep, val_store: storage.Filesystem) -> dict | None:
+    """Return the scores of every confirmed checkpoint under the corruptions of evaluate.corrupt.
+
+    Scores that an earlier attempt measured are kept. A checkpoint that is lost is left out, with a
+    message.
+
+    Returns:
+        {"split", "n" (sentences), "limit", "conditions": ["fog:3", ...], "seconds",
+        "trials": {trial: {"clean:0": {"mIoU", ...}, "fog:3": ...}}}; None where evaluate.corrupt
+        names none.
+    """
+    run, settings = sweep.run, sweep.experiment.evaluate
+    before = run.state.get("robustness")
+    if not settings.conditions:
+        return before
+    names = [f"{name}:{severity}" for name, severity in settings.conditions]
+    known = (before or {}).get("trials") or {}
+    done = [r for r in sweep.records if r["stage"] == "confirm" and r["state"] == "done"]
+    unscored = [r["trial"] for r in done if not set(names) <= known.get(r["trial"], {}).keys()]
+    checkpoints = _confirmed_checkpoints(run, unscored)
+    start = time.monotonic()
+    found: dict[str, dict[str, dict]] = {}
+    if checkpoints:
+        logger.info(
+            f"scoring {len(checkpoints)} confirmed checkpoints on the clean pictures and under "
+            f"{len(names)} corruptions: {', '.join(names)}"
+        )
+        found = evaluation.score_conditions(
+            checkpoints,
+            val_store,
+            sweep.experiment.data.val_split,
+            settings.conditions,
+            limit=sweep.experiment.data.val_limit,
+        )
+    trials = {trial: known.get(trial, {}) | found.get(trial, {}) for trial in known | found}
+    measured = [set(scores) for scores in trials.values()]
+    conditions = [
+        name
+        for name in dict.fromkeys([*((before or {}).get("conditions") or ()), *names])
+        if all(name in scores for scores in measured)
+    ]
+    return {
+        "split": sweep.experiment.data.val_split,
+        "n": next((scores["clean:0"]["n"] for scores in trials.values()), 0),
+        "limit": sweep.experiment.data.val_limit,
+        "conditions": conditions,
+        "seconds": round(time.monotonic() - start, 1),
+        "trials": trials,
+    }
+
+
+def _confirmed_checkpoints(run: storage.Run, trials: list[str]) -> dict[str, Path]:
+    """Return the checkpoint folders of some trials, downloaded where they are in a bucket."""
+    checkpoints = {trial: run.folder / "trials" / trial / "last" for trial in trials}
+    for folder in checkpoints.values():
+        storage.try_download(folder.parent, wanted=storage.weights_only)
+    if lost := [trial for trial, folder in checkpoints.items() if not folder.exists()]:
+        logger.info(
+            f"note: the checkpoints of {', '.join(lost)} are not on this machine, so they are not "
+            "scored under corruption"
+        )
+    return {trial: folder for trial, folder in checkpoints.items() if folder.exists()}
+
+
 def _track(sweep: FinishedSweep, best: dict, checkpoint: Path) -> None:
     """Write the report and give MLflow the report, the last metrics and the champion's model."""
     run = sweep.run
@@ -139,7 +210,14 @@ def _track(sweep: FinishedSweep, best: dict, checkpoint: Path) -> None:
         for name, scores in run.state["baselines"].items()
         if name != "n"
     }
-    tracker.metrics(SWEEP_KEY, best["epochs"], metrics | baselines)
+    robust = {}
+    for record in reporting.add_robustness(sweep.records, run.state):
+        scores = record["history"][-1].items() if record["history"] else ()
+        measured = {k: v for k, v in scores if k.startswith(reporting.PREFIX)}
+        tracker.metrics(record["trial"], record["epochs"], measured)
+        if record["trial"] == best["trial"]:
+            robust = measured
+    tracker.metrics(SWEEP_KEY, best["epochs"], metrics | baselines | robust)
     tracker.model(SWEEP_KEY, checkpoint, sweep.experiment.name, metrics)
 
 
@@ -183,6 +261,9 @@ def sweep_summary(run: storage.Run) -> str:
     failed = (record for record in records if record["state"] == "failed")
     lines += [f"  {record['trial']} failed: {record['error']}" for record in failed]
     lines += [f"  {arm:16} val mIoU {text}" for arm, text in confirmed_scores(records).items()]
+    lines += reporting.robust_lines(
+        reporting.robust_scores(reporting.add_robustness(records, state), state), state
+    )
     lines += _baseline_lines(state)
     if state.get("budget"):
         lines.append(search.budget_message(state["budget"]))

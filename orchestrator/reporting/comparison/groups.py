@@ -10,7 +10,7 @@ from pathlib import Path
 from aml.errors import UserError
 from orchestrator import storage
 from orchestrator.config import Experiment
-from orchestrator.reporting import numbers
+from orchestrator.reporting import numbers, robust_arms
 from orchestrator.reporting.numbers import Trial
 
 NOT_TRAINING = ("name", "seed", "search", "resources", "tracking", "storage")
@@ -104,7 +104,7 @@ def _arm_groups(run: storage.Run, arm: str) -> list[ComparisonGroup]:
     """Return the confirmed arms of a sweep, or only `arm` if it is not ""."""
     experiment = run.experiment()
     done: dict[str, list[Trial]] = {}
-    for record in run.ledger():
+    for record in robust_arms.add_robustness(run.ledger(), run.state):
         if record["stage"] == "confirm" and record["state"] == "done":
             done.setdefault(record["arm"], []).append(record)
     if arm and arm not in done:

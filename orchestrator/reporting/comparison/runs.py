@@ -115,7 +115,9 @@ def _are_same_arm_of_two_runs(a: ComparisonGroup, b: ComparisonGroup) -> bool:
 def _scores(group: ComparisonGroup, metric: str) -> Scores:
     scores = numbers.by_seed(group.trials, metric)
     if not scores:
-        known = sorted(k for k in group.trials[0]["history"][-1] if k.startswith("val/"))
+        known = sorted(
+            k for k in group.trials[0]["history"][-1] if k.startswith(("val/", "robust/"))
+        )
         raise UserError(
             f"{group.label} has no {metric} in its last epoch; "
             f"choose --metric out of {', '.join(known)}"

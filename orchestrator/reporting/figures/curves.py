@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from orchestrator.reporting import numbers
 from orchestrator.reporting.figures.style import INK, CaptionedFigure, drawing, style_of
 from orchestrator.reporting.numbers import Trial
+from orchestrator.reporting.robust_arms import RobustScore
 from orchestrator.reporting.summaries import ArmSummary
 
 Curve = list[tuple[int, float, float, float]]
@@ -183,6 +184,51 @@ def _draw_severities(
     axes.axhline(100 * clean, color=INK, linewidth=0.9, linestyle=":")
     axes.set(xlabel="severity", ylabel="mIoU (%)", title=title, xticks=range(1, 6), ylim=(0, None))
     axes.legend(fontsize=7.5, frameon=False, ncols=2)
+    axes.grid(axis="y")
+
+
+def robust_figures(scores: list[RobustScore]) -> list[CaptionedFigure]:
+    """Draw the arms' mIoU clean, under each corruption and in the mean; none without scores."""
+    if not scores:
+        return []
+    svg = drawing(
+        "robust-arms",
+        "mIoU of each arm, clean and under each corruption",
+        (6.4, 3.2),
+        _draw_robust_arms,
+        scores,
+    )
+    text = "Markers: mean over seeds. Bars: 95% t interval, cut where it leaves the picture."
+    return [{"svg": svg, "text": text}]
+
+
+def _draw_robust_arms(fig: Figure, scores: list[RobustScore]) -> None:
+    axes = fig.subplots()
+    arms = list(dict.fromkeys(s.arm for s in scores))
+    names = list(dict.fromkeys(s.corruption for s in scores))
+    for i, arm in enumerate(arms):
+        own = [s for s in scores if s.arm == arm]
+        shift = 0.6 * ((i + 0.5) / len(arms) - 0.5)
+        style = style_of(arm)
+        places = [names.index(s.corruption) + shift for s in own]
+        means = [100 * s.mIoU.mean for s in own]
+        axes.plot(
+            places,
+            means,
+            linestyle="",
+            marker=style["marker"],
+            color=style["color"],
+            label=arm,
+            markersize=5,
+        )
+        for place, score in zip(places, own, strict=True):
+            if math.isfinite(score.mIoU.low):
+                ends = [100 * score.mIoU.low, 100 * score.mIoU.high]
+                axes.plot([place, place], ends, color=style["color"], linewidth=1)
+    top = max(100 * s.mIoU.mean for s in scores)
+    axes.set(ylabel="mIoU (%)", ylim=(0, 1.25 * top or 1), xticks=range(len(names)))
+    axes.set_xticklabels(names)
+    axes.legend(fontsize=7.5, frameon=False, ncols=3)
     axes.grid(axis="y")
 
 

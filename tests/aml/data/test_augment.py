@@ -3,6 +3,8 @@
 The draws must not depend on the number of workers.
 """
 
+import colorsys
+
 import numpy as np
 import pytest
 import torch
@@ -201,8 +203,68 @@ def test_a_cropped_referent_is_all_there(blocks, items, model):
     )
 
 
+@pytest.mark.parametrize(
+    ("sentence", "named"),
+    [
+        ("red shirt", True),
+        ("the lighter one", True),
+        ("dark haired girl", True),
+        ("greenish", True),
+        ("whitest cow", True),
+        ("light-brown dog", True),
+        ("Grey-Blue", True),
+        ("left man", False),
+        ("lightning bolt", False),
+        ("grandma with a tantrum", False),
+        ("greenhouse", False),
+    ],
+)
+def test_sentences_that_name_a_colour(sentence, named):
+    assert augment.names_colour(sentence) == named
+
+
+def test_colour_jitter_by_hand():
+    image = np.zeros((4, 4, 3), np.uint8)
+    image[1:3] = (100, 50, 0)
+    real = (1, 0, 3, 4)
+    middle = [0.5, 0.5, 0.5, 0.5]
+    assert np.array_equal(augment.jitter(image, real, middle), image), "the middle changes nothing"
+    brighter = augment.jitter(image, real, [0.75, *middle[1:]])
+    assert (brighter[1:3] == (120, 60, 0)).all() and not brighter[[0, 3]].any(), "x 1.2"
+    # grey of (100, 50, 0) is 59: halfway between 1 - .4 and 1 the distance to it is x 0.8
+    paler = augment.jitter(image, real, [0.5, 0.5, 0.25, 0.5])
+    assert np.abs(paler[1, 0].astype(int) - (92, 52, 12)).max() <= 1
+    # hue 30 degrees of 360, turned by at most a tenth of a full turn
+    turned = augment.jitter(image, real, [0.5, 0.5, 0.5, 1 - 1e-9])
+    hue = colorsys.rgb_to_hsv(*(turned[1, 0] / 255))[0]
+    assert hue == pytest.approx(30 / 360 + augment.HUE_JITTER, abs=0.01)
+    assert image[1, 0].tolist() == [100, 50, 0]
+
+
+def test_only_items_whose_sentence_names_no_colour_are_changed(blocks, items, model):
+    plain, jittered = train(blocks), train(blocks, "colour")
+    chosen = np.arange(len(plain))
+    a, b = (x.batch(chosen, model, seed=0, epoch=1) for x in (plain, jittered))
+    sentences = [plain.pick(i, 0, 1).sentence["sent"] for i in range(len(plain))]
+    same = (a.image == b.image).flatten(1).all(1).tolist()
+    named = [augment.names_colour(sentence) for sentence in sentences]
+    assert all(s for s, n in zip(same, named, strict=True) if n) and any(named)
+    assert sum(same) < len(same) - sum(not n for n in named) // 2
+    assert torch.equal(a.mask, b.mask) and torch.equal(a.tokens, b.tokens)
+
+
+def test_an_arm_that_ends_in_colour_trains_with_it():
+    tree = {"name": "x", "data": {"train": "a", "augment": ["flip"]}}
+    arms = ["off", "off+colour", "aml/calibrated+colour@compute"]
+    experiment = from_dict(tree | {"search": {"arms": arms}})
+    found = [experiment.for_arm(arm, {}) for arm in arms]
+    assert [e.data.augment for e in found] == [["flip"], *[["flip", "colour"]] * 2]
+    assert [e.aml.mode for e in found] == ["off", "off", "aml"]
+
+
 def test_an_unknown_augmentation_is_refused():
     with pytest.raises(
-        UserError, match=r"data.augment is 'flipp' \(did you mean flip\?\); known: flip, crop"
+        UserError,
+        match=r"data.augment is 'flipp' \(did you mean flip\?\); known: flip, crop, colour",
     ):
         from_dict({"name": "x", "data": {"train": "a", "augment": ["flipp"]}})

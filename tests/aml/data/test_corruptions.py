@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from aml.conditions import CORRUPTIONS, SEVERITIES, parse_corruptions
 from aml.data import corruptions
-from aml.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt, occlusion_mask, parse_corruptions
+from aml.data.corruptions import corrupt, occlusion_mask
 from aml.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -191,6 +191,36 @@ def test_the_same_command_finds_it_finished(finished, home, ray_session):
     assert len(run_module.list_runs(home)) == 1
 
 
+def test_a_finished_sweep_given_again_with_corruptions_scores_its_confirmed_checkpoints(
+    finished, home, ray_session
+):
+    from mlflow.tracking import MlflowClient
+
+    run, _ = finished
+    before = run.ledger()
+    command = ["sweep", str(home / "tiny.yaml"), f"storage.root={home}"]
+    code, text = ray_session([*command, "evaluate.corrupt=fog:2,fog:4,noise:3"])
+    assert code == 0 and "scoring 3 confirmed checkpoints on the clean pictures" in text, text
+    assert len(run_module.list_runs(home)) == 1 and run.ledger() == before
+    measured = run_module.list_runs(home)[0].state["robustness"]
+    confirmed = {r["trial"]: r for r in before if r["stage"] == "confirm"}
+    assert measured["trials"].keys() == confirmed.keys() and measured["n"] == 24
+    for trial, scores in measured["trials"].items():
+        # the clean pictures are those of the last epoch's validation
+        assert scores["clean:0"]["mIoU"] == confirmed[trial]["history"][-1]["val/mIoU"]
+    assert "mIoU in % under corruption, 24 validation sentences" in text
+    table = (run.folder / "report" / "robust_arms.csv").read_text()
+    assert table.count("\n") == 1 + 3 * 4
+    client = MlflowClient(f"sqlite:///{home}/mlflow.db")
+    (experiment,) = [e for e in client.search_experiments() if e.name == "tiny"]
+    name, scores = next(iter(measured["trials"].items()))
+    (child,) = client.search_runs([experiment.experiment_id], f"tags.trial_id = '{name}'")
+    fog = (scores["fog:2"]["mIoU"] + scores["fog:4"]["mIoU"]) / 2
+    assert child.data.metrics["robust/fog"] == pytest.approx(fog)
+    assert {"robust/clean", "robust/noise", "robust/mean"} <= child.data.metrics.keys()
+    assert "has finished" in ray_session([*command, "evaluate.corrupt=noise:3"])[1]
+
+
 def test_a_run_under_work_is_not_started_twice(finished, home, ray_session):
     run, _ = finished
     with run.locked():
