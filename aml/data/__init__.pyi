@@ -22,6 +22,9 @@ from .decode import (
     row_picture as row_picture,
     rows_of_block as rows_of_block,
 )
+from .instances import (
+    load_instances as load_instances,
+)
 from .refer import (
     load_refs as load_refs,
     read_refer as read_refer,

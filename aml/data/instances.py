@@ -15,7 +15,7 @@ CATEGORY_LETTERS = 200
 
 
 def load_instances(
-    path: Path, used: set[int], max_pixels: int
+    path: Path, used: set[int] | None, max_pixels: int
 ) -> tuple[dict[int, dict], dict[int, list[dict]]]:
     """Read COCO's instances of the images in use.
 
@@ -23,7 +23,7 @@ def load_instances(
 
     Args:
         path: instances.json.
-        used: ids of the images in use.
+        used: ids of the images in use; None for all.
         max_pixels: height times width of an image at most.
 
     Returns:
@@ -72,7 +72,7 @@ def _check_keys(entry: Any, ids: Iterable[str], path: Path, kind: str) -> None:
             )
 
 
-def _image_records(path: Path, used: set[int]) -> dict[str, list[dict]]:
+def _image_records(path: Path, used: set[int] | None) -> dict[str, list[dict]]:
     """Return the entries of instances.json except annotations and the images not in use."""
     wanted = {"images": "image", "annotations": "annotation", "categories": "category"}
     found: dict[str, list] = {}
@@ -81,7 +81,7 @@ def _image_records(path: Path, used: set[int]) -> dict[str, list[dict]]:
         if element is None or key == "annotations":
             continue
         _check_keys(element, ("id",), path, wanted[key])
-        if key == "categories" or element["id"] in used:
+        if key == "categories" or used is None or element["id"] in used:
             known.append(element)
     missing = [key for key in wanted if key not in found]
     if missing:

@@ -1,6 +1,12 @@
 from .meaning import (
     POSITION_WORDS as POSITION_WORDS,
 )
+from .photographs.dataset import (
+    compose_dataset as compose_dataset,
+)
+from .photographs.material import (
+    content_key as content_key,
+)
 from .refer_files import (
     KIND as KIND,
     generate_dataset as generate_dataset,

@@ -1,4 +1,4 @@
-"""Write referring sentences for objects of generated scenes.
+"""Write referring sentences for the objects of a scene.
 
 A sentence is a `Query` (attributes, place, rank, relations) put into words. A query is kept when
 `judge` finds it true of the referent and clearly false of every other object of the scene;
@@ -10,12 +10,15 @@ promises.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from aml.synthetic.grammar import DRAWN_WORDS, Vocabulary
 from aml.synthetic.meaning import (
     BEST,
+    DRAWN,
     Fact,
+    Margins,
     Named,
     Query,
     fits,
@@ -24,6 +27,19 @@ from aml.synthetic.meaning import (
     relation_grade,
 )
 from aml.synthetic.wording import LONG, SHORT, happens, tokens_of
+
+NAMED_CHANCES = {
+    "named": (0.75, 0.45, 0.45, 0.4),
+    "where": (0.72, 0.2, 0.12, 0.1),
+    "best": (0.72, 0.2, 0.12, 0.1),
+    "rank": (0.72, 0.2, 0.12, 0.1),
+    "relation": (0.72, 0.2, 0.12, 0.1),
+    "full": (1.0, 0.8, 0.6, 0.5),
+}
+
+ONE_WORD: tuple[int | None, ...] = (0, 0, 1, 1, 3, None)
+
+LANDMARK_NAMES = ((0,), (2, 0), (1, 0), (3, 0), (1, 2, 0))
 
 
 @dataclass(frozen=True)
@@ -49,6 +65,14 @@ class Template:
     """Kind of sentence -> chance of RefCOCOg's manner; 0 for the other kinds."""
     most_tokens: int = 20
     """Longest sentence that is kept."""
+    named_chances: Mapping[str, tuple[float, ...]] = field(default_factory=lambda: NAMED_CHANCES)
+    """Kind of sentence -> chances that it names shape, colour, size and texture."""
+    one_word: tuple[int | None, ...] = ONE_WORD
+    """Contents of a sentence of kind `one`: an entry of `Query.named`, or a superlative (None)."""
+    landmark_names: tuple[tuple[int, ...], ...] = LANDMARK_NAMES
+    """Entries of `Query.named` by which a landmark may be named, the preferred ones first."""
+    words: Vocabulary = DRAWN_WORDS
+    margins: Margins = DRAWN
 
 
 _EDGES = ("left", "right", "top", "bottom")
@@ -91,19 +115,6 @@ TEMPLATES = {
     ),
 }
 
-NAMED_CHANCES = {
-    "named": (0.75, 0.45, 0.45, 0.4),
-    "where": (0.72, 0.2, 0.12, 0.1),
-    "best": (0.72, 0.2, 0.12, 0.1),
-    "rank": (0.72, 0.2, 0.12, 0.1),
-    "relation": (0.72, 0.2, 0.12, 0.1),
-    "full": (1.0, 0.8, 0.6, 0.5),
-}
-"""Kind of sentence -> chances that it names shape, colour, size and texture."""
-
-ONE_WORD: tuple[int | None, ...] = (0, 0, 1, 1, 3, None)
-"""Contents of a sentence of kind `one`: an entry of `Query.named`, or a superlative (None)."""
-
 RANK_NUMBERS = (2, 2, 3)
 
 SECOND_RELATION = 0.4
@@ -114,9 +125,6 @@ BOTH_PLACES = 0.4
 
 HORIZONTAL_PLACE = 0.7
 """Chance that the one word said of a corner is left or right, not top or bottom."""
-
-LANDMARK_NAMES = ((0,), (2, 0), (1, 0), (3, 0), (1, 2, 0))
-"""Entries of `Query.named` by which a landmark may be named, the preferred ones first."""
 
 
 def _kept(fact: Fact, slots: Sequence[int]) -> Named:
@@ -132,12 +140,14 @@ def _some(rng: random.Random, fact: Fact, chances: tuple[float, ...]) -> Named:
     )
 
 
-def _landmark(rng: random.Random, facts: list[Fact], index: int) -> tuple[int, Named] | None:
+def _landmark(
+    rng: random.Random, facts: list[Fact], index: int, template: Template
+) -> tuple[int, Named] | None:
     """Return (index, shortest unique name) of another object, or None if it has no such name."""
     other = rng.choice([i for i in range(len(facts)) if i != index])
-    for slots in LANDMARK_NAMES:
+    for slots in template.landmark_names:
         named = _kept(facts[other], slots)
-        if sum(fits(named, fact) for fact in facts) == 1:
+        if any(named) and sum(fits(named, fact) > 0 for fact in facts) == 1:
             return other, named
     return None
 
@@ -158,12 +168,16 @@ def _relations(
     """Return up to `number` (kind of relation, name of the landmark), or () if two are alike."""
     relations = []
     for _ in range(number):
-        landmark = _landmark(rng, facts, index)
+        landmark = _landmark(rng, facts, index, template)
         if landmark is None:
             continue
         other, named = landmark
         *first, last = template.relations
-        holds = [k for k in first if relation_grade(k, facts[index], facts[other]) == 1]
+        holds = [
+            kind
+            for kind in first
+            if relation_grade(kind, facts[index], facts[other], template.margins) == 1
+        ]
         relations.append((rng.choice(holds or [last]), named))
     return tuple(relations) if len({kind for kind, _ in relations}) == len(relations) else ()
 
@@ -174,11 +188,11 @@ def _propose(
     """Return a query of a kind that may be true of facts[index], or None if none was found."""
     fact = facts[index]
     if kind == "one":
-        slot = rng.choice(ONE_WORD)
+        slot = rng.choice(template.one_word)
         if slot is None:
             return Query(best=(rng.choice(template.superlatives), 1))
         return Query(_kept(fact, (slot,)))
-    named = _some(rng, fact, NAMED_CHANCES[kind])
+    named = _some(rng, fact, template.named_chances[kind])
     if kind == "named":
         return Query(named) if any(named) else None
     where = _places(rng, fact, kind)
@@ -186,7 +200,7 @@ def _propose(
         return Query(named, where) if where else None
     if kind in ("best", "rank"):
         rank = 1 if kind == "best" else rng.choice(RANK_NUMBERS)
-        if sum(fits(named, other) for other in facts) <= rank:
+        if sum(fits(named, other) > 0 for other in facts) <= rank:
             return None
         direction = rng.choice(template.best if kind == "best" else template.ranks)
         return Query(named, best=(direction, rank))
@@ -206,14 +220,14 @@ def _clear_query(
         query = _propose(rng, facts, index, kind, template)
         if query is None:
             continue
-        values = judge(query, facts)
+        values = judge(query, facts, template.margins)
         if values[index] == 1 and sum(value > 0 for value in values) == 1:
             return query
     return None
 
 
 def sentences(
-    rng: random.Random, facts: list[Fact], index: int, dataset: str, wanted: int
+    rng: random.Random, facts: list[Fact], index: int, template: Template, wanted: int
 ) -> list[list[str]]:
     """Return up to `wanted` different sentences, each true of facts[index] alone.
 
@@ -221,13 +235,12 @@ def sentences(
         rng: source of the draws.
         facts: the objects of the scene.
         index: the referent.
-        dataset: name of the data set, a key of `TEMPLATES`.
+        template: kinds of sentences.
         wanted: number of sentences; fewer come where the draws find no more.
 
     Returns:
         The tokens of each sentence.
     """
-    template = TEMPLATES[dataset]
     kinds = tuple(template.weights)
     weights = tuple(template.weights.values())
     corner = abs(facts[index].x - 0.5) > 0.2 and abs(facts[index].y - 0.5) > 0.2
@@ -240,7 +253,8 @@ def sentences(
         if query is None:
             continue
         manner = LONG if happens(rng, template.long_chance.get(kind, 0.0)) else SHORT
-        tokens = tokens_of(rng, query, manner, corner)
+        pair = sum(fits(query.named, fact) > 0 for fact in facts) == 2
+        tokens = tokens_of(rng, query, manner, template.words, corner=corner, pair=pair)
         if tokens not in found and len(tokens) <= template.most_tokens:
             found.append(tokens)
     return found

@@ -1,6 +1,7 @@
 """Hold the vocabulary of the generated sentences and parse sentences back into queries."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from aml.synthetic.meaning import COLOURS, Query
@@ -57,6 +58,26 @@ RELATIONS = {
 
 GENERAL_NOUNS = ("one", "thing", "shape", "object")
 """Nouns for an object whose shape is not named."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Words that depend on what the pictures show."""
+
+    nouns: Mapping[str, tuple[str, ...]]
+    """Shape or category -> its names, the most frequent first."""
+    superlatives: Mapping[str, tuple[str, ...]]
+    """Direction -> words for the first of several objects."""
+    comparatives: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Direction -> words for the first of two objects, where they differ from those of several."""
+    dressed: tuple[str, ...] = ()
+    """Shapes or categories of which a colour is said as "in red" behind the noun."""
+    an: bool = False
+    """Say "an" before a vowel. Drawn scenes say "a", so that their sentences stay as they were."""
+
+
+DRAWN_WORDS = Vocabulary(NOUNS, SUPERLATIVES)
+"""Words of drawn scenes."""
 
 FILLERS = frozenset(
     ("a", "an", "the", "that", "is", "which", "and", "on", "in", "at", "side", "corner", "with")

@@ -11,7 +11,7 @@ import numpy as np
 
 from aml.errors import UserError
 from aml.files import DRAFT, removed_on_failure, writing
-from aml.synthetic.expressions import as_typed, sentences
+from aml.synthetic.expressions import TEMPLATES, Template, as_typed, sentences
 from aml.synthetic.meaning import Fact, fact
 from aml.synthetic.scenes import ROUND, SHAPES, Object, draw_scene, plan_scene, polygons
 
@@ -22,6 +22,9 @@ SPLITS = (
     *("train", "train", "train", "train", "val", "train", "train", "train"),
 )
 """Split of picture n is entry n modulo the length; testA and testB together are umd's test."""
+
+IMAGES = Path("images", "train2014")
+"""Folder of the pictures in the folder of a data set."""
 
 LEAST_VISIBLE = 0.72
 """Share of an object's full area that must be visible."""
@@ -54,36 +57,45 @@ def _annotations(labels: np.ndarray, objects: list[Object], image_id: int) -> li
     Returns:
         One annotation an object; segmentation on pixel edges, area in pixels.
     """
-    out = []
-    for index, o in enumerate(objects):
-        mask = labels == index + 1
-        rows = np.flatnonzero(mask.any(1))
-        columns = np.flatnonzero(mask.any(0))
-        x0 = int(columns[0])
-        x1 = int(columns[-1]) + 1
-        y0 = int(rows[0])
-        y1 = int(rows[-1]) + 1
-        parts = [
-            [v + (x0, y0)[i % 2] for i, v in enumerate(p)] for p in polygons(mask[y0:y1, x0:x1])
-        ]
-        out.append(
-            {
-                "id": image_id * 10 + index,
-                "image_id": image_id,
-                "category_id": SHAPES.index(o.shape) + 1,
-                "segmentation": parts,
-                "area": int(mask.sum()),
-                "bbox": [x0, y0, x1 - x0, y1 - y0],
-                "iscrowd": 0,
-                "attributes": {
-                    "shape": o.shape,
-                    "colour": o.colour,
-                    "size": o.size,
-                    "texture": o.texture,
-                },
-            }
-        )
-    return out
+    return [
+        {
+            "id": image_id * 10 + index,
+            "image_id": image_id,
+            "category_id": SHAPES.index(o.shape) + 1,
+            **traced(labels == index + 1),
+            "attributes": {
+                "shape": o.shape,
+                "colour": o.colour,
+                "size": o.size,
+                "texture": o.texture,
+            },
+        }
+        for index, o in enumerate(objects)
+    ]
+
+
+def traced(mask: np.ndarray) -> dict:
+    """Return the entries of a COCO annotation that describe a mask.
+
+    Args:
+        mask: (H, W) bool with at least one pixel.
+
+    Returns:
+        `segmentation` on pixel edges, `area` in pixels, `bbox` and `iscrowd`.
+    """
+    rows = np.flatnonzero(mask.any(1))
+    columns = np.flatnonzero(mask.any(0))
+    x0 = int(columns[0])
+    x1 = int(columns[-1]) + 1
+    y0 = int(rows[0])
+    y1 = int(rows[-1]) + 1
+    parts = [[v + (x0, y0)[i % 2] for i, v in enumerate(p)] for p in polygons(mask[y0:y1, x0:x1])]
+    return {
+        "segmentation": parts,
+        "area": int(mask.sum()),
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
+        "iscrowd": 0,
+    }
 
 
 def scene(seed: int, index: int, size: int) -> tuple[np.ndarray, np.ndarray, list[Object]]:
@@ -161,18 +173,11 @@ class Picture(NamedTuple):
 def generate_picture(index: int, out: str, dataset: str, size: int, seed: int) -> Picture:
     """Draw picture `index`, write its JPEG and find its sentences."""
     picture, labels, objects = scene(seed, index, size)
-    image_id = index + 1
-    record = {
-        "id": image_id,
-        "file_name": f"COCO_train2014_{image_id:012d}.jpg",
-        "width": picture.shape[1],
-        "height": picture.shape[0],
-        "license": 1,
-    }
-    _write_jpeg(Path(out) / "images" / "train2014" / record["file_name"], picture)
-    annotations = _annotations(labels, objects, image_id)
-    stream = [seed, index, 1 + tuple(SPLIT_BYS).index(dataset)]
-    rng = random.Random(int(np.random.default_rng(stream).integers(2**62)))
+    record = image_record(index, picture.shape[1], picture.shape[0])
+    jpeg = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()
+    write_jpeg(Path(out) / IMAGES / record["file_name"], jpeg)
+    annotations = _annotations(labels, objects, record["id"])
+    rng = sentence_draws(seed, index, dataset)
     split = SPLITS[index % len(SPLITS)] if dataset != "refcocog" else "any"
     facts = [fact(a, record) for a in annotations]
     candidates = _candidates(facts, picture.shape[0] * picture.shape[1], split)
@@ -180,17 +185,34 @@ def generate_picture(index: int, out: str, dataset: str, size: int, seed: int) -
         record,
         json.dumps(annotations)[1:-1],
         [(a["id"], a["category_id"]) for a in annotations],
-        _referents(rng, facts, candidates, dataset),
+        choose_referents(rng, facts, candidates, dataset, TEMPLATES[dataset]),
     )
 
 
-def _write_jpeg(path: Path, picture: np.ndarray) -> None:
-    """Write a picture unless it is there already.
+def image_record(index: int, width: int, height: int) -> dict:
+    """Return COCO's image record of picture `index`."""
+    image_id = index + 1
+    return {
+        "id": image_id,
+        "file_name": f"COCO_train2014_{image_id:012d}.jpg",
+        "width": width,
+        "height": height,
+        "license": 1,
+    }
+
+
+def sentence_draws(seed: int, index: int, dataset: str) -> random.Random:
+    """Return the source of the draws of the sentences of picture `index`."""
+    stream = [seed, index, 1 + tuple(SPLIT_BYS).index(dataset)]
+    return random.Random(int(np.random.default_rng(stream).integers(2**62)))
+
+
+def write_jpeg(path: Path, jpeg: bytes) -> None:
+    """Write a picture's file unless it is there already.
 
     Raises:
         UserError: another picture is there.
     """
-    jpeg = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()
     if not path.exists():
         part = path.with_name(f"{path.name}.{os.getpid()}{DRAFT}")
         with writing(path, len(jpeg)), removed_on_failure(part):
@@ -203,14 +225,26 @@ def _write_jpeg(path: Path, picture: np.ndarray) -> None:
         )
 
 
-def _referents(
-    rng: random.Random, facts: list[Fact], candidates: list[int], dataset: str
+def choose_referents(
+    rng: random.Random,
+    facts: list[Fact],
+    candidates: list[int],
+    dataset: str,
+    template: Template,
 ) -> list[Referent]:
     """Choose one to four of the candidates and find sentences for each.
 
     The largest object of a picture mostly comes last, so that a model cannot do without the
     sentence.
+
+    Args:
+        rng: source of the draws.
+        facts: the objects of the scene.
+        candidates: indices of the possible referents.
+        dataset: name of the data set.
+        template: kinds of sentences.
     """
+    candidates = list(candidates)
     rng.shuffle(candidates)
     largest = max(range(len(facts)), key=lambda i: facts[i].area)
     if rng.random() < LARGEST_LAST:
@@ -221,7 +255,7 @@ def _referents(
         if len(referents) == wanted:
             break
         many = rng.choices((1, 2, 3, 4), SENTENCE_WEIGHTS[dataset])[0]
-        found = sentences(rng, facts, i, dataset, many)
+        found = sentences(rng, facts, i, template, many)
         if found:
             texts = [(" ".join(tokens), tokens) for tokens in found]
             said = [(text, as_typed(rng, text), tokens) for text, tokens in texts]

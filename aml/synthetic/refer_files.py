@@ -1,6 +1,7 @@
 """Write a generated RefCOCO look-alike in REFER's own file format.
 
-The pictures show coloured shapes, and each sentence fits one of them. `generate_dataset` writes:
+The pictures of `generate_dataset` show coloured shapes, and each sentence fits one of them.
+`write_refer_files` writes:
 
 - ``OUT/<dataset>/refs(<split_by>).p``: pickled list of REFER's records;
 - ``OUT/<dataset>/instances.json``: COCO's format, every object of every picture, with the
@@ -30,7 +31,7 @@ from aml.files import DRAFT, check_own_folder, mark_folder, removed_on_failure, 
 from aml.reading import read_json, read_pickle
 from aml.synthetic.grammar import parse
 from aml.synthetic.meaning import POSITION_WORDS, Fact, fact, judge
-from aml.synthetic.pictures import SPLIT_BYS, SPLITS, Picture, generate_picture
+from aml.synthetic.pictures import IMAGES, SPLIT_BYS, SPLITS, Picture, generate_picture
 from aml.synthetic.scenes import ROUND, SHAPES
 
 KIND = "generated data"
@@ -40,20 +41,37 @@ GOOGLE_VAL = 0.12
 """Share of the referents in the val split of refcocog (google)."""
 
 
-def _one_thread() -> None:
-    """Keep OpenCV to one thread in each process of the pool."""
+def _start_worker(prepare: Callable[[], None] | None) -> None:
+    """Keep OpenCV to one thread in a process of the pool, and prepare the process."""
     cv2.setNumThreads(1)
+    if prepare is not None:
+        prepare()
 
 
-def _pictures(job: Callable[[int], Picture], images: int, workers: int) -> Iterator[Picture]:
-    """Yield every picture in order, from `workers` processes or from this process for one."""
+def run_pictures(
+    job: Callable[[int], Picture],
+    images: int,
+    workers: int | None,
+    prepare: Callable[[], None] | None = None,
+) -> Iterator[Picture]:
+    """Yield every picture in order, from `workers` processes or from this process for one.
+
+    Args:
+        job: makes the picture of a number.
+        images: number of pictures.
+        workers: number of processes; None is one for 200 pictures, at most one for each core.
+        prepare: called once in each process before its first picture.
+    """
+    workers = workers or max(1, min(os.cpu_count() or 1, images // 200))
     main = getattr(sys.modules["__main__"], "__file__", None)
     # spawned workers cannot run a main module that was read from stdin
     if workers == 1 or (main and not os.path.exists(main)):
+        if prepare is not None:
+            prepare()
         yield from map(job, range(images))
         return
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, _one_thread) as pool:
+    with ProcessPoolExecutor(workers, spawn, _start_worker, (prepare,)) as pool:
         yield from pool.map(job, range(images), chunksize=max(1, min(64, images // (4 * workers))))
 
 
@@ -129,33 +147,55 @@ def _pickled(value: object) -> bytes:
     return buffer.getvalue()
 
 
+def write_refer_files(
+    out: Path,
+    dataset: str,
+    split_bys: Sequence[str],
+    pictures: Sequence[Picture],
+    head: dict,
+    categories: list[dict],
+) -> dict[str, dict[str, int]]:
+    """Write the annotation files of pictures whose JPEGs are written already.
+
+    Args:
+        out: folder of the data set.
+        dataset: refcoco, refcoco+ or refcocog.
+        split_bys: the ways of splitting of which a refs file is written.
+        pictures: the pictures in the order of their numbers.
+        head: COCO's `info` and `licenses`.
+        categories: COCO's categories.
+
+    Returns:
+        {split: {"refs": n, "sentences": n, "images": n}}, as `generate_dataset` does.
+    """
+    folder = out / dataset
+    _write_instances(folder / "instances.json", pictures, head, categories)
+    counts: dict[str, dict[str, int]] = {}
+    for split_by in split_bys:
+        refs = _refs(pictures, dataset, split_by)
+        _write(folder / f"refs({split_by}).p", [_pickled(refs)])
+        prefix = "google/" if split_by == "google" else ""
+        counts |= {prefix + split: numbers for split, numbers in _split_counts(refs).items()}
+    return counts
+
+
 def _write_instances(
-    path: Path, pictures: Sequence[Picture], dataset: str, seed: int, size: int
+    path: Path, pictures: Sequence[Picture], head: dict, categories: list[dict]
 ) -> None:
     """Write instances.json in COCO's format, joining the annotations of the pictures as text."""
-    before = {
-        "info": {"description": f"generated {dataset} look-alike", "seed": seed, "size": size},
-        "licenses": [{"id": 1, "name": "generated, no rights reserved", "url": ""}],
-        "images": [picture.record for picture in pictures],
-    }
-    after = {
-        "categories": [
-            {"id": i + 1, "name": s, "supercategory": "round" if s in ROUND else "angular"}
-            for i, s in enumerate(SHAPES)
-        ]
-    }
-    head = json.dumps(before).encode()
-    tail = json.dumps(after).encode()
+    before = json.dumps(head | {"images": [picture.record for picture in pictures]}).encode()
+    after = json.dumps({"categories": categories}).encode()
     annotations = (
         (", " * (k > 0) + picture.annotations).encode() for k, picture in enumerate(pictures)
     )
     _write(
-        path, itertools.chain([head[:-1], b', "annotations": ['], annotations, [b"], ", tail[1:]])
+        path,
+        itertools.chain([before[:-1], b', "annotations": ['], annotations, [b"], ", after[1:]]),
     )
 
 
-def _check_arguments(dataset: str, images: int, size: int, seed: int, workers: int | None) -> None:
-    """Raise UserError for arguments that `generate_dataset` cannot use."""
+def check_arguments(dataset: str, images: int, size: int, seed: int, workers: int | None) -> None:
+    """Raise UserError for arguments by which no data set can be generated."""
     if dataset not in SPLIT_BYS:
         raise UserError(
             f"dataset {dataset!r} cannot be generated; choose one of {', '.join(SPLIT_BYS)}."
@@ -166,6 +206,14 @@ def _check_arguments(dataset: str, images: int, size: int, seed: int, workers: i
     for name, value, least in numbers:
         if not isinstance(value, int) or value < least:
             raise UserError(f"{name} is {value!r}; give a whole number of at least {least}.")
+
+
+def make_folders(out: Path, dataset: str) -> None:
+    """Make the folders of a data set, in a folder that is marked as generated data."""
+    mark_folder(out, KIND)
+    with writing(out):
+        (out / IMAGES).mkdir(parents=True, exist_ok=True)
+        (out / dataset).mkdir(parents=True, exist_ok=True)
 
 
 def generate_dataset(
@@ -200,24 +248,21 @@ def generate_dataset(
             files.
         NotSaved: the disk takes no more.
     """
-    _check_arguments(dataset, images, size, seed, workers)
+    check_arguments(dataset, images, size, seed, workers)
     out = Path(out)
     check_own_folder(out, "OUT", KIND)
-    mark_folder(out, KIND)
-    with writing(out):
-        (out / "images" / "train2014").mkdir(parents=True, exist_ok=True)
-        (out / dataset).mkdir(parents=True, exist_ok=True)
-    workers = workers or max(1, min(os.cpu_count() or 1, images // 200))
+    make_folders(out, dataset)
     job = partial(generate_picture, out=str(out), dataset=dataset, size=size, seed=seed)
-    pictures = list(_pictures(job, images, workers))
-    _write_instances(out / dataset / "instances.json", pictures, dataset, seed, size)
-    counts: dict[str, dict[str, int]] = {}
-    for split_by in SPLIT_BYS[dataset]:
-        refs = _refs(pictures, dataset, split_by)
-        _write(out / dataset / f"refs({split_by}).p", [_pickled(refs)])
-        prefix = "google/" if split_by == "google" else ""
-        counts |= {prefix + split: numbers for split, numbers in _split_counts(refs).items()}
-    return counts
+    head = {
+        "info": {"description": f"generated {dataset} look-alike", "seed": seed, "size": size},
+        "licenses": [{"id": 1, "name": "generated, no rights reserved", "url": ""}],
+    }
+    categories = [
+        {"id": i + 1, "name": s, "supercategory": "round" if s in ROUND else "angular"}
+        for i, s in enumerate(SHAPES)
+    ]
+    pictures = list(run_pictures(job, images, workers))
+    return write_refer_files(out, dataset, SPLIT_BYS[dataset], pictures, head, categories)
 
 
 def check(

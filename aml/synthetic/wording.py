@@ -8,19 +8,19 @@ import random
 from dataclasses import dataclass
 
 from aml.synthetic.grammar import (
+    DRAWN_WORDS,
     GENERAL_NOUNS,
-    NOUNS,
     PLACES,
     RANKS,
     RELATIONS,
     SIZES,
-    SUPERLATIVES,
     TEXTURES,
+    Vocabulary,
 )
 from aml.synthetic.meaning import Named, Query
 
 MAIN_NAME = 0.88
-"""Chance that a shape is called by its first name in `NOUNS`, else by its last."""
+"""Chance that a shape is called by the first of its nouns, else by the last."""
 
 CORNER_ABOVE = 0.7
 """A place of two words is called a corner where the style draw is above this."""
@@ -119,22 +119,32 @@ def happens(rng: random.Random, chance: float) -> bool:
     return rng.random() < chance
 
 
-def tokens_of(rng: random.Random, query: Query, manner: Manner, corner: bool = False) -> list[str]:
+def tokens_of(
+    rng: random.Random,
+    query: Query,
+    manner: Manner,
+    words: Vocabulary = DRAWN_WORDS,
+    *,
+    corner: bool = False,
+    pair: bool = False,
+) -> list[str]:
     """Return tokens that say a query.
 
     Args:
         rng: source of the draws.
         query: the meaning.
         manner: chances of the wordings.
+        words: nouns and superlatives.
         corner: whether a place of two words may be called a corner.
+        pair: whether a superlative chooses between two objects.
     """
     noun_draw = rng.random()
     chance = manner.drop_noun_before_relation if query.relations else manner.drop_noun
     described = any(query.named) or bool(query.where) or query.best is not None
-    core = _noun_phrase(rng, query.named, bare=noun_draw < chance and described)
+    core = _noun_phrase(rng, query.named, words, bare=noun_draw < chance and described)
     after: list[str] = []
     if query.best is not None:
-        before, after = _rank_words(rng, query.best, manner)
+        before, after = _rank_words(rng, query.best, manner, words, pair)
         core = before + core
     if query.where:
         place = [rng.choice(PLACES[p]) for p in query.where]
@@ -146,33 +156,45 @@ def tokens_of(rng: random.Random, query: Query, manner: Manner, corner: bool = F
                 place = [query.where[0]]  # "at the top" instead of "at the upper"
             after += _place_words(rng, place, style, manner, corner)
     for number, (kind, named) in enumerate(query.relations):
-        after += _relation_words(rng, number, kind, named, manner)
-    return _finished(rng, core + after, manner, definite=query.best is not None)
+        after += _relation_words(rng, number, kind, named, manner, words)
+    tokens = _finished(rng, core + after, manner, definite=query.best is not None)
+    if words.an and tokens[0] == "a" and tokens[1][0] in "aeiou":
+        tokens[0] = "an"
+    return tokens
 
 
-def _noun_phrase(rng: random.Random, named: Named, bare: bool) -> list[str]:
+def _noun_phrase(rng: random.Random, named: Named, vocabulary: Vocabulary, bare: bool) -> list[str]:
     """Return words of (shape, colour, size, texture).
 
     Without a shape the noun is a general one; where `bare`, there is none.
     """
     shape, colour, size, texture = named
+    dressed = colour is not None and shape in vocabulary.dressed
     words = [rng.choice(SIZES[size])] if size else []
     words += [rng.choice(TEXTURES[texture])] if texture else []
-    words += [colour] if colour else []
+    words += [colour] if colour and not dressed else []
     if shape:
-        words.append(NOUNS[shape][0] if rng.random() < MAIN_NAME else NOUNS[shape][-1])
+        nouns = vocabulary.nouns[shape]
+        words += (nouns[0] if rng.random() < MAIN_NAME else nouns[-1]).split()
     elif not bare:
         words.append(rng.choice(GENERAL_NOUNS))
-    return words
+    return [*words, "in", colour] if dressed else words
 
 
 def _rank_words(
-    rng: random.Random, best: tuple[str, int], manner: Manner
+    rng: random.Random,
+    best: tuple[str, int],
+    manner: Manner,
+    words: Vocabulary,
+    pair: bool,
 ) -> tuple[list[str], list[str]]:
     """Return the words before and after the noun that say a superlative or a rank."""
     direction, rank = best
     if rank == 1:
-        return rng.choice(SUPERLATIVES[direction]).split(), []
+        choices = words.superlatives[direction]
+        if pair:
+            choices = words.comparatives.get(direction, choices)
+        return rng.choice(choices).split(), []
     ordinal = next(word for word, number in RANKS.items() if number == rank)
     article = ["the"] if happens(rng, manner.the_edge) else []
     return [ordinal], ["from", *article, direction]
@@ -198,7 +220,7 @@ def _place_words(
 
 
 def _relation_words(
-    rng: random.Random, number: int, kind: str, named: Named, manner: Manner
+    rng: random.Random, number: int, kind: str, named: Named, manner: Manner, words: Vocabulary
 ) -> list[str]:
     """Return the words of relation `number`, counted from 0, to the landmark `named`."""
     wordings = RELATIONS[kind][-1:] if manner.elaborate_relations else RELATIONS[kind]
@@ -212,7 +234,7 @@ def _relation_words(
     elif manner.join_relations:
         lead = ["and"]
     article = ["the"] if happens(rng, manner.the_landmark) else []
-    return [*lead, *link, *article, *_noun_phrase(rng, named, bare=False)]
+    return [*lead, *link, *article, *_noun_phrase(rng, named, words, bare=False)]
 
 
 def _finished(rng: random.Random, tokens: list[str], manner: Manner, definite: bool) -> list[str]:

@@ -21,11 +21,28 @@ def synth(
     images: Annotated[int, typer.Option(help="Pictures.")] = 2000,
     size: Annotated[int, typer.Option(metavar="PX", help="Longer side of a picture.")] = 128,
     seed: int = 0,
+    cutouts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="JSON",
+            help="Compose scenes of photographs: COCO's instances file, whose objects are cut out.",
+        ),
+    ] = None,
+    photographs: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Holds the photographs of --cutouts.")
+    ] = None,
 ) -> None:
-    """Generate drawn scenes with referring expressions, in REFER's own files."""
-    from aml.synthetic import generate_dataset
+    """Generate scenes with referring expressions, drawn or composed, in REFER's own files."""
+    from aml.synthetic import compose_dataset, generate_dataset
 
-    counts = generate_dataset(out, dataset, images=images, size=size, seed=seed)
+    if cutouts and photographs:
+        counts = compose_dataset(
+            out, cutouts, photographs, dataset, images=images, size=size, seed=seed
+        )
+    elif cutouts or photographs:
+        raise UserError("synth takes --cutouts and --photographs together; give both, or none")
+    else:
+        counts = generate_dataset(out, dataset, images=images, size=size, seed=seed)
     for split, count in counts.items():
         echo(_count_line(split, count))
 

@@ -55,6 +55,22 @@ class SynthConfig(Settings):
         "Longer side of the generated pictures.", 96, unit="pixels"
     )
     seed: Seed = leaf("Seed of the generated pictures.", 0, unit="seed")
+    cutouts: Text | None = leaf(
+        "COCO's instances file, whose objects are cut out and pasted; null draws shapes.", None
+    )
+    photographs: Text | None = leaf(
+        "The folder of the photographs of data.synth.cutouts, seen from where the command starts.",
+        None,
+    )
+
+    @model_validator(mode="after")
+    def _check_together(self):
+        if (self.cutouts is None) != (self.photographs is None):
+            raise UserError(
+                "data.synth.cutouts and data.synth.photographs belong together: a COCO instances "
+                "file and the folder of its photographs; give both, or none"
+            )
+        return self
 
 
 class DataConfig(Settings):

@@ -218,20 +218,50 @@ def make_synthetic(synth: "SynthConfig", store: Filesystem, root: Path) -> None:
         store: Folder of the shards.
         root: Storage root, which keeps the generated pictures under generated/.
     """
-    from aml.synthetic import KIND as GENERATED, generate_dataset
+    from aml.synthetic import KIND as GENERATED, compose_dataset, generate_dataset
 
-    source = root / "generated" / f"{synth.dataset}-{synth.images}-{synth.size}-{synth.seed}"
+    note = synthetic_note(synth)
+    name = "-".join(str(part) for part in note.values())
+    source = root / "generated" / name
     mark_folder(source, GENERATED)  # what lies in the storage root is this program's own
     logger.info(
         f"generating {synth.images} pictures of {synth.size} px for {synth.dataset} into {source}"
     )
-    generate_dataset(source, synth.dataset, images=synth.images, size=synth.size, seed=synth.seed)
+    numbers = {"images": synth.images, "size": synth.size, "seed": synth.seed}
+    if synth.cutouts and synth.photographs:
+        compose_dataset(source, synth.cutouts, synth.photographs, synth.dataset, **numbers)
+    else:
+        generate_dataset(source, synth.dataset, **numbers)
     split_by = "umd" if synth.dataset == "refcocog" else "unc"
     packed = pack_rows(read_refer(source, source / "images", synth.dataset, split_by))
     in_bucket = storage.bucket_of(root) is not None
     cluster.init_ray()  # a preview starts none itself; elsewhere it runs already
-    manifest = write_shards(packed, store, synth=synth.to_dict(), on_driver=in_bucket)
+    manifest = write_shards(packed, store, synth=note, on_driver=in_bucket)
     logger.info(f"wrote shards to {store.uri}: {describe_counts(manifest)}")
+
+
+def synthetic_note(synth: "SynthConfig", held: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return what decides the content of generated data, as a manifest keeps it.
+
+    Cut-outs count by their content, wherever they lie.
+
+    Args:
+        synth: Settings of the generator.
+        held: Note of data that are generated already: their photographs may be gone.
+
+    Raises:
+        UserError: The files of the cut-outs are missing, and nothing is generated yet.
+    """
+    from aml.synthetic import content_key
+
+    note = synth.to_dict()
+    cutouts, photographs = note.pop("cutouts"), note.pop("photographs")
+    if cutouts and photographs:
+        gone = held is not None and not Path(cutouts).exists()
+        note["cutouts"] = (
+            held.get("cutouts") if held and gone else content_key(Path(cutouts), Path(photographs))
+        )
+    return note
 
 
 def _without_path(row: dict[str, Any]) -> dict[str, Any]:

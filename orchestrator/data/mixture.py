@@ -151,12 +151,14 @@ def check_sources(data: DataConfig, root: Path) -> Sources | None:
     """Return the shards in use; None if the data are still to be generated.
 
     Raises:
-        UserError: There are no shards, or a split in use is empty; the training split has
+        UserError: There are no shards, and nothing to generate them of; a split in use is empty;
+            the training split has
             evaluation images and data.allow_eval_images is not set; the evaluation images of a
             mixture cannot be known, or it holds a data set twice.
     """
     stores = tuple(storage.Filesystem(uri, root) for uri in data.trains)
     if data.synth is not None and stores[0].read(shards.COMPLETE_MARKER) is None:
+        convert.synthetic_note(data.synth)  # refuses photographs that are missing
         convert.check_own_store(stores[0])
         stores[0].check_writable("data.train", 0)
         return None
@@ -197,12 +199,14 @@ def _check_store(
                 f"data.{key} {split!r} is empty: {store.uri} holds "
                 f"{', '.join(manifest['splits'])}; name one of them"
             )
-    wanted = data.synth.to_dict() if data.synth else None
-    if wanted and manifest.get("synth") and manifest["synth"] != wanted:
-        raise UserError(
-            f"{store.uri} was generated with {manifest['synth']}, but data.synth is {wanted}; give "
-            "data.train another folder or delete that one"
-        )
+    held = manifest.get("synth")
+    if data.synth is not None and held:
+        wanted = convert.synthetic_note(data.synth, held)
+        if held != wanted:
+            raise UserError(
+                f"{store.uri} was generated with {held}, but data.synth is {wanted}; give "
+                "data.train another folder or delete that one"
+            )
     if is_evaluation(data.train_split, data) and not data.allow_eval_images:
         raise UserError(
             f"data.train_split {data.train_split!r} is there for evaluation, and a model that "

@@ -98,9 +98,9 @@ class _Robustness(_Record):
     n: int | None = None
     split: str | None = None
     conditions: list[Annotated[str, Field(pattern=r"^[a-z_]+:[0-5]$")]] | None = None
-    trials: (
-        dict[str, dict[Annotated[str, Field(pattern=r"^[a-z_]+:[0-5]$")], _Scores]] | None
-    ) = None
+    trials: dict[str, dict[Annotated[str, Field(pattern=r"^[a-z_]+:[0-5]$")], _Scores]] | None = (
+        None
+    )
 
 
 class _State(_Record):

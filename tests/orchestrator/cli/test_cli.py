@@ -357,6 +357,9 @@ def test_synth_prints_its_counts(tmp_path, capsys):
     code, text = run(["synth", tmp_path / "made", "--images", "16", "--size", "48"], capsys)
     assert code == 0 and "train" in text and "sentences" in text
     refused(["synth", tmp_path / "other", "--images", "2"], capsys, "images")
+    refused(["synth", tmp_path / "other", "--cutouts", "a.json"], capsys, "--photographs", "both")
+    composed = ["synth", tmp_path / "other", "--cutouts", "a.json", "--photographs", tmp_path]
+    refused(composed, capsys, "a.json is no file")
 
 
 def test_an_interrupted_command_says_so(tmp_path, capsys, monkeypatch):

@@ -1,7 +1,6 @@
 """Planted keys and passwords, which nothing written or printed may hold."""
 
 import json
-import subprocess
 import sys
 from urllib.parse import quote
 
@@ -203,11 +202,11 @@ def test_the_ui_is_given_its_store_on_no_command_line(
     monkeypatch.setattr("orchestrator.tracking.end_lost", lambda root: [])
     started = []
 
-    def run(command, env, **_):
-        started.append((command, env))
-        return subprocess.CompletedProcess(command, 0)
+    def run(command, environment):
+        started.append((command, environment))
+        return 0
 
-    monkeypatch.setattr(surroundings.subprocess, "run", run)
+    monkeypatch.setattr(surroundings, "_run_until_interrupted", run)
     assert surroundings.serve_mlflow_ui("127.0.0.1", unused_port) == 0
     ((command, environment),) = started
     assert not leaks(" ".join(command))

@@ -1,0 +1,1 @@
+"""Compose scenes from the object cut-outs of annotated photographs."""
