@@ -57,6 +57,9 @@ MAX_BYTES = 1 << 28
 MAX_COLUMNS = 100
 """Columns of a CSV file at most."""
 
+MAX_UNSHOWN = 1000
+"""Bad lines beyond those, after which the rest is not read."""
+
 CELL_LETTERS = 1 << 24
 """Letters of a cell or of a line of JSON at most; csv's own limit is below a detailed polygon."""
 
@@ -100,8 +103,12 @@ def read_table(path: Path, images: Path | None = None, max_pixels: int = MAX_PIX
                 problems.append(f"{path} line {line}: {problem}")
             else:
                 unshown += 1
+            if unshown == MAX_UNSHOWN:
+                break
     if problems:
         more = [f"and {unshown} more lines"] if unshown else []
+        if unshown == MAX_UNSHOWN:
+            more = [f"and {unshown} more lines and maybe others: the rest was not read"]
         raise UserError("\n".join(problems + more))
     rows = {file: image.row for file, image in found.items()}
     if not rows:
@@ -174,7 +181,7 @@ def _json_lines(text: str) -> Iterator[tuple[int, dict | str]]:
             yield line, f"it has {len(part)} letters, and {CELL_LETTERS} are the most"
             continue
         try:
-            entry = parse_json(part, "it", advice="give one object a line")
+            entry = parse_json(part.rstrip("\r\n"), "it", advice="give one object a line")
         except UserError as problem:
             yield line, str(problem)
             continue

@@ -104,11 +104,13 @@ def _declarations(model: Model) -> Iterator[str]:
     for prefix in (*model.encoders, *model.no_decay):
         if not any(name.startswith(prefix) for name in names):
             yield f"encoders or no_decay names {prefix}, with which no parameter begins"
-    if any(isinstance(module, _BatchNorm) for module in model.modules()):
+    model.train()
+    if any(isinstance(module, _BatchNorm) and module.training for module in model.modules()):
         yield (
-            "it has batch normalisation, whose result depends on the batch; use GroupNorm or "
-            "LayerNorm"
+            "it trains with batch normalisation, whose result depends on the batch; use GroupNorm "
+            "or LayerNorm, or keep its layers in eval mode"
         )
+    model.eval()
     if not hasattr(model, "word_ids"):
         yield "word_ids is missing; set it to first and end of the tokens that are words"
         return

@@ -4,7 +4,6 @@ An annotation file of 100 MB would take gigabytes as Python objects.
 """
 
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -116,16 +115,20 @@ class _Text:
         while True:
             try:
                 found, end = self.decoder.raw_decode(self.buffer, self.position)
-            except json.JSONDecodeError as error:
+            # a value that the buffer cuts is not valid, and a number may have too many digits
+            except ValueError as error:
+                why = getattr(error, "msg", error)
+                place = self.dropped + getattr(error, "pos", self.position)
                 if not self._more():
-                    raise ValueError(f"{error.msg} at char {self.dropped + error.pos}") from None
+                    raise ValueError(f"{why} at char {place}") from None
             else:
+                length = end - self.position
                 # at the end of the buffer a number may go on
                 if self.buffer[end : end + 1] in ENDS or not self._more():
-                    read = self.buffer[self.position : end]
+                    read = self.buffer[self.position : self.position + length]
                     check_depth(read)
                     check_characters(read, found)
-                    self.position = end
+                    self.position += length
                     return found
 
     def _more(self) -> bool:

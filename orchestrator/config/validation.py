@@ -72,22 +72,28 @@ def _check_populations(experiment: Experiment, scheduler: PbtConfig) -> None:
 def check_run(experiment: Experiment) -> None:
     """Refuse settings that cannot be trained with.
 
-    A registered model is known by its options; a class outside this project has to be looked up.
+    A registered model is known by its options; one that is made of parts, and a class outside this
+    project, have to be looked up.
     """
     name = experiment.model["name"]
+    built_in = MODELS.get(name)
     model: Any  # the options of a built-in model, or the class of one's own
-    if name in MODELS:
-        model = MODELS[name]
+    if built_in and not built_in.of_parts:
+        model, multiple = built_in, built_in.image_multiple
     else:
         from aml.models import find_class, make_options  # imports torch, as the class itself may
 
-        model = find_class(name)
-        make_options(name, {k: v for k, v in experiment.model.items() if k != "name"})
-        allow(name)
-    if experiment.data.size % model.image_multiple:
+        cls: Any = find_class(name)
+        given = make_options(name, {k: v for k, v in experiment.model.items() if k != "name"})
+        if built_in:
+            model, multiple = built_in, cls.side_multiple(given)
+        else:
+            model, multiple = cls, cls.image_multiple
+            allow(name)
+    if experiment.data.size % multiple:
         raise UserError(
             f"data.size is {experiment.data.size}, but model {model.name} needs a multiple of "
-            f"{model.image_multiple}; choose one"
+            f"{multiple}; choose one"
         )
     experiment.aml.check(model, experiment.data.size)
     r = experiment.resources

@@ -22,6 +22,16 @@ WORDS = {"text": "words", "text_width": 32, "text_layers": 2, "text_heads": 2, "
 SWIN = {"backbone": "swin_test", "window": 4, "pretrained": False}
 TINY = {
     "small": {},
+    "compose": {
+        "backbone": "test_efficientnet",
+        "backbone_weights": "random",
+        "text": "words",
+        "width": 32,
+        "stem": 16,
+        "layers": 1,
+        "heads": 2,
+        "max_tokens": 12,
+    },
     "caris": WORDS | SWIN | {"width": 32, "inner": 32, "heads": 2, "layers": 2},
     "lavt": WORDS | SWIN,
     "detris": {

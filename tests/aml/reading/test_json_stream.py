@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import example, given, strategies as st
 
 from aml.errors import UserError
 from aml.reading import json_stream, read_json
@@ -88,6 +88,8 @@ def test_elements_are_bounded_as_whole_texts_are(tmp_path, monkeypatch, text, sa
 
 @pytest.mark.fuzz
 @given(damaged(json.dumps(TREE).encode()), st.sampled_from([1, 5, 1000]))
+@example(b'{"annotations": [333333333333333333330.5]}', 5)
+@example(b'{"annotations"\x00: [1]}', 1000)
 def test_a_damaged_file_gives_the_elements_of_the_whole_or_is_refused(folder, content, chunk):
     (folder / "tree.json").write_bytes(content)
     with pytest.MonkeyPatch.context() as patch:

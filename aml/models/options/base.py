@@ -1,0 +1,37 @@
+"""Base class of the options of models, and the types they share."""
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from aml.schema import Settings, ShareBelowOne, Text, Wanted
+
+WORDS = "words"
+"""Names a random text encoder whose tokens are the words of the data set."""
+
+Tokens = Annotated[int, Field(ge=3, le=4096)]
+
+Weights = Annotated[bool | Text, Wanted("true, false or the path of a weights file")]
+
+Fraction = ShareBelowOne
+
+
+class Options(Settings):
+    """Holds the options of one model."""
+
+    section: ClassVar[str] = "model"
+
+    name: ClassVar[str]
+    built_by: ClassVar[str]
+    """The model's class, as package.module:ClassName."""
+    sources: ClassVar[tuple[str, ...]] = ("encoder", "joint", "prediction")
+    """Where alignment can be read."""
+    image_multiple: ClassVar[int] = 1
+    """The side of an image must be a multiple of it."""
+    fuses: ClassVar[bool] = False
+    """Whether words are read inside the visual encoder."""
+    of_parts: ClassVar[bool] = False
+    """Whether `image_multiple`, and whether the model can be had, depend on the options.
+
+    The model's class then has `side_multiple(options)`, which says both.
+    """
