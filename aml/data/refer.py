@@ -10,12 +10,13 @@ A ref of a row has `ann_id`, its one object. Where expressions may name several 
 has `ann_ids` and `no_target` instead.
 """
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
 from aml.data.instances import load_instances
-from aml.data.refer_counts import SENTENCE_LETTERS, sentence_problem, targets_of
+from aml.data.refer_counts import SENTENCE_LETTERS, sentence_problem, split_words, targets_of
 from aml.data.rle import NOTHING, area
 from aml.errors import UserError
 from aml.reading import (
@@ -29,6 +30,8 @@ from aml.reading import (
     text_problem,
 )
 
+logger = logging.getLogger(__name__)
+
 SPLITS_BY = {
     "refcoco": ("unc", "google"),
     "refcoco+": ("unc",),
@@ -38,25 +41,34 @@ SPLITS_BY = {
 """Data set -> its ways of splitting."""
 
 
-def load_refs(path: Path) -> list[dict]:
+def load_refs(path: Path, *, skip_wordless: bool = False) -> list[dict]:
     """Return the entries of REFER's refs(split_by).p.
+
+    Args:
+        path: the file.
+        skip_wordless: leave out sentences without a word, and refs without a sentence.
 
     Raises:
         UserError: the file is missing or damaged, or holds more than plain data.
     """
     refs = read_pickle(path, "a refs pickle of REFER's")
-    return _checked(refs, path)
+    return _checked(_with_words(refs, path) if skip_wordless else refs, path)
 
 
-def load_grefs(path: Path) -> list[dict]:
+def load_grefs(path: Path, *, skip_wordless: bool = False) -> list[dict]:
     """Return the entries of gRefCOCO's grefs(split_by).json.
 
     Each entry has `ann_ids`, an empty list for an expression without a target.
 
+    Args:
+        path: the file.
+        skip_wordless: leave out sentences without a word, and refs without a sentence.
+
     Raises:
         UserError: the file is missing or damaged.
     """
-    refs = _checked(read_json(path, "gRefCOCO's list of referents"), path, several=True)
+    refs = read_json(path, "gRefCOCO's list of referents")
+    refs = _checked(_with_words(refs, path) if skip_wordless else refs, path, several=True)
     return [ref | {"ann_ids": _named(ref["ann_id"])} for ref in refs]
 
 
@@ -66,6 +78,36 @@ def _named(given: Any) -> list[int] | None:
     if len(named) == 1 and type(named[0]) is int and named[0] == NOTHING:
         return []
     return list(dict.fromkeys(named)) if named and all(map(is_id, named)) else None
+
+
+def _with_words(refs: Any, path: Path) -> Any:
+    """Return the refs without sentences that hold no word and refs without a sentence.
+
+    How many are left out is logged. Anything else that is wrong stays, for `_checked` to refuse.
+    """
+    if not isinstance(refs, list):
+        return refs
+    kept, sentences = [], 0
+    for ref in refs:
+        given = ref.get("sentences") if isinstance(ref, dict) else None
+        if not isinstance(given, list | tuple):
+            kept.append(ref)
+            continue
+        worded = [s for s in given if not _is_wordless(s)]
+        sentences += len(given) - len(worded)
+        if worded:
+            kept.append(ref | {"sentences": worded})
+    if len(kept) < len(refs) or sentences:
+        logger.info(
+            f"{path}: left out {sentences} sentences without a word, and {len(refs) - len(kept)} "
+            "refs without a sentence"
+        )
+    return kept
+
+
+def _is_wordless(sentence: Any) -> bool:
+    text = sentence.get("sent") if isinstance(sentence, dict) else None
+    return isinstance(text, str) and len(text) <= SENTENCE_LETTERS and not split_words(text)
 
 
 def _checked(refs: Any, path: Path, several: bool = False) -> list[dict]:
@@ -92,7 +134,10 @@ def _checked(refs: Any, path: Path, several: bool = False) -> list[dict]:
             first = first or f"ref {describe(ref['ref_id'])} {problem}"
             count += 1
     if count:
-        raise UserError(f"{path}: {first} ({count} such refs in all); get the file again")
+        advice = "get the file again"
+        if "holds no word" in first or "has no sentence" in first:
+            advice += ", or pass --skip-unreadable to leave such sentences out"
+        raise UserError(f"{path}: {first} ({count} such refs in all); {advice}")
     return refs
 
 
@@ -141,7 +186,13 @@ def _repeated(ref: dict, seen: set[tuple[int, int]]) -> str:
 
 
 def read_refer(
-    refer_root: Path, images: Path, dataset: str, split_by: str, max_pixels: int = MAX_PIXELS
+    refer_root: Path,
+    images: Path,
+    dataset: str,
+    split_by: str,
+    max_pixels: int = MAX_PIXELS,
+    *,
+    skip_wordless: bool = False,
 ) -> list[dict]:
     """Read a data set into rows without their JPEG.
 
@@ -152,6 +203,7 @@ def read_refer(
         dataset: a key of SPLITS_BY.
         split_by: one of its values.
         max_pixels: height times width of a picture at most.
+        skip_wordless: leave out sentences without a word, and refs without a sentence.
 
     Returns:
         One row an image, in the order of image_id; `path` names its file.
@@ -168,7 +220,8 @@ def read_refer(
         )
     folder = Path(refer_root) / dataset
     name = f"grefs({split_by}).json" if dataset == "grefcoco" else f"refs({split_by}).p"
-    refs = load_grefs(folder / name) if dataset == "grefcoco" else load_refs(folder / name)
+    load = load_grefs if dataset == "grefcoco" else load_refs
+    refs = load(folder / name, skip_wordless=skip_wordless)
     by_image: dict[int, list[dict]] = {}
     for ref in refs:
         by_image.setdefault(ref["image_id"], []).append(ref)

@@ -55,6 +55,7 @@ class Compose(PlaceDecoder):
     shift: torch.Tensor
 
     name, sources, fuses = ComposeOptions.name, ComposeOptions.sources, ComposeOptions.fuses
+    image_multiple = ComposeOptions.image_multiple
 
     def __init__(self, options: ComposeOptions, vocabulary: list[str], assets: dict | None = None):
         super().__init__(options, vocabulary, assets)

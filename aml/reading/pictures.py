@@ -2,6 +2,7 @@
 
 import io
 import threading
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -32,6 +33,9 @@ ORIENTATION = 0x0112
 """EXIF's tag for how a picture is to be turned when it is shown."""
 
 _header_lock = threading.Lock()
+
+# what is wrong with a picture ends in a sentence, or does no harm
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 class UnreadableImage(Unreadable):

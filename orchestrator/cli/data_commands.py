@@ -72,7 +72,11 @@ def shard(
         str | None, typer.Option(metavar="URI", help="Re-read shards and report damage instead.")
     ] = None,
     skip_unreadable: Annotated[
-        bool, typer.Option("--skip-unreadable", help="Leave images out that do not decode.")
+        bool,
+        typer.Option(
+            "--skip-unreadable",
+            help="Leave out images that do not decode and sentences without a word.",
+        ),
     ] = False,
     max_megapixels: MaxMegapixels = 100,
     as_json: Json = False,
@@ -116,7 +120,8 @@ def _write(
         dataset: A data set's name, as its folder in refer_root.
         split_by: Who split it: unc, umd or google.
         out: Folder or address of the shards.
-        skip_unreadable: Leave out images that do not decode, instead of refusing them.
+        skip_unreadable: Leave out images that do not decode and sentences without a word,
+            instead of refusing them.
         max_megapixels: Millions of pixels of a picture at most.
 
     Returns:
@@ -132,7 +137,14 @@ def _write(
     if table:
         rows = read_table(table, images, limit)
     else:
-        rows = read_refer(cast(Path, refer_root), cast(Path, images), dataset, split_by, limit)
+        rows = read_refer(
+            cast(Path, refer_root),
+            cast(Path, images),
+            dataset,
+            split_by,
+            limit,
+            skip_wordless=skip_unreadable,
+        )
     packed = data.pack_rows(rows)
     if data.check_output(store, packed) is None:
         cluster.init_ray()

@@ -165,7 +165,7 @@ class _Trial(_Record):
     @model_validator(mode="after")
     def _check_epochs(self):
         last = self.history[-1]["epoch"] if self.history else 0
-        if self.epochs not in (None, last):
+        if (self.epochs or 0) > last:
             raise ValueError(f"epochs is {self.epochs}, but history ends at {last}")
         return self
 

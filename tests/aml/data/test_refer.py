@@ -13,6 +13,7 @@ from pycocotools import mask as coco
 from aml.data import refer, refer_counts, rle as rle_module
 from aml.data.decode import rasterise
 from aml.errors import UserError
+from tests.support.hearing import hear
 
 
 @pytest.fixture
@@ -217,6 +218,26 @@ def test_a_ref_that_is_not_as_refer_writes_it_is_named(folder, scenes, what):
     with pytest.raises(UserError, match=says) as error:
         read(folder, scenes)
     assert "refs(unc).p" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_sentences_without_a_word_are_refused_and_left_out_where_that_is_asked(folder, scenes):
+    whole = read(folder, scenes)
+
+    def change(refs):
+        refs[0]["sentences"].append({"sent_id": 10**9, "sent": "...", "raw": "..."})
+        refs[1]["sentences"] = [{"sent_id": 10**9 + 1, "sent": "", "raw": "?"}]
+        refs[2]["sentences"] = []
+
+    edit_refs(folder, change)
+    with pytest.raises(UserError, match=r"3 such refs in all.*--skip-unreadable to leave such"):
+        read(folder, scenes)
+    said = hear([])
+    rows = refer.read_refer(folder, scenes / "images", "refcoco", "unc", skip_wordless=True)
+    assert sum(len(row["refs"]) for row in rows) == sum(len(row["refs"]) for row in whole) - 2
+    sentences = [s["sent"] for row in rows for ref in row["refs"] for s in ref["sentences"]]
+    assert "..." not in sentences and "" not in sentences
+    (line,) = said
+    assert "left out 2 sentences without a word, and 2 refs without a sentence" in line
 
 
 def run_lengths(annotation, record, *, size=None, counts=None):

@@ -354,7 +354,8 @@ def test_the_package_reads_sentences(photos):
 
 def test_a_checkpoint_needs_no_package(photos, tmp_path, monkeypatch):
     """A model is rebuilt where neither package is, and where timm and the hub give nothing."""
-    save_checkpoint(tmp_path / "best", photos, {"image_size": 64})
+    settings = {"image_size": 64, "fit": "square", "threshold": 0.5}
+    save_checkpoint(tmp_path / "best", photos, settings)
 
     def away(*_, **__):
         raise AssertionError("a rebuild looks for nothing")

@@ -14,6 +14,7 @@ from PIL import Image
 
 from aml.data import rasterise, read_refer
 from aml.errors import UserError
+from aml.files import MARKER
 from aml.synthetic import compose_dataset, generate_dataset, refer_files
 from aml.synthetic.meaning import POSITION_WORDS
 from aml.synthetic.photographs import backgrounds, colours, dataset as composed, material
@@ -65,7 +66,8 @@ def load(out: Path, name: str) -> tuple[list[dict], dict]:
 
 
 def tree(out: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    files = (p for p in out.rglob("*") if p.is_file() and p.name != MARKER)
+    return {str(p.relative_to(out)): p.read_bytes() for p in files}
 
 
 def test_the_same_input_gives_the_same_bytes(drawn, tmp_path):

@@ -81,7 +81,7 @@ def test_an_empty_argument_is_refused_before_anything_is_looked_up(arguments, ca
 
 def test_the_home_of_nobody_is_refused(experiment, capsys):
     refused(["predict", "~nobody-x", "--image", "x", "--text", "x"], capsys, "no user's home")
-    refused(["train", experiment, "storage.root=~nobody-x/y"], capsys, "no user's home")
+    refused(["train", experiment, "storage.root=~nobody-x/y"], capsys, "no user of that name")
 
 
 def test_help_imports_nothing_heavy():
@@ -140,7 +140,7 @@ def test_a_mask_that_would_hide_nothing(experiment, capsys):
 
 def test_missing_annotations_and_images(refer, capsys):
     (refer / "refcoco" / "instances.json").rename(refer / "moved.json")
-    refused(shard(refer), capsys, "instances.json is missing")
+    refused(shard(refer), capsys, "instances.json cannot be read (it is missing)")
     (refer / "moved.json").rename(refer / "refcoco" / "instances.json")
     picture = sorted((refer / "images" / "train2014").iterdir())[0]
     picture.unlink()
