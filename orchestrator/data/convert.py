@@ -264,16 +264,15 @@ def synthetic_note(synth: "SynthConfig", held: dict[str, Any] | None = None) -> 
     return note
 
 
-def _without_path(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if key != "path"}
+def _meta(row: dict[str, Any], *, sort_keys: bool = False) -> str:
+    return json.dumps({k: v for k, v in row.items() if k != "path"}, sort_keys=sort_keys)
 
 
 def _source_hash(rows: list[dict[str, Any]]) -> str:
     """Return PackedRows.source, computed one row at a time to save memory."""
     digest = hashlib.sha256(f"[{FORMAT}, [".encode())
     for k, row in enumerate(rows):
-        text = json.dumps(_without_path(row), sort_keys=True)
-        digest.update(((", " if k else "") + text).encode())
+        digest.update(((", " if k else "") + _meta(row, sort_keys=True)).encode())
     digest.update(b"]]")
     return digest.hexdigest()
 
@@ -289,7 +288,7 @@ def _assign_files(rows: list[dict[str, Any]]) -> dict[str, list[PackedRow]]:
     files = {}
     for number, start in enumerate(range(0, len(ordered), ROWS_PER_FILE)):
         chunk = ordered[start : start + ROWS_PER_FILE]
-        metas = [json.dumps(_without_path(row)) for row in chunk]
+        metas = [_meta(row) for row in chunk]
         digest = hashlib.sha256(json.dumps([FORMAT, metas]).encode()).hexdigest()[:12]
         files[f"part-{number:05d}-{digest}.parquet"] = [
             (row["path"], zlib.compress(meta.encode()))
@@ -380,12 +379,8 @@ def _write_file(
         )
     if not rows or (note["errors"] and not skip_unreadable):
         return note
-    types = {
-        "image_id": pa.int64(),
-        "splits": pa.string(),
-        "jpeg": pa.binary(),
-        "meta": pa.string(),
-    }
+    types = {"image_id": pa.int64(), "splits": pa.string(), "jpeg": pa.binary()}
+    types["meta"] = pa.string()
     table = pa.Table.from_pylist(rows, pa.schema(types, metadata={NOTE: json.dumps(note)}))
     del rows
     sink = pa.BufferOutputStream()

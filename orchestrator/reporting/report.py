@@ -259,7 +259,7 @@ def _captions(page: dict[str, Any], meta: dict) -> dict[str, str]:
     return {
         "arms": f"{page['title']}: validation scores in %, last epoch, mean over seeds with 95% t "
         f"interval; differences paired by seed. {equality}",
-        "robust_arms": _robust_caption(meta),
+        "robust_arms": robust_arms.table_caption(meta),
         "evaluations": "Scores in %. Rows marked published are their authors', not measured here; "
         "the square protocol scores at the size given.",
         "breakdown": "Scores in % by kind of sentence and referent, uncorrupted pictures.",
@@ -268,17 +268,6 @@ def _captions(page: dict[str, Any], meta: dict) -> dict[str, str]:
         "importance": "How far a parameter alone orders an arm's search trials by validation mIoU.",
         "paths": "Settings that changed while a trial trained, by the epochs done.",
     }
-
-
-def _robust_caption(meta: dict) -> str:
-    """Return the caption of the arms under corruption."""
-    measured = meta.get("robustness") or {}
-    sentences = f"{measured.get('n', '?')} sentences of {measured.get('split', 'val')}"
-    return (
-        f"Confirmed checkpoints on {sentences}, in %, mean over severities and seeds with 95% t "
-        "interval; drop: share of the clean score that is lost; differences in points, paired by "
-        "seed, with p values after Holm's correction over arms and corruptions."
-    )
 
 
 def subtitle(meta: dict) -> list[str]:

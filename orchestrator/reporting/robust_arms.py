@@ -220,6 +220,21 @@ def robust_lines(scores: list[RobustScore], sweep: Mapping[str, Any]) -> list[st
     return lines
 
 
+def table_caption(sweep: Mapping[str, Any]) -> str:
+    """Return the caption of the table of arms under corruption.
+
+    Args:
+        sweep: Content of sweep.json.
+    """
+    measured = sweep.get("robustness") or {}
+    sentences = f"{measured.get('n', '?')} sentences of {measured.get('split', 'val')}"
+    return (
+        f"Confirmed checkpoints on {sentences}, in %, mean over severities and seeds with 95% t "
+        "interval; drop: share of the clean score that is lost; differences in points, paired by "
+        "seed, with p values after Holm's correction over arms and corruptions."
+    )
+
+
 def robust_summary(scores: list[RobustScore], sweep: Mapping[str, Any]) -> list[str]:
     """Return what holds under corruption in sentences, the most important first.
 
