@@ -42,7 +42,7 @@ Whole = Annotated[int, Field(ge=0, le=10**9)]
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
 
-Width = Annotated[int, Field(ge=1, le=2**16)]
+Width = Annotated[int, Field(ge=1, le=2**20)]
 
 Layers = Annotated[int, Field(ge=1, le=1000)]
 
