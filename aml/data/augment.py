@@ -32,12 +32,18 @@ HUE_JITTER = 0.1
 """Hue is turned by at most this share of a full turn. Both are the usual strengths of colour
 jitter, those of SimCLR (arXiv 2002.05709) halved."""
 
+COLOUR_WORDS = (
+    *("red", "orange", "yellow", "green", "blue", "purple", "violet", "pink", "brown", "black"),
+    *("white", "gr[ae]y", "beige", "tan", "cream", "gold", "silver", "bronze", "copper", "maroon"),
+    *("burgundy", "navy", "teal", "turquoise", "aqua", "cyan", "magenta", "lavender", "lilac"),
+    *("peach", "khaki", "olive", "ivory", "rust", "mustard", "blond", "brunette", "ginger"),
+    *("dark", "light", "bright", "pale", "shad(?:e|ow)", "tint", "hue", "colou?r", "neon"),
+    *("denim", "plain", "bluish"),
+)
+
 _COLOUR = re.compile(
-    r"\b(?:red|orange|yellow|green|blue|purple|violet|pink|brown|black|white|gr[ae]y|beige|tan|cream"
-    r"|gold|silver|bronze|copper|maroon|burgundy|navy|teal|turquoise|aqua|cyan|magenta|lavender|lilac"
-    r"|peach|khaki|olive|ivory|rust|mustard|blond|blonde|brunette|redhead|ginger|dark|light|bright"
-    r"|pale|shad(?:e|ow)|tint|hue|colou?r|colou?red|neon|denim|plain)"
-    r"(?:d|ed|en|r|st|er|est|der|dest|s|y|ish|dish|less|ful|haired|head|headed)?\b|\b(?:bluish|tanned)\b",
+    rf"\b(?:{'|'.join(COLOUR_WORDS)})"
+    r"(?:d|ed|ned|e|en|r|st|er|est|der|dest|s|y|ish|dish|less|ful|haired|head|headed)?\b",
     re.IGNORECASE,
 )
 """Words whose truth may change with the colours of a picture, and words for brightness."""

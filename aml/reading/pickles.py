@@ -92,7 +92,11 @@ class _Instructions(dict):
         )
 
 
-class _PlainUnpickler(pickle._Unpickler):  # type: ignore[name-defined,misc] # private, but in every CPython
+_Unpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
+"""The unpickler that is written in Python: private, but in every CPython."""
+
+
+class _PlainUnpickler(_Unpickler):
     """Carry out the instructions of plain data alone."""
 
     stack: list[Any]
@@ -161,7 +165,7 @@ class _PlainUnpickler(pickle._Unpickler):  # type: ignore[name-defined,misc] # p
         self._set_items(found, items)
         self.append(found)
 
-    dispatch = _Instructions({code[0]: pickle._Unpickler.dispatch[code[0]] for code in ADMITTED})  # type: ignore[attr-defined]
+    dispatch = _Instructions({code[0]: _Unpickler.dispatch[code[0]] for code in ADMITTED})
     dispatch[pickle.FRAME[0]] = load_frame
     dispatch[pickle.SETITEM[0]] = load_setitem
     dispatch[pickle.SETITEMS[0]] = load_setitems

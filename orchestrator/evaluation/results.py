@@ -17,7 +17,7 @@ FOLDER = "give the --out folder of `python -m orchestrator evaluate`"
 
 
 class _Part(BaseModel):
-    """What is checked of a part of a result; it may hold more."""
+    """Check a part of a result, which may have more entries than those named."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -64,7 +64,7 @@ class _Mean(_Part):
 
 
 class _Row(BaseModel):
-    """What is read of a row of per_sentence.jsonl."""
+    """Check the columns of per_sentence.jsonl that a comparison reads."""
 
     model_config = ConfigDict(strict=True)
     split: str

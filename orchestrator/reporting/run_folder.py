@@ -21,7 +21,7 @@ SHOWN_PROBLEMS = 20
 
 
 class _Section(BaseModel):
-    """What a report reads of a section of the settings."""
+    """Check the entries of a section of the settings that a report reads."""
 
     model_config = ConfigDict(extra="allow", strict=True)
     name: str | None = None
@@ -32,7 +32,7 @@ class _Section(BaseModel):
 
 
 class _Settings(BaseModel):
-    """What a report reads of a run's settings."""
+    """Check the sections of a run's settings that a report reads."""
 
     model_config = ConfigDict(extra="allow", strict=True)
     data: _Section | None = None

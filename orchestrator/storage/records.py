@@ -60,7 +60,7 @@ def _check_path(step: list[Any]) -> list[Any]:
 
 
 class _Record(BaseModel):
-    """What is checked of a record; it may hold more."""
+    """Check a record, which may have more entries than those named."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 

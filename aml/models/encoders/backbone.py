@@ -37,7 +37,7 @@ FILES = ("model.safetensors", "pytorch_model.bin", "model.pth", "model.pt")
 
 
 class Plan(NamedTuple):
-    """What is read of a backbone, known before its weights are."""
+    """Maps that are read of a backbone, known before its weights are."""
 
     indices: tuple[int, ...]
     """Which of its maps, by timm's numbers."""

@@ -89,7 +89,7 @@ class Scene(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """What a scene is to show."""
+    """Choice of the objects that a scene is to show."""
 
     category: str
     """Category of several objects."""
