@@ -35,7 +35,10 @@ class SeedsConfig(Settings):
         "With how many seeds each setting is searched: seed, seed + 1, ...", 1, unit="seeds"
     )
     confirm: Annotated[int, Field(ge=0, le=100_000)] = leaf(
-        "With how many fresh seeds each arm's best setting is trained again.", 2, unit="seeds"
+        "With how many fresh seeds each arm's best setting is trained again. A sweep that is given "
+        "again with more goes on to them.",
+        2,
+        unit="seeds",
     )
 
 

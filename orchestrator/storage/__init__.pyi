@@ -30,9 +30,11 @@ from .records import (
 from .run import (
     KINDS as KINDS,
     Run as Run,
-    begin_run as begin_run,
     find_run as find_run,
     list_runs as list_runs,
+)
+from .start import (
+    begin_run as begin_run,
     start_run as start_run,
 )
 from .synced_folder import (

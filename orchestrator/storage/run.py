@@ -11,18 +11,13 @@ Where the root is in a bucket, <root> is the folder in which this machine works:
 are downloaded first, and what is written is uploaded.
 """
 
-import contextlib
 import errno
 import json
 import logging
 import os
-import platform
 import stat
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,19 +27,15 @@ from aml.reading import read_text
 from orchestrator.config import (
     Experiment,
     TrackingConfig,
-    code_version,
     from_stored,
     upgrade_overrides,
 )
 from orchestrator.storage import lease, paths, snapshot, uploads
-from orchestrator.storage.paths import storage_root
 from orchestrator.storage.records import LEDGER, read_state, read_trials
 from orchestrator.utils import (
     atomic_write,
-    git_state,
     holder_of,
     process_lock,
-    processor,
     redact,
     redact_all,
     without_nan,
@@ -203,6 +194,11 @@ class Run:
         tree = from_stored(read_text(path, "the settings of a run"), where=str(path))
         return tree.replace(tracking=tracking) if "***" in (tree.tracking.uri or "") else tree
 
+    def write_settings(self, experiment: Experiment) -> None:
+        """Write the settings that the run is made with, without passwords."""
+        text = redact(experiment.to_yaml())
+        atomic_write(self.folder / "config.yaml", text.encode())
+
     def _read(self) -> dict:
         path = self.folder / f"{self.kind}.json"
         return read_state(path) if path.exists() else {}
@@ -223,56 +219,6 @@ def _append_line(file: BinaryIO, line: bytes) -> None:
         raise
 
 
-def start_run(experiment: Experiment, kind: str, manifest: dict, *, fresh: bool) -> Run:
-    """Return the run of some settings and data: a new one, or the present one of the same name.
-
-    An unfinished run of the same settings and data that another version of the numerics began is
-    not continued, but named in a message.
-
-    Args:
-        experiment: the settings.
-        kind: one of `KINDS`.
-        manifest: of the data; its fingerprint is part of the run's name.
-        fresh: start another run, even where one of this name exists.
-    """
-    root = storage_root(experiment.storage.root)
-    uploads.download_run_metadata(root)
-    name = base = experiment.run_name(manifest["fingerprint"])
-    number = 1
-    while fresh and (root / name).exists():
-        number += 1
-        name = f"{base}-{number}"
-    run = Run(root / name, kind)
-    if not run.state:
-        if not fresh:
-            _report_other_numerics(root, experiment, kind, manifest["fingerprint"])
-        run.folder.mkdir(parents=True, exist_ok=True)
-        atomic_write(run.folder / "config.yaml", redact(experiment.to_yaml()).encode())
-    return run
-
-
-def _report_other_numerics(root: Path, experiment: Experiment, kind: str, data: str) -> None:
-    """Name unfinished runs of some settings and data that another version of the numerics began."""
-    for run in _local_runs(root)[0]:
-        state = run.state
-        wanted = {"name": experiment.name, "data": data, "kind": kind}
-        found = {
-            "name": state.get("name"),
-            "data": (state.get("data") or {}).get("fingerprint"),
-            "kind": run.kind,
-        }
-        if run.finished or found != wanted or state.get("code_version") == code_version():
-            continue
-        with contextlib.suppress(UserError, OSError):  # an unreadable run cannot be continued
-            if run.experiment().computed() == experiment.computed():
-                logger.info(
-                    f"note: {run.name} has these settings and data and is not finished, but "
-                    f"{state.get('code_version', 'unrecorded')} began it and here is "
-                    f"{code_version()}: a new run is started; --resume {run.name} continues that "
-                    "one"
-                )
-
-
 def find_run(root: Path, name: str, kind: str | None = None) -> Run:
     """Return the run that a text names.
 
@@ -288,7 +234,7 @@ def find_run(root: Path, name: str, kind: str | None = None) -> Run:
         UserError: no run has this name, or several names start with the text.
     """
     uploads.download_run_metadata(root)
-    local, damaged = _local_runs(root)
+    local, damaged = local_runs(root)
     if name in damaged:
         raise UserError(damaged[name])
     runs = [r for r in local if kind in (None, r.kind)]
@@ -320,13 +266,13 @@ def list_runs(root: Path) -> list[Run]:
     A run whose files are damaged or may not be read is named in a message and left out.
     """
     uploads.download_run_metadata(root)
-    found, damaged = _local_runs(root)
+    found, damaged = local_runs(root)
     for problem in damaged.values():
         logger.info(f"note: {problem}")
     return found
 
 
-def _local_runs(root: Path) -> tuple[list[Run], dict[str, str]]:
+def local_runs(root: Path) -> tuple[list[Run], dict[str, str]]:
     """Return the runs whose folders are on this machine, the newest first.
 
     Returns:
@@ -352,46 +298,3 @@ def _local_runs(root: Path) -> tuple[list[Run], dict[str, str]]:
             except OSError as error:
                 damaged[entry.name] = f"{entry.path} cannot be read ({error.strerror})"
     return sorted(found, key=lambda run: -(run.state.get("started") or 0)), damaged
-
-
-def begin_run(run: Run, experiment: Experiment, manifest: dict, uri: str) -> None:
-    """Note in the state who runs what, at the start and at each continuation.
-
-    Args:
-        run: the run, locked.
-        experiment: its settings.
-        manifest: of the data.
-        uri: where the data are.
-
-    Raises:
-        UserError: the run was started with other data.
-    """
-    given = (run.state.get("data") or {}).get("fingerprint")
-    if given and given != manifest["fingerprint"]:
-        raise UserError(
-            f"{run.name} was made with data {given}, but {uri} now holds "
-            f"{manifest['fingerprint']}; restore those data or start another with --fresh"
-        )
-    sha, dirty = git_state()
-    run.update(
-        run=run.name,
-        name=experiment.name,
-        kind=run.kind,
-        state="running",
-        started=run.state.get("started") or time.time(),
-        ended=None,
-        command=" ".join(["python -m orchestrator", *sys.argv[1:]]),
-        git_sha=sha,
-        git_dirty=dirty,
-        code_version=code_version(),
-        processors=[*dict.fromkeys([*(run.state.get("processors") or []), processor()])],
-        versions={
-            "python": platform.python_version(),
-            **{p: version(p) for p in ("torch", "ray", "mlflow", "transformers", "timm")},
-        },
-        data={
-            "uri": uri,
-            **{key: manifest.get(key) for key in ("dataset", "split_by", "fingerprint", "splits")},
-        },
-        epochs=experiment.train.epochs,
-    )

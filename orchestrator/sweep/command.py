@@ -67,7 +67,8 @@ def run_sweep(
     else:
         run = storage.start_run(experiment, "sweep", sources.manifest, fresh=fresh)
     with run.locked():
-        may_continue = has_larger_budget(run, experiment) or has_cut_trials(run)
+        experiment, more_seeds = settle_seeds(run, experiment)
+        may_continue = more_seeds or has_larger_budget(run, experiment) or has_cut_trials(run)
         if run.finished and not may_continue and not unmeasured_robustness(run, experiment):
             logger.info(f"{run.name} has finished (--fresh starts another)")
             tracking.deliver_tracking(run, experiment)
@@ -219,6 +220,30 @@ def download_unfinished(run: storage.Run) -> None:
     for spec in started_trials(run.folder):
         if spec.id not in ended:
             storage.download(run.folder / "trials" / spec.id, wanted=storage.without_checkpoints)
+
+
+def settle_seeds(run: storage.Run, experiment: Experiment) -> tuple[Experiment, bool]:
+    """Return the settings with as many confirmation seeds as the sweep was ever given.
+
+    Args:
+        run: The sweep, locked.
+        experiment: The settings given now, which may ask for more seeds or for fewer.
+
+    Returns:
+        The settings, and whether they ask for more seeds than the sweep was given before: its
+        config.yaml then holds the new number.
+    """
+    if not run.state:
+        return experiment, False
+    before = run.experiment().search.seeds.confirm
+    wanted = experiment.search.seeds.confirm
+    if wanted < before:
+        logger.info(f"note: {run.name} has {before} confirmation seeds an arm; all of them count")
+        experiment = experiment.with_overrides({"search.seeds.confirm": before})
+    elif wanted > before:
+        logger.info(f"{run.name} goes on from {before} to {wanted} confirmation seeds an arm")
+        run.write_settings(experiment)
+    return experiment, wanted > before
 
 
 def has_larger_budget(run: storage.Run, experiment: Experiment) -> bool:

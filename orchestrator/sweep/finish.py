@@ -69,9 +69,13 @@ def finish_sweep(
         )
         logger.info(f"{run.name} failed: no trial finished; the first error: {run.state['error']}")
         return 1
-    checkpoint = _champion_checkpoint(run, best)
+    # An earlier end of this sweep may have measured the same champion.
+    is_known = (run.state.get("champion") or {}).get("trial") == best["trial"]
+    baselines = run.state.get("baselines") if is_known else None
+    checkpoint = _champion_checkpoint(run, best, needed=not baselines)
     ended = time.time()
-    baselines = _baselines(sweep.experiment, checkpoint, shared)
+    if checkpoint and not baselines:
+        baselines = _baselines(sweep.experiment, checkpoint, shared)
     robustness = _robustness(sweep, val_store)
     configs = {arm: config for arm, config in sweep.best_configs.items() if config is not None}
     run.update(
@@ -96,10 +100,22 @@ def finish_sweep(
     return 1 if missing_arms else 0
 
 
-def _champion_checkpoint(run: storage.Run, best: dict) -> Path:
-    """Return the folder of the champion's checkpoint, downloaded where it is in a bucket."""
+def _champion_checkpoint(run: storage.Run, best: dict, *, needed: bool) -> Path | None:
+    """Return the folder of the champion's checkpoint, downloaded where it is in a bucket.
+
+    Args:
+        run: The sweep.
+        best: The champion's ledger record.
+        needed: Whether a checkpoint that is lost is an error; else it is None, with a message.
+    """
     checkpoint = run.folder / "trials" / best["trial"] / "last"
     problem = storage.try_download(checkpoint.parent, wanted=storage.weights_only)
+    if not checkpoint.exists() and not needed:
+        logger.info(
+            f"note: the checkpoint of {best['trial']}, the champion, is not on this machine; what "
+            "was measured of it stays"
+        )
+        return None
     if problem and not checkpoint.exists():
         raise RunError(
             f"{problem}, and the champion's checkpoint is not on this machine; the same command "
@@ -196,7 +212,7 @@ def _confirmed_checkpoints(run: storage.Run, trials: list[str]) -> dict[str, Pat
     return {trial: folder for trial, folder in checkpoints.items() if folder.exists()}
 
 
-def _track(sweep: FinishedSweep, best: dict, checkpoint: Path) -> None:
+def _track(sweep: FinishedSweep, best: dict, checkpoint: Path | None) -> None:
     """Write the report and give MLflow the report, the last metrics and the champion's model."""
     run = sweep.run
     tracker = sweep.tracker
@@ -218,7 +234,8 @@ def _track(sweep: FinishedSweep, best: dict, checkpoint: Path) -> None:
         if record["trial"] == best["trial"]:
             robust = measured
     tracker.metrics(SWEEP_KEY, best["epochs"], metrics | baselines | robust)
-    tracker.model(SWEEP_KEY, checkpoint, sweep.experiment.name, metrics)
+    if checkpoint:
+        tracker.model(SWEEP_KEY, checkpoint, sweep.experiment.name, metrics)
 
 
 def find_champion(records: list[dict], metric: str, mode: str) -> dict | None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -219,6 +220,27 @@ def test_a_finished_sweep_given_again_with_corruptions_scores_its_confirmed_chec
     assert child.data.metrics["robust/fog"] == pytest.approx(fog)
     assert {"robust/clean", "robust/noise", "robust/mean"} <= child.data.metrics.keys()
     assert "has finished" in ray_session([*command, "evaluate.corrupt=noise:3"])[1]
+
+
+def test_a_finished_sweep_goes_on_to_more_confirmation_seeds(
+    finished, home, tmp_path, ray_session
+):
+    run, _ = finished
+    later = tmp_path / "later"
+    shutil.copytree(home, later)
+    copy = run_module.Run(later / run.name, "sweep")
+    shutil.rmtree(copy.folder / "trials")  # what a machine that is gone took with it
+    command = ["sweep", str(home / "tiny.yaml"), f"storage.root={later}"]
+    code, text = ray_session([*command, "search.seeds.confirm=2"])
+    assert code == 0 and f"{run.name} goes on from 1 to 2 confirmation seeds an arm" in text, text
+    before, after = run.ledger(), copy.ledger()
+    assert after[: len(before)] == before
+    added = {(r["arm"], r["stage"], r["seed"], r["state"]) for r in after[len(before) :]}
+    assert added == {(arm, "confirm", 1001, "done") for arm in copy.experiment().search.arms}
+    assert copy.experiment().search.seeds.confirm == 2
+    code, text = ray_session(command)  # fewer seeds take nothing away
+    assert code == 0 and "has 2 confirmation seeds an arm; all of them count" in text
+    assert "has finished" in text and len(run_module.list_runs(later)) == 1
 
 
 def test_a_run_under_work_is_not_started_twice(finished, home, ray_session):
