@@ -12,8 +12,8 @@ Public names: ARMS, AT_COMPUTE, AshaConfig, BudgetConfig, CHANGEABLE, DataConfig
     METHODS, PbtConfig, ResourcesConfig, SCHEDULERS, SearchConfig, SeedsConfig, StorageConfig,
     SynthConfig, TrackingConfig, active_params, base_arm, check_budget, check_run, check_sweep,
     code_version, explain_settings, from_dict, from_stored, from_text, hourly_price, json_schema,
-    load, setting_warnings, settings_reference, show_settings, stored_settings, unbundle,
-    upgrade_overrides.
+    load, masking_arm, setting_warnings, settings_reference, show_settings, stored_settings,
+    unbundle, upgrade_overrides.
 """
 
 import lazy_loader

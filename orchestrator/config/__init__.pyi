@@ -3,6 +3,7 @@ from .arms import (
     AT_COMPUTE as AT_COMPUTE,
     active_params as active_params,
     base_arm as base_arm,
+    masking_arm as masking_arm,
     unbundle as unbundle,
 )
 from .explain import (

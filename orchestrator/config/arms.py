@@ -1,9 +1,18 @@
-"""Names the arms of a comparison, and what of a setting means something to each of them."""
+"""Names the arms of a comparison, and what of a setting means something to each of them.
 
+An arm is a masking method or preset, perhaps with settings of its own in brackets, perhaps with one
+or both endings: off, random(rate=0.1), aml/calibrated(sentence=other weak=highest)+colour@compute.
+"""
+
+import re
 from typing import Any
 
-from aml.masking import PRESETS
+import yaml
+
+from aml.errors import UserError
+from aml.masking import PRESETS, MaskingConfig
 from aml.own_classes import names_own_class
+from aml.schema import not_among
 
 AT_COMPUTE = "@compute"
 """Ends an arm that trains for as many epochs as the costliest arm's FLOPs would pay for."""
@@ -32,14 +41,70 @@ DIMENSIONS: dict[str, tuple[str, ...]] = {
 """Masking's settings that an arm reads; an arm that is not here reads all of them."""
 
 
-def is_arm(arm: str) -> bool:
-    """Return whether an arm exists: one of this project, or a masking method of one's own."""
-    return arm in ARMS or names_own_class(arm)
+OWN_SETTINGS = re.compile(r"(?P<name>[^()]+)\((?P<settings>[^()]*)\)")
+"""An arm with settings of its own, which commas or spaces part."""
+
+SET_BY_NAME = ("mode", "preset")
+"""Masking's settings that an arm's name sets."""
+
+
+def check_arm(arm: str) -> None:
+    """Refuse an arm that does not exist, and settings of its own that mean nothing to it.
+
+    Args:
+        arm: The arm; a masking method of one's own is an arm, too.
+
+    Raises:
+        UserError: What is unknown, and what is known.
+    """
+    name = masking_arm(arm)
+    if name not in ARMS and not names_own_class(name):
+        raise not_among("search.arms", arm, ARMS)
+    settings = base_arm(arm).removeprefix(name)
+    if not settings:
+        return
+    parts = re.split(r"[,\s]+", settings[1:-1].strip())
+    keys = [part.partition("=")[0] for part in parts]
+    if not all(re.fullmatch(r"\w+=[^=]+", part) for part in parts) or len(set(keys)) < len(keys):
+        raise UserError(
+            f"search.arms {arm!r}: what is in brackets must be settings of masking, each once, as "
+            "random(rate=0.1) or aml/calibrated(sentence=other weak=highest)"
+        )
+    stated = own_settings(arm)
+    every = [*MaskingConfig.model_fields]
+    known = every if stated.get("rate") == "match" else DIMENSIONS.get(name, every)
+    for key in keys:
+        if key in SET_BY_NAME or key not in known:
+            among = [one for one in known if one not in SET_BY_NAME]
+            raise not_among(f"the setting of the arm {name}", key, among or ["none"])
 
 
 def base_arm(arm: str) -> str:
     """Return the arm whose masking this one has: x@compute and x+colour have that of x."""
     return arm.removesuffix(AT_COMPUTE).removesuffix(WITH_COLOUR)
+
+
+def masking_arm(arm: str) -> str:
+    """Return the masking method or preset of an arm, without endings and settings of its own."""
+    base = base_arm(arm)
+    found = OWN_SETTINGS.fullmatch(base)
+    return found["name"] if found else base
+
+
+def own_settings(arm: str) -> dict[str, Any]:
+    """Return the settings of masking that stand in an arm's name: {"rate": 0.1}."""
+    found = OWN_SETTINGS.fullmatch(base_arm(arm))
+    if not found:
+        return {}
+    parts = re.split(r"[,\s]+", found["settings"].strip())
+    pairs = (part.partition("=") for part in parts)
+    return {key: yaml.safe_load(value) for key, _, value in pairs}
+
+
+def meaning(arm: str) -> tuple:
+    """Return what two arms have in common that are the same, however they are written."""
+    settings = sorted((key, str(value)) for key, value in own_settings(arm).items())
+    return masking_arm(arm), tuple(settings), arm.removeprefix(base_arm(arm))
 
 
 def augmentations_of(arm: str, own: list[str]) -> list[str]:
@@ -61,25 +126,26 @@ def masking_of(arm: str, aml: dict[str, Any], own: dict[str, Any]) -> dict[str, 
         aml: The experiment's masking settings, all of them.
         own: Those of them that differ from the experiment's preset.
     """
-    arm = base_arm(arm)
-    if arm in DIMENSIONS or names_own_class(arm):
-        return {**aml, "mode": arm}
-    return {**own, "mode": "aml", "preset": arm.removeprefix("aml/")}
+    name, stated = masking_arm(arm), own_settings(arm)
+    if name in DIMENSIONS or names_own_class(name):
+        return {**aml, **stated, "mode": name}
+    return {**own, **stated, "mode": "aml", "preset": name.removeprefix("aml/")}
 
 
 def active_params(rate: Any, arm: str, overrides: dict[str, Any]) -> dict[str, Any]:
-    """Return those of a trial's settings that mean something to its arm.
+    """Return those of a trial's settings that mean something to its arm and are not fixed by it.
 
     Args:
         rate: The experiment's aml.rate, where the trial does not set it.
         arm: The arm.
         overrides: Settings by their dotted keys.
     """
-    arm = base_arm(arm)
-    matched = arm == "random" and "match" in (rate, overrides.get("aml.rate"))
-    known = DIMENSIONS.get(arm)
+    name, stated = masking_arm(arm), own_settings(arm)
+    overrides = {k: v for k, v in overrides.items() if k.removeprefix("aml.") not in stated}
+    matched = name == "random" and "match" in (stated.get("rate", rate), overrides.get("aml.rate"))
+    known = DIMENSIONS.get(name)
     if known is None or matched:
-        return dict(overrides)
+        return overrides
     return {
         key: value
         for key, value in overrides.items()

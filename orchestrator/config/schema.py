@@ -220,7 +220,7 @@ class Experiment(Settings):
         own = self.aml.to_dict()
         base = preset(self.aml.preset).to_dict()
         differs = {k: v for k, v in own.items() if v != base[k] and k not in ("mode", "preset")}
-        if arms.DIMENSIONS.get(arms.base_arm(arm)) == ():
+        if arms.DIMENSIONS.get(arms.masking_arm(arm)) == ():
             overrides = {k: v for k, v in overrides.items() if not k.startswith("aml.")}
         tree = self.to_dict() | {"aml": arms.masking_of(arm, own, differs)}
         for key, value in overrides.items():

@@ -13,7 +13,6 @@ from aml.schema import (
     Text,
     Wanted,
     leaf,
-    not_among,
     shown,
 )
 from orchestrator.config import arms
@@ -133,7 +132,8 @@ class SearchConfig(Settings):
     section: ClassVar[str] = "search"
 
     arms: Annotated[list[Text], Field(max_length=100)] = leaf(
-        "The arms that are compared, as off, random, two_pass, maskris and aml/PRESET; one that "
+        "The arms that are compared, as off, random, two_pass, maskris and aml/PRESET; settings of "
+        "masking in brackets, as random(rate=0.1), are fixed in that arm; one that "
         "ends in +colour also trains with the augmentation colour, one that ends in @compute "
         "trains for as many epochs as the costliest arm's FLOPs would pay for.",
         ["off", "random", "aml/calibrated"],
@@ -184,9 +184,8 @@ class SearchConfig(Settings):
     @model_validator(mode="after")
     def _check_together(self):
         for arm in self.arms:
-            if not arms.is_arm(arms.base_arm(arm)):
-                raise not_among("search.arms", arm, arms.ARMS)
-        if not self.arms or len(set(self.arms)) < len(self.arms):
+            arms.check_arm(arm)
+        if not self.arms or len({arms.meaning(arm) for arm in self.arms}) < len(self.arms):
             raise UserError(
                 f"search.arms is {shown(self.arms)}; it must name at least one arm, each once, "
                 "out of "

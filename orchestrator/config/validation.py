@@ -145,7 +145,7 @@ def hourly_price(resources: ResourcesConfig) -> float:
 def setting_warnings(experiment: Experiment, trial_arms: list[str]) -> list[str]:
     """Return what a person should know of settings that say less than they seem to."""
     noise = max(float(experiment.model.get(name, 0) or 0) for name in ("dropout", "drop_path"))
-    twice = [arm for arm in trial_arms if arms.base_arm(arm) == "two_pass"]
+    twice = [arm for arm in trial_arms if arms.masking_arm(arm) == "two_pass"]
     if not twice or noise:
         return []
     return [

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from orchestrator.config import Experiment, active_params, base_arm, unbundle
+from orchestrator.config import Experiment, active_params, masking_arm, unbundle
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -31,7 +31,7 @@ def distinct_settings(experiment: Experiment, arm: str) -> list[dict]:
     distinct: dict[str, dict] = {}
     for overrides in all_settings:
         trial = experiment.for_arm(arm, overrides)
-        is_share_alone = base_arm(arm) == "random" and trial.aml.rate != "match"
+        is_share_alone = masking_arm(arm) == "random" and trial.aml.rate != "match"
         masking = round(trial.aml.share, 9) if is_share_alone else overrides
         key = json.dumps([masking, _without_coordinates(overrides)], sort_keys=True)
         distinct.setdefault(key, overrides)

@@ -1,6 +1,7 @@
 """The specification of one trial, as trial.json holds it."""
 
 import json
+import re
 from dataclasses import dataclass, field, replace
 
 from orchestrator.config import Experiment, upgrade_overrides
@@ -74,7 +75,8 @@ def value_of(record: dict, metric: str) -> float | None:
 
 def slugify(arm: str) -> str:
     """Return the arm's name as trial ids hold it."""
-    return arm.replace("/", "_").replace("+", "_plus_").replace("@", "_at_")
+    slug = arm.replace("/", "_").replace("+", "_plus_").replace("@", "_at_")
+    return re.sub(r"[(=,\s]+", "_", slug).replace(")", "")
 
 
 def trial_id(arm: str, stage: str, index: int) -> str:

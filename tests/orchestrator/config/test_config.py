@@ -9,11 +9,18 @@ import yaml
 from aml.errors import UserError
 from aml.models.base import find_class
 from aml.models.options import MODELS
+from orchestrator import storage
 from orchestrator.cli.app import main
-from orchestrator.config import explain, from_stored, from_text, load, upgrade_overrides
+from orchestrator.config import (
+    active_params,
+    explain,
+    from_stored,
+    from_text,
+    load,
+    upgrade_overrides,
+)
 from orchestrator.config.space import METRICS
 from orchestrator.config.validation import check_run
-from orchestrator.storage import run as run_module
 from orchestrator.storage.paths import storage_root
 from tests.support.hearing import hear
 
@@ -234,6 +241,40 @@ def test_every_arm_is_an_experiment(arm, mode, preset):
     assert (trial.aml.mode, trial.aml.preset) == (mode, preset)
 
 
+def test_settings_of_its_own_are_fixed_in_an_arm():
+    arms = ["random", "random(rate=0.1)", "aml/paper(tau=0.3, weak=highest)+colour@compute"]
+    experiment = from_text(MINIMAL, [f"search.arms={arms}", "aml.noise=0.1"])
+    blind, tenth, paper = (experiment.for_arm(arm, {}) for arm in arms)
+    assert (blind.aml.rate, tenth.aml.mode, tenth.aml.rate) == (None, "random", 0.1)
+    assert (paper.aml.preset, paper.aml.tau, paper.aml.weak) == ("paper", 0.3, "highest")
+    assert (paper.aml.score, paper.aml.noise) == ("token_softmax", 0.1)
+    assert paper.data.augment == ["colour"]
+    # what the arm fixes is not searched
+    assert active_params(None, arms[2], {"aml.tau": 0.5, "aml.rho": 0.5}) == {"aml.rho": 0.5}
+    assert active_params(None, "random", {"aml.rate": 0.5, "aml.score": "cosine"}) == {
+        "aml.rate": 0.5
+    }
+
+
+@pytest.mark.parametrize(
+    ("arms", "message"),
+    [
+        ("random(rat=0.1)", "the setting of the arm random is 'rat' .did you mean rate"),
+        ("off(rate=0.1)", "the setting of the arm off is 'rate'; known: none"),
+        ("random(score=cosine)", "the setting of the arm random is 'score'"),
+        ("random(mode=aml)", "the setting of the arm random is 'mode'"),
+        ("random()", "what is in brackets must be settings of masking"),
+        ("random(rate=0.1 rate=0.2)", "each once"),
+        ("random(rate=0.1", "search.arms is 'random.rate=0.1'"),
+        ("random(rate=0.1), random( rate=0.1 )", "each once"),
+    ],
+)
+def test_settings_of_an_arm_that_mean_nothing_are_refused(arms, message):
+    with pytest.raises(UserError, match=message):
+        from_text(MINIMAL, [f"search.arms=[{arms}]"])
+    from_text(MINIMAL, ["search.arms=[random(rate=match score=cosine)]"])
+
+
 # ---- old spellings -------------------------------------------------------------------------------
 
 
@@ -363,14 +404,14 @@ def test_an_unfinished_run_of_another_version_of_the_numerics_is_named(
     } | state
     (folder / "sweep.json").write_text(json.dumps(given))
     said = hear([])
-    run = run_module.start_run(now, "sweep", {"fingerprint": "f"}, fresh=False)
+    run = storage.start_run(now, "sweep", {"fingerprint": "f"}, fresh=False)
     assert run.name == now.run_name("f") != folder.name
     assert [("x-0badc0de" in text and "--resume x-0badc0de" in text) for text in said] == (
         [True] if named else []
     )
     said.clear()
-    run_module.start_run(now, "sweep", {"fingerprint": "f"}, fresh=True)
-    run_module.start_run(now, "train", {"fingerprint": "f"}, fresh=False)
+    storage.start_run(now, "sweep", {"fingerprint": "f"}, fresh=True)
+    storage.start_run(now, "train", {"fingerprint": "f"}, fresh=False)
     assert said == []
 
 

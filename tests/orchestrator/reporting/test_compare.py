@@ -18,6 +18,7 @@ from scipy import stats
 from aml.data.decode import decode_row, rows_of_block
 from aml.data.refer import read_refer
 from aml.synthetic.refer_files import generate_dataset
+from orchestrator import storage
 from orchestrator.cli.app import main
 from orchestrator.config.loader import from_text
 from orchestrator.config.schema import code_version
@@ -542,7 +543,7 @@ def test_a_run_notes_every_processor_that_it_was_begun_or_continued_on(
     for name in ("Abacus with BEADS", "Quipu with KNOTS", "Abacus with BEADS"):
         monkeypatch.setattr(run_module, "processor", lambda name=name: name)
         run.folder.mkdir(exist_ok=True)
-        run_module.begin_run(run, there.train.experiment(), manifest, "data/again")
+        storage.begin_run(run, there.train.experiment(), manifest, "data/again")
     assert run.state["processors"] == ["Abacus with BEADS", "Quipu with KNOTS"]
 
 

@@ -439,6 +439,17 @@ def test_epochs_of_equal_cost(monkeypatch, arms, equal, expected):
     assert cost.equal_epochs(experiment) == expected
 
 
+def test_trials_of_an_arm_with_settings_of_its_own_are_told_by_their_ids():
+    arms = ["random", "random(rate=0.1)", "aml/calibrated(sentence=other, weak=highest)"]
+    experiment = from_text(BASE, [f"search.arms={arms}", "search.seeds={confirm: 1}"])
+    plan = Plan(experiment)
+    trials = run_through(plan, experiment)
+    assert {plan.counts.parse(trial.id)[0] for trial in trials} == set(arms)
+    assert "aml_calibrated_sentence_other_weak_highest-confirm-000" in {t.id for t in trials}
+    rates = {t.arm: t.experiment(experiment).aml.rate for t in trials}
+    assert rates == {arms[0]: None, arms[1]: 0.1, arms[2]: None}
+
+
 def test_an_arm_at_equal_compute_is_a_run_of_its_own_length():
     experiment = from_text(
         BASE,

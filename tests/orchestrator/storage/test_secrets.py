@@ -7,6 +7,7 @@ from urllib.parse import quote
 import pytest
 
 from aml.errors import NotSaved, UserError
+from orchestrator import storage
 from orchestrator.cli import surroundings
 from orchestrator.cli.app import main
 from orchestrator.config.loader import from_dict
@@ -43,8 +44,8 @@ def test_a_run_folder_holds_no_secret_of_config_environment_or_error(
         from_dict(tree),
         {"fingerprint": "f", "dataset": "d", "split_by": "s", "splits": {}},
     )
-    run = run_module.start_run(experiment, "sweep", manifest, fresh=False)
-    run_module.begin_run(run, experiment, manifest, "x")
+    run = storage.start_run(experiment, "sweep", manifest, fresh=False)
+    storage.begin_run(run, experiment, manifest, "x")
     run.append(
         {
             "trial": "a",

@@ -11,6 +11,7 @@ import pytest
 
 from aml.errors import NotSaved, UserError
 from aml.training.learner import ENDED
+from orchestrator import storage
 from orchestrator.cluster import placement
 from orchestrator.config.loader import from_dict
 from orchestrator.storage import run as run_module
@@ -40,8 +41,8 @@ def make_sweep(folder: Path, said: list[str], scheduler: str = "none", **resourc
     }
     experiment = from_dict(tree)
     manifest = {"fingerprint": "f", "dataset": "d", "split_by": "s", "splits": {}}
-    run = run_module.start_run(experiment, "sweep", manifest, fresh=False)
-    run_module.begin_run(run, experiment, manifest, "x")
+    run = storage.start_run(experiment, "sweep", manifest, fresh=False)
+    storage.begin_run(run, experiment, manifest, "x")
     run.update(epochs_by_arm={"off": 4}, metric="val/mIoU", mode="max")
     hear(said)
     sweep = Sweep(

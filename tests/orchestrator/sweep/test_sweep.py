@@ -222,9 +222,7 @@ def test_a_finished_sweep_given_again_with_corruptions_scores_its_confirmed_chec
     assert "has finished" in ray_session([*command, "evaluate.corrupt=noise:3"])[1]
 
 
-def test_a_finished_sweep_goes_on_to_more_confirmation_seeds(
-    finished, home, tmp_path, ray_session
-):
+def test_a_finished_sweep_goes_on_to_more_confirmation_seeds(finished, home, tmp_path, ray_session):
     run, _ = finished
     later = tmp_path / "later"
     shutil.copytree(home, later)
