@@ -21,9 +21,10 @@ logger = logging.getLogger(__name__)
 def start_run(experiment: Experiment, kind: str, manifest: dict, *, fresh: bool) -> Run:
     """Return the run of some settings and data: a new one, or the present one of the same name.
 
-    A sweep that differs in the number of its confirmation seeds alone is the same sweep, which may
-    go on to more of them. An unfinished run of the same settings and data that another version of
-    the numerics began is not continued, but named in a message.
+    A run of an earlier version that lacks only settings at their defaults is the same, and so is a
+    sweep that differs in the number of its confirmation seeds alone. An unfinished run of the same
+    settings and data that another version of the numerics began is not continued, but named in a
+    message.
 
     Args:
         experiment: the settings.
@@ -41,7 +42,7 @@ def start_run(experiment: Experiment, kind: str, manifest: dict, *, fresh: bool)
     run = Run(root / name, kind)
     if not run.state:
         if not fresh:
-            if same := _sweep_of_other_seeds(root, experiment, kind, manifest["fingerprint"]):
+            if same := _run_under_another_name(root, experiment, kind, manifest["fingerprint"]):
                 return downloaded(same)
             _report_other_numerics(root, experiment, kind, manifest["fingerprint"])
         run.folder.mkdir(parents=True, exist_ok=True)
@@ -49,18 +50,21 @@ def start_run(experiment: Experiment, kind: str, manifest: dict, *, fresh: bool)
     return run
 
 
-def _sweep_of_other_seeds(root: Path, experiment: Experiment, kind: str, data: str) -> Run | None:
-    """Return the newest sweep that differs in its number of confirmation seeds alone."""
-    wanted = (experiment.name, data, "sweep", code_version())
-    for run in local_runs(root)[0] if kind == "sweep" else []:
+def _run_under_another_name(root: Path, experiment: Experiment, kind: str, data: str) -> Run | None:
+    """Return the newest run of the same settings and data; None where there is none.
+
+    Its name is another where settings were added since, or where a sweep was started with another
+    number of confirmation seeds.
+    """
+    wanted = (experiment.name, data, kind, code_version())
+    seeds = {"search.seeds.confirm": experiment.search.seeds.confirm} if kind == "sweep" else {}
+    for run in local_runs(root)[0]:
         state = run.state
         fingerprint = (state.get("data") or {}).get("fingerprint")
         if (state.get("name"), fingerprint, run.kind, state.get("code_version")) != wanted:
             continue
         with contextlib.suppress(UserError, OSError):  # an unreadable run cannot be continued
-            given = run.experiment()
-            number = {"search.seeds.confirm": experiment.search.seeds.confirm}
-            if given.with_overrides(number).computed() == experiment.computed():
+            if run.experiment().with_overrides(seeds).computed() == experiment.computed():
                 return run
     return None
 

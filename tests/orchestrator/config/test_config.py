@@ -13,6 +13,7 @@ from orchestrator import storage
 from orchestrator.cli.app import main
 from orchestrator.config import (
     active_params,
+    code_version,
     explain,
     from_stored,
     from_text,
@@ -413,6 +414,31 @@ def test_an_unfinished_run_of_another_version_of_the_numerics_is_named(
     storage.start_run(now, "sweep", {"fingerprint": "f"}, fresh=True)
     storage.start_run(now, "train", {"fingerprint": "f"}, fresh=False)
     assert said == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "same"),
+    [
+        ("train", [], True),
+        ("sweep", [], True),
+        ("sweep", ["search.seeds.confirm=5"], True),
+        ("train", ["search.seeds.confirm=5"], False),
+        ("sweep", ["aml.tau=0.4"], False),
+    ],
+)
+def test_a_run_is_found_by_its_settings_where_later_ones_were_added(kind, change, same, tmp_path):
+    folder = tmp_path / "x-0badc0de"
+    folder.mkdir()
+    stored = yaml.safe_load(from_text(MINIMAL).to_yaml())
+    del stored["data"]["augment"], stored["evaluate"]["corrupt"]  # as a version without them wrote
+    (folder / "config.yaml").write_text(yaml.safe_dump(stored))
+    state = {"name": "x", "state": "interrupted", "code_version": code_version()}
+    state |= {"data": {"fingerprint": "f"}, "started": 1}
+    (folder / f"{kind}.json").write_text(json.dumps(state))
+    now = from_text(MINIMAL, [f"storage.root={tmp_path}", *change])
+    run = storage.start_run(now, kind, {"fingerprint": "f"}, fresh=False)
+    assert (run.folder == folder) is same
+    assert storage.start_run(now, kind, {"fingerprint": "f"}, fresh=True).folder != folder
 
 
 # ---- explained -----------------------------------------------------------------------------------
