@@ -152,8 +152,11 @@ class SearchConfig(Settings):
     )
     metric: Text = leaf("The number of an epoch that trials are judged by.", "val/mIoU")
     mode: Literal["max", "min"] = leaf("Whether more or less of the metric is better.", "max")
-    trials: Trials | None = leaf(
-        "Search trials of every arm; null takes the whole grid.", None, unit="trials"
+    trials: Annotated[int, Field(ge=0, le=10**6)] | None = leaf(
+        "Search trials of every arm; null takes the whole grid, 0 confirms the one setting of each "
+        "arm without a search.",
+        None,
+        unit="trials",
     )
     max_concurrent: Annotated[int, Field(ge=1, le=100_000)] | None = leaf(
         "The most trials at a time; null takes as many as the cluster holds.", None, unit="trials"
@@ -198,4 +201,23 @@ class SearchConfig(Settings):
                 "every "
                 "arm; set it"
             )
+        if self.trials == 0:
+            self._check_nothing_to_search()
         return self
+
+    def _check_nothing_to_search(self) -> None:
+        if several := [key for key, values in self.space.items() if not _is_one_value(values)]:
+            raise UserError(
+                "search.trials is 0, which confirms one setting an arm without a search, but "
+                f"search.space has several for {', '.join(several)}; give one, or raise "
+                "search.trials"
+            )
+        if not self.seeds.confirm:
+            raise UserError(
+                "search.trials and search.seeds.confirm are both 0, so nothing is trained; raise "
+                "one"
+            )
+
+
+def _is_one_value(values: Any) -> bool:
+    return isinstance(values, list) and len(values) == 1

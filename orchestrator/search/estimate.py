@@ -209,7 +209,7 @@ def describe_plan(experiment: Experiment, placement: cluster.Placement) -> str:
     search = experiment.search
     lines = [f"{experiment.name}: {plan.counts.total} trials of {experiment.train.epochs} epochs"]
     lines += [_arm_line(plan, arm) for arm in search.arms]
-    if search.scheduler.name == "asha":
+    if search.scheduler.name == "asha" and plan.search.per_arm:
         lines.append(
             f"  ASHA inside each arm of the search: rungs from epoch {search.scheduler.grace}, "
             f"one in {search.scheduler.reduction} goes on"
@@ -233,10 +233,9 @@ def _arm_line(plan: Plan, arm: str) -> str:
     length = ""
     if plan.epochs[arm] != plan.experiment.train.epochs:
         length = f", {plan.epochs[arm]} epochs each"
-    return (
-        f"  {arm:16} {tried} search trials over {settings}, "
-        f"then {search.seeds.confirm} confirmation seeds{length}"
-    )
+    width = max(map(len, plan.arms))
+    first = f"{tried} search trials over {settings}, then " if tried else ""
+    return f"  {arm:{width}} {first}{search.seeds.confirm} confirmation seeds{length}"
 
 
 def _time_and_cost(experiment: Experiment, plan: Plan, placement: cluster.Placement) -> list[str]:
@@ -245,7 +244,8 @@ def _time_and_cost(experiment: Experiment, plan: Plan, placement: cluster.Placem
         return [f"time and cost: {UNKNOWN}; a sweep says them after its first epoch"]
     found = estimate_plan(plan, experiment, seconds, placement.concurrent)
     hours = found["hours"]
-    asha = " before ASHA stops trials" if experiment.search.scheduler.name == "asha" else ""
+    stops_early = experiment.search.scheduler.name == "asha" and plan.search.per_arm
+    asha = " before ASHA stops trials" if stops_early else ""
     resources = experiment.resources
     price = "no prices given (resources.price_per_gpu_hour, resources.price_per_cpu_hour)"
     if config.hourly_price(resources):

@@ -60,7 +60,9 @@ class Plan:
         records = list(records)
         unfinished = list(unfinished)
         self.search = SearchStage(experiment, epochs, decisions)
-        self.results = TrialResults(experiment, self.search.epochs, self.search.per_arm)
+        self.results = TrialResults(
+            experiment, self.search.epochs, self.search.per_arm, self.search.given_configs()
+        )
         self.running: set[str] = set()
         """Trials that were suggested and have neither ended nor paused."""
         self.waiting: list[TrialSpec] = []

@@ -9,17 +9,25 @@ from orchestrator.search.trial_spec import value_of
 class TrialResults:
     """Records of the trials that have ended, counted by arm."""
 
-    def __init__(self, experiment: Experiment, epochs: dict[str, int], per_arm: int) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        epochs: dict[str, int],
+        per_arm: int,
+        given_configs: dict[str, dict],
+    ) -> None:
         """Create the results of a sweep no trial of which has ended.
 
         Args:
             experiment: The settings of the sweep.
             epochs: Epochs of a trial, by arm.
             per_arm: Search trials of an arm.
+            given_configs: Overrides of each arm's one setting where nothing is searched, else {}.
         """
         search = experiment.search
         self.search = search
         self.epochs = epochs
+        self.given_configs = given_configs
         self.records: dict[str, dict] = {}
         """Ledger records by trial."""
         self.num_ended = {arm: {"search": 0, "confirm": 0} for arm in search.arms}
@@ -50,7 +58,10 @@ class TrialResults:
         """Return a record of the arm's best setting; None where no search trial has a value.
 
         The best setting has the best mean over its search seeds, among those that got furthest.
+        Where nothing is searched it is the one given.
         """
+        if arm in self.given_configs:
+            return {"overrides": self.given_configs[arm]}
         by_config: dict[str, list[dict]] = {}
         # By name, so that of equal settings the first by name wins and not the first to end.
         for _, record in sorted(self.records.items()):

@@ -37,8 +37,9 @@ class SearchStage:
         self.settings = {arm: distinct_settings(experiment, arm) for arm in search.arms}
         """The grid of each arm."""
         largest_grid = max(len(settings) for settings in self.settings.values())
-        self.per_arm: int = search.trials or largest_grid * search.seeds.search
-        """Search trials of an arm."""
+        every_setting = largest_grid * search.seeds.search
+        self.per_arm: int = every_setting if search.trials is None else search.trials
+        """Search trials of an arm; 0 confirms the one setting of each."""
         self.order = {
             arm: np.random.default_rng(experiment.seed).permutation(len(settings))
             for arm, settings in self.settings.items()
@@ -54,11 +55,21 @@ class SearchStage:
                 for arm, n in self.epochs.items()
             }
 
+    def given_configs(self) -> dict[str, dict]:
+        """Return the overrides of each arm's one setting where nothing is searched, else {}."""
+        if self.per_arm:
+            return {}
+        return {arm: self._with_epochs(arm, one) for arm, (one, *_) in self.settings.items()}
+
+    def _with_epochs(self, arm: str, overrides: dict) -> dict:
+        if self.epochs[arm] == self.experiment.train.epochs:
+            return overrides
+        return overrides | {"train.epochs": self.epochs[arm]}
+
     def propose(self, arm: str, index: int) -> TrialSpec:
         """Return the arm's search trial of this index."""
         overrides, seed_offset = self._propose_config(arm, index)
-        if self.epochs[arm] != self.experiment.train.epochs:
-            overrides = overrides | {"train.epochs": self.epochs[arm]}
+        overrides = self._with_epochs(arm, overrides)
         seed = self.experiment.seed + seed_offset
         return TrialSpec(trial_id(arm, "search", index), arm, "search", seed, overrides)
 

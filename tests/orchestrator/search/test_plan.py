@@ -450,6 +450,26 @@ def test_trials_of_an_arm_with_settings_of_its_own_are_told_by_their_ids():
     assert rates == {arms[0]: None, arms[1]: 0.1, arms[2]: None}
 
 
+def test_without_a_search_the_one_setting_of_each_arm_is_confirmed():
+    changes = ["search.arms=[off, off@compute, random(rate=0.1), aml/calibrated]"]
+    changes += ["search.trials=0", "search.seeds={confirm: 2}", "aml.rho=1.0"]
+    experiment = from_text(BASE, [*changes, "search.space={aml.tau: [0.25]}"])
+    plan = Plan(experiment, epochs={"off@compute": 7})
+    trials = run_through(plan, experiment)
+    assert len(trials) == plan.counts.total == 8 and plan.done
+    assert {trial.stage for trial in trials} == {"confirm"}
+    settings = {t.arm: t.experiment(experiment) for t in trials}
+    assert (settings["aml/calibrated"].aml.tau, settings["aml/calibrated"].aml.rho) == (0.25, 1.0)
+    assert settings["off@compute"].train.epochs == 7
+    assert Plan(experiment, list(plan.results.records.values()), {}, {"off@compute": 7}).done
+    for more, message in (
+        (["search.space={aml.tau: [0.25, 0.5]}"], "search.space has several for aml.tau"),
+        (["search.space={}", "search.seeds={confirm: 0}"], "nothing is trained"),
+    ):
+        with pytest.raises(UserError, match=message):
+            from_text(BASE, [*changes, *more])
+
+
 def test_an_arm_at_equal_compute_is_a_run_of_its_own_length():
     experiment = from_text(
         BASE,
