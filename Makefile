@@ -1,6 +1,8 @@
 # Each target makes what it needs; the first on a fresh machine also makes the environment.
 PYTHON ?= python3.11
 PY := .venv/bin/python
+# Where nothing is cached, every process compiles what it imports, torch, Ray and MLflow, anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: env sweep test test-faults fuzz lint audit clean
 
