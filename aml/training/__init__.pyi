@@ -25,6 +25,7 @@ from .loop import (
 from .losses import (
     sample_losses as sample_losses,
 )
+from .memory import keep_freed_memory as keep_freed_memory
 from .profile import (
     VOCABULARY as VOCABULARY,
     make_learner_and_batch as make_learner_and_batch,

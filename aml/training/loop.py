@@ -12,7 +12,8 @@ from aml.masking import MaskingConfig
 from aml.metrics import THRESHOLDS, Sums
 from aml.training.config import EvalConfig
 from aml.training.learner import ENDED, Learner
-from aml.training.world import MidEpochCheckpointer, peak_memory_mb
+from aml.training.memory import peak_memory_mb
+from aml.training.world import MidEpochCheckpointer
 
 
 class Result(NamedTuple):

@@ -1,6 +1,5 @@
 """The ranks that train together, their random generators, and mid-epoch checkpoints' interface."""
 
-import resource
 from typing import Any, Protocol
 
 import numpy as np
@@ -61,10 +60,3 @@ def set_generators(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["cpu"].cpu())
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"].cpu())
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    """Return the peak of this process (CPU, resident) or the device's allocator (CUDA), in MiB."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

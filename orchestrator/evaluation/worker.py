@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import torch
 
 from aml.errors import UserError
+from aml.training import keep_freed_memory
 from orchestrator import data, storage
 from orchestrator.evaluation.scoring import (
     PartialScores,
@@ -250,6 +251,7 @@ def _score_in_task(
     task: Task, shards: storage.Filesystem, places: list[Place], device: str, cores: int
 ) -> Iterator[PartialScores]:
     """Yield the scores of each chunk of the places; runs in a Ray task on the device."""
+    keep_freed_memory()
     torch.set_num_threads(cores)
     task.to(device)
     yield from _score_locally(task, shards, places)

@@ -25,6 +25,7 @@ from aml.masking import Masker
 from aml.models import build_model
 from aml.training import (
     Learner,
+    keep_freed_memory,
     load_training,
     load_weights,
     probe_indices,
@@ -72,6 +73,7 @@ def run_training(
     Raises:
         RunError: The run failed in a way that a restart would repeat.
     """
+    keep_freed_memory()
     with memory_errors(experiment):
         _run(experiment, blocks, vocabulary, folder, report, context)
 
