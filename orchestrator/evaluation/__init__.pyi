@@ -12,6 +12,13 @@ from .command import (
     EvaluationRequest as EvaluationRequest,
     evaluate_checkpoint as evaluate_checkpoint,
 )
+from .masks.scoring import (
+    MasksRequest as MasksRequest,
+    evaluate_masks as evaluate_masks,
+)
+from .masks.writing import (
+    predict_splits as predict_splits,
+)
 from .mlflow_logging import (
     log_evaluation as log_evaluation,
 )

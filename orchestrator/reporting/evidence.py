@@ -204,6 +204,21 @@ def with_published(rows: list[dict]) -> list[dict]:
     return sorted([*rows, *published_rows(rows)], key=lambda row: places.index(place(row)))
 
 
+def published_lines(folder: Path) -> list[str]:
+    """Return the published results beside an evaluation as lines for a person, in per cent.
+
+    There are none where its data, splits or protocol are not those of a published result.
+
+    Args:
+        folder: Folder of the evaluation.
+    """
+    return [
+        f"{row['split']:20} {row['model']}, published ({row['protocol']}, {row['size']} px): "
+        + "  ".join(f"{name} {row[name]:.4f}" for name in SCORES if math.isfinite(row[name]))
+        for row in published_rows(evaluation_tables([folder])["evaluations"])
+    ]
+
+
 def config_history_rows(trials: list[Trial]) -> list[dict]:
     """Return one row for each setting of the trials whose settings changed (PBT).
 
