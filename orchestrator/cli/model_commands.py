@@ -30,7 +30,8 @@ def evaluate(
         typer.Option(help="Folder for metrics.json and per_sentence.jsonl.", parser=result_place),
     ],
     checkpoint: Annotated[
-        str | None, typer.Argument(help="A folder, a run, or models:/NAME@champion.")
+        str | None,
+        typer.Argument(help="A folder, a run, models:/NAME@champion, or a published .pth file."),
     ] = None,
     predictions: Annotated[
         Path | None,
@@ -41,6 +42,13 @@ def evaluate(
             "of the split.",
         ),
     ] = None,
+    arms: Annotated[
+        bool,
+        typer.Option(
+            "--arms",
+            help="Of a sweep: score every confirmed seed of every arm, and compare the arms.",
+        ),
+    ] = False,
     splits: Annotated[str, typer.Option(help="As val,testA.")] = "val",
     protocol: Annotated[
         str | None,
@@ -84,19 +92,30 @@ def evaluate(
     name: Annotated[
         str | None, typer.Option(help="Of predictions: what the results call the model.")
     ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Of a published .pth file: BERT's tokenizer; default: bert-base-uncased.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Score a checkpoint, or masks that any model predicted, on every sentence of whole splits."""
+    """Score a checkpoint, a sweep's arms, or masks of any model on every sentence of splits."""
     from aml.conditions import parse_corruptions
-    from orchestrator import evaluation, storage
+    from orchestrator import evaluation, reporting, storage
 
-    of_checkpoints = {
-        "CHECKPOINT": checkpoint,
+    of_single = {
         "--corrupt": corrupt,
         "--baseline": baseline,
-        "--workers": None if workers == 1 else workers,
         "--precision": precision,
         "--batch": batch,
+        "--tokenizer": tokenizer,
+    }
+    of_checkpoints = of_single | {
+        "CHECKPOINT": checkpoint,
+        "--arms": arms or None,
+        "--workers": None if workers == 1 else workers,
     }
     of_masks = {
         "--missing-as-empty": missing_as_empty or None,
@@ -121,6 +140,21 @@ def evaluate(
             name=name,
         )
         found = evaluation.evaluate_masks(masks)
+    elif checkpoint is not None and arms:
+        _refuse_given(of_masks | of_single, "--arms")
+        lines, rows = reporting.evaluate_arms(
+            reporting.find_run_or_part(storage.storage_root(), checkpoint, "arms"),
+            shards,
+            chosen,
+            out,
+            protocol=protocol or "square",
+            workers=workers,
+        )
+        for text in lines:
+            echo(text)
+        if as_json:
+            echo(json.dumps(rows))
+        return
     elif checkpoint is None:
         raise UserError(
             "nothing to evaluate was named; give a checkpoint or run, or --predictions FOLDER of "
@@ -128,7 +162,7 @@ def evaluate(
         )
     else:
         _refuse_given(of_masks, "a checkpoint")
-        folder = checkpoint_folder(checkpoint)
+        folder = checkpoint_folder(checkpoint, tokenizer)
         request = evaluation.EvaluationRequest(
             checkpoint=folder,
             shards=shards,
@@ -163,7 +197,7 @@ def _show_evaluation(out: Path, found: dict[str, dict]) -> None:
         shown = [f"{name} {value:.4f}" for name, value in scores.items() if name != "n"]
         echo(f"{split:20} {'  '.join(shown)}  n {scores['n']}")
     lines = reporting.interval_lines(reporting.write_intervals(out))
-    lines += reporting.published_lines(out)
+    lines += reporting.published_lines(reporting.evaluation_tables([out])["evaluations"])
     lines += evaluation.breakdown_lines(json.loads((out / "breakdown.json").read_text("utf-8")))
     robustness = out / "robustness.json"
     if robustness.exists():

@@ -10,6 +10,7 @@ from .breakdown import (
 )
 from .command import (
     EvaluationRequest as EvaluationRequest,
+    about_data as about_data,
     evaluate_checkpoint as evaluate_checkpoint,
 )
 from .masks.scoring import (
@@ -45,4 +46,8 @@ from .robustness import (
     mean_over_severities as mean_over_severities,
     robustness_lines as robustness_lines,
     score_conditions as score_conditions,
+)
+from .samples import (
+    check_protocol as check_protocol,
+    chosen_splits as chosen_splits,
 )

@@ -60,6 +60,7 @@ CHECKPOINT_KEYS = (
     "arm",
     "seed",
     "epoch",
+    "selected_by",
     "model",
     "image_size",
     "fit",

@@ -4,7 +4,11 @@ from .comparison.groups import (
 from .comparison.runs import (
     compare_runs as compare_runs,
 )
+from .comparison.splits import (
+    evaluate_arms as evaluate_arms,
+)
 from .evidence import (
+    evaluation_tables as evaluation_tables,
     published_lines as published_lines,
 )
 from .intervals import (

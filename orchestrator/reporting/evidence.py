@@ -204,18 +204,16 @@ def with_published(rows: list[dict]) -> list[dict]:
     return sorted([*rows, *published_rows(rows)], key=lambda row: places.index(place(row)))
 
 
-def published_lines(folder: Path) -> list[str]:
-    """Return the published results beside an evaluation as lines for a person, in per cent.
-
-    There are none where its data, splits or protocol are not those of a published result.
+def published_lines(rows: list[dict]) -> list[str]:
+    """Return the published results beside some rows as lines for a person.
 
     Args:
-        folder: Folder of the evaluation.
+        rows: See `published_rows`.
     """
     return [
         f"{row['split']:20} {row['model']}, published ({row['protocol']}, {row['size']} px): "
         + "  ".join(f"{name} {row[name]:.4f}" for name in SCORES if math.isfinite(row[name]))
-        for row in published_rows(evaluation_tables([folder])["evaluations"])
+        for row in published_rows(rows)
     ]
 
 

@@ -142,7 +142,8 @@ def _about(request: MasksRequest, manifest: dict, splits: list[str], missing: in
     """Return the content of about.json."""
     square = request.protocol == "square"
     source = source_of(request.predictions)
-    known = {key: source[key] for key in ("checkpoint", "arm", "seed", "epoch") if key in source}
+    told = ("checkpoint", "arm", "seed", "epoch", "selected_by")
+    known = {key: source[key] for key in told if key in source}
     return {
         "predictions": str(request.predictions.absolute()),
         **known,
