@@ -38,7 +38,7 @@ SIDES = {"CARIS": 448, "MaskRIS": 448, "LAVT": 480}
 TOKENIZER = "bert-base-uncased"
 """The BERT that all of them read sentences with."""
 
-SWIN_OF = {
+SWIN_OF: dict[tuple[int, tuple[int, ...]], str] = {
     (16, (1, 2, 1, 1)): "swin_test",
     (96, (2, 2, 6, 2)): "swin_tiny",
     (96, (2, 2, 18, 2)): "swin_small",
@@ -309,17 +309,14 @@ def open_published(path: str | Path, tokenizer: str | None = None) -> tuple[Any,
     weights = read(path)
     kind = whose(weights, path)
     sizes = _Shapes(weights, f"the {kind} weights {path}")
-    assets = {
-        "bert": _bert_config(sizes, "text_encoder." if kind == "LAVT" else _CARIS["text."]),
-        "tokenizer": _tokenizer(tokenizer or TOKENIZER, path),
-    }
+    bert = _bert_config(sizes, "text_encoder." if kind == "LAVT" else _CARIS["text."])
     model = build_model(
         MODEL_OF[kind],
         vocabulary=[],
-        assets=assets,
+        assets={"bert": bert, "tokenizer": _tokenizer(tokenizer or TOKENIZER, path)},
         pretrained=False,
         text=TOKENIZER,
-        max_tokens=min(20, assets["bert"]["max_position_embeddings"]),
+        max_tokens=min(20, bert["max_position_embeddings"]),
         **_sizes_of(sizes, kind),
     )
     load_published(model, path)
