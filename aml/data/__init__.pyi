@@ -40,6 +40,7 @@ from .refer_counts import (
 )
 from .rle import (
     rasterise as rasterise,
+    read_predicted_mask as read_predicted_mask,
     referent as referent,
 )
 from .table import (

@@ -155,11 +155,47 @@ def read_mask(mask: Any, folder: Path, height: int, width: int) -> str | None:
     return counts
 
 
-def _png(name: str, folder: Path, height: int, width: int) -> str:
-    """Return the pixels of a PNG that are not 0 as RLE counts; transparency is ignored."""
+def read_predicted_mask(mask: Any, folder: Path, height: int, width: int) -> str:
+    """Convert a predicted mask to compressed RLE counts; it may cover no pixel.
+
+    Args:
+        mask: polygons, an RLE, the name of a PNG of two values, or None for no pixel.
+        folder: folder that the name is relative to.
+        height: pixels of the image.
+        width: pixels of the image.
+
+    Raises:
+        Unreadable: the mask cannot be used, or the PNG has other values than 0 and one more.
+    """
+    if isinstance(mask, str):
+        return _png(mask, folder, height, width, "the predictions' folder", binary=True)
+    if mask is None:
+        return to_rle({"size": [height, width], "counts": [height * width]}, height, width)
+    return to_rle(mask, height, width)
+
+
+def _png(
+    name: str,
+    folder: Path,
+    height: int,
+    width: int,
+    where: str = "the table's folder",
+    *,
+    binary: bool = False,
+) -> str:
+    """Return the pixels of a PNG that are not 0 as RLE counts; transparency is ignored.
+
+    Args:
+        name: name of the PNG.
+        folder: folder that the name is relative to.
+        height: pixels of the image.
+        width: pixels of the image.
+        where: what the folder is, for messages.
+        binary: refuse a PNG that holds other values than 0 and one more.
+    """
     from pycocotools import mask
 
-    if problem := file_problem(name, "the table's folder"):
+    if problem := file_problem(name, where):
         raise BadMask(f"mask {problem}; give the name of a PNG file inside of it")
     shown = f"mask {folder / name}"
     content = read_bytes(folder / name, "a PNG file", name=shown)
@@ -172,6 +208,11 @@ def _png(name: str, folder: Path, height: int, width: int) -> str:
     mode = {"LA": "L", "PA": "RGB", "RGBA": "RGB"}.get(picture.mode, picture.mode)
     pixels = np.asarray(decode_as(picture, shown, mode))
     found = np.any(pixels, axis=2) if pixels.ndim == 3 else np.asarray(pixels != 0)
+    if binary and not bool((pixels[found] == pixels[found][:1]).all()):
+        raise BadMask(
+            f"{shown} holds several values from {pixels.min()} to {pixels.max()}, as a picture or "
+            "probabilities do; give a mask of two values, 0 and one more for the referent"
+        )
     return mask.encode(np.asfortranarray(found.astype(np.uint8)))["counts"].decode()
 
 

@@ -12,6 +12,7 @@ from .options import (
 )
 from .published import (
     load_published as load_published,
+    open_published as open_published,
 )
 from .registry import (
     build_model as build_model,

@@ -20,11 +20,37 @@ from typing import Any
 import torch
 
 from aml.errors import UserError
+from aml.models.decoders.caris import POINTS
 from aml.models.encoders.pretrained import one_line
 from aml.models.encoders.swin import TABLE, fitting, square, swin_name
+from aml.models.registry import build_model
+from aml.reading import describe
 
 MODEL_OF = {"CARIS": "caris", "MaskRIS": "caris", "LAVT": "lavt"}
 """Author's name of a checkpoint -> the model here that takes it."""
+
+PLACES = ("model", "state_dict")
+"""Keys of a file under which its weights may be."""
+
+SIDES = {"CARIS": 448, "MaskRIS": 448, "LAVT": 480}
+"""Side of the pictures in pixels that each was trained and published with."""
+
+TOKENIZER = "bert-base-uncased"
+"""The BERT that all of them read sentences with."""
+
+SWIN_OF: dict[tuple[int, tuple[int, ...]], str] = {
+    (16, (1, 2, 1, 1)): "swin_test",
+    (96, (2, 2, 6, 2)): "swin_tiny",
+    (96, (2, 2, 18, 2)): "swin_small",
+    (128, (2, 2, 18, 2)): "swin_base",
+}
+"""Width of the first stage and blocks of the four -> the name of that Swin."""
+
+LEVELS = 3
+"""Maps that CARIS's pixel decoder attends to."""
+
+SHOWN = 3
+"""Names of a foreign file that a message repeats."""
 
 UNUSED = re.compile(
     # made anew, or never read
@@ -223,17 +249,27 @@ def read(path: str | Path) -> dict[str, torch.Tensor]:
             f"{path} cannot be read ({one_line(error)}); get the .pth again, or give a checkpoint "
             "folder"
         ) from None
-    model = file.get("model") if isinstance(file, dict) else None
-    if not isinstance(model, dict) or not all(
-        isinstance(value, torch.Tensor) for value in model.values()
-    ):
+    model = _weights_in(file)
+    if not model:
+        held = ", ".join(map(describe, list(file)[:SHOWN])) if isinstance(file, dict) else ""
         raise UserError(
-            f"{path} holds no weights under 'model'; give a .pth as the training of CARIS, "
-            "MaskRIS or "
-            "LAVT wrote it"
+            f"{path} holds no weights: tensors by name were looked for under "
+            f"{', '.join(map(repr, PLACES))} and at the top, and {held or describe(file)} was "
+            "found; give a .pth as the training of CARIS, MaskRIS or LAVT wrote it"
         )
     bert = {f"text_encoder.{name}": value for name, value in (file.get("bert_model") or {}).items()}
     return {name.removeprefix("module."): value for name, value in (model | bert).items()}
+
+
+def _weights_in(file: Any) -> dict[str, torch.Tensor]:
+    """Return the tensors by name that a file holds, under one of PLACES or at the top."""
+    if not isinstance(file, dict):
+        return {}
+    for found in (*(file.get(place) for place in PLACES), file):
+        is_named = isinstance(found, dict) and all(isinstance(name, str) for name in found)
+        if found and is_named and all(isinstance(v, torch.Tensor) for v in found.values()):
+            return found
+    return {}
 
 
 def whose(weights: dict, path: str | Path = "the file") -> str:
@@ -244,8 +280,118 @@ def whose(weights: dict, path: str | Path = "the file") -> str:
         ".image_lang_att." in name for name in weights
     ):
         return "LAVT"
+    held = ", ".join(map(describe, list(weights)[:SHOWN]))
+    more = ", ..." if len(weights) > SHOWN else ""
     raise UserError(
-        f"{path} is no checkpoint of {', '.join(MODEL_OF)}; those are the published ones that "
-        "can be "
-        "read"
+        f"{path} is no checkpoint of {', '.join(MODEL_OF)}, the published ones that can be read: "
+        "pixel_decoder.vis_prompts.weight (CARIS, MaskRIS) or classifier.conv1_1.weight with "
+        f"*.image_lang_att.* (LAVT) was looked for, and {held}{more} ({len(weights)} in all) was "
+        "found; give one of theirs, or a checkpoint folder"
     )
+
+
+def open_published(path: str | Path, tokenizer: str | None = None) -> tuple[Any, dict[str, Any]]:
+    """Return the model that a published checkpoint is of, filled, and how pictures are given to it.
+
+    Which model, and its sizes, are read off the names and shapes of the weights. The file holds
+    BERT's weights, but not its tokenizer.
+
+    Args:
+        path: The .pth file.
+        tokenizer: A hub name or folder with BERT's tokenizer; None is TOKENIZER.
+
+    Returns:
+        The model, and image_size, fit, threshold and what else its checkpoint says.
+
+    Raises:
+        UserError: No such file, weights that are missing, or a tokenizer that cannot be had.
+    """
+    weights = read(path)
+    kind = whose(weights, path)
+    sizes = _Shapes(weights, f"the {kind} weights {path}")
+    bert = _bert_config(sizes, "text_encoder." if kind == "LAVT" else _CARIS["text."])
+    model = build_model(
+        MODEL_OF[kind],
+        vocabulary=[],
+        assets={"bert": bert, "tokenizer": _tokenizer(tokenizer or TOKENIZER, path)},
+        pretrained=False,
+        text=TOKENIZER,
+        max_tokens=min(20, bert["max_position_embeddings"]),
+        **_sizes_of(sizes, kind),
+    )
+    load_published(model, path)
+    about = {"image_size": SIDES[kind], "fit": "square", "threshold": 0.5}
+    return model, about | {"arm": f"published {kind}", "selected_by": "published"}
+
+
+class _Shapes:
+    """Shapes of a file's weights; a name that is missing ends in one sentence."""
+
+    def __init__(self, weights: dict[str, torch.Tensor], where: str):
+        self.weights = weights
+        self.where = where
+
+    def __call__(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a weight."""
+        if name not in self.weights:
+            raise UserError(f"{self.where} hold no {name}; get the file again")
+        return tuple(self.weights[name].shape)
+
+    def count(self, prefix: str) -> int:
+        """Return how many numbered parts follow a prefix: one more than the largest number."""
+        pattern = re.compile(re.escape(prefix) + r"(\d{1,4})\.")
+        numbers = [int(found[1]) for name in self.weights if (found := pattern.match(name))]
+        return max(numbers, default=-1) + 1
+
+
+def _bert_config(sizes: _Shapes, prefix: str) -> dict[str, Any]:
+    """Return the configuration of a file's BERT; its heads are 64 wide, as BERT's always are."""
+    words, width = sizes(f"{prefix}embeddings.word_embeddings.weight")
+    return {
+        "vocab_size": words,
+        "hidden_size": width,
+        "num_hidden_layers": sizes.count(f"{prefix}encoder.layer."),
+        "num_attention_heads": max(1, width // 64),
+        "intermediate_size": sizes(f"{prefix}encoder.layer.0.intermediate.dense.weight")[0],
+        "max_position_embeddings": sizes(f"{prefix}embeddings.position_embeddings.weight")[0],
+    }
+
+
+def _sizes_of(sizes: _Shapes, kind: str) -> dict[str, Any]:
+    """Return the options of a model that its weights tell."""
+    swin = "backbone." if kind == "LAVT" else "backbone.vis_encoder."
+    width = sizes(f"{swin}patch_embed.proj.weight")[0]
+    depths = tuple(sizes.count(f"{swin}layers.{stage}.blocks.") for stage in range(4))
+    if (width, depths) not in SWIN_OF:
+        raise UserError(
+            f"{sizes.where} have a Swin of width {width} and {depths} blocks, which is none of "
+            f"{', '.join(SWIN_OF.values())}; give a checkpoint with one of them"
+        )
+    places = sizes(f"{swin}layers.0.blocks.0.attn.{TABLE}")[0]
+    found = {"backbone": SWIN_OF[width, depths], "window": (round(places**0.5) + 1) // 2}
+    if kind == "LAVT":
+        return found | {"norm": "batch_frozen"}
+    layer = "pixel_decoder.encoder.0."
+    weights = sizes(f"{layer}vis_self_attn.attention_weights.weight")[0]
+    return found | {
+        "width": sizes("pixel_decoder.vis_prompts.weight")[1],
+        "inner": sizes(f"{layer}lang_mlp.fc1.weight")[0],
+        "layers": sizes.count("pixel_decoder.encoder."),
+        "heads": max(1, weights // (LEVELS * POINTS)),
+    }
+
+
+def _tokenizer(name: str, path: str | Path) -> str:
+    """Return BERT's tokenizer as the text that assets hold."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name).backend_tokenizer
+    except Exception as error:  # hub, network and file libraries each raise their own
+        raise UserError(
+            f"{path} holds no tokenizer, and that of {name} cannot be had ({one_line(error)}); "
+            "give a folder with BERT's tokenizer as --tokenizer"
+        ) from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer.to_str()

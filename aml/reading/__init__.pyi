@@ -5,6 +5,7 @@ from .files import (
 )
 from .json_stream import (
     elements as elements,
+    json_lines as json_lines,
 )
 from .json_text import (
     parse_json as parse_json,

@@ -1,4 +1,4 @@
-"""Read the arrays of a large JSON object one element at a time.
+"""Read large JSON files one element or one line at a time.
 
 An annotation file of 100 MB would take gigabytes as Python objects.
 """
@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 from aml.errors import Unreadable
 from aml.reading.files import open_file
-from aml.reading.json_text import TOO_DEEP, check_characters, check_depth, decoder
+from aml.reading.json_text import TOO_DEEP, check_characters, check_depth, decoder, parse_json
 from aml.reading.short_repr import describe
 
 CHUNK = 1 << 20
@@ -50,6 +50,32 @@ def elements(path: Path, keys: set[str], what: str) -> Iterator[tuple[str, Any]]
             raise Unreadable(f"{path} is not valid JSON ({error}); get the file again") from None
         except RecursionError:
             raise Unreadable(f"{path} is not valid JSON ({TOO_DEEP}); get the file again") from None
+        except OSError as error:
+            raise Unreadable(f"{path} cannot be read ({error.strerror}); give {what}") from None
+
+
+def json_lines(path: Path, what: str) -> Iterator[tuple[int, Any]]:
+    """Yield the number, from 1, and the value of each line of a JSON Lines file; skip empty ones.
+
+    Args:
+        path: the file.
+        what: what was wanted, with its article, for messages.
+
+    Raises:
+        Unreadable: the file cannot be read, a line has more than MAX_ELEMENT bytes, or is not as
+            `parse_json` wants it.
+    """
+    with open_file(path, what) as file:
+        number = 0
+        try:
+            while line := file.readline(MAX_ELEMENT + 1):
+                number += 1
+                if len(line) > MAX_ELEMENT:
+                    raise Unreadable(
+                        f"{path}, line {number}, has more than {MAX_ELEMENT >> 20} MiB; give {what}"
+                    )
+                if line.strip():
+                    yield number, parse_json(line, f"{path}, line {number},")
         except OSError as error:
             raise Unreadable(f"{path} cannot be read ({error.strerror}); give {what}") from None
 

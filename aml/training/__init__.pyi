@@ -12,6 +12,8 @@ from .config import (
     EvalConfig as EvalConfig,
     OptimConfig as OptimConfig,
     TrainConfig as TrainConfig,
+    counted_epochs as counted_epochs,
+    judged_by as judged_by,
 )
 from .learner import (
     ENDED as ENDED,

@@ -161,6 +161,29 @@ Corruptions = Annotated[
 ]
 
 
+Select = Literal["last", "best_mIoU", "best_oIoU"] | None
+"""Which epoch of a run counts; of the best ones the first."""
+
+
+def judged_by(select: str | None) -> str:
+    """Return the validation metric by which the checkpoint best/ is chosen."""
+    return "val/oIoU" if select == "best_oIoU" else "val/mIoU"
+
+
+def counted_epochs(history: list[dict], select: str | None) -> list[dict]:
+    """Return the epochs of a run up to the one that counts, which is the last of the result.
+
+    Args:
+        history: Metrics of each epoch, in order.
+        select: The setting evaluate.select; null counts the last epoch.
+    """
+    if not (select or "").startswith("best"):
+        return history
+    key = judged_by(select)
+    scores = [-1.0 if epoch.get(key) is None else epoch[key] for epoch in history]
+    return history[: scores.index(max(scores)) + 1] if scores else history
+
+
 class EvalConfig(Settings):
     """Holds the settings of the validation at each epoch's end."""
 
@@ -171,6 +194,11 @@ class EvalConfig(Settings):
     )
     threshold: Threshold = leaf(
         "From which probability on a pixel is the referent's.", 0.5, unit="share"
+    )
+    select: Select = leaf(
+        "Which epoch counts: of a training its checkpoint, of a sweep's confirmed trials their "
+        "score and checkpoint. null: a training's best mIoU and a trial's last epoch.",
+        None,
     )
     probe: Whole = leaf(
         "On how many validation sentences, always the same, the mask is diagnosed.",
@@ -186,6 +214,14 @@ class EvalConfig(Settings):
         "given again with others scores under these.",
         None,
     )
+
+    def checkpoint(self, default: str) -> str:
+        """Return the folder of the checkpoint that counts, "last" or "best".
+
+        Args:
+            default: The folder where `select` is null.
+        """
+        return default if self.select is None else self.select.partition("_")[0]
 
     @property
     def conditions(self) -> list[Condition]:

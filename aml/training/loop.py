@@ -10,7 +10,7 @@ import numpy as np
 from aml.data import Batch, Items, eval_batches, some_batches, train_batches
 from aml.masking import MaskingConfig
 from aml.metrics import THRESHOLDS, Sums
-from aml.training.config import EvalConfig
+from aml.training.config import EvalConfig, judged_by
 from aml.training.learner import ENDED, Learner
 from aml.training.memory import peak_memory_mb
 from aml.training.world import MidEpochCheckpointer
@@ -23,7 +23,7 @@ class Result(NamedTuple):
     """1-based: epochs done."""
     metrics: dict[str, float]
     improved: bool
-    """Whether its validation mIoU is the best so far."""
+    """Whether its validation score is the best so far: mIoU, or oIoU by evaluate.select."""
 
 
 def train_epochs(
@@ -62,8 +62,9 @@ def train_epochs(
         before = time.perf_counter()
         metrics |= _validate(learner, val, config, probe, checkpointer)
         progress = learner.progress
-        improved = metrics["val/mIoU"] > progress.best
-        progress.best = max(progress.best, metrics["val/mIoU"])
+        score = metrics[judged_by(config.select)]
+        improved = score > progress.best
+        progress.best = max(progress.best, score)
         progress.epoch = epoch + 1
         progress.step = 0
         progress.ranks = []
@@ -71,7 +72,7 @@ def train_epochs(
         metrics |= {
             "epoch": epoch + 1,
             "train/workers": world.size,
-            "val/mIoU_best": progress.best,
+            "val/mIoU_best": max(-1.0, *_mious(progress.history), metrics["val/mIoU"]),
             "time/val_s": val_s,
             "time/epoch_s": metrics["time/train_s"] + val_s,
             ENDED: time.time(),
@@ -81,6 +82,11 @@ def train_epochs(
             warnings.warn(text, stacklevel=2)
         progress.history.append(metrics)
         yield Result(epoch + 1, metrics, improved)
+
+
+def _mious(history: list[dict[str, float]]) -> list[float]:
+    """Return the validation mIoU of some epochs."""
+    return [epoch["val/mIoU"] for epoch in history]
 
 
 def _validate(

@@ -28,7 +28,7 @@ class Progress:
     ranks: list[dict] = field(default_factory=list)
     """Running sums and random generators of each rank at that step."""
     best: float = -1.0
-    """Best validation mIoU so far."""
+    """Best validation score so far: mIoU, or oIoU by evaluate.select."""
     history: list[dict] = field(default_factory=list)
     """Metrics of the epochs done."""
 

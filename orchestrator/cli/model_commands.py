@@ -2,10 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from aml.errors import UserError
 from orchestrator.cli.options import (
     Config,
     Json,
@@ -23,16 +24,39 @@ app = typer.Typer()
 
 @app.command()
 def evaluate(
-    checkpoint: Annotated[str, typer.Argument(help="A folder, a run, or models:/NAME@champion.")],
     data: Annotated[str, typer.Option(metavar="URI", help="Shards.")],
     out: Annotated[
         Path,
         typer.Option(help="Folder for metrics.json and per_sentence.jsonl.", parser=result_place),
     ],
+    checkpoint: Annotated[
+        str | None,
+        typer.Argument(help="A folder, a run, models:/NAME@champion, or a published .pth file."),
+    ] = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER|FILE.jsonl",
+            help="Score these masks, of any model, in place of a checkpoint: PNG files "
+            'REF_SENT.png, or lines {"ref_id", "sent_id", "mask": RLE}; without ids in the order '
+            "of the split.",
+        ),
+    ] = None,
+    arms: Annotated[
+        bool,
+        typer.Option(
+            "--arms",
+            help="Of a sweep: score every confirmed seed of every arm, and compare the arms.",
+        ),
+    ] = False,
     splits: Annotated[str, typer.Option(help="As val,testA.")] = "val",
     protocol: Annotated[
-        str, typer.Option(help="square: at network size. original: at the picture's size.")
-    ] = "square",
+        str | None,
+        typer.Option(
+            help="square: at network size. original: at the picture's size. Default: square, of "
+            "predictions original."
+        ),
+    ] = None,
     corrupt: Annotated[str, typer.Option(help="As fog:3,noise:1 or all:all.")] = "",
     baseline: Annotated[
         Path | None,
@@ -50,55 +74,162 @@ def evaluate(
     track: Annotated[
         bool, typer.Option(help="Log the scores on the MLflow run that the checkpoint belongs to.")
     ] = True,
+    missing_as_empty: Annotated[
+        bool,
+        typer.Option(
+            "--missing-as-empty",
+            help="Of predictions: count a sentence without a mask as one without a pixel.",
+        ),
+    ] = False,
+    size: Annotated[
+        int | None,
+        typer.Option(help="Of predictions: side in pixels at which the square protocol compares."),
+    ] = None,
+    fit: Annotated[
+        str | None,
+        typer.Option(help="Of predictions: how it makes pictures square, square or letterbox."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Of predictions: what the results call the model.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Of a published .pth file: BERT's tokenizer; default: bert-base-uncased.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Score a checkpoint on whole splits, every sentence once."""
+    """Score a checkpoint, a sweep's arms, or masks of any model on every sentence of splits."""
     from aml.conditions import parse_corruptions
-    from orchestrator import evaluation, storage
+    from orchestrator import evaluation, reporting, storage
 
-    folder = checkpoint_folder(checkpoint)
-    request = evaluation.EvaluationRequest(
-        checkpoint=folder,
-        shards=storage.Filesystem(data, storage.storage_root()),
-        splits=[split.strip() for split in splits.split(",")],
-        out=out,
-        protocol=protocol,
-        corruptions=parse_corruptions(corrupt) if corrupt else [],
-        baseline=baseline,
-        batch=batch,
-        precision=precision,
-        workers=workers,
-    )
-    found = evaluation.evaluate_checkpoint(request)
-    for split, scores in found.items():
-        shown = [f"{name} {value:.4f}" for name, value in scores.items() if name != "n"]
-        echo(f"{split:20} {'  '.join(shown)}  n {scores['n']}")
-    for text in evaluation.breakdown_lines(json.loads((out / "breakdown.json").read_text("utf-8"))):
-        echo(text)
-    robustness = out / "robustness.json"
-    if robustness.exists():
-        for text in evaluation.robustness_lines(json.loads(robustness.read_text("utf-8"))):
+    of_single = {
+        "--corrupt": corrupt,
+        "--baseline": baseline,
+        "--precision": precision,
+        "--batch": batch,
+        "--tokenizer": tokenizer,
+    }
+    of_checkpoints = of_single | {
+        "CHECKPOINT": checkpoint,
+        "--arms": arms or None,
+        "--workers": None if workers == 1 else workers,
+    }
+    of_masks = {
+        "--missing-as-empty": missing_as_empty or None,
+        "--size": size,
+        "--fit": fit,
+        "--name": name,
+    }
+    shards = storage.Filesystem(data, storage.storage_root())
+    chosen = [split.strip() for split in splits.split(",")]
+    folder = None
+    if predictions is not None:
+        _refuse_given(of_checkpoints, "--predictions")
+        masks = evaluation.MasksRequest(
+            predictions=predictions,
+            shards=shards,
+            splits=chosen,
+            out=out,
+            protocol=protocol or "original",
+            image_size=size,
+            fit=fit or "square",
+            missing_as_empty=missing_as_empty,
+            name=name,
+        )
+        found = evaluation.evaluate_masks(masks)
+    elif checkpoint is not None and arms:
+        _refuse_given(of_masks | of_single, "--arms")
+        lines, rows = reporting.evaluate_arms(
+            reporting.find_run_or_part(storage.storage_root(), checkpoint, "arms"),
+            shards,
+            chosen,
+            out,
+            protocol=protocol or "square",
+            workers=workers,
+        )
+        for text in lines:
             echo(text)
-    echo(f"wrote {out / 'metrics.json'}, {out / 'per_sentence.jsonl'} and {out / 'breakdown.json'}")
-    if track:
+        if as_json:
+            echo(json.dumps(rows))
+        return
+    elif checkpoint is None:
+        raise UserError(
+            "nothing to evaluate was named; give a checkpoint or run, or --predictions FOLDER of "
+            "masks"
+        )
+    else:
+        _refuse_given(of_masks, "a checkpoint")
+        folder = checkpoint_folder(checkpoint, tokenizer)
+        request = evaluation.EvaluationRequest(
+            checkpoint=folder,
+            shards=shards,
+            splits=chosen,
+            out=out,
+            protocol=protocol or "square",
+            corruptions=parse_corruptions(corrupt) if corrupt else [],
+            baseline=baseline,
+            batch=batch,
+            precision=precision,
+            workers=workers,
+        )
+        found = evaluation.evaluate_checkpoint(request)
+    _show_evaluation(out, found)
+    if track and folder is not None:
         evaluation.log_evaluation(folder, out)
     if as_json:
         echo(json.dumps(found))
 
 
+def _refuse_given(options: dict[str, Any], beside: str) -> None:
+    """Raise UserError where an option was given that is not read beside another."""
+    if given := [name for name, value in options.items() if value not in (None, "")]:
+        raise UserError(f"{given[0]} means nothing beside {beside}; leave one of the two out")
+
+
+def _show_evaluation(out: Path, found: dict[str, dict]) -> None:
+    """Print the scores of an evaluation, their intervals, groups, and published neighbours."""
+    from orchestrator import evaluation, reporting
+
+    for split, scores in found.items():
+        shown = [f"{name} {value:.4f}" for name, value in scores.items() if name != "n"]
+        echo(f"{split:20} {'  '.join(shown)}  n {scores['n']}")
+    lines = reporting.interval_lines(reporting.write_intervals(out))
+    lines += reporting.published_lines(reporting.evaluation_tables([out])["evaluations"])
+    lines += evaluation.breakdown_lines(json.loads((out / "breakdown.json").read_text("utf-8")))
+    robustness = out / "robustness.json"
+    if robustness.exists():
+        lines += evaluation.robustness_lines(json.loads(robustness.read_text("utf-8")))
+    for text in lines:
+        echo(text)
+    names = ("metrics.json", "per_sentence.jsonl", "breakdown.json", "intervals.json")
+    echo(f"wrote {', '.join(str(out / name) for name in names)}")
+
+
 @app.command()
 def predict(
     checkpoint: str,
-    image: Annotated[Path, typer.Option(help="A picture, or a folder of pictures.")],
+    image: Annotated[
+        Path | None, typer.Option(help="A picture, or a folder of pictures; with --text.")
+    ] = None,
     text: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(help="The expression. May be repeated: a picture is encoded once for all."),
-    ],
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URI", help="Shards: predict every sentence of --split, for `evaluate`."
+        ),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Of --data: as val or val,testA.")] = None,
     out: Annotated[
         Path | None,
         typer.Option(
             help="The mask, PNG (mask.png); of a folder or several expressions the folder of "
-            "results (predictions).",
+            "results (predictions); of --split a folder of PNG masks or FILE.jsonl (masks).",
             parser=result_place,
         ),
     ] = None,
@@ -112,11 +243,35 @@ def predict(
     ] = None,
     precision: Precision = None,
     max_megapixels: MaxMegapixels = 100,
+    workers: Annotated[
+        int, typer.Option(help="Of --split: Ray tasks that share the pictures.")
+    ] = 1,
 ) -> None:
-    """Segment the referents of sentences in pictures of your own."""
+    """Segment the referents of sentences in pictures of your own, or of whole splits."""
     from aml.reading import pixels_of
-    from orchestrator import evaluation
+    from orchestrator import evaluation, storage
 
+    if data is not None or split is not None:
+        if data is None or split is None:
+            raise UserError("a split is predicted of shards; give both --data and --split")
+        mine = {"--image": image, "--text": text, "--overlay": overlay}
+        _refuse_given(mine | {"--probability": probability}, "--split")
+        place = out or Path("masks")
+        count = evaluation.predict_splits(
+            checkpoint_folder(checkpoint),
+            storage.Filesystem(data, storage.storage_root()),
+            [one.strip() for one in split.split(",")],
+            place,
+            precision=precision,
+            workers=workers,
+        )
+        echo(f"wrote {count} masks to {place.absolute()}")
+        return
+    if image is None or not text:
+        raise UserError(
+            "nothing to predict was named; give --image and --text, or --data and --split"
+        )
+    _refuse_given({"--workers": None if workers == 1 else workers}, "--image")
     evaluation.predict_files(
         checkpoint_folder(checkpoint),
         image,

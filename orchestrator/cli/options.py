@@ -56,15 +56,20 @@ def echo(text: str) -> None:
     print(redact(text), flush=True)
 
 
-def checkpoint_folder(text: str) -> Path:
-    """Return the folder of a checkpoint that a folder, a run or models:/NAME@ALIAS names.
+def checkpoint_folder(text: str, tokenizer: str | None = None) -> Path:
+    """Return the folder of a checkpoint that a folder, file, run or models:/NAME@ALIAS names.
+
+    Args:
+        text: The name.
+        tokenizer: Hub name or folder of BERT's tokenizer, for a published .pth file.
 
     Raises:
         UserError: Nothing of that name holds a checkpoint.
     """
     from orchestrator import storage, tracking
 
-    return tracking.find_checkpoint(text, storage.storage_root(), None).absolute()
+    root = storage.storage_root()
+    return tracking.find_checkpoint(text, root, None, tokenizer=tokenizer).absolute()
 
 
 def initial_weights(text: str | None) -> Path | None:

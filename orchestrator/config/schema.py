@@ -236,6 +236,8 @@ class Experiment(Settings):
         """
         elsewhere = ("resources", "tracking", "storage")
         tree = {k: v for k, v in self.to_dict().items() if k not in elsewhere}
+        if tree["evaluate"]["select"] is None:  # names of runs from before the setting
+            del tree["evaluate"]["select"]
         del tree["search"]["max_concurrent"], tree["search"]["budget"], tree["evaluate"]["corrupt"]
         return tree
 

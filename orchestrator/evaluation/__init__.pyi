@@ -10,7 +10,15 @@ from .breakdown import (
 )
 from .command import (
     EvaluationRequest as EvaluationRequest,
+    about_data as about_data,
     evaluate_checkpoint as evaluate_checkpoint,
+)
+from .masks.scoring import (
+    MasksRequest as MasksRequest,
+    evaluate_masks as evaluate_masks,
+)
+from .masks.writing import (
+    predict_splits as predict_splits,
 )
 from .mlflow_logging import (
     log_evaluation as log_evaluation,
@@ -38,4 +46,8 @@ from .robustness import (
     mean_over_severities as mean_over_severities,
     robustness_lines as robustness_lines,
     score_conditions as score_conditions,
+)
+from .samples import (
+    check_protocol as check_protocol,
+    chosen_splits as chosen_splits,
 )

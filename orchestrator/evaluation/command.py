@@ -23,9 +23,8 @@ picture at its own size, before any resize.
 import json
 import logging
 import platform
-import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -40,7 +39,13 @@ from orchestrator.evaluation import worker
 from orchestrator.evaluation.breakdown import score_groups
 from orchestrator.evaluation.results import check_comparable, read_evaluation
 from orchestrator.evaluation.robustness import measure_robustness
-from orchestrator.evaluation.samples import SampleLoader
+from orchestrator.evaluation.samples import (
+    SampleLoader,
+    check_complete,
+    check_protocol,
+    chosen_splits,
+    generalised_splits,
+)
 from orchestrator.evaluation.scoring import PartialScores, ScoringTask, json_line
 from orchestrator.utils import atomic_write
 
@@ -49,17 +54,13 @@ logger = logging.getLogger(__name__)
 KIND = "evaluation"
 """What the marker of a folder says that was filled here."""
 
-PROTOCOLS = ("square", "original")
-
-PROGRESS_INTERVAL_S = 20.0
-"""Seconds between two messages on the progress."""
-
 CHECKPOINT_KEYS = (
     "run",
     "trial",
     "arm",
     "seed",
     "epoch",
+    "selected_by",
     "model",
     "image_size",
     "fit",
@@ -142,7 +143,8 @@ def evaluate_checkpoint(request: EvaluationRequest) -> dict[str, dict]:
     request = replace(request, checkpoint=usable_checkpoint(request.checkpoint))
     inputs = _load_inputs(request)
     outcome = _score(request, inputs)
-    write_outputs(request, inputs, outcome)
+    about = _about(request, inputs, outcome)
+    write_evaluation(request.out, outcome.scores, outcome.metrics, about, inputs.baseline)
     if share := outcome.scores.unknown_share:
         logger.info(
             f"{share:.1%} of the words are not in the checkpoint's vocabulary; the model reads "
@@ -151,23 +153,34 @@ def evaluate_checkpoint(request: EvaluationRequest) -> dict[str, dict]:
     return outcome.metrics
 
 
-def write_outputs(
-    request: EvaluationRequest, inputs: EvaluationInputs, outcome: EvaluationOutcome
+def write_evaluation(
+    out: Path,
+    scores: PartialScores,
+    metrics: dict[str, dict],
+    about: dict,
+    baseline: dict[str, dict] | None = None,
 ) -> None:
-    """Write the files that the module's docstring lists; metrics.json comes last."""
-    out = Path(request.out)
+    """Write the files that the module's docstring lists; metrics.json comes last.
+
+    Args:
+        out: The folder.
+        scores: Rows and sums of the sentences.
+        metrics: The content of metrics.json.
+        about: The content of about.json.
+        baseline: metrics.json of the evaluation that robustness is compared with.
+    """
+    out = Path(out)
     mark_folder(out, KIND)
-    scores = outcome.scores
     atomic_write(out / "per_sentence.jsonl", b"".join(scores.rows))
     descriptions = b"".join(json_line(description) for description, _, _ in scores.clean)
     atomic_write(out / "sentences.jsonl", descriptions)
     _write_json(out / "breakdown.json", score_groups(scores.clean))
     # An earlier evaluation may have left one, and this one need not have corruptions.
     (out / "robustness.json").unlink(missing_ok=True)
-    if robustness := measure_robustness(outcome.metrics, inputs.baseline):
+    if robustness := measure_robustness(metrics, baseline):
         _write_json(out / "robustness.json", robustness)
-    _write_json(out / "about.json", _about(request, inputs, outcome))
-    _write_json(out / "metrics.json", outcome.metrics)
+    _write_json(out / "about.json", about)
+    _write_json(out / "metrics.json", metrics)
 
 
 def _load_inputs(request: EvaluationRequest) -> EvaluationInputs:
@@ -178,8 +191,9 @@ def _load_inputs(request: EvaluationRequest) -> EvaluationInputs:
     manifest = data.read_manifest(request.shards)
     corruptions = [(name, severity) for name, severity in request.corruptions]
     conditions = list(dict.fromkeys([CLEAN, *corruptions]))
-    splits = _expand_test(request.splits, manifest)
-    _check_request(request, splits, manifest)
+    splits = chosen_splits(request.splits, manifest, request.shards)
+    check_protocol(request.protocol)
+    _check_numbers(request)
     config = read_checkpoint_config(request.checkpoint)
     if request.baseline and len(conditions) == 1:
         raise UserError(
@@ -216,7 +230,6 @@ def _score(request: EvaluationRequest, inputs: EvaluationInputs) -> EvaluationOu
         request.precision or default_precision(inputs.config, device),
     )
     batch = request.batch or worker.DEFAULT_BATCH[device]
-    splits = inputs.manifest["splits"]
     task = ScoringTask(
         segmenter=segmenter,
         loader=SampleLoader(
@@ -228,22 +241,18 @@ def _score(request: EvaluationRequest, inputs: EvaluationInputs) -> EvaluationOu
         ),
         batch=batch,
         chunk=worker.chunk_size(len(inputs.places), batch),
-        generalised={split for split in inputs.splits if splits[split].get("no_target")},
+        generalised=generalised_splits(inputs.manifest, inputs.splits),
     )
     scores = worker.score_pictures(
         task,
         request.shards,
         inputs.places,
         request.workers,
-        _progress_logger(len(inputs.places)),
+        worker.progress_logger(len(inputs.places)),
     )
     conditions = inputs.conditions
-    if len(scores.rows) != inputs.sentences * len(conditions):
-        raise UserError(
-            f"{request.shards.uri} holds {len(scores.rows) // len(conditions)} sentences of "
-            f"{', '.join(inputs.splits)}, but its {data.COMPLETE_MARKER} says "
-            f"{inputs.sentences}; copy it again or write the shards again"
-        )
+    found = len(scores.rows) // len(conditions)
+    check_complete(found, request.shards, inputs.manifest, inputs.splits)
     metrics = {
         metrics_key(split, condition): scores.sums[split, *condition].scores()
         for split in inputs.splits
@@ -263,17 +272,13 @@ def _about(
     request: EvaluationRequest, inputs: EvaluationInputs, outcome: EvaluationOutcome
 ) -> dict:
     """Return the content of about.json."""
-    packages = ("torch", "numpy", "pillow", "opencv-python-headless")
     return {
         "checkpoint": str(Path(request.checkpoint).absolute()),
         **{key: inputs.config.get(key) for key in CHECKPOINT_KEYS},
         "protocol": request.protocol,
         "splits": inputs.splits,
         "corruptions": [f"{name}:{severity}" for name, severity in inputs.conditions[1:]],
-        "data": {
-            "uri": request.shards.uri,
-            **{key: inputs.manifest[key] for key in ("dataset", "split_by", "fingerprint")},
-        },
+        "data": about_data(request.shards, inputs.manifest),
         "baseline": str(Path(request.baseline).absolute()) if request.baseline else None,
         "unknown_words": outcome.scores.unknown_share,
         "seconds": outcome.seconds,
@@ -281,26 +286,21 @@ def _about(
         "precision": outcome.precision,
         "batch": outcome.batch,
         "workers": request.workers,
-        "versions": {
-            "python": platform.python_version(),
-            **{package: version(package) for package in packages},
-        },
+        "versions": about_versions(),
     }
 
 
-def _expand_test(splits: list[str], manifest: dict) -> list[str]:
-    """Return the splits once each, with `test` replaced by testA, testB, ... as REFER does.
+def about_data(shards: storage.Filesystem, manifest: dict) -> dict:
+    """Return what about.json says of the shards."""
+    known = {key: manifest[key] for key in ("dataset", "split_by", "fingerprint")}
+    return {"uri": shards.uri, **known}
 
-    A data set that has a split named `test` keeps it.
-    """
-    parts = [split for split in manifest["splits"] if re.fullmatch("test[A-Z]", split)]
-    found: list[str] = []
-    for split in splits:
-        if split == "test" and split not in manifest["splits"] and parts:
-            found += parts
-        else:
-            found.append(split)
-    return list(dict.fromkeys(found))
+
+def about_versions() -> dict[str, str]:
+    """Return what about.json says of Python and of the packages that compute."""
+    packages = ("torch", "numpy", "pillow", "opencv-python-headless")
+    versions = {package: version(package) for package in packages}
+    return {"python": platform.python_version(), **versions}
 
 
 def _read_baseline(
@@ -328,42 +328,12 @@ def _read_baseline(
     return metrics
 
 
-def _check_request(request: EvaluationRequest, splits: list[str], manifest: dict) -> None:
-    """Raise UserError where the protocol, the splits or a number is unfit."""
-    if request.protocol not in PROTOCOLS:
-        raise UserError(
-            f"protocol is {request.protocol!r}; use square (network size) or original (the "
-            "picture's own size)"
-        )
-    unknown = [split for split in splits if split not in manifest["splits"]]
-    if unknown or not splits:
-        raise UserError(
-            f"{request.shards.uri} has no split {unknown[0] if unknown else ''!r}; it has "
-            f"{', '.join(manifest['splits'])}"
-        )
-    if twice := [split for split in request.splits if request.splits.count(split) > 1]:
-        raise UserError(
-            f"splits {','.join(request.splits)} name {twice[0]} twice; name each split once"
-        )
+def _check_numbers(request: EvaluationRequest) -> None:
+    """Raise UserError where a number of the request is unfit."""
     if request.workers < 1 or (request.batch is not None and request.batch < 1):
         raise UserError(
             f"batch is {request.batch} and workers {request.workers}; each must be at least 1"
         )
-
-
-def _progress_logger(total: int) -> Callable[[int], None]:
-    """Return a function that is told of finished pictures and logs the progress now and then."""
-    start = logged = time.monotonic()
-    done = 0
-
-    def add(pictures: int) -> None:
-        nonlocal logged, done
-        done += pictures
-        if time.monotonic() - logged > PROGRESS_INTERVAL_S:
-            logged = time.monotonic()
-            logger.info(f"{done} of {total} pictures, {logged - start:.0f} s")
-
-    return add
 
 
 def _write_json(path: Path, content: dict) -> None:

@@ -32,7 +32,7 @@ class _About(_Part):
     protocol: str
     splits: list[str]
     data: _Data
-    image_size: int
+    image_size: int | None
     fit: str | None = None
     corruptions: list[str] = []
     arm: str | None = None
@@ -76,6 +76,9 @@ class _Row(BaseModel):
     gt_pixels: Count
     intersection: Count
     union: Count
+    no_target: bool = False
+    called_empty: bool = False
+    """The decision in a split with expressions without a target, else False."""
 
     @model_validator(mode="after")
     def _check_counts(self):

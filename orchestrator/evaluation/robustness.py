@@ -21,19 +21,21 @@ def score_conditions(
     split: str,
     conditions: Sequence[Condition],
     *,
+    protocol: str = "square",
     limit: int | None = None,
     workers: int | None = None,
 ) -> dict[str, dict[str, dict]]:
     """Score several checkpoints on the same clean and corrupted pictures of a split.
 
-    Every picture is decoded, corrupted and resized once for all checkpoints. The protocol is
-    square, and the scores are those that `evaluate_checkpoint` gives.
+    Every picture is decoded, corrupted and resized once for all checkpoints. The scores are those
+    that `evaluate_checkpoint` gives.
 
     Args:
         checkpoints: Folders of checkpoints by name, all of one image size and fit.
         shards: Shards of the data set.
         split: Name of the split.
         conditions: Corruptions with their severities; the clean pictures are scored beside them.
+        protocol: square or original, see `orchestrator.evaluation.command`.
         limit: Number of sentences, the first ones as validation takes them; None for all.
         workers: Ray tasks that share the pictures; 1 scores in this process, None takes as many
             as the cluster has GPUs or, without GPUs, cores.
@@ -60,7 +62,7 @@ def score_conditions(
         raise UserError(
             f"the checkpoints were trained at {len(sizes)} different sizes ("
             + ", ".join(f"{size} px {fit}" for size, fit in sorted(sizes))
-            + "), so they cannot share corrupted pictures; score each with `evaluate --corrupt`"
+            + "), so they cannot share pictures; score each with `evaluate`"
         )
     ((size, fit),) = sizes
     generalised = data.read_manifest(shards)["splits"][split].get("no_target")
@@ -78,7 +80,7 @@ def score_conditions(
     workers = min(workers, -(-len(places) // chunk))
     task = SharedScoringTask(
         segmenters={},
-        loader=SampleLoader([split], [CLEAN, *conditions], "square", size, fit, chosen),
+        loader=SampleLoader([split], [CLEAN, *conditions], protocol, size, fit, chosen),
         batch=batch,
         chunk=chunk,
         generalised={split} if generalised else set(),

@@ -3,6 +3,7 @@
 Shapes: S network size, H and W a picture's own height and width.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -18,7 +19,11 @@ from aml.data import (
     row_picture,
     targets_of,
 )
+from aml.errors import UserError
+from orchestrator import data, storage
 from orchestrator.evaluation.breakdown import describe_sentence
+
+PROTOCOLS = ("square", "original")
 
 
 @dataclass
@@ -95,13 +100,17 @@ class SampleLoader:
         """
         image = np.asarray(row_picture(row))
         # Masks and descriptions are the same under every condition.
-        clean = [sample for ref in self.refs(row) for sample in self._samples(row, ref)]
+        clean = self.samples(row)
         for condition in self.conditions:
             name, severity = condition
             seen = image if condition == CLEAN else corrupt(image, name, severity, row["image_id"])
             changed = {"corruption": name, "severity": severity}
             samples = [replace(sample, setting=sample.setting | changed) for sample in clean]
             yield ImageVariant(fit_image(seen, self.image_size, self.fit), samples)
+
+    def samples(self, row: dict) -> list[SentenceSample]:
+        """Return the sentences of the splits about a picture, which is not decoded, as clean."""
+        return [sample for ref in self.refs(row) for sample in self._samples(row, ref)]
 
     def _samples(self, row: dict, ref: dict) -> Iterator[SentenceSample]:
         """Yield the sentences of a ref under the clean condition."""
@@ -133,3 +142,63 @@ class SampleLoader:
                 },
                 description=describe_sentence(row, ref, sentence, area),
             )
+
+
+def check_protocol(protocol: str) -> None:
+    """Raise UserError where a protocol is unknown."""
+    if protocol not in PROTOCOLS:
+        raise UserError(
+            f"protocol is {protocol!r}; use square (network size) or original (the picture's own "
+            "size)"
+        )
+
+
+def chosen_splits(splits: list[str], manifest: dict, shards: storage.Filesystem) -> list[str]:
+    """Return the splits that a person named, with `test` as testA, testB, ... as REFER has it.
+
+    A data set that has a split named `test` keeps it.
+
+    Args:
+        splits: The names.
+        manifest: The manifest of the shards.
+        shards: The shards, for messages.
+
+    Raises:
+        UserError: There is no such split, or one is named twice.
+    """
+    held = manifest["splits"]
+    parts = [split for split in held if re.fullmatch("test[A-Z]", split)]
+    found: list[str] = []
+    for split in splits:
+        found += parts if split == "test" and split not in held and parts else [split]
+    found = list(dict.fromkeys(found))
+    unknown = [split for split in found if split not in held]
+    if unknown or not found:
+        raise UserError(
+            f"{shards.uri} has no split {unknown[0] if unknown else ''!r}; it has {', '.join(held)}"
+        )
+    if twice := [split for split in splits if splits.count(split) > 1]:
+        raise UserError(f"splits {','.join(splits)} name {twice[0]} twice; name each split once")
+    return found
+
+
+def generalised_splits(manifest: dict, splits: list[str]) -> set[str]:
+    """Return those of the splits that hold expressions without a target."""
+    return {split for split in splits if manifest["splits"][split].get("no_target")}
+
+
+def check_complete(found: int, shards: storage.Filesystem, manifest: dict, splits: list[str]):
+    """Raise UserError where shards hold another number of sentences than their manifest says.
+
+    Args:
+        found: Number of sentences that were read.
+        shards: The shards.
+        manifest: Their manifest.
+        splits: The splits that were read.
+    """
+    wanted = sum(manifest["splits"][split]["sentences"] for split in splits)
+    if found != wanted:
+        raise UserError(
+            f"{shards.uri} holds {found} sentences of {', '.join(splits)}, but its "
+            f"{data.COMPLETE_MARKER} says {wanted}; copy it again or write the shards again"
+        )

@@ -109,17 +109,24 @@ class ScoringTask:
         variants = iter(variants)
         while some := list(itertools.islice(variants, self.chunk)):
             samples = [sample for variant in some for sample in variant.samples]
-            overlaps = list(self._overlaps(some, samples, device_lock or nullcontext()))
+            masks = self.masks(some, samples, device_lock or nullcontext())
+            overlaps = [overlap(*pair) for pair in zip(masks, samples, strict=True)]
             add_samples(scores, samples, np.array(overlaps, np.int64), self.generalised)
         return scores
 
-    def _overlaps(
+    def masks(
         self,
         variants: list[ImageVariant],
         samples: list[SentenceSample],
         device_lock: AbstractContextManager,
-    ) -> Iterator[tuple[int, int]]:
-        """Yield for each sample the pixels of prediction and truth both, and of the prediction."""
+    ) -> Iterator[np.ndarray]:
+        """Yield for each sample the predicted mask, bool, in the shape of the sample's truth.
+
+        Args:
+            variants: Some pictures.
+            samples: Their sentences, in order.
+            device_lock: Lock held while the model computes.
+        """
         image_indices = [k for k, variant in enumerate(variants) for _ in variant.samples]
         parts = self.segmenter.iter_logits(
             np.stack([variant.image for variant in variants]),
@@ -135,8 +142,7 @@ class ScoringTask:
                     return
                 some = list(itertools.islice(remaining, len(logits)))
                 masks = self._masks(logits, some)
-            for sample, mask in zip(some, masks, strict=True):
-                yield int(np.count_nonzero(mask & sample.truth)), int(np.count_nonzero(mask))
+            yield from masks
 
     def _masks(self, logits: torch.Tensor, samples: list[SentenceSample]) -> list[np.ndarray]:
         """Return for each sample the predicted mask, bool, in the shape of the sample's truth."""
@@ -197,6 +203,11 @@ def _fetched(reference: Any, device: torch.device) -> Segmenter:
     segmenter = ray.get(reference)
     segmenter.to(device)
     return segmenter
+
+
+def overlap(mask: np.ndarray, sample: SentenceSample) -> tuple[int, int]:
+    """Return the pixels of a mask (bool) that are the sample's truth too, and all of the mask."""
+    return int(np.count_nonzero(mask & sample.truth)), int(np.count_nonzero(mask))
 
 
 def add_samples(

@@ -9,7 +9,9 @@ one chunk is read and counted while another is computed.
 """
 
 import itertools
+import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,6 +31,8 @@ from orchestrator.evaluation.scoring import (
 )
 from orchestrator.utils import announced_wait
 
+logger = logging.getLogger(__name__)
+
 GPU_THREADS = 6
 """Threads beside a GPU: one chunk is computed while the others are decoded and counted."""
 
@@ -39,6 +43,9 @@ and fit its caches."""
 CHUNKS = 64
 """Number of chunks, of 8 pictures or more, that a split is cut into at least, for workers to
 share; approximate."""
+
+PROGRESS_INTERVAL_S = 20.0
+"""Seconds between two messages on the progress."""
 
 Place = tuple[int, str, int, int]
 """Position of a picture in the shards: image_id, file, row group, row."""
@@ -105,6 +112,21 @@ def chunk_size(pictures: int, batch: int) -> int:
 def split_into_chunks(places: list[Place], size: int) -> list[list[Place]]:
     """Cut the places into runs of `size`; the last one may be shorter."""
     return [places[i : i + size] for i in range(0, len(places), size)]
+
+
+def progress_logger(total: int) -> Callable[[int], None]:
+    """Return a function that is told of finished pictures and logs the progress now and then."""
+    start = logged = time.monotonic()
+    done = 0
+
+    def add(pictures: int) -> None:
+        nonlocal logged, done
+        done += pictures
+        if time.monotonic() - logged > PROGRESS_INTERVAL_S:
+            logged = time.monotonic()
+            logger.info(f"{done} of {total} pictures, {logged - start:.0f} s")
+
+    return add
 
 
 def most_workers() -> int:

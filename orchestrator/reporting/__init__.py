@@ -1,8 +1,9 @@
 """Compare runs and arms: statistics, tables, figures, the HTML report.
 
 May import: orchestrator.evaluation and what it may import.
-Public names: PREFIX, add_robustness, compare_runs, find_run_or_part, robust_lines,
-    robust_scores, write_report.
+Public names: PREFIX, add_robustness, compare_runs, evaluate_arms, evaluation_tables,
+    find_run_or_part, interval_lines, published_lines, robust_lines, robust_scores,
+    write_intervals, write_report.
 """
 
 import lazy_loader

@@ -4,6 +4,17 @@ from .comparison.groups import (
 from .comparison.runs import (
     compare_runs as compare_runs,
 )
+from .comparison.splits import (
+    evaluate_arms as evaluate_arms,
+)
+from .evidence import (
+    evaluation_tables as evaluation_tables,
+    published_lines as published_lines,
+)
+from .intervals import (
+    interval_lines as interval_lines,
+    write_intervals as write_intervals,
+)
 from .report import (
     write_report as write_report,
 )

@@ -204,6 +204,19 @@ def with_published(rows: list[dict]) -> list[dict]:
     return sorted([*rows, *published_rows(rows)], key=lambda row: places.index(place(row)))
 
 
+def published_lines(rows: list[dict]) -> list[str]:
+    """Return the published results beside some rows as lines for a person.
+
+    Args:
+        rows: See `published_rows`.
+    """
+    return [
+        f"{row['split']:20} {row['model']}, published ({row['protocol']}, {row['size']} px): "
+        + "  ".join(f"{name} {row[name]:.4f}" for name in SCORES if math.isfinite(row[name]))
+        for row in published_rows(rows)
+    ]
+
+
 def config_history_rows(trials: list[Trial]) -> list[dict]:
     """Return one row for each setting of the trials whose settings changed (PBT).
 

@@ -1,8 +1,10 @@
 """Read numbers out of ledger records: best, last, by seed, by arm."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from aml.training import counted_epochs
 
 NAN = math.nan
 
@@ -19,6 +21,25 @@ def last(trial: Trial, key: str) -> float:
     """Return the value of `key` in the trial's last epoch; NaN if there is none."""
     history = trial.get("history") or []
     return number(history[-1].get(key)) if history else NAN
+
+
+def selected(meta: Mapping[str, Any]) -> str | None:
+    """Return the setting evaluate.select of a run.
+
+    Args:
+        meta: Content of sweep.json or train.json, with the run's config.
+    """
+    return ((meta.get("config") or {}).get("evaluate") or {}).get("select")
+
+
+def counted(trials: Iterable[Trial], select: str | None) -> list[Trial]:
+    """Return the trials with the epochs up to the one that counts, which is then the last.
+
+    Args:
+        trials: Records of the ledger.
+        select: The setting evaluate.select.
+    """
+    return [t | {"history": counted_epochs(t.get("history") or [], select)} for t in trials]
 
 
 def best_so_far(trial: Trial) -> float:

@@ -228,7 +228,8 @@ def _sweep_page(trials: list[Trial], meta: dict) -> tuple[dict[str, Any], Tables
         "cost": curves.cost_figures(arms),
         "lines": lines.line_figures(points),
         "line_notes": wording.line_notes(points),
-        "noise": _seed_noise(arms, trials),
+        "noise": _seed_noise(arms, numbers.counted(trials, numbers.selected(meta))),
+        "counted": wording.counted_epoch(meta),
         "curves": curves.curve_figures(trials),
         "failed": [t for t in trial_rows if t["state"] == "failed"],
         "stopped": _stop_reasons(trial_rows),
@@ -254,11 +255,12 @@ def _captions(page: dict[str, Any], meta: dict) -> dict[str, str]:
     """Return the captions of the tables for papers, by table."""
     scored = [a for a in page.get("arms") or [] if a.seeds]
     equality = "No arm is confirmed."
+    epoch = wording.counted_epoch(meta)
     if scored:
         equality = wording.equality(scored, wording.matched_quantity(meta))
     return {
-        "arms": f"{page['title']}: validation scores in %, last epoch, mean over seeds with 95% t "
-        f"interval; differences paired by seed. {equality}",
+        "arms": f"{page['title']}: validation scores in %, {epoch}, mean over seeds "
+        f"with 95% t interval; differences paired by seed. {equality}",
         "robust_arms": robust_arms.table_caption(meta),
         "evaluations": "Scores in %. Rows marked published are their authors', not measured here; "
         "the square protocol scores at the size given.",

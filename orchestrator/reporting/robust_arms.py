@@ -134,7 +134,7 @@ def robust_scores(trials: list[Trial], sweep: Mapping[str, Any]) -> list[RobustS
         for arm in arms
         for name in severities
         for other in REFERENCES
-        if other in arms and arm not in (other, *_before(other))
+        if other in arms and is_compared(arm, other)
     }
     corrected = _corrected(differences)
     return [
@@ -160,9 +160,9 @@ def robust_scores(trials: list[Trial], sweep: Mapping[str, Any]) -> list[RobustS
     ]
 
 
-def _before(reference: str) -> tuple[str, ...]:
-    """Return the references that are not compared with this one: off is not, with random."""
-    return REFERENCES[: REFERENCES.index(reference)]
+def is_compared(arm: str, reference: str) -> bool:
+    """Return whether an arm is compared with a reference: off is not, with random."""
+    return arm not in REFERENCES[: REFERENCES.index(reference) + 1]
 
 
 def _severities(sweep: Mapping[str, Any]) -> dict[str, str]:

@@ -14,11 +14,13 @@ from orchestrator.reporting.numbers import (
     arms_of,
     best_so_far,
     by_seed,
+    counted,
     epochs_of,
     is_alignment_arm,
     last,
     number,
     other_params,
+    selected,
 )
 from orchestrator.reporting.significance import (
     LEVEL,
@@ -40,7 +42,7 @@ Setting = tuple[str, float, float]
 
 
 def arm_summaries(trials: list[Trial], sweep: dict) -> list[ArmSummary]:
-    """Summarise each arm over its confirmation trials that are done, at their last epoch.
+    """Summarise each arm over its confirmation trials that are done, at the epoch that counts.
 
     An arm without such a trial has `seeds` 0 and NaN scores. The differences to off and to random
     are paired by seed, and corrected for as many comparisons as there are confirmed arms less one.
@@ -53,7 +55,11 @@ def arm_summaries(trials: list[Trial], sweep: dict) -> list[ArmSummary]:
     confirmed = {
         arm: [t for t in trials if t["arm"] == arm and t["stage"] == "confirm"] for arm in arms
     }
-    done = {arm: [t for t in ts if t["state"] == "done"] for arm, ts in confirmed.items()}
+    select = selected(sweep)
+    done = {
+        arm: counted((t for t in ts if t["state"] == "done"), select)
+        for arm, ts in confirmed.items()
+    }
     scores = {arm: by_seed(ts, "val/mIoU") for arm, ts in done.items()}
     comparisons = sum(map(bool, scores.values())) - 1
 

@@ -29,6 +29,7 @@ class _Section(BaseModel):
     val_limit: int | None = None
     size: int | None = None
     equal: str | None = None
+    select: str | None = None
 
 
 class _Settings(BaseModel):
@@ -38,6 +39,7 @@ class _Settings(BaseModel):
     data: _Section | None = None
     model: _Section | None = None
     search: _Section | None = None
+    evaluate: _Section | None = None
 
 
 SETTINGS = TypeAdapter(_Settings)

@@ -37,7 +37,7 @@ class ArmDifference:
 
 @dataclass(frozen=True)
 class ArmSummary:
-    """One arm in confirmation: the last epochs of its confirmation trials that are done.
+    """One arm in confirmation: its confirmation trials that are done, at the epoch that counts.
 
     The class has an attribute for every quantity that the report's table of arms shows, hence
     more than ten.

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 
-from orchestrator.reporting.numbers import is_alignment_arm, number
+from orchestrator.reporting.numbers import is_alignment_arm, number, selected
 from orchestrator.reporting.significance import LEVEL, Difference
 from orchestrator.reporting.summaries import ArmDifference, ArmSummary, LinePoint
 
@@ -278,6 +278,14 @@ def hidden_shares(arm: ArmSummary, random: ArmSummary) -> str:
     return (
         f"They hide different shares of the image ({shares}), so this is not a matched comparison."
     )
+
+
+def counted_epoch(meta: dict) -> str:
+    """Say at which epoch the confirmed trials of a run count."""
+    select = selected(meta)
+    if not (select or "").startswith("best"):
+        return "the last epoch"
+    return f"the epoch of the best validation {(select or '').partition('_')[2]}"
 
 
 def matched_quantity(meta: dict) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from aml.data import Items
 from aml.errors import RunError
+from aml.training import counted_epochs
 from orchestrator import evaluation, reporting, search, storage
 from orchestrator.config import Experiment
 from orchestrator.data import ObjectStoreBlocks, StreamingBlocks
@@ -59,7 +60,8 @@ def finish_sweep(
     settings = sweep.experiment.search
     finished_arms = {r["arm"] for r in sweep.records if r["state"] != "failed"}
     missing_arms = [arm for arm in settings.arms if arm not in finished_arms]
-    best = find_champion(sweep.records, settings.metric, settings.mode)
+    select = sweep.experiment.evaluate.select
+    best = find_champion(sweep.records, settings.metric, settings.mode, select)
     if best is None:
         run.update(
             state="failed",
@@ -69,10 +71,18 @@ def finish_sweep(
         )
         logger.info(f"{run.name} failed: no trial finished; the first error: {run.state['error']}")
         return 1
+    folder = sweep.experiment.evaluate.checkpoint("last")
+    champion = {
+        "trial": best["trial"],
+        "arm": best["arm"],
+        "checkpoint": f"trials/{best['trial']}/{folder}",
+        "epoch": counted_epochs(best["history"], select)[-1]["epoch"],
+        "select": select or "last",
+    }
     # An earlier end of this sweep may have measured the same champion.
-    is_known = (run.state.get("champion") or {}).get("trial") == best["trial"]
+    is_known = run.state.get("champion") == champion
     baselines = run.state.get("baselines") if is_known else None
-    checkpoint = _champion_checkpoint(run, best, needed=not baselines)
+    checkpoint = _champion_checkpoint(run, best, folder, needed=not baselines)
     ended = time.time()
     if checkpoint and not baselines:
         baselines = _baselines(sweep.experiment, checkpoint, shared)
@@ -83,11 +93,7 @@ def finish_sweep(
         concluded=False,
         ended=ended,
         settings_tried=sweep.num_configs_tried,
-        champion={
-            "trial": best["trial"],
-            "arm": best["arm"],
-            "checkpoint": f"trials/{best['trial']}/last",
-        },
+        champion=champion,
         baselines=baselines,
         robustness=robustness,
         cost=search.flops_ratios(sweep.experiment, configs),
@@ -100,15 +106,16 @@ def finish_sweep(
     return 1 if missing_arms else 0
 
 
-def _champion_checkpoint(run: storage.Run, best: dict, *, needed: bool) -> Path | None:
+def _champion_checkpoint(run: storage.Run, best: dict, folder: str, *, needed: bool) -> Path | None:
     """Return the folder of the champion's checkpoint, downloaded where it is in a bucket.
 
     Args:
         run: The sweep.
         best: The champion's ledger record.
+        folder: The checkpoint that counts, "last" or "best".
         needed: Whether a checkpoint that is lost is an error; else it is None, with a message.
     """
-    checkpoint = run.folder / "trials" / best["trial"] / "last"
+    checkpoint = run.folder / "trials" / best["trial"] / folder
     problem = storage.try_download(checkpoint.parent, wanted=storage.weights_only)
     if not checkpoint.exists() and not needed:
         logger.info(
@@ -167,7 +174,7 @@ def _robustness(sweep: FinishedSweep, val_store: storage.Filesystem) -> dict | N
     known = (before or {}).get("trials") or {}
     done = [r for r in sweep.records if r["stage"] == "confirm" and r["state"] == "done"]
     unscored = [r["trial"] for r in done if not set(names) <= known.get(r["trial"], {}).keys()]
-    checkpoints = _confirmed_checkpoints(run, unscored)
+    checkpoints = _confirmed_checkpoints(run, unscored, settings.checkpoint("last"))
     start = time.monotonic()
     found: dict[str, dict[str, dict]] = {}
     if checkpoints:
@@ -199,9 +206,15 @@ def _robustness(sweep: FinishedSweep, val_store: storage.Filesystem) -> dict | N
     }
 
 
-def _confirmed_checkpoints(run: storage.Run, trials: list[str]) -> dict[str, Path]:
-    """Return the checkpoint folders of some trials, downloaded where they are in a bucket."""
-    checkpoints = {trial: run.folder / "trials" / trial / "last" for trial in trials}
+def _confirmed_checkpoints(run: storage.Run, trials: list[str], name: str) -> dict[str, Path]:
+    """Return the checkpoint folders of some trials, downloaded where they are in a bucket.
+
+    Args:
+        run: The sweep's run.
+        trials: Names of trials.
+        name: The checkpoint that counts, "last" or "best".
+    """
+    checkpoints = {trial: run.folder / "trials" / trial / name for trial in trials}
     for folder in checkpoints.values():
         storage.try_download(folder.parent, wanted=storage.weights_only)
     if lost := [trial for trial, folder in checkpoints.items() if not folder.exists()]:
@@ -219,7 +232,7 @@ def _track(sweep: FinishedSweep, best: dict, checkpoint: Path | None) -> None:
     run.update(mlflow=tracker.record(SWEEP_KEY))
     page = reporting.write_report(run.folder)
     tracker.artifact(SWEEP_KEY, page.parent, "report")
-    last_epoch = best["history"][-1]
+    last_epoch = counted_epochs(best["history"], sweep.experiment.evaluate.select)[-1]
     metrics = {k: v for k, v in last_epoch.items() if k.startswith("val/") and v is not None}
     baselines = {
         f"baseline/{name}": scores["mIoU"]
@@ -238,26 +251,31 @@ def _track(sweep: FinishedSweep, best: dict, checkpoint: Path | None) -> None:
         tracker.model(SWEEP_KEY, checkpoint, sweep.experiment.name, metrics)
 
 
-def find_champion(records: list[dict], metric: str, mode: str) -> dict | None:
+def find_champion(
+    records: list[dict], metric: str, mode: str, select: str | None = None
+) -> dict | None:
     """Return the champion's ledger record; None where no trial has a value.
 
-    It is the best confirmation trial at its last epoch, however many epochs its arm trains.
+    It is the best confirmation trial at the epoch that counts, however many epochs its arm trains.
     Without a confirmation it is the best of the trials that trained longest.
 
     Args:
         records: Ledger records.
         metric: The metric that trials are judged by.
         mode: max or min: whether more or less of it is better.
+        select: The setting evaluate.select.
     """
     sign = 1 if mode == "max" else -1
 
     def score(record: dict) -> float:
-        return sign * record["history"][-1][metric]
+        return sign * counted_epochs(record["history"], select)[-1][metric]
 
     usable = [
         r
         for r in records
-        if r["state"] != "failed" and r["history"] and r["history"][-1].get(metric) is not None
+        if r["state"] != "failed"
+        and r["history"]
+        and counted_epochs(r["history"], select)[-1].get(metric) is not None
     ]
     if confirmed := [r for r in usable if r["stage"] == "confirm" and r["state"] == "done"]:
         return max(confirmed, key=score)
@@ -277,7 +295,8 @@ def sweep_summary(run: storage.Run) -> str:
     lines = [f"{run.name}: {counts_text}"]
     failed = (record for record in records if record["state"] == "failed")
     lines += [f"  {record['trial']} failed: {record['error']}" for record in failed]
-    lines += [f"  {arm:16} val mIoU {text}" for arm, text in confirmed_scores(records).items()]
+    scores = confirmed_scores(records, run.experiment().evaluate.select)
+    lines += [f"  {arm:16} val mIoU {text}" for arm, text in scores.items()]
     lines += reporting.robust_lines(
         reporting.robust_scores(reporting.add_robustness(records, state), state), state
     )
@@ -323,12 +342,19 @@ def _cost_lines(state: dict) -> list[str]:
     return [f"arms are compared {compared}; FLOPs of a training step against off: {ratios}"]
 
 
-def confirmed_scores(records: list[dict]) -> dict[str, str]:
-    """Return mean and values over the seeds of each arm's confirmation, as text."""
+def confirmed_scores(records: list[dict], select: str | None = None) -> dict[str, str]:
+    """Return mean and values over the seeds of each arm's confirmation, as text.
+
+    Args:
+        records: Ledger records.
+        select: The setting evaluate.select.
+    """
     found: dict[str, list[float]] = {}
     for record in records:
         if record["stage"] == "confirm" and record["state"] == "done":
-            found.setdefault(record["arm"], []).append(record["history"][-1]["val/mIoU"])
+            found.setdefault(record["arm"], []).append(
+                counted_epochs(record["history"], select)[-1]["val/mIoU"]
+            )
     return {
         arm: f"{sum(values) / len(values):.3f} over {len(values)} fresh seeds "
         f"({', '.join(f'{value:.3f}' for value in values)})"

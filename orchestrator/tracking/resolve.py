@@ -1,6 +1,8 @@
 """Find the checkpoint that a person names: by folder, run, MLflow run id or registered model."""
 
 import contextlib
+import hashlib
+import logging
 import os
 import re
 import shutil
@@ -18,6 +20,8 @@ from orchestrator.utils import announced_wait, redact
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+logger = logging.getLogger(__name__)
+
 WANTED = (
     "give a checkpoint folder, a run's name, RUN/TRIAL, an MLflow run id or models:/NAME@champion"
 )
@@ -25,19 +29,28 @@ WANTED = (
 Answer = TypeVar("Answer")
 
 
-def find_checkpoint(text: str | Path, root: Path, tracking_uri: str | None = None) -> Path:
+def find_checkpoint(
+    text: str | Path,
+    root: Path,
+    tracking_uri: str | None = None,
+    *,
+    tokenizer: str | None = None,
+) -> Path:
     """Return the checkpoint folder (config.json, model.safetensors) that `text` names.
 
     Args:
         text: One of these:
             - a checkpoint folder, or the folder of a run or trial;
-            - the name of a run under root (a sweep: its champion, a training: its best epoch);
-            - RUN/TRIAL (the trial's last epoch, which is the one that counts);
+            - the name of a run under root (a sweep: its champion, a training: the epoch that
+              counts by evaluate.select, by default the best mIoU);
+            - RUN/TRIAL (the epoch that counts by evaluate.select, by default the last);
+            - a published .pth file of CARIS, MaskRIS or LAVT, made a folder in root/downloads;
             - an MLflow run id;
             - models:/NAME@ALIAS or models:/NAME/VERSION, fetched into root/downloads where MLflow
               keeps the model elsewhere.
         root: Storage root.
         tracking_uri: Tracking address. None: MLFLOW_TRACKING_URI, else the store under root.
+        tokenizer: Hub name or folder of BERT's tokenizer, which a published file does not hold.
 
     Raises:
         UserError: There is no such checkpoint; the message is one sentence.
@@ -47,6 +60,8 @@ def find_checkpoint(text: str | Path, root: Path, tracking_uri: str | None = Non
     if text.startswith("models:"):
         return _registered_checkpoint(text, root, tracking_uri)
     folder = home_expanded(text)
+    if folder.is_file():
+        return _published_checkpoint(folder, root, tokenizer)
     if folder.is_dir():
         try:
             return _checkpoint_in(folder)
@@ -75,6 +90,27 @@ def checkpoint_owner(checkpoint: Path) -> tuple[storage.Run, str] | None:
     return None
 
 
+def _published_checkpoint(file: Path, root: Path, tokenizer: str | None) -> Path:
+    """Return the checkpoint folder of a published .pth file, which is made once.
+
+    Args:
+        file: The file.
+        root: Storage root.
+        tokenizer: See `find_checkpoint`.
+    """
+    from aml.models import open_published
+    from aml.training import save_checkpoint
+
+    with open(file, "rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()[:16]
+    folder = root / "downloads" / f"{file.stem}-{digest}"
+    if not _is_checkpoint(folder):
+        model, about = open_published(file, tokenizer)
+        save_checkpoint(folder, model, about)
+        logger.info(f"{file.name} is {about['arm']}; as a checkpoint it is kept in {folder}")
+    return folder
+
+
 def _is_checkpoint(folder: Path) -> bool:
     return (folder / "config.json").is_file() and (folder / "model.safetensors").is_file()
 
@@ -92,16 +128,28 @@ def _checkpoint_in(folder: Path) -> Path:
     kind = next((kind for kind in storage.KINDS if (folder / f"{kind}.json").is_file()), None)
     if kind:
         return _chosen_checkpoint(storage.Run(folder, kind), kind)
-    for place in (folder / "last", folder / "best", folder / "artifacts" / "checkpoint"):
+    sweep = storage.Run(folder.absolute().parent.parent, "sweep")
+    counted = _counted(sweep, "last") if folder.absolute().parent.name == "trials" else "last"
+    for name in dict.fromkeys((counted, "last", "best", "artifacts/checkpoint")):
+        place = folder / name
         if _is_checkpoint(place):
             return place
     raise UserError(f"{folder} holds no checkpoint (config.json and model.safetensors); {WANTED}")
 
 
+def _counted(run: storage.Run, default: str) -> str:
+    """Return the folder of the checkpoint that counts in a run or its trials, "last" or "best"."""
+    if not (run.folder / "config.yaml").is_file():
+        return default
+    return run.experiment().evaluate.checkpoint(default)
+
+
 def _chosen_checkpoint(run: storage.Run, kind: str) -> Path:
-    """Return a sweep's champion or a training's best epoch."""
+    """Return a sweep's champion, or the epoch of a training that counts."""
     state = run.state
-    name = state.get("champion", {}).get("checkpoint") or ("best" if kind == "train" else None)
+    name = state.get("champion", {}).get("checkpoint")
+    if name is None and kind == "train":
+        name = _counted(run, "best")
     if name:
         checkpoint = run.folder / name
         storage.download(checkpoint.parent, wanted=storage.weights_only, wait=False)

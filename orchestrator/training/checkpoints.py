@@ -4,7 +4,7 @@ import json
 import time
 from pathlib import Path
 
-from aml.training import Learner, save_checkpoint
+from aml.training import Learner, judged_by, save_checkpoint
 from orchestrator.config import Experiment
 from orchestrator.storage import add_note
 from orchestrator.training.context import RunContext
@@ -54,7 +54,7 @@ class RunCheckpointer:
         save_checkpoint(
             self.folder / "last",
             learner.model,
-            checkpoint_info(self.experiment, progress.epoch, metrics),
+            checkpoint_info(self.experiment, progress.epoch, metrics, "last epoch"),
             learner.state_dict(),
         )
         if self.saved_for:
@@ -63,8 +63,15 @@ class RunCheckpointer:
         self.context.on_checkpoint()
 
 
-def checkpoint_info(experiment: Experiment, epoch: int, metrics: dict) -> dict:
-    """Return the metadata of a checkpoint after `epoch` epochs with these metrics."""
+def checkpoint_info(experiment: Experiment, epoch: int, metrics: dict, selected_by: str) -> dict:
+    """Return the metadata of a checkpoint.
+
+    Args:
+        experiment: The settings of the run.
+        epoch: Number of finished epochs.
+        metrics: Metrics of the last of them.
+        selected_by: Why this epoch, in words.
+    """
     return {
         "image_size": experiment.data.size,
         "fit": experiment.data.fit,
@@ -73,6 +80,7 @@ def checkpoint_info(experiment: Experiment, epoch: int, metrics: dict) -> dict:
         "arm": experiment.aml.arm,
         "seed": experiment.seed,
         "epoch": epoch,
+        "selected_by": selected_by,
         "metrics": without_nan(metrics),
     }
 
@@ -87,12 +95,15 @@ def save_epoch(
         experiment: The settings of the run.
         folder: The folder of the run or trial.
         metrics: The metrics of the epoch.
-        is_best: Whether the epoch has the best validation mIoU so far.
+        is_best: Whether the epoch has the best validation score so far.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    info = checkpoint_info(experiment, metrics["epoch"], metrics)
+    epoch = metrics["epoch"]
     if is_best:
+        best_by = f"best {judged_by(experiment.evaluate.select)}"
+        info = checkpoint_info(experiment, epoch, metrics, best_by)
         save_checkpoint(folder / "best", learner.model, info)
+    info = checkpoint_info(experiment, epoch, metrics, "last epoch")
     save_checkpoint(folder / "last", learner.model, info, learner.state_dict())
     write_history(folder, learner)
 

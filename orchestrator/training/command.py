@@ -179,7 +179,8 @@ def _finish(run: storage.Run, experiment: Experiment, tracker: TrackerBase) -> N
     from orchestrator import reporting
 
     problem = storage.try_download(run.folder, wanted=storage.weights_only)
-    best = run.folder / "best"
+    name = experiment.evaluate.checkpoint("best")
+    best = run.folder / name
     if problem and not best.exists():
         raise RunError(
             f"{problem}, and the checkpoint is not on this machine; the same command goes on from "
@@ -195,7 +196,7 @@ def _finish(run: storage.Run, experiment: Experiment, tracker: TrackerBase) -> N
         tau=tau,
         rho=rho,
         seed=experiment.seed,
-        champion={"checkpoint": "best"},
+        champion={"checkpoint": name},
     )
     page = reporting.write_report(run.folder)
     for picture in sorted((run.folder / "pictures").glob("*.png"))[-1:]:

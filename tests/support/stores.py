@@ -49,9 +49,9 @@ def write_store(folder, rows, files=2):
     return filesystem.Filesystem(folder)
 
 
-def save_model(folder, words, *, size=32, fit="square", threshold=0.5):
+def save_model(folder, words, *, size=32, fit="square", threshold=0.5, seed=1):
     """Save a small untrained checkpoint whose predictions are neither empty nor full."""
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     model = build_model("small", vocabulary=words, width=32, stem=16)
     with torch.no_grad():
         model.bias.zero_()

@@ -104,7 +104,8 @@ def _arm_groups(run: storage.Run, arm: str) -> list[ComparisonGroup]:
     """Return the confirmed arms of a sweep, or only `arm` if it is not ""."""
     experiment = run.experiment()
     done: dict[str, list[Trial]] = {}
-    for record in robust_arms.add_robustness(run.ledger(), run.state):
+    records = numbers.counted(run.ledger(), experiment.evaluate.select)
+    for record in robust_arms.add_robustness(records, run.state):
         if record["stage"] == "confirm" and record["state"] == "done":
             done.setdefault(record["arm"], []).append(record)
     if arm and arm not in done:
@@ -140,9 +141,12 @@ def _training_group(run: storage.Run) -> ComparisonGroup:
             f"{run.name} is not finished (state: {run.state.get('state', 'unknown')}); "
             "let it end, then compare"
         )
-    trial = {"history": run.state["history"], "seed": run.state["seed"]}
+    history = run.state["history"]
+    trial = {"history": history, "seed": run.state["seed"], "epochs": len(history)}
     arm = run.state.get("arm") or "training"
-    return ComparisonGroup(run.name, arm, run, run.experiment(), [trial])
+    experiment = run.experiment()
+    trials = numbers.counted([trial], experiment.evaluate.select)
+    return ComparisonGroup(run.name, arm, run, experiment, trials)
 
 
 def _setting_key(experiment: Experiment, run: storage.Run) -> str:
@@ -176,6 +180,7 @@ def _validation_conditions(group: ComparisonGroup) -> Iterator[tuple[str, object
     yield "data.val_limit", data.val_limit, remedy
     yield "protocol", f"square at {data.size} px, {data.fit}", remedy
     yield "threshold", group.experiment.evaluate.threshold, remedy
+    yield "epoch that counts (evaluate.select)", group.experiment.evaluate.select or "last", remedy
 
 
 def equality(a: ComparisonGroup, b: ComparisonGroup) -> str:

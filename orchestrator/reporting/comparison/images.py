@@ -11,7 +11,7 @@ import numpy as np
 
 from aml.errors import UserError
 from orchestrator import evaluation
-from orchestrator.reporting import wording
+from orchestrator.reporting import intervals, wording
 from orchestrator.reporting.comparison.results import nan_to_none, result_row
 from orchestrator.reporting.significance import (
     RESAMPLES,
@@ -157,7 +157,7 @@ def _image_sums(
     def sum_by_image(values: list[float]) -> np.ndarray:
         return np.bincount(image, weights=values)
 
-    iou = [r["intersection"] / r["union"] if r["union"] else 0.0 for r in members]
+    iou = [intervals.sentence_iou(r) for r in members]
     return keys, ImageSums(
         iou=sum_by_image(iou),
         n=sum_by_image([1.0] * len(members)),

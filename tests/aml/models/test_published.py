@@ -262,11 +262,17 @@ def test_files_that_are_no_published_checkpoint(tmp_path):
         published.read(path)
     for other in ([1, 2], {"state_dict": {}}, {"model": {"a": 1}}):
         torch.save(other, path)
-        with pytest.raises(UserError, match=r"holds no weights under 'model'"):
+        with pytest.raises(UserError, match=r"holds no weights: .* under 'model', 'state_dict' an"):
             published.read(path)
-    torch.save({"model": {"head.weight": torch.ones(2)}}, path)
-    with pytest.raises(UserError, match=r"is no checkpoint of CARIS, MaskRIS, LAVT"):
-        published.load_published(make("caris"), path)
+    for place in ("model", "state_dict", None):
+        weights = {"head.weight": torch.ones(2)}
+        torch.save({place: weights} if place else weights, path)
+        with pytest.raises(
+            UserError,
+            match=r"is no checkpoint of CARIS, MaskRIS, LAVT, .* pixel_decoder\.vis_prompts\."
+            r".* looked for, and 'head\.weight' \(1 in all\) was found",
+        ):
+            published.load_published(make("caris"), path)
 
 
 def test_a_file_may_be_what_training_starts_from(tmp_path, monkeypatch):
@@ -277,3 +283,41 @@ def test_a_file_may_be_what_training_starts_from(tmp_path, monkeypatch):
     assert initial_weights("x.pth") == path and initial_weights(None) is None
     with pytest.raises(UserError, match="not a folder"):
         initial_weights("y.pth")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    """Return a folder with the tokenizer of the models that `make` makes."""
+    from transformers import PreTrainedTokenizerFast
+
+    from aml.models.encoders.bert import word_tokenizer
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    words = word_tokenizer(VOCABULARY)
+    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["CARIS", "MaskRIS", "LAVT"])
+def test_the_file_alone_says_which_model_it_is(tmp_path, tokenizer, kind):
+    """Sizes are read off shapes; the folder made of the file is a checkpoint like others."""
+    from aml.inference import Segmenter
+    from orchestrator.tracking import resolve
+
+    changes = {"text_heads": 1} | ({"norm": "batch_frozen"} if kind == "LAVT" else {"inner": 64})
+    model = make(published.MODEL_OF[kind], **changes)
+    path = write(tmp_path / "best.pth", authors(model, kind))
+    found, about = published.open_published(path, str(tokenizer))
+    assert same(model, found.eval())
+    side = 480 if kind == "LAVT" else 448
+    assert about["image_size"] == side and about["arm"] == f"published {kind}"
+    folder = resolve.find_checkpoint(path, tmp_path / "runs", tokenizer=str(tokenizer))
+    assert resolve.find_checkpoint(path, tmp_path / "runs") == folder, "made once"
+    segmenter = Segmenter.load(folder)
+    assert segmenter.image_size == side and same(model, segmenter.model)
+
+
+def test_without_a_tokenizer_it_says_what_to_give(tmp_path):
+    path = write(tmp_path / "best.pth", authors(make("caris", text_heads=1), "CARIS"))
+    with pytest.raises(UserError, match=r"holds no tokenizer, .* as --tokenizer"):
+        published.open_published(path, str(tmp_path / "none"))

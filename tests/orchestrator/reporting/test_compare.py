@@ -23,8 +23,10 @@ from orchestrator.cli.app import main
 from orchestrator.config.loader import from_text
 from orchestrator.config.schema import code_version
 from orchestrator.data import shards
+from orchestrator.reporting import rows
 from orchestrator.search import trial_spec
 from orchestrator.storage import records as records_module, run as run_module
+from orchestrator.sweep import finish
 from orchestrator.training import loop
 from tests.support.stores import write_store
 
@@ -214,6 +216,36 @@ def test_without_common_seeds_it_is_welch_and_equal_compute_is_recognised(root, 
     (row,) = result("compare", "toy:aml/calibrated", "later:off")[0]["comparisons"]
     test = stats.ttest_ind(SCORES["aml/calibrated"], (0.6, 0.61), equal_var=False)
     assert (row["test"], row["n"]) == ("Welch t", [3, 2]) and row["p"] == pytest.approx(test.pvalue)
+
+
+def test_the_epoch_that_counts_is_the_one_that_select_names(root, result, refused):
+    """The best oIoU is in the first epoch, the best mIoU in the second, the last has neither."""
+    epochs = [
+        {"epoch": k, "val/mIoU": miou, "val/oIoU": oiou}
+        for k, (miou, oiou) in enumerate([(0.40, 0.60), (0.50, 0.50), (0.45, 0.40)], 1)
+    ]
+    for k, (select, expected) in enumerate(
+        [("null", 0.45), ("last", 0.45), ("best_mIoU", 0.50), ("best_oIoU", 0.40)]
+    ):
+        run = begun(root, f"s{k}-0000000{k}", "sweep", [f"evaluate.select={select}"])
+        for arm, shift in (("off", 0.0), ("random", 0.01)):
+            for seed in (1, 2):
+                history = [e | {"val/mIoU": e["val/mIoU"] + shift} for e in epochs]
+                run.append(
+                    {"trial": f"{arm}-{seed}", "arm": arm, "stage": "confirm", "seed": seed}
+                    | {"state": "done", "epochs": 3, "history": history}
+                )
+        sides = result("compare", f"s{k}")[0]["sides"]
+        assert [side["mean"] for side in sides] == pytest.approx([expected, expected + 0.01])
+        assert [side["epochs"] for side in sides] == [3, 3], "all three were paid for"
+        records = run.ledger()
+        assert finish.confirmed_scores(records, run.experiment().evaluate.select)["off"].startswith(
+            f"{expected:.3f} over 2"
+        )
+        (row, *_) = rows.arm_summaries(records, run.state | {"config": run.experiment().to_dict()})
+        assert row.mIoU.mean == pytest.approx(expected) and row.epochs == 3
+    refused("compare", "s1:off", "s3:off", said="(evaluate.select) is last and best_oIoU")
+    assert finish.find_champion(records, "val/oIoU", "max", "best_oIoU")["trial"] == "off-1"
 
 
 def test_two_sweeps_are_compared_arm_by_arm(root, result):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from orchestrator.reporting import significance
+from orchestrator.reporting import intervals, significance
 
 LEDGER = Path(__file__).parents[3] / "experiments" / "results" / "quickstart.ledger.jsonl"
 COMPARISONS = 1000
@@ -165,3 +165,41 @@ def test_the_bootstrap_over_images_errs_as_often_as_it_says_and_finds_twice_what
             power[name] += again[name].p <= 0.05
     assert all(0.03 <= x / COMPARISONS <= 0.07 for x in positives.values()), positives
     assert all(x / COMPARISONS >= 0.95 for x in power.values()), power
+
+
+def test_intervals_over_images_by_hand_and_against_scipys_bootstrap():
+    def row(image, i, u, **more):
+        plain = {"image_id": image, "intersection": i, "union": u}
+        return plain | {"no_target": False, "called_empty": False} | more
+
+    # two images, all or nothing: a resample has 0, 1 or 2 of the good one, with 1/4, 1/2, 1/4
+    found = intervals.score_intervals([row(1, 10, 10), row(2, 0, 10)])
+    assert found["mIoU"] == found["oIoU"] == found["P@0.9"] == [0.0, 1.0]
+    # many sentences of one image are one image: no interval
+    assert intervals.score_intervals([row(1, 10, 10), row(1, 0, 10)]) == {}
+    # an expression without a target that is rejected counts 1 in mIoU, nothing in P@X
+    rejected = row(2, 0, 0, no_target=True, called_empty=True)
+    found = intervals.score_intervals([row(1, 10, 10), rejected, row(3, 5, 5)])
+    assert found["mIoU"] == found["gIoU"] == [1.0, 1.0] and found["T-acc"][1] == 1.0
+    rng = np.random.default_rng(0)
+    unions = rng.integers(50, 500, 900)
+    shares = rng.random(900)
+    images = rng.integers(0, 150, 900)
+    rows = [
+        row(int(image), int(share * u), int(u))
+        for image, share, u in zip(images, shares, unions, strict=True)
+    ]
+    found = intervals.score_intervals(rows)
+    index = np.unique(images, return_inverse=True)[1]
+    iou = [intervals.sentence_iou(r) for r in rows]
+    own = significance.ImageSums(
+        iou=np.bincount(index, weights=iou),
+        n=np.bincount(index).astype(float),
+        intersection=np.bincount(index, weights=[r["intersection"] for r in rows]),
+        union=np.bincount(index, weights=unions),
+    )
+    nothing = own._replace(iou=0 * own.iou, intersection=0 * own.intersection)
+    other = significance.image_difference(own, nothing, seed=1)
+    for name in ("mIoU", "oIoU"):
+        ends = (other[name].low, other[name].high)
+        assert tuple(found[name]) == pytest.approx(ends, abs=0.002), name

@@ -94,6 +94,30 @@ def test_a_damaged_checkpoint_costs_one_epoch_and_two_damaged_ones_the_run_which
     )
 
 
+@pytest.mark.parametrize("select", [None, "best_oIoU"])
+def test_the_best_checkpoint_is_that_of_the_selected_score(blocks, rows, tmp_path, select):
+    from aml.data.refer_counts import vocabulary
+    from aml.training import checkpoint_config, loop as epoch_loop
+
+    scores = iter([(0.1, 0.3), (0.2, 0.2), (0.15, 0.4)])
+
+    def validate(*_):
+        miou, oiou = next(scores)
+        return {"val/mIoU": miou, "val/oIoU": oiou}
+
+    tree = TREE | {"train": {"epochs": 3, "batch": 8}}
+    tree["evaluate"] = {"probe": 0, "pictures": 0, "select": select}
+    heard = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(epoch_loop, "_validate", validate)
+        loop.run_training(from_dict(tree), lambda: blocks, vocabulary(rows), tmp_path, heard.append)
+    best, last = (checkpoint_config.read_checkpoint_config(tmp_path / n) for n in ("best", "last"))
+    assert (last["epoch"], last["selected_by"]) == (3, "last epoch")
+    expected = (3, "best val/oIoU") if select else (2, "best val/mIoU")
+    assert (best["epoch"], best["selected_by"]) == expected
+    assert [metrics["val/mIoU_best"] for metrics in heard] == [0.1, 0.2, 0.2]
+
+
 def test_a_process_that_is_lost_before_it_tells_of_its_last_epoch_tells_when_it_is_started_again(
     run_trial, whole, blocks, rows, tmp_path
 ):

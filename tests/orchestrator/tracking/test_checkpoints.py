@@ -8,6 +8,7 @@ import pytest
 
 from aml.data.refer_counts import vocabulary
 from aml.errors import UserError
+from orchestrator.config.loader import from_text
 from orchestrator.tracking import resolve
 from tests.support.stores import save_model
 
@@ -48,6 +49,22 @@ def test_a_checkpoint_is_found_by_folder_and_by_run(root):
     )
     assert resolve.find_checkpoint("quick/trials/off-00/best", root).name == "best"
     assert resolve.find_checkpoint("plain", root) == root / "plain-33333333/best"
+
+
+def test_the_setting_select_says_which_checkpoint_counts(root, data):
+    text = "{name: x, data: {train: data/x, size: 32}, evaluate: {select: SELECT}}"
+    words = vocabulary(data.rows)
+    save_model(root / "plain-33333333/last", words)
+    for select, training, trial in (
+        ("null", "best", "last"),
+        ("last", "last", "last"),
+        ("best_oIoU", "best", "best"),
+    ):
+        settings = from_text(text.replace("SELECT", select)).to_yaml()
+        for run in ("plain-33333333", "quick-11111111"):
+            (root / run / "config.yaml").write_text(settings)
+        assert resolve.find_checkpoint("plain", root).name == training
+        assert resolve.find_checkpoint("quick/off-00", root).name == trial
 
 
 def test_a_folder_that_only_has_the_name_of_a_run_is_in_nobodys_way(

@@ -1,0 +1,249 @@
+"""Score the confirmed checkpoints of a sweep's arms on whole splits, and compare the arms there.
+
+Files in the output folder:
+
+scores.json: which checkpoints were scored on which data, and {trial: {split: {"mIoU", "oIoU",
+    "P@0.5" ... "n"}}}, shares in [0, 1].
+arms_on_splits.csv, .md, .tex: one row for each split and arm, with means and 95 % t intervals over
+    seeds, and the differences to off and random, paired by seed.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from aml.errors import UserError
+from aml.files import check_own_folder, mark_folder
+from orchestrator import data, evaluation, storage
+from orchestrator.reporting import evidence, export, numbers, robust_arms, wording
+from orchestrator.reporting.comparison.results import nan_to_none
+from orchestrator.reporting.significance import (
+    NAN,
+    Difference,
+    holm,
+    mean_interval,
+    seed_difference,
+)
+from orchestrator.utils import atomic_write
+
+logger = logging.getLogger(__name__)
+
+KIND = "arms on splits"
+"""What the marker of a folder says that was filled here."""
+
+TABLE = "arms_on_splits"
+
+METRICS = ("mIoU", "oIoU")
+"""Metrics with intervals and differences."""
+
+PRECISIONS = ("P@0.5", "P@0.7", "P@0.9")
+
+Scores = dict[str, dict[str, dict[str, float]]]
+"""{trial: {split: {metric: score}}}"""
+
+
+def evaluate_arms(
+    run: storage.Run,
+    shards: storage.Filesystem,
+    splits: list[str],
+    out: Path,
+    *,
+    protocol: str = "square",
+    workers: int = 1,
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """Score every confirmed seed of every arm of a sweep on some splits, and write the files.
+
+    A picture is decoded once for all checkpoints.
+
+    Args:
+        run: The sweep.
+        shards: Shards of the data.
+        splits: Names of splits; `test` stands for testA, testB, ... where there is none.
+        out: Folder for the files.
+        protocol: square or original.
+        workers: With more than 1 that many Ray tasks share the pictures.
+
+    Returns:
+        The table as lines for a person, and its rows.
+
+    Raises:
+        UserError: No arm is confirmed, no checkpoint is on this machine, or the data, a split, the
+            protocol or the folder cannot be used.
+    """
+    check_own_folder(out, "--out", KIND)
+    manifest = data.read_manifest(shards)
+    evaluation.check_protocol(protocol)
+    splits = evaluation.chosen_splits(splits, manifest, shards)
+    experiment = run.experiment()
+    done = [t for t in run.ledger() if t["stage"] == "confirm" and t["state"] == "done"]
+    checkpoints = _checkpoints(run, done, experiment.evaluate.checkpoint("last"))
+    logger.info(
+        f"{len(checkpoints)} confirmed checkpoints on {', '.join(splits)}, protocol {protocol}"
+    )
+    scores: Scores = {trial: {} for trial in checkpoints}
+    for split in splits:
+        found = evaluation.score_conditions(
+            checkpoints, shards, split, [], protocol=protocol, workers=workers
+        )
+        for trial, conditions in found.items():
+            scores[trial][split] = conditions["clean:0"]
+    trials = [t for t in done if t["trial"] in checkpoints]
+    rows = arm_rows(trials, scores, splits, numbers.arms_of(trials, run.state))
+    about = {
+        "run": run.name,
+        "select": experiment.evaluate.select or "last",
+        "protocol": protocol,
+        "image_size": experiment.data.size,
+        "data": evaluation.about_data(shards, manifest),
+        "seeds": {t["trial"]: t.get("seed") for t in trials},
+    }
+    mark_folder(out, KIND)
+    caption = (
+        f"{run.name} on {manifest['dataset']} ({manifest['split_by']}), protocol {protocol} at "
+        f"{experiment.data.size} px, scores in % at "
+        f"{wording.counted_epoch({'config': experiment.to_dict()})}, mean over seeds with 95% t "
+        "interval; differences in points, paired by seed, with p values after Holm's correction "
+        "over arms and splits."
+    )
+    atomic_write(out / "scores.json", json.dumps(about | {"scores": scores}, indent=1).encode())
+    files = export.write_table(out, TABLE, rows, caption)
+    published = evidence.published_lines(
+        [
+            {key: manifest[key] for key in ("dataset", "split_by")}
+            | {"split": split, "protocol": protocol, "n": next(iter(scores.values()))[split]["n"]}
+            for split in splits
+        ]
+    )
+    wrote = ", ".join(str(Path(out).absolute() / name) for name in files)
+    return [caption, *arm_lines(rows), *published, f"wrote {wrote}"], nan_to_none(rows)
+
+
+def arm_rows(
+    trials: list[numbers.Trial], scores: Scores, splits: list[str], arms: list[str]
+) -> list[dict[str, Any]]:
+    """Return the rows of the table.
+
+    Args:
+        trials: Confirmed trials, with arm and seed.
+        scores: Scores of each of them.
+        splits: The splits, in order.
+        arms: The arms, in order.
+
+    Returns:
+        Rows by split, then arm; a value that is missing is NaN.
+    """
+    arms = [arm for arm in arms if any(t["arm"] == arm for t in trials)]
+    names = (*METRICS, *PRECISIONS)
+    seeds = {
+        (split, arm, name): _by_seed(trials, scores, split, arm, name)
+        for split in splits
+        for arm in arms
+        for name in names
+    }
+    differences = {
+        (split, arm, name, other): seed_difference(
+            seeds[split, arm, name], seeds[split, other, name]
+        )
+        for split in splits
+        for arm in arms
+        for name in METRICS
+        for other in robust_arms.REFERENCES
+        if other in arms and robust_arms.is_compared(arm, other)
+    }
+    corrected: dict[tuple, float] = {}
+    for name in METRICS:
+        for other in robust_arms.REFERENCES:
+            keys = [key for key in differences if key[2:] == (name, other)]
+            adjusted = holm([differences[key].p for key in keys])
+            corrected |= dict(zip(keys, adjusted, strict=True))
+    rows = []
+    for split in splits:
+        for arm in arms:
+            row: dict[str, Any] = {
+                "split": split,
+                "arm": arm,
+                "seeds": len(seeds[split, arm, "mIoU"]),
+            }
+            for name in METRICS:
+                interval = mean_interval(seeds[split, arm, name].values())
+                row |= {name: interval.mean, f"{name}_low": interval.low}
+                row |= {f"{name}_high": interval.high, f"{name}_sd": interval.sd}
+            for name in PRECISIONS:
+                row[name] = mean_interval(seeds[split, arm, name].values()).mean
+            for name in METRICS:
+                for other in robust_arms.REFERENCES:
+                    key = split, arm, name, other
+                    p = corrected.get(key, NAN)
+                    row |= _columns(f"{name}_vs_{other}", differences.get(key), p)
+            rows.append(row)
+    return rows
+
+
+def arm_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """Return the rows as lines of a terminal, in per cent."""
+    lines = [f"{'split':8} {'arm':16} seeds  mIoU (95% t interval)    oIoU    Δ off mIoU"]
+    for row in rows:
+        ends = f"({wording.pct(row['mIoU_low'])} to {wording.pct(row['mIoU_high'])})"
+        line = (
+            f"{row['split']:8} {row['arm']:16} {row['seeds']:5}  {wording.pct(row['mIoU']):>5} "
+            f"{ends:18} {wording.pct(row['oIoU']):>5}"
+        )
+        if row["mIoU_vs_off_n"]:
+            low, high = row["mIoU_vs_off_low"], row["mIoU_vs_off_high"]
+            line += (
+                f"    {wording.points(row['mIoU_vs_off_mean'])} "
+                f"({wording.points(low)} to {wording.points(high)})"
+            )
+        lines.append(line)
+    return lines
+
+
+def _checkpoints(run: storage.Run, trials: list[numbers.Trial], name: str) -> dict[str, Path]:
+    """Return the folders of trials' checkpoints, downloaded where they are in a bucket.
+
+    Args:
+        run: The sweep.
+        trials: Confirmed trials.
+        name: The checkpoint that counts, "last" or "best".
+    """
+    if not trials:
+        raise UserError(
+            f"{run.name} has no finished confirmation trial; let it finish, with "
+            "search.seeds.confirm of 2 or more"
+        )
+    found = {}
+    for trial in (t["trial"] for t in trials):
+        folder = run.folder / "trials" / trial / name
+        storage.try_download(folder.parent, wanted=storage.weights_only)
+        if folder.exists():
+            found[trial] = folder
+    if lost := [t["trial"] for t in trials if t["trial"] not in found]:
+        text = f"the checkpoints of {', '.join(lost)} are not on this machine"
+        if not found:
+            raise UserError(f"{text}; give this command where the sweep was trained")
+        logger.info(f"note: {text}, so they are left out")
+    return found
+
+
+def _by_seed(
+    trials: list[numbers.Trial], scores: Scores, split: str, arm: str, name: str
+) -> dict[int, float]:
+    """Return an arm's score by seed."""
+    return {
+        int(t.get("seed") or 0): scores[t["trial"]][split][name] for t in trials if t["arm"] == arm
+    }
+
+
+def _columns(prefix: str, found: Difference | None, p: float) -> Mapping[str, Any]:
+    """Return the columns of a difference, which a row may lack."""
+    return {
+        f"{prefix}_n": found.n[0] if found else 0,
+        f"{prefix}_mean": found.difference if found else NAN,
+        f"{prefix}_low": found.low if found else NAN,
+        f"{prefix}_high": found.high if found else NAN,
+        f"{prefix}_p": found.p if found else NAN,
+        f"{prefix}_p_holm": p,
+        f"{prefix}_detectable": found.detectable if found else NAN,
+    }
