@@ -62,10 +62,7 @@ def train_epochs(
         metrics |= _validate(learner, val, config, probe, checkpointer)
         progress = learner.progress
         improved = metrics["val/mIoU"] > progress.best
-        progress.best = max(progress.best, metrics["val/mIoU"])
-        progress.epoch = epoch + 1
-        progress.step = 0
-        progress.ranks = []
+        learner.end_epoch(metrics["val/mIoU"])
         val_s = time.perf_counter() - before
         metrics |= {
             "epoch": epoch + 1,
@@ -150,7 +147,7 @@ def vacuous_mask(config: MaskingConfig, metrics: dict[str, float]) -> str:
     """
     hidden = metrics.get("aml/hidden")
     # the scale is among the metrics once it is calibrated
-    first = metrics["epoch"] == config.warmup_epochs + 1 and "aml/scale" in metrics
+    first = metrics["epoch"] == config.first_epoch + 1 and "aml/scale" in metrics
     if not config.method.selects_by_alignment or not first or hidden is None:
         return ""
     if 0.001 < hidden < 0.9:
