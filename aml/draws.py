@@ -5,6 +5,7 @@ The mixer is splitmix64 (Steele, Lea, Flood 2014) in int64 arithmetic, which wra
 as it does in C.
 """
 
+import functools
 import zlib
 
 import torch
@@ -29,10 +30,41 @@ def uniform(seed: int, epoch: int, item: torch.Tensor, what: str, count: int = 1
     Returns:
         (B, count) float32 on the device of `item`, the draws of index 0 to count - 1.
     """
-    state = _mix(item + _constant(seed, epoch, what))
-    index = torch.arange(1, count + 1, device=item.device)
-    bits = _mix(state[:, None] + index * GOLDEN)
-    return _shift(bits, 40).to(torch.float32) * 2.0**-24  # the 24 bits a float32 holds exactly
+    return uniforms(seed, epoch, item, {what: count})[0]
+
+
+def uniforms(
+    seed: int, epoch: int, item: torch.Tensor, counts: dict[str, int]
+) -> tuple[torch.Tensor, ...]:
+    """Return several draws in [0, 1) as `uniform` gives them, by as many operations as one takes.
+
+    Args:
+        seed: seed of the run.
+        epoch: number of the epoch.
+        item: (B,) int64 keys of the items.
+        counts: names of the draws, and how many of each an item gets.
+
+    Returns:
+        (B, count) float32 for each name, in order.
+    """
+    names, indices = _summands(seed, epoch, tuple(counts.items()), item.device)
+    bits = _mix(_mix(item[:, None] + names) + indices)
+    draws = _shift(bits, 40).to(torch.float32) * 2.0**-24  # the 24 bits a float32 holds exactly
+    return draws.split([*counts.values()], 1)
+
+
+@functools.lru_cache(maxsize=16)
+def _summands(
+    seed: int, epoch: int, counts: tuple[tuple[str, int], ...], device: torch.device
+) -> torch.Tensor:
+    """Return what the draws' names and then their indices add, (2, sum of counts) int64.
+
+    It is kept, since it is the same in all steps of an epoch.
+    """
+    each = torch.tensor([_constant(seed, epoch, what) for what, _ in counts])
+    names = each.repeat_interleave(torch.tensor([count for _, count in counts]))
+    indices = torch.cat([torch.arange(1, count + 1) for _, count in counts])
+    return torch.stack([names, indices * GOLDEN]).to(device)
 
 
 def _constant(seed: int, epoch: int, what: str) -> int:

@@ -190,6 +190,30 @@ def window(mask: np.ndarray, real: Box, draws: list[float]) -> Box:
     return y, x, y + h, x + w
 
 
+def place(real: Box, shown: Box | None, mirrored: bool, size: int) -> list[float]:
+    """Return where an augmented image is taken from, as a row of `Batch.view`.
+
+    Args:
+        real: the picture inside its letterbox, as it lies in the augmented image.
+        shown: the part of the picture that a crop shows; None for all of it.
+        mirrored: whether the image was flipped, after the crop.
+        size: side of the image.
+
+    Returns:
+        scale of y, scale of x, shift of y, shift of x.
+    """
+    top, left, bottom, right = real
+    if mirrored:
+        left, right = size - right, size - left
+    y, x, end_y, end_x = shown or (top, left, bottom, right)
+    tall = (end_y - y) / (bottom - top)
+    wide = (end_x - x) / (right - left)
+    # a pixel's edge e is at 2 e / size - 1
+    down = tall + 2 * (y - tall * top) / size - 1
+    along = wide + 2 * (x - wide * left) / size - 1
+    return [tall, -wide if mirrored else wide, down, along]
+
+
 def _referent_box(mask: np.ndarray, real: Box) -> Box:
     """Return the bounding box of the referent; where there is none, the centre as an empty box."""
     rows = np.flatnonzero(mask.any(1))

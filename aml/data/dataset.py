@@ -67,6 +67,16 @@ class Batch:
     """Valid samples of this step on all ranks, by which the loss is divided."""
     generalised: bool = False
     """True where the split has expressions without a target."""
+    view: torch.Tensor | None = None
+    """(B, 4) float: where the image was taken from by flip and crop, as scale of y, scale of x,
+    shift of y, shift of x: a place p of the image shows the place scale * p + shift of the picture
+    as it is without them, both from -1 to 1 along each side. None: without either."""
+
+    @property
+    def ids(self) -> torch.Tensor:
+        """(B, 3) int64, from 0: index in Items, number of the picture, ref_id."""
+        picture = (self.image_id * 64 + self.dataset) & (2**63 - 1)
+        return torch.stack([self.index, picture, self.ref_id], 1)
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on a device."""
@@ -259,6 +269,7 @@ class Items:
             items = items + items[:1] * (pad_to - n)
         rows = [self.row(item) for item in items]
         views = self._views(items, seed, epoch)
+        places = [augment_module.place(v.real, v.window, v.mirrored, self.size) for v in views]
         tokens, token_mask = self._tokens_of(model).look_up([view.sentence for view in views])
 
         def column(values: list) -> torch.Tensor:
@@ -281,6 +292,7 @@ class Items:
             index=column([*indices.tolist(), *[-1] * (len(items) - n)]),
             total=n if total is None else total,
             generalised=self.generalised,
+            view=torch.tensor(places) if {"crop", "flip"} & {*self.augment} else None,
         )
 
     def _identity(self, place: tuple[int, int, int]) -> tuple[str, str, int, int]:
@@ -308,6 +320,7 @@ class Items:
         if "crop" in self.augment:
             draws = uniform(seed, epoch, keys, "crop", 3).tolist()
             for view, three in zip(views, draws, strict=True):
+                view.window = augment_module.window(view.mask, view.real, three)
                 view.image, view.mask = augment_module.crop(view.image, view.mask, view.real, three)
         if "colour" in self.augment:
             draws = uniform(seed, epoch, keys, "colour", 4).tolist()
@@ -318,6 +331,7 @@ class Items:
             for view, drawn in zip(views, augment_module.flips(keys, seed, epoch), strict=True):
                 if drawn and (swapped := augment_module.mirrored(view.sentence)) is not None:
                     view.sentence = swapped
+                    view.mirrored = True
                     view.image, view.mask, view.real = augment_module.flip(
                         view.image, view.mask, view.real
                     )
@@ -352,6 +366,9 @@ class _View:
     real: augment_module.Box
     """The picture inside its letterbox."""
     sentence: str
+    window: augment_module.Box | None = None
+    """The part of the picture that a crop shows."""
+    mirrored: bool = False
 
 
 class _TokenTable:

@@ -2,8 +2,8 @@
 
 May import: aml.synthetic and what it may import.
 Public names: Alignment, BlockDraw, CALIBRATION_BATCHES, DIAGNOSTICS, Mask, MaskInputs, MaskSums,
-    Masker, MaskingConfig, MaskingMethod, PRESETS, Pass, SCORES, Step, blocks_to_pixels,
-    measure_masks, preset.
+    Masker, MaskingConfig, MaskingMethod, PRESETS, Pass, Predictions, SCORES, Step,
+    blocks_to_pixels, measure_masks, preset.
 """
 
 import lazy_loader

@@ -1,6 +1,9 @@
 from .alignment import (
     Alignment as Alignment,
 )
+from .cache import (
+    Predictions as Predictions,
+)
 from .config import (
     PRESETS as PRESETS,
     SCORES as SCORES,

@@ -26,6 +26,8 @@ class Alignment(NamedTuple):
     """(B, h, w) float in [0, 1]: how well a patch matches the expression."""
     informative: torch.Tensor
     """(B,) bool: the map is not constant over the image."""
+    known: torch.Tensor | None = None
+    """(B, gh, gw) bool: blocks whose alignment is known; None: all (see aml.masking.cache)."""
 
 
 def _same(x: torch.Tensor) -> torch.Tensor:

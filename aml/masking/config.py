@@ -14,7 +14,16 @@ Score = Literal["token_softmax", "patch_softmax", "cosine", "sentence", "probabi
 
 SCORES: tuple[str, ...] = get_args(Score)
 
-Preset = Literal["calibrated", "balanced", "both", "confusable", "paper", "release"]
+Preset = Literal[
+    "calibrated",
+    "balanced",
+    "both",
+    "confusable",
+    "cached",
+    "cached_confusable",
+    "paper",
+    "release",
+]
 
 METHODS = {
     "off": "aml.masking.methods.clean:Off",
@@ -137,7 +146,8 @@ class MaskingConfig(Settings):
     )
     sentence: Literal["own", "other"] = leaf(
         "Whose sentence stage 1 reads: its own, or that of the batch's item before, so that the "
-        "mask knows the picture and not the answer.",
+        "mask knows the picture and not the answer. With stage1 cached other takes what was "
+        "predicted for any referent of the picture, drawn anew each epoch.",
         "own",
     )
     weak: Literal["lowest", "highest"] = leaf(
@@ -183,6 +193,13 @@ class MaskingConfig(Settings):
         unit="share",
     )
 
+    stage1: Literal["fresh", "cached"] = leaf(
+        "Where alignment comes from: fresh is a forward pass before each masked step, cached what "
+        "the model predicted in an earlier epoch when it trained on the item, which costs "
+        "nothing; items not predicted yet are trained clean.",
+        "fresh",
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, given: Any) -> Any:
@@ -198,6 +215,12 @@ class MaskingConfig(Settings):
                 f"aml.source {self.source} with aml.score {self.score}: the prediction is scored "
                 "by "
                 "probability and nothing else is; set both or neither"
+            )
+        if self.stage1 == "cached" and (self.source, self.selection) != ("prediction", "block"):
+            raise UserError(
+                f"aml.stage1 cached with aml.source {self.source} and aml.selection "
+                f"{self.selection}: the prediction of each block is kept and nothing else; use "
+                "source prediction, score probability and selection block, or stage1 fresh"
             )
         if self.last_epoch is not None and self.last_epoch <= self.warmup_epochs:
             raise UserError(
@@ -268,11 +291,21 @@ class MaskingConfig(Settings):
         """Return the side of a block in pixels, for an image of this side."""
         return self.block or max(1, round(image_size / 14))
 
+    @property
+    def first_epoch(self) -> int:
+        """The first epoch (0-based) that hides anything: none is predicted before the first."""
+        return max(self.warmup_epochs, int(self.reads_cache))
+
+    @property
+    def reads_cache(self) -> bool:
+        """Whether masks are made of the predictions of earlier epochs."""
+        return self.stage1 == "cached" and self.method.reads_alignment
+
     def share_at(self, epoch: int) -> float:
         """Return the factor of rho or rate in an epoch (0-based): below 1 while it ramps up."""
         if not self.ramp_epochs:
             return 1.0
-        return min(1.0, (epoch - self.warmup_epochs + 1) / self.ramp_epochs)
+        return min(1.0, (epoch - self.first_epoch + 1) / self.ramp_epochs)
 
     def check(self, model: Any, image_size: int) -> None:
         """Refuse settings that cannot mean anything for a model at this image size.
@@ -287,6 +320,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "balanced": {"balance_target": True},
     "both": {"clean_weight": 0.5},
     "confusable": {"sentence": "other", "weak": "highest"},
+    "cached": {"stage1": "cached"},
+    "cached_confusable": {"stage1": "cached", "sentence": "other", "weak": "highest"},
     "paper": {
         "source": "encoder",
         "score": "token_softmax",
@@ -317,9 +352,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """calibrated: this project's defaults; balanced and both: the same hiding target and background
 alike, and training the clean image too. confusable: what the prediction for another item's sentence
-finds likeliest is hidden: objects, whether or not they are the referent. paper: the formulas as
-printed (tau 0.4, rho 0.25, D_a 2048, block 32 at 448 px). release: what the released code computes
-(PMME, AFM, draws, both passes back-propagated at 0.5), without its third run of the backbone."""
+finds likeliest is hidden: objects, whether or not they are the referent. cached: calibrated
+with the alignment of an earlier epoch; cached_confusable: what was found likeliest for any referent
+of the picture. paper: the formulas as printed (tau 0.4, rho 0.25, D_a 2048, block 32 at 448 px).
+release: what the released code computes (PMME, AFM, draws, both passes back-propagated at 0.5),
+without its third run of the backbone."""
 
 
 def preset(name: str = "calibrated", **overrides) -> MaskingConfig:

@@ -9,7 +9,8 @@ Sums over samples add over batches and workers; means are taken at the end:
   knows nothing);
 - mask_auroc: the same of the mask itself, visible against hidden: how far the holes alone give the
   target away;
-- uninformative: share of samples whose alignment map is constant.
+- uninformative: share of samples whose alignment map is constant or, with aml.stage1 cached, not
+  known yet; nothing is hidden of them.
 
     B samples, G blocks
 """
@@ -88,7 +89,10 @@ def measure_masks(mask: Mask, target: torch.Tensor, block: int) -> torch.Tensor:
     auroc = flat = torch.full_like(real[:, 0], torch.nan)
     if mask.alignment is not None:
         cover = on_target / real.clamp(min=1)
-        auroc = weighted_auroc(mask.blocks.score.flatten(1).double(), cover, real > 0)
+        seen = real > 0
+        if mask.alignment.known is not None:
+            seen = seen & mask.alignment.known.flatten(1)
+        auroc = weighted_auroc(mask.blocks.score.flatten(1).double(), cover, seen)
         flat = (~mask.alignment.informative).double()
     of_mask = torch.where(hidden.any(1), mask_auroc(hidden, on_target, real), torch.nan)
     return torch.stack([*shares, auroc, of_mask, flat], 1)

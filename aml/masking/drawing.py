@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from aml.draws import uniform
+from aml.draws import uniform, uniforms
 from aml.masking.alignment import Alignment, min_max
 from aml.masking.config import MaskingConfig
 from aml.masking.selection import (
@@ -59,6 +59,10 @@ class BlockDraw:
         """Return draws in [0, 1) named `what`, float32 (B, count)."""
         return uniform(self.seed, self.epoch, self.item, what, count)
 
+    def uniforms(self, counts: dict[str, int]) -> tuple[torch.Tensor, ...]:
+        """Return draws of several names, (B, count) each, by as few kernels as one takes."""
+        return uniforms(self.seed, self.epoch, self.item, counts)
+
     def blindly(self, among: torch.Tensor, share: float, what: str) -> torch.Tensor:
         """Return a share of some blocks drawn without looking at the alignment.
 
@@ -70,8 +74,8 @@ class BlockDraw:
         Returns:
             (B, G) bool.
         """
-        order = self.uniform(what, among.shape[1])
-        return select_blocks(among, rho=share, order=order, u=self.uniform(f"{what}-round"))
+        order, u = self.uniforms({what: among.shape[1], f"{what}-round": 1})
+        return select_blocks(among, rho=share, order=order, u=u)
 
     def as_many(self, hidden: torch.Tensor, what: str) -> torch.Tensor:
         """Return as many candidates of each sample as `hidden` (B, G) holds, drawn blindly."""
@@ -102,25 +106,27 @@ class BlockDraw:
         places = candidate.shape[1]
         candidate = candidate & self.alignment.informative[:, None]
         score = self.blocks.score.flatten(1)
+        tie, weak_u, order, u = self.uniforms(
+            {"tie": places, "weak-round": 1, "select": places, "select-round": 1}
+        )
         weak = weak_blocks(
             1 - score if config.weak == "highest" else score,
             candidate,
             tau=config.tau,
             mode=config.threshold_mode,
-            tie=self.uniform("tie", places),
-            u=self.uniform("weak-round"),
+            tie=tie,
+            u=weak_u,
         )
         rho = config.rho * self.ramp
         if config.selection == "block":
-            order = self.uniform("select", places)
-            return weak, select_blocks(weak, rho=rho, order=order, u=self.uniform("select-round"))
+            return weak, select_blocks(weak, rho=rho, order=order, u=u)
         fine = self._weak_pixels(self.alignment, weak, candidate)
         if config.selection == "release":
-            order = self.uniform("release", fine[0].numel())
-            hidden = select_released(fine, rho=rho, order=order, block=self.block)
+            rows = self.uniform("release", fine[0].numel())
+            hidden = select_released(fine, rho=rho, order=rows, block=self.block)
             return weak, hidden.flatten(1)
         count = block_sums(fine.float(), self.block).flatten(1)
-        return weak, select_pixels(count, rho=rho, order=self.uniform("select", places))
+        return weak, select_pixels(count, rho=rho, order=order)
 
     def _weak_pixels(
         self, alignment: Alignment, weak: torch.Tensor, candidate: torch.Tensor

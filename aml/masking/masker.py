@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from aml.masking.alignment import Alignment
+from aml.masking.cache import AlignmentCache, Predictions
 from aml.masking.config import MaskingConfig
 from aml.masking.drawing import BlockDraw
 from aml.masking.passes import Mask, MaskInputs, whole_image
@@ -67,6 +68,10 @@ class Masker:
         self.block = config.block_side(image_size)
         self.mean_over_ranks = mean_over_ranks
         self.stage1 = Stage1(config, seed)
+        self.cache: AlignmentCache | None = None
+        if config.reads_cache:
+            other = config.sentence == "other"
+            self.cache = AlignmentCache(self.block, image_size, seed=seed, any_referent=other)
 
     @property
     def scale(self) -> float:
@@ -117,7 +122,7 @@ class Masker:
             real: (B, 4), the picture inside its letterbox; None: all of the image.
             target: (B, H, W) bool, see MaskInputs.
             probe: Run stage 1 and the draws of any mode whatever the epoch, without calibrating:
-                for diagnostics.
+                for diagnostics. It is a fresh one with aml.stage1 cached, too.
         """
         real = whole_image(x) if real is None else real
         inputs = MaskInputs(model, x, tokens, token_mask, item, real, target=target)
@@ -134,7 +139,10 @@ class Masker:
             return Mask(nothing, nothing, blank, None, pixels)
         alignment = None
         blocks = blank
-        if self.method.reads_alignment or probe:
+        if self.cache is not None and not probe:
+            alignment = self.cache.read(inputs, epoch, pixels)
+            blocks = Blocks(alignment.map, count)
+        elif self.method.reads_alignment or probe:
             if self.config.sentence == "other":
                 inputs = inputs.with_sentence_of_the_sample_before()
             alignment = self.align(inputs, calibrate=not probe)
@@ -142,6 +150,8 @@ class Masker:
         if not self.method.hides or (self.calibrating and self.method.reads_alignment):
             return Mask(nothing, nothing, blocks, alignment, pixels)
         candidate = (count > 0).flatten(1)
+        if alignment is not None and alignment.known is not None:
+            candidate = candidate & alignment.known.flatten(1)
         on_target = torch.zeros_like(candidate)
         if inputs.target is not None:
             on_target = (block_sums((inputs.target & pixels).float(), self.block) > 0).flatten(1)
@@ -167,6 +177,27 @@ class Masker:
         """Return the alignment of stage 1, see `Stage1.align`."""
         return self.stage1.align(inputs, self.mean_over_ranks, calibrate=calibrate)
 
+    def predicted(
+        self, logits: torch.Tensor, inputs: MaskInputs, mask: Mask | None
+    ) -> Predictions | None:
+        """Return what later epochs mask these samples by, with aml.stage1 cached; else None.
+
+        Args:
+            logits: (B, h, w) of a training pass.
+            inputs: The samples.
+            mask: The mask of that pass, if it has one.
+        """
+        if self.cache is None:
+            return None
+        pixels = mask.pixels if mask else real_pixels(inputs.real, *inputs.x.shape[2:])
+        return self.cache.predicted(logits, inputs, pixels)
+
+    def end_epoch(self, found: list[Predictions]) -> None:
+        """Take over the predictions that the ranks made in an epoch."""
+        if self.cache is not None:
+            for of_rank in found:
+                self.cache.add(of_rank)
+
     def view(self, x: torch.Tensor, mask: Mask) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return what the model is given under a mask.
 
@@ -188,8 +219,11 @@ class Masker:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs of the masker."""
-        return self.stage1.state_dict()
+        cached = {"cache": self.cache.state_dict()} if self.cache is not None else {}
+        return self.stage1.state_dict() | cached
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over the state of the run that goes on."""
         self.stage1.load_state_dict(state)
+        if self.cache is not None and "cache" in state:
+            self.cache.load_state_dict(state["cache"])

@@ -13,7 +13,9 @@ to 1 and `last=False` on all but the last one. Where it wants a mask it calls `s
 
 1. If `reads_alignment` is true, stage 1 runs: a forward pass without gradient and with dropout off,
    on the image resized by aml.stage1_scale, no deeper than aml.source needs. It is skipped where
-   `step.mask` is given the logits or features of a clean pass of the same step.
+   `step.mask` is given the logits or features of a clean pass of the same step. With aml.stage1
+   cached it never runs: what the first pass of a step predicts is kept for later epochs, and a
+   block without such a prediction may not be hidden.
 2. `method.draw(blocks)` gets a `BlockDraw` and returns two tensors (B, G) bool over the G blocks of
    each image: the blocks called weak, and those of them that are hidden. Draws must come from
    `blocks.uniform` or what is built on it, so that a mask is a function of seed, epoch and item.
@@ -93,6 +95,11 @@ class MaskingMethod:
         """
         if self.reads_alignment:
             self.check_source(model)
+        if self.config.last_epoch == 1 and self.config.reads_cache:
+            raise UserError(
+                "aml.last_epoch is 1, but with aml.stage1 cached nothing is hidden before epoch 2; "
+                "raise last_epoch, or use aml.mode off"
+            )
         self.check_level(model)
 
     def train(self, step: "Step") -> None:

@@ -33,6 +33,11 @@ class MaskInputs:
     """(B, h, w) of a clean pass already made: then no stage 1 runs for source prediction."""
     features: Any = None
     """Features of a clean pass already made: then no stage 1 runs for the other sources."""
+    ids: torch.Tensor | None = None
+    """(B, 3) int64: number of the item, its picture and its referent, by which aml.stage1 cached
+    keeps alignments; None: `item` is all three."""
+    view: torch.Tensor | None = None
+    """(B, 4) float: how the image was flipped and cropped, see aml.data.Batch."""
 
     def with_sentence_of_the_sample_before(self) -> "MaskInputs":
         """Return the inputs with the sentences moved on by one sample, so that stage 1 runs."""

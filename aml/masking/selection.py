@@ -61,6 +61,11 @@ def to_blocks(alignment: torch.Tensor, pixels: torch.Tensor, block: int) -> Bloc
     fine = F.interpolate(
         alignment[:, None].float(), pixels.shape[1:], mode="bilinear", align_corners=False
     )[:, 0]
+    return block_means(fine, pixels, block)
+
+
+def block_means(fine: torch.Tensor, pixels: torch.Tensor, block: int) -> Blocks:
+    """Return the means of values (B, H, W) over the pixels (B, H, W) bool of each block."""
     count = block_sums(pixels.float(), block)
     return Blocks(block_sums(fine * pixels, block) / count.clamp(min=1), count)
 

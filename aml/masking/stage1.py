@@ -85,8 +85,11 @@ class Stage1:
         return Alignment(scores.unflatten(1, grid), high - low >= FLAT)
 
     def shrink(self, model: Any, x: torch.Tensor) -> torch.Tensor:
-        """Return images (B, C, H, W) resized by stage1_scale, to sides that the model takes."""
-        if self.config.stage1_scale == 1:
+        """Return images (B, C, H, W) resized by stage1_scale, to sides that the model takes.
+
+        With aml.stage1 cached, which keeps predictions of whole images, they stay as they are.
+        """
+        if self.config.stage1_scale == 1 or self.config.stage1 == "cached":
             return x
         step = model.image_multiple
         size = [

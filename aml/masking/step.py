@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -32,7 +34,8 @@ class Step:
         Args:
             masker: Settings and schedule of the training.
             model: The bare module.
-            batch: Image, tokens, token_mask, item, real, mask, valid as aml.data.Batch names them.
+            batch: Image, tokens, token_mask, item, real, mask, valid as aml.data.Batch names them;
+                ids and view, too, with aml.stage1 cached.
             epoch: 0-based.
             run: Runs a pass forward and backward; returns its logits and features.
             autocast: Makes the context in which stage 1 computes.
@@ -74,21 +77,27 @@ class Step:
             features: Of a clean pass of this step; stage 1 then runs for no other source.
             see_target: Whether the draw may read where the target lies.
         """
+        target = self.batch.mask if see_target else None
+        inputs = replace(self.inputs, target=target, logits=logits, features=features)
+        with self._autocast():
+            return self.masker.decide(inputs, self.epoch)
+
+    @cached_property
+    def inputs(self) -> MaskInputs:
+        """What a mask may depend on of this batch, but for its target and its passes."""
         batch = self.batch
-        inputs = MaskInputs(
+        cached = self.masker.cache is not None
+        return MaskInputs(
             self.model,
             self.x,
             batch.tokens,
             batch.token_mask,
             batch.item,
             batch.real,
-            target=batch.mask if see_target else None,
             valid=batch.valid,
-            logits=logits,
-            features=features,
+            ids=batch.ids if cached else None,
+            view=batch.view if cached else None,
         )
-        with self._autocast():
-            return self.masker.decide(inputs, self.epoch)
 
     def hide(self, mask: Mask) -> torch.Tensor:
         """Return the image with the hidden blocks blanked, (B, C, H, W)."""

@@ -121,14 +121,18 @@ class Learner(Predictor):
         Gradients are summed over the ranks in the last backward of the last micro-batch only.
         """
         passes_s = 0.0
+        passes = 0
 
         def run(one: Pass) -> tuple[torch.Tensor, Any]:
-            nonlocal passes_s
+            nonlocal passes_s, passes
             start = time.perf_counter()
             if one.mask is not None:
                 sums.masks.add(one.mask, batch.mask, batch.valid, self.masker.block)
             answer = self._backward(one, batch, sums, sync=last and one.last)
             passes_s += time.perf_counter() - start
+            passes += 1
+            if passes == 1:  # the clean one, where there is one
+                sums.keep(self.masker.predicted(answer[0], step.inputs, one.mask))
             return answer
 
         step = Step(self.masker, self.model, batch, epoch, run, self.autocast)
@@ -227,6 +231,15 @@ class Learner(Predictor):
             metrics["aml/scale"] = self.masker.scale
         lr = self.optimizer.param_groups[0]["lr"]
         return metrics | {"time/train_s": sums.seconds, "optim/lr": lr}
+
+    def end_epoch(self, score: float) -> None:
+        """Move on to the next epoch, after a validation with this score."""
+        progress = self.progress
+        self.masker.end_epoch([s["predictions"] for s in progress.ranks if "predictions" in s])
+        progress.best = max(progress.best, score)
+        progress.epoch += 1
+        progress.step = 0
+        progress.ranks = []
 
     def _check_skipped(self, skipped: float, epoch: int) -> None:
         # a loss scaler finds its scale by overflowing

@@ -64,10 +64,7 @@ def train_epochs(
         progress = learner.progress
         score = metrics[judged_by(config.select)]
         improved = score > progress.best
-        progress.best = max(progress.best, score)
-        progress.epoch = epoch + 1
-        progress.step = 0
-        progress.ranks = []
+        learner.end_epoch(score)
         val_s = time.perf_counter() - before
         metrics |= {
             "epoch": epoch + 1,
@@ -157,7 +154,7 @@ def vacuous_mask(config: MaskingConfig, metrics: dict[str, float]) -> str:
     """
     hidden = metrics.get("aml/hidden")
     # the scale is among the metrics once it is calibrated
-    first = metrics["epoch"] == config.warmup_epochs + 1 and "aml/scale" in metrics
+    first = metrics["epoch"] == config.first_epoch + 1 and "aml/scale" in metrics
     if not config.method.selects_by_alignment or not first or hidden is None:
         return ""
     if 0.001 < hidden < 0.9:

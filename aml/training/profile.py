@@ -90,7 +90,7 @@ def step_flops(learner: Learner, batch: Batch) -> int:
     # else torch's compiler is imported to be kept out of it, 4 s of the process
     dispatch.__dynamo_disable = dispatch
     with flop_counter.FlopCounterMode(display=False) as counter:
-        learner.step(batch, learner.masker.config.warmup_epochs, 0, TrainSums(learner.device))
+        learner.step(batch, learner.masker.config.first_epoch, 0, TrainSums(learner.device))
     return counter.get_total_flops()
 
 
@@ -104,7 +104,7 @@ def timed_steps(learner: Learner, batch: Batch, index: int) -> float:
     """Return the seconds of step `index`, the device waited for."""
     sums = TrainSums(learner.device)
     start = time.perf_counter()
-    learner.step(batch, learner.masker.config.warmup_epochs, index, sums)
+    learner.step(batch, learner.masker.config.first_epoch, index, sums)
     synchronize(learner.device)
     return time.perf_counter() - start
 

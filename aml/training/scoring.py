@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from aml.data import Batch
-from aml.masking import MaskSums
+from aml.masking import MaskSums, Predictions
 from aml.metrics import Sums, score_masks
 from aml.training.world import World
 
@@ -21,6 +21,7 @@ class TrainSums:
         self.loss = torch.zeros((), device=device)
         self.skipped = torch.zeros((), device=device)
         self.masks = MaskSums(device)
+        self.predictions: list[Predictions] = []
         self.stage1_s = 0.0
         self.start = time.perf_counter()
         self.earlier_s = 0.0
@@ -30,9 +31,17 @@ class TrainSums:
         """Seconds that the epoch has taken so far, those before an interruption included."""
         return self.earlier_s + time.perf_counter() - self.start
 
+    def keep(self, found: Predictions | None) -> None:
+        """Keep what a step predicted, by which later epochs mask; None is nothing."""
+        if found is not None:
+            self.predictions.append(found)
+
     def state(self) -> dict[str, Any]:
         """Return the sums and the states of dropout's generators, as a checkpoint keeps them."""
-        cuda = {"cuda": torch.cuda.get_rng_state()} if self.loss.is_cuda else {}
+        more: dict[str, Any] = {"cuda": torch.cuda.get_rng_state()} if self.loss.is_cuda else {}
+        if self.predictions:
+            parts = zip(*self.predictions, strict=True)
+            more["predictions"] = tuple(torch.cat([x.cpu() for x in part]) for part in parts)
         return {
             "loss": self.loss.cpu().clone(),
             "skipped": self.skipped.cpu().clone(),
@@ -40,7 +49,7 @@ class TrainSums:
             "stage1_s": self.stage1_s,
             "seconds": self.seconds,
             "cpu": torch.get_rng_state(),
-        } | cuda
+        } | more
 
     def add(self, state: dict[str, Any]) -> None:
         """Add sums that a checkpoint kept."""
@@ -48,6 +57,7 @@ class TrainSums:
         self.loss = self.loss + state["loss"].to(device)
         self.skipped = self.skipped + state["skipped"].to(device)
         self.masks.sums += state["masks"].to(device)
+        self.keep(state.get("predictions"))
         self.stage1_s = self.stage1_s + state["stage1_s"]
         self.earlier_s = max(self.earlier_s, state["seconds"])
 

@@ -196,7 +196,7 @@ def _decide(masker: Masker, model: Any, batch: Batch) -> Mask:
             x,
             batch.tokens,
             batch.token_mask,
-            epoch=masker.config.warmup_epochs,
+            epoch=masker.config.first_epoch,
             item=batch.item,
             real=batch.real,
             target=batch.mask,
