@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from aml.draws import uniform
 from aml.masking.alignment import Alignment
 from aml.masking.config import MaskingConfig
 from aml.masking.drawing import BlockDraw
@@ -123,9 +124,18 @@ class Masker:
         inputs = MaskInputs(model, x, tokens, token_mask, item, real, target=target)
         return self.decide(inputs, epoch, probe=probe)
 
+    def masked_samples(self, item: torch.Tensor, epoch: int) -> torch.Tensor:
+        """Return which items (B,) are masked at all in an epoch, (B, 1) bool: aml.batch_share."""
+        return uniform(self.seed, epoch, item, "masked") < self.config.batch_share
+
     @torch.no_grad()
-    def decide(self, inputs: MaskInputs, epoch: int, *, probe: bool = False) -> Mask:
-        """Decide what is hidden, as calling the masker does, from all that is known of a batch."""
+    def decide(
+        self, inputs: MaskInputs, epoch: int, *, probe: bool = False, name: str = ""
+    ) -> Mask:
+        """Decide what is hidden, as calling the masker does, from all that is known of a batch.
+
+        `name` is that of the mask, see `Step.mask`.
+        """
         pixels = real_pixels(inputs.real, *inputs.x.shape[2:])
         count = block_sums(pixels.float(), self.block)
         nothing = torch.zeros_like(count, dtype=torch.bool)
@@ -159,8 +169,11 @@ class Masker:
                 blocks=blocks,
                 alignment=alignment,
                 pixels=pixels,
+                name=name,
             )
         )
+        if self.config.batch_share < 1:
+            hidden = hidden & self.masked_samples(inputs.item, epoch)
         return Mask(hidden.view_as(nothing), weak.view_as(nothing), blocks, alignment, pixels)
 
     def align(self, inputs: MaskInputs, *, calibrate: bool = False) -> Alignment:

@@ -18,6 +18,7 @@ to 1 and `last=False` on all but the last one. Where it wants a mask it calls `s
    each image: the blocks called weak, and those of them that are hidden. Draws must come from
    `blocks.uniform` or what is built on it, so that a mask is a function of seed, epoch and item.
    `draw` is not called while an automatic scale is being calibrated: nothing is hidden then.
+   Of a sample that aml.batch_share leaves out nothing is hidden either, whatever was drawn.
 
 Nothing here imports torch at run time: settings are checked before torch is loaded, which takes
 seconds. A method outside this project may import torch at its top.
@@ -63,7 +64,7 @@ class MaskingMethod:
 
     @property
     def share(self) -> float:
-        """Share of an image's blocks that is hidden, in expectation."""
+        """Share of a masked image's blocks that is hidden, in expectation."""
         if not self.hides:
             return 0.0
         hidden = self.config.tau * self.config.rho
@@ -75,6 +76,11 @@ class MaskingMethod:
         if self.selects_by_alignment:
             return self.config.tau, self.config.rho
         return (1.0 if self.share else 0.0, self.share)
+
+    def rate_or(self, default: float) -> float:
+        """Return aml.rate, or a method's default where aml.rate is no number."""
+        rate = self.config.rate
+        return float(rate) if isinstance(rate, (int, float)) else default
 
     def active(self, epoch: int) -> bool:
         """Return whether the method trains in an epoch (0-based); else the image stays clean."""

@@ -65,7 +65,12 @@ class Step:
         return one._replace(**changes)
 
     def mask(
-        self, logits: torch.Tensor | None = None, features: Any = None, *, see_target: bool = True
+        self,
+        logits: torch.Tensor | None = None,
+        features: Any = None,
+        *,
+        see_target: bool = True,
+        name: str = "",
     ) -> Mask:
         """Decide what is hidden; stage 1 runs where the method reads the alignment.
 
@@ -73,6 +78,7 @@ class Step:
             logits: (B, h, w) of a clean pass of this step; stage 1 then runs for no prediction.
             features: Of a clean pass of this step; stage 1 then runs for no other source.
             see_target: Whether the draw may read where the target lies.
+            name: Of the mask; a second mask of a step needs one of its own to be drawn anew.
         """
         batch = self.batch
         inputs = MaskInputs(
@@ -88,19 +94,20 @@ class Step:
             features=features,
         )
         with self._autocast():
-            return self.masker.decide(inputs, self.epoch)
+            return self.masker.decide(inputs, self.epoch, name=name)
 
     def hide(self, mask: Mask) -> torch.Tensor:
         """Return the image with the hidden blocks blanked, (B, C, H, W)."""
         return self.masker.hide(self.x, mask)
 
     def changed_words(self) -> torch.Tensor:
-        """Return the sentences with words changed as MaskRIS does, (B, L) int64."""
+        """Return the sentences, words of masked samples changed as MaskRIS does, (B, L) int64."""
         batch = self.batch
-        seed = self.masker.seed
-        return change_words(
-            self.model, batch.tokens, batch.token_mask, seed, self.epoch, batch.item
+        changed = change_words(
+            self.model, batch.tokens, batch.token_mask, self.masker.seed, self.epoch, batch.item
         )
+        masked = self.masker.masked_samples(batch.item, self.epoch)
+        return torch.where(masked, changed, batch.tokens)
 
 
 def change_words(
