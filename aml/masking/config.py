@@ -134,9 +134,9 @@ class MaskingConfig(Settings):
         "are taken for block numbers.",
         "block",
     )
-    fill: Literal["zero", "mean"] = leaf(
+    fill: Literal["zero", "mean", "drop"] = leaf(
         "What hidden pixels become: zero is the data mean in normalised units, mean the mean of "
-        "this image.",
+        "this image; drop leaves hidden patches out of the encoder, where the model can.",
         "zero",
     )
     level: Literal["image", "feature", "loss"] = leaf(
@@ -244,10 +244,10 @@ class MaskingConfig(Settings):
                 f"{self.level}: the released code compares pixels with a threshold and blanks the "
                 "image; use threshold_mode absolute or minmax, and level image"
             )
-        if self.fill == "mean" and self.level != "image":
+        if self.fill != "zero" and self.level != "image":
             raise UserError(
-                f"aml.fill mean says what hidden pixels become, but aml.level {self.level} "
-                "leaves the image whole; use fill zero"
+                f"aml.fill {self.fill} says what becomes of hidden pixels, but aml.level "
+                f"{self.level} leaves the image whole; use fill zero"
             )
         if self.sentence == "other" and self.projection == "learned":
             raise UserError(
@@ -303,7 +303,10 @@ class MaskingConfig(Settings):
 
         `model` is the model, its class or its options: anything with name, sources and fuses.
         """
-        self.method.check(model, image_size)
+        method = self.method
+        method.check(model, image_size)
+        if method.hides and self.fill == "drop":
+            method.check_drop(model, image_size)
 
 
 PRESETS: dict[str, dict[str, Any]] = {

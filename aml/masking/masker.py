@@ -61,8 +61,8 @@ class Masker:
             mean_over_ranks: Averages a tensor over the workers: for the calibration of the scale,
                 and for learned projections.
         """
+        config.check(model, image_size)
         self.method = config.method
-        self.method.check(model, image_size)
         self.config = config
         self.seed = seed
         self.block = config.block_side(image_size)
@@ -180,19 +180,26 @@ class Masker:
         """Return the alignment of stage 1, see `Stage1.align`."""
         return self.stage1.align(inputs, self.mean_over_ranks, calibrate=calibrate)
 
-    def view(self, x: torch.Tensor, mask: Mask) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def view(self, x: torch.Tensor, mask: Mask, level: str) -> tuple[torch.Tensor, dict[str, Any]]:
         """Return what the model is given under a mask.
 
+        Args:
+            x: (B, C, H, W) normalised images.
+            mask: The mask.
+            level: Where blocks are hidden, as aml.level.
+
         Returns:
-            The images (B, C, H, W), and which places of the maps are visible, (B, H, W) bool or
-            None for all.
+            The images (B, C, H, W), and the arguments visible and drop of `Model.forward` that
+            they need besides.
         """
-        if self.config.level == "image":
-            return self.hide(x, mask), None
-        return x, ~self.spread(mask) if self.config.level == "feature" else None
+        if level == "image" and self.config.fill == "drop":
+            return x, {"visible": ~self.spread(mask), "drop": True}
+        if level == "image":
+            return self.hide(x, mask), {}
+        return x, {"visible": ~self.spread(mask)} if level == "feature" else {}
 
     def hide(self, x: torch.Tensor, mask: Mask) -> torch.Tensor:
-        """Return images (B, C, H, W) with the hidden blocks blanked."""
+        """Return images (B, C, H, W) with the hidden blocks blanked, by zero where they drop."""
         return hide_pixels(x, mask.hidden, self.block, self.config.fill, mask.pixels)
 
     def spread(self, mask: Mask) -> torch.Tensor:

@@ -135,6 +135,20 @@ class MaskingMethod:
                 f"{model.name} reads them inside; use level image or loss"
             )
 
+    def check_drop(self, model: Any, image_size: int) -> None:
+        """Refuse to drop patches of a model that cannot, or blocks that cut patches."""
+        if not model.drops:
+            raise UserError(
+                f"aml.fill drop leaves patches out of the encoder, and model {model.name} reads "
+                "all of them; use fill zero or mean, or a model that drops them, as clipseg"
+            )
+        side, patch = self.config.block_side(image_size), model.image_multiple
+        if side % patch:
+            raise UserError(
+                f"aml.fill drop with blocks of {side} pixels, which cut the patches of {patch} "
+                f"pixels of model {model.name}; set aml.block to a multiple of {patch}"
+            )
+
     def check_one_block(self, image_size: int) -> None:
         """Refuse a share of which not even one block an image is hidden."""
         side = self.config.block_side(image_size)

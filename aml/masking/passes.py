@@ -78,6 +78,8 @@ class Pass(NamedTuple):
     """Whether it is the step's last pass, in which gradients are summed over the ranks."""
     visible: torch.Tensor | None = None
     """(B, H, W) bool: what of the encoder's maps the decoder sees; None: all."""
+    drop: bool = False
+    """Whether the encoder reads the visible patches alone."""
     counted: torch.Tensor | None = None
     """(B, H, W) bool: the pixels that the loss counts; None: all."""
     soft: torch.Tensor | None = None

@@ -57,11 +57,15 @@ class Step:
         one = Pass(self.x, self.batch.tokens, self.batch.token_mask, 1.0)
         return one._replace(**changes)
 
-    def masked(self, mask: Mask, **changes: Any) -> Pass:
-        """Return the pass under a mask at the settings' level, some of its fields replaced."""
-        shown, visible = self.masker.view(self.x, mask)
-        counted = ~self.masker.spread(mask) if self.masker.config.level == "loss" else None
-        one = self.clean(x=shown, visible=visible, counted=counted, mask=mask)
+    def masked(self, mask: Mask, level: str | None = None, **changes: Any) -> Pass:
+        """Return the pass under a mask, some of its fields replaced.
+
+        `level` is where blocks are hidden, without it aml.level.
+        """
+        level = level or self.masker.config.level
+        shown, extras = self.masker.view(self.x, mask, level)
+        counted = ~self.masker.spread(mask) if level == "loss" else None
+        one = self.clean(x=shown, counted=counted, mask=mask, **extras)
         return one._replace(**changes)
 
     def mask(
@@ -95,10 +99,6 @@ class Step:
         )
         with self._autocast():
             return self.masker.decide(inputs, self.epoch, name=name)
-
-    def hide(self, mask: Mask) -> torch.Tensor:
-        """Return the image with the hidden blocks blanked, (B, C, H, W)."""
-        return self.masker.hide(self.x, mask)
 
     def changed_words(self) -> torch.Tensor:
         """Return the sentences, words of masked samples changed as MaskRIS does, (B, L) int64."""

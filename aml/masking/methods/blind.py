@@ -77,12 +77,12 @@ class MaskRis(Blind):
         logits, _ = step.run(step.clean(weight=0.5, last=False))
         mask = step.mask(see_target=False)
         step.run(
-            step.clean(
-                x=step.hide(mask),
+            step.masked(
+                mask,
+                level="image",
                 tokens=step.changed_words(),
                 weight=0.5,
                 soft=logits.float().sigmoid(),
-                mask=mask,
             )
         )
 
