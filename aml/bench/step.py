@@ -27,6 +27,8 @@ ARMS = {
     "random": lambda: preset(mode="random"),
     "two_pass": lambda: preset(mode="two_pass"),
     "maskris": lambda: preset(mode="maskris"),
+    "oneref": lambda: preset(mode="oneref"),
+    "consistency": lambda: preset(mode="consistency"),
     "aml/calibrated": preset,
     "aml/cached": lambda: preset("cached"),
     "aml/paper": lambda: preset("paper"),

@@ -31,6 +31,8 @@ METHODS = {
     "aml": "aml.masking.methods.aligned:Aml",
     "two_pass": "aml.masking.methods.clean:TwoPass",
     "maskris": "aml.masking.methods.blind:MaskRis",
+    "oneref": "aml.masking.methods.referred:OneRef",
+    "consistency": "aml.masking.methods.blind:Consistency",
 }
 """The masking methods of this project: the name of a mode, and the class that does it."""
 
@@ -45,12 +47,15 @@ def _check_mode(value: Any) -> Any:
 OwnMethod = Annotated[str, Field(pattern=":"), Wanted(f"a class of your own, as {FORMS}")]
 
 Mode = Annotated[
-    Literal["off", "random", "aml", "two_pass", "maskris"] | OwnMethod,
+    Literal["off", "random", "aml", "two_pass", "maskris", "oneref", "consistency"] | OwnMethod,
     BeforeValidator(_check_mode),
 ]
 
 MASKRIS_RATE, MASKRIS_TEXT = 0.75, 0.15
 """MaskRIS (2024): share of blocks and of words its second pass changes."""
+
+ONEREF_RATE, ONEREF_REGION = 0.35, 0.75
+"""OneRef (2024): share of blocks hidden outside the referred region and inside it."""
 
 SOFTMAX_SCORES = ("token_softmax", "patch_softmax")
 """The scores a scale changes; others are min-max normalised per image or probabilities already."""
@@ -68,7 +73,9 @@ class MaskingConfig(Settings):
         "off never hides; random hides blocks drawn blindly; aml hides the blocks that match the "
         "expression least; two_pass trains on the clean image twice at half weight; maskris on the "
         "clean image, then on a blindly masked image and sentence against the first pass's own "
-        "prediction; a class of your own says what it does itself.",
+        "prediction; oneref hides the referred region more than the rest; consistency trains on "
+        "two blind masks of the image, the second half against the first one's prediction; a class "
+        "of your own says what it does itself.",
         "aml",
     )
     preset: Preset = leaf(
@@ -119,7 +126,9 @@ class MaskingConfig(Settings):
     rho: Share = leaf("How much of what is weak is hidden.", 0.5, unit="share")
     rate: Share | Literal["match"] | None = leaf(
         "Of random, the share of blocks hidden: null is tau * rho, match as many in each sample as "
-        "aml would hide, elsewhere; of maskris, the share hidden in its second pass: null is 0.75.",
+        "aml would hide, elsewhere; of consistency, that of each mask; of maskris, the share "
+        "hidden in its second pass: null is 0.75; of oneref, the share hidden outside the referred "
+        "region, of which 0.75 is hidden: null is 0.35.",
         None,
         unit="share",
     )
@@ -134,9 +143,9 @@ class MaskingConfig(Settings):
         "are taken for block numbers.",
         "block",
     )
-    fill: Literal["zero", "mean"] = leaf(
+    fill: Literal["zero", "mean", "drop"] = leaf(
         "What hidden pixels become: zero is the data mean in normalised units, mean the mean of "
-        "this image.",
+        "this image; drop leaves hidden patches out of the encoder, where the model can.",
         "zero",
     )
     level: Literal["image", "feature", "loss"] = leaf(
@@ -160,6 +169,12 @@ class MaskingConfig(Settings):
         0.0,
         unit="share",
     )
+    batch_share: Annotated[float, Field(gt=0, le=1)] = leaf(
+        "How many samples are masked, drawn anew each epoch; the others train on the clean image, "
+        "and every other share is meant of a masked sample.",
+        1.0,
+        unit="share",
+    )
     balance_target: bool = leaf(
         "Whether blocks with target pixels are hidden blindly, at the share tau * rho of the "
         "others, so that holes do not avoid the target.",
@@ -179,6 +194,11 @@ class MaskingConfig(Settings):
     warmup_epochs: Epochs = leaf("How many first epochs are trained as off.", 0, unit="epochs")
     ramp_epochs: Epochs = leaf(
         "Over how many epochs after them rho (or the rate) rises linearly.", 0, unit="epochs"
+    )
+    ramp: Literal["rho", "tau"] = leaf(
+        "What rises where alignment selects: rho, or tau, which hides the least aligned blocks "
+        "first and better aligned ones, the target last, as it grows.",
+        "rho",
     )
     last_epoch: Epochs | None = leaf(
         "The last masked epoch, counted from 1, after which training goes on as off; null masks "
@@ -247,10 +267,10 @@ class MaskingConfig(Settings):
                 f"{self.level}: the released code compares pixels with a threshold and blanks the "
                 "image; use threshold_mode absolute or minmax, and level image"
             )
-        if self.fill == "mean" and self.level != "image":
+        if self.fill != "zero" and self.level != "image":
             raise UserError(
-                f"aml.fill mean says what hidden pixels become, but aml.level {self.level} "
-                "leaves the image whole; use fill zero"
+                f"aml.fill {self.fill} says what becomes of hidden pixels, but aml.level "
+                f"{self.level} leaves the image whole; use fill zero"
             )
         if self.sentence == "other" and self.projection == "learned":
             raise UserError(
@@ -276,14 +296,18 @@ class MaskingConfig(Settings):
 
     @property
     def share(self) -> float:
-        """Share of blocks a sample is to lose, in expectation exactly for quantile and block."""
+        """Share of blocks a sample is to lose, in expectation exactly for quantile and block.
+
+        It is that of a masked sample: those that aml.batch_share leaves clean do not count.
+        """
         return self.method.share
 
     @property
     def coordinates(self) -> tuple[float, float]:
         """(tau, rho) in the plane where off is (0, 0) and random (1, rate): what those arms are.
 
-        two_pass hides nothing, so (0, 0); maskris hides blindly in its second pass, so (1, rate).
+        two_pass hides nothing, so (0, 0); the other methods hide without looking at the alignment,
+        so (1, rate).
         """
         return self.method.coordinates
 
@@ -302,7 +326,7 @@ class MaskingConfig(Settings):
         return self.stage1 == "cached" and self.method.reads_alignment
 
     def share_at(self, epoch: int) -> float:
-        """Return the factor of rho or rate in an epoch (0-based): below 1 while it ramps up."""
+        """Return the factor of the share in an epoch (0-based): below 1 while it ramps up."""
         if not self.ramp_epochs:
             return 1.0
         return min(1.0, (epoch - self.first_epoch + 1) / self.ramp_epochs)
@@ -312,7 +336,10 @@ class MaskingConfig(Settings):
 
         `model` is the model, its class or its options: anything with name, sources and fuses.
         """
-        self.method.check(model, image_size)
+        method = self.method
+        method.check(model, image_size)
+        if method.hides and self.fill == "drop":
+            method.check_drop(model, image_size)
 
 
 PRESETS: dict[str, dict[str, Any]] = {

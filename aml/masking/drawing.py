@@ -49,19 +49,22 @@ class BlockDraw:
     """The alignment of stage 1; None where none ran."""
     pixels: torch.Tensor
     """(B, H, W) bool: real pixels."""
+    name: str = ""
+    """Comes before the names of the draws: masks of other names are independent."""
 
     @property
     def ramp(self) -> float:
-        """Factor of rho or rate in this epoch: below 1 while it rises."""
+        """Factor of the hidden share in this epoch: below 1 while it rises."""
         return self.config.share_at(self.epoch)
 
     def uniform(self, what: str, count: int = 1) -> torch.Tensor:
         """Return draws in [0, 1) named `what`, float32 (B, count)."""
-        return uniform(self.seed, self.epoch, self.item, what, count)
+        return uniform(self.seed, self.epoch, self.item, self.name + what, count)
 
     def uniforms(self, counts: dict[str, int]) -> tuple[torch.Tensor, ...]:
         """Return draws of several names, (B, count) each, by as few kernels as one takes."""
-        return uniforms(self.seed, self.epoch, self.item, counts)
+        named = {self.name + what: count for what, count in counts.items()}
+        return uniforms(self.seed, self.epoch, self.item, named)
 
     def blindly(self, among: torch.Tensor, share: float, what: str) -> torch.Tensor:
         """Return a share of some blocks drawn without looking at the alignment.
@@ -81,6 +84,20 @@ class BlockDraw:
         """Return as many candidates of each sample as `hidden` (B, G) holds, drawn blindly."""
         order = self.uniform(what, hidden.shape[1]).masked_fill(~self.candidate, math.inf)
         return self.candidate & (rank_blocks(order) < hidden.sum(1, keepdim=True))
+
+    def around_target(self, margin: int = 0) -> torch.Tensor:
+        """Return the blocks in the target's bounding box, (B, G) bool; none without a target.
+
+        Args:
+            margin: Blocks by which the box is larger on each side; the image's border cuts it.
+        """
+        target = self.on_target.view_as(self.blocks.real)
+        spans = []
+        for line in (target.any(2), target.any(1)):
+            wide = F.max_pool1d(line.float(), 2 * margin + 1, stride=1, padding=margin)
+            from_first, to_last = wide.cummax(1)[0], wide.flip(1).cummax(1)[0].flip(1)
+            spans.append((from_first * to_last).bool())
+        return (spans[0][:, :, None] & spans[1][:, None]).flatten(1)
 
     def by_alignment(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the weak blocks by alignment and the hidden ones, both (B, G) bool.
@@ -103,6 +120,11 @@ class BlockDraw:
         if self.alignment is None:
             raise RuntimeError("by_alignment needs stage 1: set reads_alignment in the method")
         config = self.config
+        tau, rho = config.tau, config.rho
+        if config.ramp == "tau":
+            tau *= self.ramp
+        else:
+            rho *= self.ramp
         places = candidate.shape[1]
         candidate = candidate & self.alignment.informative[:, None]
         score = self.blocks.score.flatten(1)
@@ -112,15 +134,14 @@ class BlockDraw:
         weak = weak_blocks(
             1 - score if config.weak == "highest" else score,
             candidate,
-            tau=config.tau,
+            tau=tau,
             mode=config.threshold_mode,
             tie=tie,
             u=weak_u,
         )
-        rho = config.rho * self.ramp
         if config.selection == "block":
             return weak, select_blocks(weak, rho=rho, order=order, u=u)
-        fine = self._weak_pixels(self.alignment, weak, candidate)
+        fine = self._weak_pixels(self.alignment, weak, candidate, tau)
         if config.selection == "release":
             rows = self.uniform("release", fine[0].numel())
             hidden = select_released(fine, rho=rho, order=rows, block=self.block)
@@ -129,7 +150,7 @@ class BlockDraw:
         return weak, select_pixels(count, rho=rho, order=order)
 
     def _weak_pixels(
-        self, alignment: Alignment, weak: torch.Tensor, candidate: torch.Tensor
+        self, alignment: Alignment, weak: torch.Tensor, candidate: torch.Tensor, tau: float
     ) -> torch.Tensor:
         """Return the weak pixels, (B, H, W) bool.
 
@@ -147,4 +168,4 @@ class BlockDraw:
         if config.threshold_mode == "minmax":
             fine = min_max(fine.flatten(1), self.pixels.flatten(1)).view_as(fine)
         among = blocks_to_pixels(candidate.view(grid), self.block, height, width)
-        return (fine < config.tau) & self.pixels & among
+        return (fine < tau) & self.pixels & among

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from aml.draws import uniform
 from aml.masking.alignment import Alignment
 from aml.masking.cache import AlignmentCache, Predictions
 from aml.masking.config import MaskingConfig
@@ -61,8 +62,8 @@ class Masker:
             mean_over_ranks: Averages a tensor over the workers: for the calibration of the scale,
                 and for learned projections.
         """
+        config.check(model, image_size)
         self.method = config.method
-        self.method.check(model, image_size)
         self.config = config
         self.seed = seed
         self.block = config.block_side(image_size)
@@ -128,9 +129,18 @@ class Masker:
         inputs = MaskInputs(model, x, tokens, token_mask, item, real, target=target)
         return self.decide(inputs, epoch, probe=probe)
 
+    def masked_samples(self, item: torch.Tensor, epoch: int) -> torch.Tensor:
+        """Return which items (B,) are masked at all in an epoch, (B, 1) bool: aml.batch_share."""
+        return uniform(self.seed, epoch, item, "masked") < self.config.batch_share
+
     @torch.no_grad()
-    def decide(self, inputs: MaskInputs, epoch: int, *, probe: bool = False) -> Mask:
-        """Decide what is hidden, as calling the masker does, from all that is known of a batch."""
+    def decide(
+        self, inputs: MaskInputs, epoch: int, *, probe: bool = False, name: str = ""
+    ) -> Mask:
+        """Decide what is hidden, as calling the masker does, from all that is known of a batch.
+
+        `name` is that of the mask, see `Step.mask`.
+        """
         pixels = real_pixels(inputs.real, *inputs.x.shape[2:])
         count = block_sums(pixels.float(), self.block)
         nothing = torch.zeros_like(count, dtype=torch.bool)
@@ -169,8 +179,11 @@ class Masker:
                 blocks=blocks,
                 alignment=alignment,
                 pixels=pixels,
+                name=name,
             )
         )
+        if self.config.batch_share < 1:
+            hidden = hidden & self.masked_samples(inputs.item, epoch)
         return Mask(hidden.view_as(nothing), weak.view_as(nothing), blocks, alignment, pixels)
 
     def align(self, inputs: MaskInputs, *, calibrate: bool = False) -> Alignment:
@@ -198,19 +211,26 @@ class Masker:
             for of_rank in found:
                 self.cache.add(of_rank)
 
-    def view(self, x: torch.Tensor, mask: Mask) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def view(self, x: torch.Tensor, mask: Mask, level: str) -> tuple[torch.Tensor, dict[str, Any]]:
         """Return what the model is given under a mask.
 
+        Args:
+            x: (B, C, H, W) normalised images.
+            mask: The mask.
+            level: Where blocks are hidden, as aml.level.
+
         Returns:
-            The images (B, C, H, W), and which places of the maps are visible, (B, H, W) bool or
-            None for all.
+            The images (B, C, H, W), and the arguments visible and drop of `Model.forward` that
+            they need besides.
         """
-        if self.config.level == "image":
-            return self.hide(x, mask), None
-        return x, ~self.spread(mask) if self.config.level == "feature" else None
+        if level == "image" and self.config.fill == "drop":
+            return x, {"visible": ~self.spread(mask), "drop": True}
+        if level == "image":
+            return self.hide(x, mask), {}
+        return x, {"visible": ~self.spread(mask)} if level == "feature" else {}
 
     def hide(self, x: torch.Tensor, mask: Mask) -> torch.Tensor:
-        """Return images (B, C, H, W) with the hidden blocks blanked."""
+        """Return images (B, C, H, W) with the hidden blocks blanked, by zero where they drop."""
         return hide_pixels(x, mask.hidden, self.block, self.config.fill, mask.pixels)
 
     def spread(self, mask: Mask) -> torch.Tensor:

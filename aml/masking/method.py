@@ -20,6 +20,7 @@ to 1 and `last=False` on all but the last one. Where it wants a mask it calls `s
    each image: the blocks called weak, and those of them that are hidden. Draws must come from
    `blocks.uniform` or what is built on it, so that a mask is a function of seed, epoch and item.
    `draw` is not called while an automatic scale is being calibrated: nothing is hidden then.
+   Of a sample that aml.batch_share leaves out nothing is hidden either, whatever was drawn.
 
 Nothing here imports torch at run time: settings are checked before torch is loaded, which takes
 seconds. A method outside this project may import torch at its top.
@@ -65,7 +66,7 @@ class MaskingMethod:
 
     @property
     def share(self) -> float:
-        """Share of an image's blocks that is hidden, in expectation."""
+        """Share of a masked image's blocks that is hidden, in expectation."""
         if not self.hides:
             return 0.0
         hidden = self.config.tau * self.config.rho
@@ -77,6 +78,11 @@ class MaskingMethod:
         if self.selects_by_alignment:
             return self.config.tau, self.config.rho
         return (1.0 if self.share else 0.0, self.share)
+
+    def rate_or(self, default: float) -> float:
+        """Return aml.rate, or a method's default where aml.rate is no number."""
+        rate = self.config.rate
+        return float(rate) if isinstance(rate, (int, float)) else default
 
     def active(self, epoch: int) -> bool:
         """Return whether the method trains in an epoch (0-based); else the image stays clean."""
@@ -134,6 +140,20 @@ class MaskingMethod:
             raise UserError(
                 "aml.level feature masks the maps of an encoder that has read no word, but "
                 f"{model.name} reads them inside; use level image or loss"
+            )
+
+    def check_drop(self, model: Any, image_size: int) -> None:
+        """Refuse to drop patches of a model that cannot, or blocks that cut patches."""
+        if not model.drops:
+            raise UserError(
+                f"aml.fill drop leaves patches out of the encoder, and model {model.name} reads "
+                "all of them; use fill zero or mean, or a model that drops them, as clipseg"
+            )
+        side, patch = self.config.block_side(image_size), model.image_multiple
+        if side % patch:
+            raise UserError(
+                f"aml.fill drop with blocks of {side} pixels, which cut the patches of {patch} "
+                f"pixels of model {model.name}; set aml.block to a multiple of {patch}"
             )
 
     def check_one_block(self, image_size: int) -> None:

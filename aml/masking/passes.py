@@ -26,7 +26,8 @@ class MaskInputs:
     real: torch.Tensor
     """(B, 4) int64: top, left, bottom, right of the picture inside its letterbox."""
     target: torch.Tensor | None = None
-    """(B, H, W) bool; read with protect_target, balance_target and learned projections only."""
+    """(B, H, W) bool; read in mode oneref and with protect_target, balance_target and learned
+    projections only."""
     valid: torch.Tensor | None = None
     """(B,) bool: False for padding, which calibrates nothing."""
     logits: torch.Tensor | None = None
@@ -82,10 +83,14 @@ class Pass(NamedTuple):
     """Whether it is the step's last pass, in which gradients are summed over the ranks."""
     visible: torch.Tensor | None = None
     """(B, H, W) bool: what of the encoder's maps the decoder sees; None: all."""
+    drop: bool = False
+    """Whether the encoder reads the visible patches alone."""
     counted: torch.Tensor | None = None
     """(B, H, W) bool: the pixels that the loss counts; None: all."""
     soft: torch.Tensor | None = None
     """(B, h, w) probabilities to learn in place of the ground truth."""
+    soft_share: float = 1.0
+    """How much of the loss is that against `soft`; the rest is that against the ground truth."""
     upto: str | None = None
     """Source of which features are wanted beside the logits; None: no features."""
     mask: Mask | None = None

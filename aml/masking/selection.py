@@ -194,15 +194,15 @@ def hide_pixels(
         x: (B, C, H, W) normalised.
         hidden: (B, gh, gw) bool.
         block: Side of a block in pixels.
-        fill: zero is the data mean in normalised units; mean is the mean over this image's real
-            pixels.
+        fill: mean is the mean over this image's real pixels; any other is zero, the data mean in
+            normalised units.
         pixels: (B, H, W) bool, the real ones; None: all.
 
     Returns:
         (B, C, H, W).
     """
     mask = blocks_to_pixels(hidden, block, x.shape[2], x.shape[3])[:, None]
-    if fill == "zero":
+    if fill != "mean":
         return x.masked_fill(mask, 0.0)
     weight = torch.ones_like(mask) if pixels is None else pixels[:, None]
     mean = (x * weight).sum((2, 3), keepdim=True) / weight.sum((2, 3), keepdim=True).clamp(min=1)

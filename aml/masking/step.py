@@ -60,15 +60,24 @@ class Step:
         one = Pass(self.x, self.batch.tokens, self.batch.token_mask, 1.0)
         return one._replace(**changes)
 
-    def masked(self, mask: Mask, **changes: Any) -> Pass:
-        """Return the pass under a mask at the settings' level, some of its fields replaced."""
-        shown, visible = self.masker.view(self.x, mask)
-        counted = ~self.masker.spread(mask) if self.masker.config.level == "loss" else None
-        one = self.clean(x=shown, visible=visible, counted=counted, mask=mask)
+    def masked(self, mask: Mask, level: str | None = None, **changes: Any) -> Pass:
+        """Return the pass under a mask, some of its fields replaced.
+
+        `level` is where blocks are hidden, without it aml.level.
+        """
+        level = level or self.masker.config.level
+        shown, extras = self.masker.view(self.x, mask, level)
+        counted = ~self.masker.spread(mask) if level == "loss" else None
+        one = self.clean(x=shown, counted=counted, mask=mask, **extras)
         return one._replace(**changes)
 
     def mask(
-        self, logits: torch.Tensor | None = None, features: Any = None, *, see_target: bool = True
+        self,
+        logits: torch.Tensor | None = None,
+        features: Any = None,
+        *,
+        see_target: bool = True,
+        name: str = "",
     ) -> Mask:
         """Decide what is hidden; stage 1 runs where the method reads the alignment.
 
@@ -76,11 +85,12 @@ class Step:
             logits: (B, h, w) of a clean pass of this step; stage 1 then runs for no prediction.
             features: Of a clean pass of this step; stage 1 then runs for no other source.
             see_target: Whether the draw may read where the target lies.
+            name: Of the mask; a second mask of a step needs one of its own to be drawn anew.
         """
         target = self.batch.mask if see_target else None
         inputs = replace(self.inputs, target=target, logits=logits, features=features)
         with self._autocast():
-            return self.masker.decide(inputs, self.epoch)
+            return self.masker.decide(inputs, self.epoch, name=name)
 
     @cached_property
     def inputs(self) -> MaskInputs:
@@ -99,17 +109,14 @@ class Step:
             view=batch.view if cached else None,
         )
 
-    def hide(self, mask: Mask) -> torch.Tensor:
-        """Return the image with the hidden blocks blanked, (B, C, H, W)."""
-        return self.masker.hide(self.x, mask)
-
     def changed_words(self) -> torch.Tensor:
-        """Return the sentences with words changed as MaskRIS does, (B, L) int64."""
+        """Return the sentences, words of masked samples changed as MaskRIS does, (B, L) int64."""
         batch = self.batch
-        seed = self.masker.seed
-        return change_words(
-            self.model, batch.tokens, batch.token_mask, seed, self.epoch, batch.item
+        changed = change_words(
+            self.model, batch.tokens, batch.token_mask, self.masker.seed, self.epoch, batch.item
         )
+        masked = self.masker.masked_samples(batch.item, self.epoch)
+        return torch.where(masked, changed, batch.tokens)
 
 
 def change_words(

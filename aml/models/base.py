@@ -49,7 +49,8 @@ class Model(nn.Module):
     - `features(x, tokens, token_mask, upto, maps=None)`: the `Features` at the source `encoder` or
       `joint`, no deeper than that needs; `maps` is encode(x), if at hand.
 
-    A model that reads words inside its visual encoder sets `fuses = True`, has its own
+    A model whose encoder can leave patches out sets `drops = True` and has `encode_visible(x,
+    visible)`. A model that reads words inside its visual encoder sets `fuses = True`, has its own
     `forward(x, tokens, token_mask)`, and no `encode`, no `decode` and no `maps` in `features`.
     """
 
@@ -63,6 +64,8 @@ class Model(nn.Module):
     """The sides of an image must be multiples of it."""
     fuses: ClassVar[bool] = False
     """Whether words are read inside the visual encoder."""
+    drops: ClassVar[bool] = False
+    """Whether `encode_visible` reads some patches alone, each `image_multiple` pixels wide."""
     encoders: tuple[str, ...] = ()
     """Prefixes of the parameters trained at optim.encoder_lr times the rate."""
     no_decay: tuple[str, ...] = ()
@@ -108,6 +111,7 @@ class Model(nn.Module):
         token_mask: torch.Tensor,
         visible: torch.Tensor | None = None,
         upto: str | None = None,
+        drop: bool = False,
     ) -> Any:
         """Return foreground logits.
 
@@ -117,13 +121,19 @@ class Model(nn.Module):
             token_mask: (B, L) bool.
             visible: (B, H, W) bool; hides places of the encoder's maps instead of the image.
             upto: Source of which features are wanted, too.
+            drop: Whether the encoder reads the visible patches alone.
 
         Returns:
             Logits (B, h, w); with `upto` a pair of logits and the `Features` of the same run of
             the encoder.
         """
-        maps = self.encode(x)
-        seen = maps if visible is None else self.see(maps, visible)
+        if visible is None:
+            seen = maps = self.encode(x)
+        elif drop:
+            seen = maps = self.encode_visible(x, visible)
+        else:
+            maps = self.encode(x)
+            seen = self.see(maps, visible)
         logits = self.decode(seen, tokens, token_mask)
         if upto is None:
             return logits
@@ -133,6 +143,15 @@ class Model(nn.Module):
     def encode(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Return the visual maps [(B, C, h, w), ...] of normalised images."""
         raise NotImplementedError(f"{type(self).__name__} has no encode(x)")
+
+    def encode_visible(self, x: torch.Tensor, visible: torch.Tensor) -> list[torch.Tensor]:
+        """Return the maps of `encode` as the visible patches alone give them, zero elsewhere.
+
+        Args:
+            x: (B, 3, H, W) normalised images, of which hidden patches are not read.
+            visible: (B, H, W) bool, the same throughout a patch.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no encode_visible(x, visible)")
 
     def decode(
         self, maps: list[torch.Tensor], tokens: torch.Tensor, token_mask: torch.Tensor
@@ -200,4 +219,6 @@ def _missing_methods(cls: type[Model]) -> list[str]:
     needed = ["forward"] if cls.fuses else ["encode", "decode"]
     if set(cls.sources) - {"prediction"}:
         needed.append("features")
+    if cls.drops:
+        needed.append("encode_visible")
     return [name for name in needed if getattr(cls, name) is getattr(Model, name)]

@@ -10,6 +10,7 @@ than the decoder reads; and the picture is encoded once for all sentences.
     space
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,6 +62,7 @@ class ClipSeg(Model):
 
     name, sources = ClipSegOptions.name, ClipSegOptions.sources
     image_multiple, fuses = ClipSegOptions.image_multiple, ClipSegOptions.fuses
+    drops = ClipSegOptions.drops
 
     def __init__(self, options: ClipSegOptions, vocabulary: list[str], assets: dict | None = None):
         super().__init__(options, vocabulary, assets)
@@ -101,7 +103,22 @@ class ClipSeg(Model):
 
     @torch.no_grad()
     def encode(self, x):
-        grid, states = self._grid(x), self._visual(x, max(self.extract) + 1)
+        return self._maps(self._visual(x, max(self.extract) + 1), self._grid(x))
+
+    @torch.no_grad()
+    def encode_visible(self, x, visible):
+        grid, patch = self._grid(x), self.image_multiple
+        hidden = ~visible[:, ::patch, ::patch].flatten(1)
+        hidden = torch.cat([torch.zeros_like(hidden[:, :1]), hidden], 1)  # the class token stays
+        # visible places first; as many are read as the image with most of them has
+        places = hidden.byte().argsort(dim=1, stable=True)
+        places = places[:, : int((~hidden).sum(1).max())]
+        kept = ~hidden.gather(1, places)
+        states = self._visual(x, max(self.extract) + 1, places, kept)
+        return self._maps([spread_out(s, places, kept, hidden.shape[1]) for s in states], grid)
+
+    def _maps(self, states, grid) -> list:
+        """Return the maps of `encode` from the states after each layer, as `_visual` gives them."""
         picked = [states[i] for i in self.extract]
         return [
             *(as_map(s, grid) for s in picked),
@@ -150,15 +167,26 @@ class ClipSeg(Model):
             pool(text_states(self.clip.text_model, tokens), token_mask)
         )
 
-    def _visual(self, x, layers: int) -> list:
+    def _visual(self, x, layers: int, places=None, kept=None) -> list:
         """Return the states after each of the first layers, layers x (B, 1 + h*w, C).
 
         The class token comes before the patches.
+
+        Args:
+            x: (B, 3, H, W) normalised images.
+            layers: How many.
+            places: (B, K) int64, the tokens that are read, whose states are returned; None: all.
+            kept: (B, K) bool, those of `places` that others may attend to; the rest pads.
         """
         visual, states = self.clip.vision_model, []
         state = visual.pre_layrnorm(visual.embeddings(x, interpolate_pos_encoding=True))
+        bias = None
+        if places is not None:
+            state = state.gather(1, places[:, :, None].expand(-1, -1, state.shape[2]))
+            bias = torch.zeros_like(kept, dtype=state.dtype).masked_fill(~kept, -math.inf)
+            bias = bias[:, None, None]
         for layer in visual.encoder.layers[:layers]:
-            state = layer(state, attention_mask=None)
+            state = layer(state, attention_mask=bias)
             states.append(state)
         return states
 
@@ -194,6 +222,21 @@ class ClipSeg(Model):
 def as_map(states: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
     """Return the patches of states (B, 1 + h*w, C), class token first, as a map (B, C, h, w)."""
     return states[:, 1:].mT.unflatten(2, tuple(grid))
+
+
+def spread_out(
+    states: torch.Tensor, places: torch.Tensor, kept: torch.Tensor, count: int
+) -> torch.Tensor:
+    """Return states (B, K, C) at their places among `count`, zero elsewhere: (B, count, C).
+
+    Args:
+        states: (B, K, C).
+        places: (B, K) int64, no two of an image alike.
+        kept: (B, K) bool; the others are zero too.
+        count: How many places there are.
+    """
+    whole = states.new_zeros(len(states), count, states.shape[2])
+    return whole.scatter(1, places[:, :, None].expand_as(states), states * kept[:, :, None])
 
 
 def random_config(options: ClipSegOptions, tokens: int) -> Any:

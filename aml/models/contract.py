@@ -221,6 +221,8 @@ def _levels(model: Model) -> list[str]:
     visible[:, :32] = False
     if torch.allclose(model(x, tokens, mask, visible), logits, atol=1e-4):
         found.append("hiding places of the maps (visible) changes nothing")
+    if model.drops:
+        found += _dropping(model)
     for source in set(model.sources) - {"prediction"}:
         alone = model.features(x, tokens, mask, upto=source)
         again, features = model(x, tokens, mask, upto=source)
@@ -228,6 +230,23 @@ def _levels(model: Model) -> list[str]:
         if not torch.equal(again, logits) or not all(torch.equal(a, b) for a, b in pairs):
             found.append(f"forward(..., upto={source!r}) gives other features than features")
     return found
+
+
+@torch.no_grad()
+def _dropping(model: Model) -> Iterator[str]:
+    """Check encode_visible with the first row of patches hidden, and with none."""
+    x, tokens, mask = _inputs(model)
+    logits = model(x, tokens, mask)
+    visible = torch.ones(len(x), *x.shape[2:], dtype=torch.bool)
+    if not torch.allclose(model(x, tokens, mask, visible, drop=True), logits, atol=1e-4):
+        yield "encode_visible of a wholly visible image is not what encode gives"
+    visible[:, : model.image_multiple] = False
+    dropped = model(x, tokens, mask, visible, drop=True)
+    other = torch.where(visible[:, None], x, x.flip(0))
+    if not torch.allclose(model(other, tokens, mask, visible, drop=True), dropped, atol=1e-5):
+        yield "encode_visible reads hidden patches; leave them out"
+    if torch.allclose(dropped, logits, atol=1e-4):
+        yield "hiding patches from encode_visible changes nothing"
 
 
 def _own(model: Model) -> list[type]:

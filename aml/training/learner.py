@@ -151,6 +151,8 @@ class Learner(Predictor):
         extras: dict[str, Any] = {}
         if one.visible is not None:
             extras["visible"] = one.visible
+        if one.drop:
+            extras["drop"] = True
         if one.upto is not None:
             extras["upto"] = one.upto
         with nullcontext() if sync or self.world.size == 1 else self.wrapped.no_sync():

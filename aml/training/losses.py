@@ -11,13 +11,17 @@ def pass_losses(logits: torch.Tensor, mask: torch.Tensor, one: Pass, kind: str) 
 
     Args:
         logits: (B, h, w) float.
-        mask: (B, H, W) bool, the ground truth; a pass with a soft target of its own learns that.
+        mask: (B, H, W) bool, the ground truth; a pass with a soft target learns that, or both.
         one: The pass.
         kind: Name of the loss, see optim.loss.
     """
     if one.soft is None:
         return sample_losses(logits, mask, kind, one.counted)
-    return soft_losses(logits, one.soft)
+    soft = soft_losses(logits, one.soft)
+    if one.soft_share == 1:
+        return soft
+    hard = sample_losses(logits, mask, kind, one.counted)
+    return one.soft_share * soft + (1 - one.soft_share) * hard
 
 
 def sample_losses(

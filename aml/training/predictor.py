@@ -133,8 +133,7 @@ class Predictor:
         mask = self.mask(x, batch)
         if sums is not None:
             sums.add(mask, batch.mask, batch.valid, self.masker.block)
-        x, visible = self.masker.view(x, mask)
-        extras = {} if visible is None else {"visible": visible}
+        x, extras = self.masker.view(x, mask, self.masker.config.level)
         return self.model(x, batch.tokens, batch.token_mask, **extras)
 
     def _over_ranks(self, sums: Sums) -> Sums:

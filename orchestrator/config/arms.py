@@ -20,23 +20,31 @@ AT_COMPUTE = "@compute"
 WITH_COLOUR = "+colour"
 """Ends an arm (before @compute) that also trains with the augmentation `colour`."""
 
-BASE_ARMS = ("off", "random", "two_pass", "maskris", *(f"aml/{name}" for name in PRESETS))
+BASE_ARMS = (
+    *("off", "random", "two_pass", "maskris", "oneref", "consistency"),
+    *(f"aml/{name}" for name in PRESETS),
+)
 
 ARMS = BASE_ARMS
 
 BLIND_DIMENSIONS = (
     *("tau", "rho", "rate", "block", "fill", "level", "protect_target", "clean_weight"),
-    *("warmup_epochs", "ramp_epochs", "last_epoch"),
+    *("batch_share", "warmup_epochs", "ramp_epochs", "last_epoch"),
 )
 """Masking's settings that mean something where no alignment is read; all do with rate match."""
 
-MASKRIS_DIMENSIONS = ("rate", "block", "fill", "warmup_epochs", "ramp_epochs", "last_epoch")
+MASKRIS_DIMENSIONS = (
+    *("rate", "block", "fill"),
+    *("batch_share", "warmup_epochs", "ramp_epochs", "last_epoch"),
+)
 
 DIMENSIONS: dict[str, tuple[str, ...]] = {
     "off": (),
     "two_pass": (),
     "random": BLIND_DIMENSIONS,
     "maskris": MASKRIS_DIMENSIONS,
+    "oneref": tuple(name for name in BLIND_DIMENSIONS if name not in ("tau", "rho")),
+    "consistency": tuple(name for name in BLIND_DIMENSIONS if name != "clean_weight"),
 }
 """Masking's settings that an arm reads; an arm that is not here reads all of them."""
 

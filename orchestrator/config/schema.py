@@ -215,7 +215,7 @@ class Experiment(Settings):
     def for_arm(self, arm: str, overrides: dict[str, Any]) -> "Experiment":
         """Return this experiment as a trial of an arm (x@compute as x, x+colour with that too).
 
-        `off` and `two_pass` ignore masking settings, `random` hides tau * rho blindly.
+        Every arm ignores the masking settings that it does not read.
         """
         own = self.aml.to_dict()
         base = preset(self.aml.preset).to_dict()

@@ -132,10 +132,11 @@ class SearchConfig(Settings):
     section: ClassVar[str] = "search"
 
     arms: Annotated[list[Text], Field(max_length=100)] = leaf(
-        "The arms that are compared, as off, random, two_pass, maskris and aml/PRESET; settings of "
-        "masking in brackets, as random(rate=0.1), are fixed in that arm; one that "
-        "ends in +colour also trains with the augmentation colour, one that ends in @compute "
-        "trains for as many epochs as the costliest arm's FLOPs would pay for.",
+        "The arms that are compared: the modes off, random, two_pass, maskris, oneref and "
+        "consistency, and aml/PRESET; settings of masking in brackets, as random(rate=0.1), are "
+        "fixed in that arm; one that ends in +colour also trains with the augmentation colour, one "
+        "that ends in @compute trains for as many epochs as the costliest arm's FLOPs would pay "
+        "for.",
         ["off", "random", "aml/calibrated"],
     )
     space: Annotated[

@@ -1,7 +1,8 @@
-"""Methods that hide blocks drawn blindly: `random`, and MaskRIS, which also changes words."""
+"""Methods that hide blocks drawn blindly: `random`, MaskRIS and consistency between two masks."""
 
 from typing import TYPE_CHECKING, Any
 
+from aml.errors import UserError
 from aml.masking.config import MASKRIS_RATE
 from aml.masking.method import MaskingMethod
 
@@ -12,7 +13,26 @@ if TYPE_CHECKING:
     from aml.masking.step import Step
 
 
-class Random(MaskingMethod):
+class Blind(MaskingMethod):
+    """Hides blocks drawn blindly, the share `share` of those that may be hidden."""
+
+    @property
+    def share(self) -> float:
+        """Share of blocks that is hidden: aml.rate, or what tau, rho and noise give."""
+        return self.rate_or(super().share)
+
+    def check(self, model: Any, image_size: int) -> None:
+        """Refuse what `MaskingMethod.check` names, and a share of less than one block."""
+        self.check_level(model)
+        self.check_one_block(image_size)
+
+    def draw(self, blocks: "BlockDraw") -> tuple["torch.Tensor", "torch.Tensor"]:
+        """Return all blocks that may be hidden, and those drawn among them."""
+        share = self.share * blocks.ramp
+        return blocks.candidate, blocks.blindly(blocks.candidate, share, "select")
+
+
+class Random(Blind):
     """Hides blocks anywhere: tau * rho of them, at aml.rate, or as many as alignment would hide.
 
     With `aml.rate: match` stage 1 runs, and the number of hidden blocks of each sample is what the
@@ -26,27 +46,15 @@ class Random(MaskingMethod):
         """Return whether the number of hidden blocks depends on the alignment."""
         return self.config.rate == "match"
 
-    @property
-    def share(self) -> float:
-        """Share of blocks that is hidden: aml.rate, or what tau, rho and noise give."""
-        rate = self.config.rate
-        return float(rate) if isinstance(rate, (int, float)) else super().share
-
-    def check(self, model: Any, image_size: int) -> None:
-        """Refuse what `MaskingMethod.check` names, and a share of less than one block."""
-        self.check_level(model)
-        self.check_one_block(image_size)
-
     def draw(self, blocks: "BlockDraw") -> tuple["torch.Tensor", "torch.Tensor"]:
         """Return all blocks that may be hidden, and those drawn among them."""
         if not self.reads_alignment:
-            share = self.share * blocks.ramp
-            return blocks.candidate, blocks.blindly(blocks.candidate, share, "select")
+            return super().draw(blocks)
         _, hidden = blocks.by_alignment()
         return blocks.candidate, blocks.as_many(hidden, "match")
 
 
-class MaskRis(MaskingMethod):
+class MaskRis(Blind):
     """Trains on the clean image, then on a masked image and sentence against its own prediction.
 
     MaskRIS (2024): in the second pass three quarters of the blocks are hidden blindly, 15 % of the
@@ -58,8 +66,7 @@ class MaskRis(MaskingMethod):
     @property
     def share(self) -> float:
         """Share of blocks that the second pass hides: aml.rate, else three quarters."""
-        rate = self.config.rate
-        return float(rate) if isinstance(rate, (int, float)) else MASKRIS_RATE
+        return self.rate_or(MASKRIS_RATE)
 
     def check(self, model: Any, image_size: int) -> None:
         """Refuse a share of less than one block."""
@@ -70,16 +77,38 @@ class MaskRis(MaskingMethod):
         logits, _ = step.run(step.clean(weight=0.5, last=False))
         mask = step.mask(see_target=False)
         step.run(
-            step.clean(
-                x=step.hide(mask),
+            step.masked(
+                mask,
+                level="image",
                 tokens=step.changed_words(),
                 weight=0.5,
                 soft=logits.float().sigmoid(),
-                mask=mask,
             )
         )
 
-    def draw(self, blocks: "BlockDraw") -> tuple["torch.Tensor", "torch.Tensor"]:
-        """Return all blocks that may be hidden, and those drawn among them."""
-        share = self.share * blocks.ramp
-        return blocks.candidate, blocks.blindly(blocks.candidate, share, "select")
+
+class Consistency(Blind):
+    """Trains on the image under a blind mask, then under another, partly against the first answer.
+
+    The first pass learns the ground truth; the second, under a mask drawn independently, half the
+    ground truth and half the first pass's probabilities, through which no gradient flows. That is
+    MaskRIS's distillation between two masked images, with the sentence as it is.
+    """
+
+    name = "consistency"
+
+    def check(self, model: Any, image_size: int) -> None:
+        """Refuse what `Blind.check` names, and level loss, which masks no picture."""
+        super().check(model, image_size)
+        if self.config.level == "loss":
+            raise UserError(
+                "aml.mode consistency with aml.level loss: it compares predictions of two masked "
+                "pictures, and level loss masks none; use level image or feature"
+            )
+
+    def train(self, step: "Step") -> None:
+        """Run a pass under each of two masks of the batch."""
+        logits, _ = step.run(step.masked(step.mask(), weight=0.5, last=False))
+        soft = logits.float().sigmoid()
+        mask = step.mask(name="second-")
+        step.run(step.masked(mask, weight=0.5, soft=soft, soft_share=0.5))

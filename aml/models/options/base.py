@@ -30,6 +30,8 @@ class Options(Settings):
     """The side of an image must be a multiple of it."""
     fuses: ClassVar[bool] = False
     """Whether words are read inside the visual encoder."""
+    drops: ClassVar[bool] = False
+    """Whether the visual encoder can read some patches of an image alone."""
     of_parts: ClassVar[bool] = False
     """Whether `image_multiple`, and whether the model can be had, depend on the options.
 

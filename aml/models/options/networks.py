@@ -228,6 +228,7 @@ class ClipSegOptions(Options):
     name: ClassVar[str] = "clipseg"
     built_by: ClassVar[str] = "aml.models.clipseg:ClipSeg"
     image_multiple: ClassVar[int] = 16
+    drops: ClassVar[bool] = True
 
     weights: Text = leaf(
         "A hub name, a folder in Hugging Face format, or words for random weights with the data "

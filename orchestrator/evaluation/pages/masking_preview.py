@@ -222,7 +222,7 @@ def _mean_diagnostics(mask: Mask, batch: Batch, block: int) -> dict[str, float]:
 def _nearby_settings(config: MaskingConfig) -> list[MaskingConfig]:
     """Return the settings and the same with tau and rho 0.5 and 1.5 times as large.
 
-    In the modes random and maskris the rate changes instead.
+    In modes that hide without looking at the alignment the rate changes instead.
     """
 
     def near(x: float) -> list[float]:
@@ -230,7 +230,7 @@ def _nearby_settings(config: MaskingConfig) -> list[MaskingConfig]:
 
     if not config.share:
         return [config]
-    if config.mode == "maskris":
+    if config.mode in ("maskris", "oneref", "consistency"):
         return [config.replace(rate=rate) for rate in near(config.share)]
     if config.mode == "random" and config.rate != "match":
         return [config.replace(tau=1.0, rho=rate, rate=None) for rate in near(config.share)]

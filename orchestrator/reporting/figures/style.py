@@ -29,13 +29,15 @@ STYLES = {
     "aml/release": ("#7a3e9d", ":", "v"),
     "two_pass": ("#8a6d00", "--", "P"),
     "maskris": ("#be185d", "-.", "X"),
+    "oneref": ("#0e7490", ":", "h"),
+    "consistency": ("#4d7c0f", "--", "d"),
 }
 """Colour, line style and marker of the known arms."""
 
 SPARE = [
     ("#334155", ":", "p"),
-    ("#0e7490", "--", "*"),
-    ("#4d7c0f", "-.", "h"),
+    ("#155e75", "--", "*"),
+    ("#3f6212", "-.", "H"),
     ("#9f1239", ":", "<"),
     ("#5b21b6", "--", ">"),
 ]

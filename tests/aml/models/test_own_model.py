@@ -192,10 +192,19 @@ def test_a_module_of_the_current_folder_is_found(folder):
         sys.path.remove(str(folder))
 
 
+READS_ALL = """    drops = True
+
+    def encode_visible(self, x, visible):
+        return self.encode(x)
+
+"""
+
+
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
         ("image_multiple = 8", "image_multiple = 0", "image_multiple is 0"),
+        ("    def decode(", READS_ALL + "    def decode(", "encode_visible reads hidden patches"),
         ('"encoder", "prediction"', '"encoder",', "it must hold prediction"),
         ("(image.float() - 118) / 64", "image.float() / 255", "does not centre pictures"),
         ("tokens, tokens > 0", "tokens, tokens", "it must give int64 and bool"),

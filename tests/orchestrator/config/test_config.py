@@ -233,6 +233,8 @@ def test_settings_that_go_together_are_one_dimension():
     [
         ("two_pass", "two_pass", "calibrated"),
         ("maskris", "maskris", "calibrated"),
+        ("oneref", "oneref", "calibrated"),
+        ("consistency", "consistency", "calibrated"),
         ("aml/release", "aml", "release"),
         ("random@compute", "random", "calibrated"),
     ],
