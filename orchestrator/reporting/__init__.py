@@ -1,8 +1,9 @@
 """Compare runs and arms: statistics, tables, figures, the HTML report.
 
 May import: orchestrator.evaluation and what it may import.
-Public names: PREFIX, add_robustness, compare_runs, find_run_or_part, robust_lines,
-    robust_scores, write_report.
+Public names: LEVEL, MOST_PAIRS, POWER, PREFIX, add_robustness, by_seed, compare_runs,
+    deviation_factors, find_run_or_part, paired_spread, pairs_needed, robust_lines, robust_scores,
+    smallest_detectable_difference, write_report.
 """
 
 import lazy_loader
