@@ -175,7 +175,7 @@ def rank(
     checkpoint: str,
     data: Annotated[str, typer.Option(help="URI of shards.")],
     split: str = "val",
-    limit: Annotated[int | None, typer.Option(help="The first so many sentences.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first so many sentences.")] = None,
     scales: Annotated[
         str, typer.Option(help="Sizes at which stage 1 sees the image, comma-separated shares.")
     ] = "1,0.375",
