@@ -13,8 +13,11 @@ from orchestrator.cli.options import (
     Overrides,
     Precision,
     ResultPage,
+    Shards,
     checkpoint_folder,
     echo,
+    echo_written,
+    named_shards,
     result_place,
 )
 
@@ -24,7 +27,7 @@ app = typer.Typer()
 @app.command()
 def evaluate(
     checkpoint: Annotated[str, typer.Argument(help="A folder, a run, or models:/NAME@champion.")],
-    data: Annotated[str, typer.Option(metavar="URI", help="Shards.")],
+    data: Shards,
     out: Annotated[
         Path,
         typer.Option(help="Folder for metrics.json and per_sentence.jsonl.", parser=result_place),
@@ -54,12 +57,12 @@ def evaluate(
 ) -> None:
     """Score a checkpoint on whole splits, every sentence once."""
     from aml.conditions import parse_corruptions
-    from orchestrator import evaluation, storage
+    from orchestrator import evaluation
 
     folder = checkpoint_folder(checkpoint)
     request = evaluation.EvaluationRequest(
         checkpoint=folder,
-        shards=storage.Filesystem(data, storage.storage_root()),
+        shards=named_shards(data),
         splits=[split.strip() for split in splits.split(",")],
         out=out,
         protocol=protocol,
@@ -79,7 +82,7 @@ def evaluate(
     if robustness.exists():
         for text in evaluation.robustness_lines(json.loads(robustness.read_text("utf-8"))):
             echo(text)
-    echo(f"wrote {out / 'metrics.json'}, {out / 'per_sentence.jsonl'} and {out / 'breakdown.json'}")
+    echo_written(*(out / name for name in ("metrics.json", "per_sentence.jsonl", "breakdown.json")))
     if track:
         evaluation.log_evaluation(folder, out)
     if as_json:
@@ -167,13 +170,13 @@ def preview(
 
     weights = checkpoint_folder(init) if init else None
     page = evaluation.preview_masks(experiment, n, out, init=weights)
-    echo(f"wrote {page}")
+    echo_written(page)
 
 
 @app.command()
 def rank(
     checkpoint: str,
-    data: Annotated[str, typer.Option(help="URI of shards.")],
+    data: Shards,
     split: str = "val",
     limit: Annotated[int | None, typer.Option(min=1, help="The first so many sentences.")] = None,
     scales: Annotated[
@@ -183,10 +186,10 @@ def rank(
     rho: float = 0.5,
 ) -> None:
     """Measure how well each alignment source and score of a model finds the referent."""
-    from orchestrator import evaluation, storage
+    from orchestrator import evaluation
     from orchestrator.data import read_manifest
 
-    store = storage.Filesystem(data, storage.storage_root())
+    store = named_shards(data)
     read_manifest(store)
     found = evaluation.rank_alignments(
         checkpoint_folder(checkpoint),

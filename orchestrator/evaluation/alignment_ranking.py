@@ -78,7 +78,9 @@ def rank_alignments(
     clean_miou = clean.scores()["mIoU"]
 
     asked = [(*pair, scale) for pair in source_score_pairs(model.sources) for scale in scales]
-    logger.info(f"{len(asked)} alignments on {len(items)} sentences; mIoU {clean_miou:.3f} unmasked")
+    logger.info(
+        f"{len(asked)} alignments on {len(items)} sentences; mIoU without masks {clean_miou:.3f}"
+    )
     found = []
     for number, (source, score, scale) in enumerate(asked, 1):
         begun = time.monotonic()
