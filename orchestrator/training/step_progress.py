@@ -76,12 +76,13 @@ def progress_line(found: dict[str, float], epochs: int) -> str:
     """
     left = found["steps"] - found["step"]
     left_s = left * found["seconds_a_step"]
-    all_s = left_s + (epochs - found["epoch"]) * found["steps"] * found["seconds_a_step"]
-    then = f"{_duration(left_s)} left of its steps" if left else "validation follows"
+    then = f"{_duration(left_s)} left" if left else "validation follows"
+    if epochs > found["epoch"]:
+        all_s = left_s + (epochs - found["epoch"]) * found["steps"] * found["seconds_a_step"]
+        then += f", {_duration(all_s)} of all epochs' steps"
     return (
         f"epoch {found['epoch']:.0f}/{epochs}  step {found['step']:.0f}/{found['steps']:.0f}  "
-        f"loss {found['loss']:.4f}  {found['items_s']:.3g} items/s  {then}, "
-        f"{_duration(all_s)} of training in all"
+        f"loss {found['loss']:.4f}  {found['items_s']:.3g} items/s  {then}"
     )
 
 
