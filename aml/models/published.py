@@ -13,10 +13,12 @@ MaskRIS has CARIS's network and a token that stands for masked patches in traini
 """
 
 import argparse
+import pathlib
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from aml.errors import UserError
@@ -28,9 +30,6 @@ from aml.reading import describe
 
 MODEL_OF = {"CARIS": "caris", "MaskRIS": "caris", "LAVT": "lavt"}
 """Author's name of a checkpoint -> the model here that takes it."""
-
-PLACES = ("model", "state_dict")
-"""Keys of a file under which its weights may be."""
 
 SIDES = {"CARIS": 448, "MaskRIS": 448, "LAVT": 480}
 """Side of the pictures in pixels that each was trained and published with."""
@@ -51,6 +50,20 @@ LEVELS = 3
 
 SHOWN = 3
 """Names of a foreign file that a message repeats."""
+
+WEIGHTS_UNDER = ("model", "state_dict", "model_state_dict")
+"""Keys of a file one of which holds the weights, where the file is not the weights alone."""
+
+_SCALAR: Any = np.float64(0).__reduce__()[0]
+
+PLAIN_CLASSES: list[Any] = [
+    argparse.Namespace,
+    # numpy's numbers, under the names that either version of numpy writes
+    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("_core", "core")),
+    *(np.dtype, *(type(np.dtype(code)) for code in "?bhilBHILefd")),
+    *(pathlib.PosixPath, (pathlib.PurePath, "pathlib.WindowsPath")),
+]
+"""Classes beside plain data and tensors that may stand in a file, none of which runs anything."""
 
 UNUSED = re.compile(
     # made anew, or never read
@@ -219,6 +232,13 @@ def convert(path: str | Path, model: Any) -> dict[str, torch.Tensor]:
             "use the sizes (visual, text, width, layers) it was trained with",
         )
     left = sorted(name for name in weights if not UNUSED.search(name))
+    parts = {name_of(key).split(".")[0] for key in own}
+    if other := [name for name in left if name.split(".")[0] not in parts]:
+        raise UserError(
+            f"{where} hold {other[0]} ({len(other)} such), a part that {kind} as published does "
+            "not have; get the published file, or save one without these entries if the network "
+            "does not compute with them"
+        )
     if left:
         raise UserError(
             f"{where} hold {left[0]} ({len(left)} such), which the model has no place for; use the "
@@ -230,42 +250,59 @@ def convert(path: str | Path, model: Any) -> dict[str, torch.Tensor]:
 def read(path: str | Path) -> dict[str, torch.Tensor]:
     """Return the tensors of a published checkpoint by name, LAVT's BERT under text_encoder.
 
+    The weights lie under one of `WEIGHTS_UNDER`, or are the whole file.
+
     Raises:
         UserError: It is none, or names a foreign class.
     """
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            file = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # a damaged or foreign file raises UnpicklingError, RuntimeError, EOFError, OSError ...
-        foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if foreign:
-            raise UserError(
-                f"{path} names {foreign[1]}, which no published checkpoint holds; nothing of it "
-                "was "
-                "run, get it from its source"
-            ) from None
-        raise UserError(
-            f"{path} cannot be read ({one_line(error)}); get the .pth again, or give a checkpoint "
-            "folder"
-        ) from None
+    file = _unpickled(path)
     model = _weights_in(file)
     if not model:
         held = ", ".join(map(describe, list(file)[:SHOWN])) if isinstance(file, dict) else ""
         raise UserError(
             f"{path} holds no weights: tensors by name were looked for under "
-            f"{', '.join(map(repr, PLACES))} and at the top, and {held or describe(file)} was "
-            "found; give a .pth as the training of CARIS, MaskRIS or LAVT wrote it"
+            f"{', '.join(map(repr, WEIGHTS_UNDER))} and at the top, and {held or describe(file)} "
+            "was found; give a .pth as the training of CARIS, MaskRIS or LAVT wrote it"
         )
     bert = {f"text_encoder.{name}": value for name, value in (file.get("bert_model") or {}).items()}
     return {name.removeprefix("module."): value for name, value in (model | bert).items()}
 
 
+def _unpickled(path: str | Path) -> Any:
+    """Return what a file of torch.save holds, of plain data, tensors and `PLAIN_CLASSES` alone."""
+    begins = b""
+    try:
+        with open(path, "rb") as stream:
+            begins = stream.read(200).lstrip().lower()
+        with torch.serialization.safe_globals(PLAIN_CLASSES):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # a damaged or foreign file raises UnpicklingError, RuntimeError, EOFError, OSError ...
+        if begins.startswith((b"<!doctype", b"<html", b"<?xml")):
+            raise UserError(
+                f"{path} is a web page, not a checkpoint: the download gave a page instead of the "
+                "file; download the .pth itself"
+            ) from None
+        foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if foreign:
+            raise UserError(
+                f"{path} names {foreign[1]}, which no published checkpoint holds; nothing of it "
+                "was run, get it from its source"
+            ) from None
+        # torch words what it cannot unpickle as advice to load it unsafely
+        why = "it is no file of torch.save, or damaged"
+        if isinstance(error, OSError):
+            why = one_line(error)
+        raise UserError(
+            f"{path} cannot be read ({why}); get the .pth again, or give a checkpoint folder"
+        ) from None
+
+
 def _weights_in(file: Any) -> dict[str, torch.Tensor]:
-    """Return the tensors by name that a file holds, under one of PLACES or at the top."""
+    """Return the tensors by name that a file holds, under one of WEIGHTS_UNDER or at the top."""
     if not isinstance(file, dict):
         return {}
-    for found in (*(file.get(place) for place in PLACES), file):
+    for found in (*(file.get(place) for place in WEIGHTS_UNDER), file):
         is_named = isinstance(found, dict) and all(isinstance(name, str) for name in found)
         if found and is_named and all(isinstance(v, torch.Tensor) for v in found.values()):
             return found

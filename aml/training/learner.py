@@ -202,10 +202,17 @@ class Learner(Predictor):
         batches: Iterable[Batch],
         epoch: int,
         checkpointer: MidEpochCheckpointer | None = None,
+        on_step: Callable[[int, TrainSums], None] | None = None,
     ) -> dict[str, float]:
         """Do all steps of an epoch (0-based), or those left of it after progress.step.
 
         `train_epochs` ends the epoch.
+
+        Args:
+            batches: This rank's parts of the global batches of the steps.
+            epoch: 0-based.
+            checkpointer: Is asked whether the run should be saved in the middle of the epoch.
+            on_step: Called after each step with the steps done of the epoch and its sums.
 
         Returns:
             The epoch's metrics.
@@ -218,6 +225,8 @@ class Learner(Predictor):
         for index, batch in enumerate(batches, self.progress.step):
             self.step(batch, epoch, index, sums)
             done = index + 1
+            if on_step is not None:
+                on_step(done, sums)
             if checkpointer is None or done % checkpointer.every or done >= self.steps:
                 continue
             if self._any_rank(checkpointer.due()):

@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from aml.metrics import THRESHOLDS, Sums
 from aml.training.config import EvalConfig, judged_by
 from aml.training.learner import ENDED, Learner
 from aml.training.memory import peak_memory_mb
+from aml.training.scoring import TrainSums
 from aml.training.world import MidEpochCheckpointer
 
 
@@ -32,6 +33,7 @@ def train_epochs(
     val: Items,
     config: EvalConfig = EvalConfig(),  # noqa: B008 (frozen)
     checkpointer: MidEpochCheckpointer | None = None,
+    on_step: Callable[[int, TrainSums], None] | None = None,
 ) -> Iterator[Result]:
     """Train from learner.progress to the last epoch and yield one Result an epoch.
 
@@ -43,6 +45,7 @@ def train_epochs(
         val: Items of the validation split.
         config: Settings of the validation.
         checkpointer: Is asked during an epoch whether the run should be saved there, too.
+        on_step: Called after each step with the steps done of the epoch and its sums.
     """
     probe = probe_indices(len(val), config.probe)
     world = learner.world
@@ -58,7 +61,7 @@ def train_epochs(
             accumulate=learner.config.accumulate,
             start=learner.progress.step,
         )
-        metrics = learner.train_epoch(batches, epoch, checkpointer)
+        metrics = learner.train_epoch(batches, epoch, checkpointer, on_step)
         before = time.perf_counter()
         metrics |= _validate(learner, val, config, probe, checkpointer)
         progress = learner.progress

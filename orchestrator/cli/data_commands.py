@@ -7,7 +7,16 @@ from typing import Annotated, cast
 import typer
 
 from aml.errors import UserError
-from orchestrator.cli.options import Json, MaxMegapixels, ResultPage, echo, result_place
+from orchestrator.cli.options import (
+    SHARDS,
+    Json,
+    MaxMegapixels,
+    ResultPage,
+    echo,
+    echo_written,
+    named_shards,
+    result_place,
+)
 
 app = typer.Typer()
 data_app = typer.Typer(no_args_is_help=True, help="Look at shards.")
@@ -45,6 +54,7 @@ def synth(
         counts = generate_dataset(out, dataset, images=images, size=size, seed=seed)
     for split, count in counts.items():
         echo(_count_line(split, count))
+    echo_written(out)
 
 
 @app.command()
@@ -65,11 +75,12 @@ def shard(
         str, typer.Option(help="refcoco, refcoco+, refcocog or grefcoco.")
     ] = "refcoco",
     split_by: Annotated[str, typer.Option(help="unc, umd or google.")] = "unc",
-    out: Annotated[
-        str | None, typer.Option(metavar="URI", help="Folder or s3:// address of the shards.")
-    ] = None,
+    out: Annotated[str | None, typer.Option(metavar="URI", help=SHARDS)] = None,
     verify: Annotated[
-        str | None, typer.Option(metavar="URI", help="Re-read shards and report damage instead.")
+        str | None,
+        typer.Option(
+            metavar="URI", help="Re-read shards, named as for --out, and report damage instead."
+        ),
     ] = None,
     skip_unreadable: Annotated[
         bool,
@@ -93,10 +104,11 @@ def shard(
             table, refer_root, images, dataset, split_by, str(out), skip_unreadable, max_megapixels
         )
     else:
-        from orchestrator import data, storage
+        from orchestrator import data
 
-        found = data.verify_shards(storage.Filesystem(verify, storage.storage_root()))
-        echo(f"{verify} is whole: {data.describe_counts(found)}")
+        store = named_shards(verify)
+        found = data.verify_shards(store)
+        echo(f"{store.uri} is whole: {data.describe_counts(found)}")
     if as_json:
         echo(json.dumps({"splits": found["splits"], "fingerprint": found["fingerprint"]}))
 
@@ -129,10 +141,10 @@ def _write(
     """
     from aml.data import against_published, read_refer, read_table
     from aml.reading import pixels_of
-    from orchestrator import cluster, data, storage
+    from orchestrator import cluster, data
 
     limit = pixels_of(max_megapixels)
-    store = storage.Filesystem(out, storage.storage_root())
+    store = named_shards(out)
     data.check_output(store, None)
     if table:
         rows = read_table(table, images, limit)
@@ -155,7 +167,7 @@ def _write(
         echo(_count_line(split, count))
     if difference := against_published(found["dataset"], found["split_by"], found["splits"]):
         echo(difference)
-    echo(f"wrote {out}, fingerprint {found['fingerprint']}")
+    echo(f"wrote {store.uri}, fingerprint {found['fingerprint']}")
     return found
 
 
@@ -171,9 +183,13 @@ def _count_line(split: str, count: dict) -> str:
 
 
 @data_app.command("show")
-def show(uri: str, split: str = "val", n: int = 12, out: ResultPage = Path("data.html")) -> None:
+def show(
+    uri: Annotated[str, typer.Argument(help=SHARDS)],
+    split: str = "val",
+    n: int = 12,
+    out: ResultPage = Path("data.html"),
+) -> None:
     """Write a page of pictures with masks and sentences, and statistics."""
-    from orchestrator import evaluation, storage
+    from orchestrator import evaluation
 
-    store = storage.Filesystem(uri, storage.storage_root())
-    echo(f"wrote {evaluation.show_data(store, split, n, out)}")
+    echo_written(evaluation.show_data(named_shards(uri), split, n, out))

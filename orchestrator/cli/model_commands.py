@@ -14,8 +14,11 @@ from orchestrator.cli.options import (
     Overrides,
     Precision,
     ResultPage,
+    Shards,
     checkpoint_folder,
     echo,
+    echo_written,
+    named_shards,
     result_place,
 )
 
@@ -24,7 +27,7 @@ app = typer.Typer()
 
 @app.command()
 def evaluate(
-    data: Annotated[str, typer.Option(metavar="URI", help="Shards.")],
+    data: Shards,
     out: Annotated[
         Path,
         typer.Option(help="Folder for metrics.json and per_sentence.jsonl.", parser=result_place),
@@ -123,7 +126,7 @@ def evaluate(
         "--fit": fit,
         "--name": name,
     }
-    shards = storage.Filesystem(data, storage.storage_root())
+    shards = named_shards(data)
     chosen = [split.strip() for split in splits.split(",")]
     folder = None
     if predictions is not None:
@@ -205,7 +208,7 @@ def _show_evaluation(out: Path, found: dict[str, dict]) -> None:
     for text in lines:
         echo(text)
     names = ("metrics.json", "per_sentence.jsonl", "breakdown.json", "intervals.json")
-    echo(f"wrote {', '.join(str(out / name) for name in names)}")
+    echo_written(*(out / name for name in names))
 
 
 @app.command()
@@ -322,15 +325,15 @@ def preview(
 
     weights = checkpoint_folder(init) if init else None
     page = evaluation.preview_masks(experiment, n, out, init=weights)
-    echo(f"wrote {page}")
+    echo_written(page)
 
 
 @app.command()
 def rank(
     checkpoint: str,
-    data: Annotated[str, typer.Option(help="URI of shards.")],
+    data: Shards,
     split: str = "val",
-    limit: Annotated[int | None, typer.Option(help="The first so many sentences.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first so many sentences.")] = None,
     scales: Annotated[
         str, typer.Option(help="Sizes at which stage 1 sees the image, comma-separated shares.")
     ] = "1,0.375",
@@ -338,10 +341,10 @@ def rank(
     rho: float = 0.5,
 ) -> None:
     """Measure how well each alignment source and score of a model finds the referent."""
-    from orchestrator import evaluation, storage
+    from orchestrator import evaluation
     from orchestrator.data import read_manifest
 
-    store = storage.Filesystem(data, storage.storage_root())
+    store = named_shards(data)
     read_manifest(store)
     found = evaluation.rank_alignments(
         checkpoint_folder(checkpoint),

@@ -1,13 +1,16 @@
 """Arguments and options that several commands share, and how a command prints its result."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from aml.errors import UserError
 from aml.files import home_expanded
 from orchestrator.utils import redact
+
+if TYPE_CHECKING:
+    from orchestrator.storage import Filesystem
 
 Config = Annotated[str, typer.Argument(metavar="CONFIG", help="An experiment's YAML file.")]
 
@@ -48,12 +51,33 @@ def result_place(text: str | Path) -> Path:
     return Path(text)
 
 
+SHARDS = (
+    "Shards: a folder below the current one that holds some, or whose path begins with ./; else a "
+    "data set's folder below the results root (AMLRIS_HOME, or runs); or an s3:// address."
+)
+"""How shards are named on a command line, for --help; `orchestrator.data.named_shards` reads it."""
+
+Shards = Annotated[str, typer.Option(metavar="URI", help=SHARDS)]
+
 ResultPage = Annotated[Path, typer.Option(help="HTML file to write.", parser=result_place)]
 
 
 def echo(text: str) -> None:
     """Print a command's result, without passwords and keys."""
     print(redact(text), flush=True)
+
+
+def named_shards(text: str) -> "Filesystem":
+    """Return the shards that a person names, see `SHARDS`."""
+    from orchestrator import data, storage
+
+    return data.named_shards(text, storage.storage_root())
+
+
+def echo_written(*files: Path) -> None:
+    """Print which files were written, with their whole paths."""
+    *first, last = (str(Path(file).absolute()) for file in files)
+    echo(f"wrote {', '.join(first)}{' and ' if first else ''}{last}")
 
 
 def checkpoint_folder(text: str, tokenizer: str | None = None) -> Path:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.options import Json, echo, result_place
+from orchestrator.cli.options import Json, echo, echo_written, result_place
 
 app = typer.Typer()
 
@@ -54,7 +54,7 @@ def report(
     folder = Path(run)
     if not folder.is_dir():
         folder = storage.find_run(storage.storage_root(), run).folder
-    echo(f"wrote {reporting.write_report(folder, out, evaluation or [])}")
+    echo_written(reporting.write_report(folder, out, evaluation or []))
 
 
 @app.command()

@@ -58,18 +58,43 @@ def sweep(
     dry_run: Annotated[
         bool,
         typer.Option(
-            "--dry-run", help="Print trials, placement and estimated time; start nothing."
+            "--dry-run",
+            help="Print trials, placement, estimated time and the seeds that differences between "
+            "arms need; start nothing.",
         ),
     ] = False,
+    difference: Annotated[
+        list[float] | None,
+        typer.Option(
+            metavar="POINTS",
+            help="With --dry-run: the difference in mIoU to plan for. May be repeated. "
+            "Default: 0.5, 1, 2, 3.",
+        ),
+    ] = None,
+    seed_spread: Annotated[
+        float | None,
+        typer.Option(
+            metavar="POINTS",
+            help="With --dry-run: the standard deviation over seeds of two arms' difference. "
+            "Default: that of earlier runs of this experiment.",
+        ),
+    ] = None,
 ) -> int:
     """Search settings in every arm, confirm the best on fresh seeds, compare, report."""
+    if (difference or seed_spread is not None) and not dry_run:
+        raise UserError(
+            "--difference and --seed-spread ask about a plan; give --dry-run with them, or set "
+            "search.seeds.confirm"
+        )
     from orchestrator.config import load
 
     experiment = load(config, overrides or [])
     announce(experiment)
+    from orchestrator import search
     from orchestrator.sweep import run_sweep
 
-    return run_sweep(experiment, resume=resume, fresh=fresh, dry_run=dry_run)
+    question = search.power_question(difference or [], seed_spread, config) if dry_run else None
+    return run_sweep(experiment, resume=resume, fresh=fresh, plan_for=question)
 
 
 def announce(experiment) -> None:

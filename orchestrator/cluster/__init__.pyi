@@ -20,7 +20,10 @@ from .placement import (
 )
 from .placement_groups import (
     available_resources as available_resources,
+    has_place as has_place,
     is_pending as is_pending,
+    progress_of as progress_of,
+    put_progress as put_progress,
     register_placement_group as register_placement_group,
     remove_placement_groups as remove_placement_groups,
     required_resources as required_resources,

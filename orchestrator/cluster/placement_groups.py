@@ -1,5 +1,7 @@
 """Placement groups of distributed trials: registered by workers, removed for the next trial."""
 
+import contextlib
+import json
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.cluster import ray_compat
@@ -49,6 +51,43 @@ def is_pending(name: str) -> bool:
     """
     found = _registered_group(name)
     return not found or found[1] != "CREATED"
+
+
+def has_place(resources: Any) -> bool:
+    """Return whether a placement group stands in the cluster that is like a run's workers.
+
+    A run without registered workers then waits for its processes to start, and not for room.
+
+    Args:
+        resources: `experiment.resources` of the run.
+    """
+    from ray.util.placement_group import placement_group_table
+
+    fewest = resources.min_workers or resources.workers
+    states = {
+        group["state"]
+        for group in placement_group_table().values()
+        if fewest <= len(group["bundles"]) <= resources.workers
+        and all(b.get("CPU") == resources.cpus_per_worker for b in group["bundles"].values())
+    }
+    return "CREATED" in states and "PENDING" not in states
+
+
+def put_progress(name: str, found: dict[str, float]) -> None:
+    """Tell the driver how far a run is within an epoch; do nothing while Ray does not answer.
+
+    Args:
+        name: of the run or trial.
+        found: numbers that `progress_of` returns.
+    """
+    with contextlib.suppress(Exception):
+        ray_compat.kv_put(kv_key(f"{name}/progress"), json.dumps(found).encode())
+
+
+def progress_of(name: str) -> dict[str, float] | None:
+    """Return what a worker of this driver's run put last; None before the first."""
+    found = ray_compat.kv_get(kv_key(f"{name}/progress"))
+    return json.loads(found) if found else None
 
 
 def _registered_group(name: str) -> tuple["PlacementGroup", str | None] | None:

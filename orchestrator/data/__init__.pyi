@@ -16,6 +16,9 @@ from .mixture import (
     check_sources as check_sources,
     prepare_sources as prepare_sources,
 )
+from .named_shards import (
+    named_shards as named_shards,
+)
 from .shards import (
     COMPLETE_MARKER as COMPLETE_MARKER,
     describe_counts as describe_counts,

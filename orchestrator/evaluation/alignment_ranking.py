@@ -9,6 +9,8 @@ the picture's other referents: below 1 the mask hides empty background and leave
 confused with the referent.
 """
 
+import logging
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +20,13 @@ import numpy as np
 import torch
 
 from aml.data import Batch, Items, decode_row, eval_batches, rows_of_block
+from aml.errors import UserError
 from aml.masking import SCORES, Masker, MaskSums, preset
 from aml.metrics import Sums
 from aml.training import load_model, score_batch
 from orchestrator import data, storage
+
+logger = logging.getLogger(__name__)
 
 
 def rank_alignments(
@@ -50,6 +55,9 @@ def rank_alignments(
     Returns:
         One row for each source, score and stage1_scale, the best AUROC first, with auroc, lift,
         others, mask_auroc, hidden, uninformative, leak and n where they are defined.
+
+    Raises:
+        UserError: There is no sentence to measure on.
     """
     model, config = load_model(checkpoint)
     size = config["image_size"]
@@ -57,6 +65,8 @@ def rank_alignments(
     threshold = config["threshold"]
     places = data.picture_places(store, [split])
     rows = [decode_row(row, size, fit) for row in data.read_rows(store, places)]
+    if not rows:
+        raise UserError(f"{store.uri} has no sentence of split {split}; name another --split")
     items = Items([rows_of_block(rows)], split, size=size, fit=fit, unit="sentence", limit=limit)
 
     def batches() -> Iterator[Batch]:
@@ -67,16 +77,22 @@ def rank_alignments(
         clean += _score_images(model, model.normalise(one.image), one, threshold)
     clean_miou = clean.scores()["mIoU"]
 
+    asked = [(*pair, scale) for pair in source_score_pairs(model.sources) for scale in scales]
+    logger.info(
+        f"{len(asked)} alignments on {len(items)} sentences; mIoU without masks {clean_miou:.3f}"
+    )
     found = []
-    for source, score in source_score_pairs(model.sources):
-        for scale in scales:
-            settings = preset(source=source, score=score, stage1_scale=scale, tau=tau, rho=rho)
-            masker = Masker(settings, model=model, image_size=size)
-            measured = _measure(model, masker, items, batches, threshold)
-            row: dict = {"source": source, "score": score, "stage1_scale": scale, **measured}
-            row["leak"] = row.pop("mIoU") - clean_miou
-            row["n"] = len(items)
-            found.append(row)
+    for number, (source, score, scale) in enumerate(asked, 1):
+        begun = time.monotonic()
+        settings = preset(source=source, score=score, stage1_scale=scale, tau=tau, rho=rho)
+        masker = Masker(settings, model=model, image_size=size)
+        measured = _measure(model, masker, items, batches, threshold)
+        row: dict = {"source": source, "score": score, "stage1_scale": scale, **measured}
+        row["leak"] = row.pop("mIoU") - clean_miou
+        row["n"] = len(items)
+        found.append(row)
+        seconds = time.monotonic() - begun
+        logger.info(f"{number} of {len(asked)}: {source} {score} at {scale:g}, {seconds:.0f} s")
     return sorted(found, key=lambda row: -row.get("auroc", 0))
 
 
@@ -140,11 +156,12 @@ def _measure(
     Returns:
         The means of MaskSums, `mIoU`, and `others` where it is defined.
     """
-    # An automatic scale is calibrated on the first batches, as in training.
-    for one in batches():
-        if not masker.calibrating:
-            break
-        _mask(model, masker, one, probe=False)
+    # An automatic scale is calibrated on the first batches, as in training; few sentences are
+    # taken several times, since nothing is hidden before the calibration has ended.
+    while masker.calibrating:
+        for one in batches():
+            if masker.calibrating:
+                _mask(model, masker, one, probe=False)
     masks = MaskSums()
     masks_of_others = MaskSums()
     sums = Sums()

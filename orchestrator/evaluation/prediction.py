@@ -183,7 +183,7 @@ def _predict_one(
     image = read_pixels(read_picture(path), str(path), max_pixels)
     (prediction,), seconds = _timed_predict(segmenter, image, [sentence])
     _write_pictures(image, prediction, files)
-    written = ", ".join(str(file) for file in files.values() if file)
+    written = ", ".join(str(Path(file).absolute()) for file in files.values() if file)
     logger.info(f"{prediction.summary}, {1e3 * seconds:.0f} ms: {written}")
     if prediction.note:
         logger.info(prediction.note)
@@ -234,7 +234,7 @@ def _predict_several(
     median_ms = 1e3 * statistics.median(seconds_per_picture)
     logger.info(
         f"{len(seconds_per_picture)} picture(s), {len(sentences)} sentence(s) each, "
-        f"{median_ms:.0f} ms a picture (median): {out}"
+        f"{median_ms:.0f} ms a picture (median): {out.absolute()}"
     )
 
 

@@ -15,6 +15,9 @@ from .intervals import (
     interval_lines as interval_lines,
     write_intervals as write_intervals,
 )
+from .numbers import (
+    by_seed as by_seed,
+)
 from .report import (
     write_report as write_report,
 )
@@ -23,4 +26,13 @@ from .robust_arms import (
     add_robustness as add_robustness,
     robust_lines as robust_lines,
     robust_scores as robust_scores,
+)
+from .significance import (
+    LEVEL as LEVEL,
+    MOST_PAIRS as MOST_PAIRS,
+    POWER as POWER,
+    deviation_factors as deviation_factors,
+    paired_spread as paired_spread,
+    pairs_needed as pairs_needed,
+    smallest_detectable_difference as smallest_detectable_difference,
 )

@@ -7,7 +7,9 @@ reads and writes no files.
 
 import functools
 import math
-from collections.abc import Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +25,9 @@ POWER = 0.8
 
 RESAMPLES = 9999
 """Resamples of a bootstrap over images."""
+
+MOST_PAIRS = 100_000
+"""Pairs beyond which a difference is not planned for; search.seeds.confirm takes no more."""
 
 INDICES_AT_ONCE = 2_000_000
 """Indices that a bootstrap draws at once; this bounds its memory."""
@@ -85,6 +90,60 @@ def pooled_sd(groups: Iterable[Iterable[float]]) -> float:
     parts = [i for i in map(mean_interval, groups) if i.n > 1]
     freedom = sum(i.n - 1 for i in parts)
     return math.sqrt(sum((i.n - 1) * i.sd**2 for i in parts) / freedom) if freedom else NAN
+
+
+def paired_spread(scores: Sequence[Mapping[int, float]]) -> tuple[float, int]:
+    """Return the standard deviation of two arms' paired differences, pooled over pairs of arms.
+
+    sqrt(sum (n - 1) sd^2 / sum (n - 1)) over the pairs with n > 1 common seeds. Pairs share arms,
+    so the degrees of freedom are those that a sum of effects of arms and seeds leaves:
+    (arms - 1) (seeds - 1) where every arm has every seed.
+
+    Args:
+        scores: Scores by seed, of each arm.
+
+    Returns:
+        The deviation in the unit of the scores, and its degrees of freedom; NaN and 0 if no two
+        arms have two common seeds.
+    """
+    pairs = [i for a, b in combinations(scores, 2) if (i := paired_difference(a, b)).n > 1]
+    if not pairs:
+        return NAN, 0
+    squares = sum((i.n - 1) * i.sd**2 for i in pairs)
+    several = [by_seed for by_seed in scores if len(by_seed) > 1]
+    seeds = {seed for by_seed in several for seed in by_seed}
+    freedom = sum(map(len, several)) - len(several) - len(seeds) + 1
+    return math.sqrt(squares / sum(i.n - 1 for i in pairs)), max(1, freedom)
+
+
+def deviation_factors(freedom: int, level: float = 0.95) -> tuple[float, float]:
+    """Return the ends of the interval of a standard deviation, divided by the estimate.
+
+    sqrt(freedom / chi2) at the quantiles of the chi-squared distribution.
+
+    Args:
+        freedom: Degrees of freedom of the estimate.
+        level: Confidence level of the interval.
+    """
+    tails = stats.chi2.ppf([0.5 + level / 2, 0.5 - level / 2], freedom)
+    low, high = np.sqrt(freedom / tails)
+    return float(low), float(high)
+
+
+def pairs_needed(sd: float, difference: float) -> int | None:
+    """Return the fewest pairs whose `smallest_detectable_difference` is at most `difference`.
+
+    Args:
+        sd: Standard deviation of the differences.
+        difference: True mean difference, in the unit of `sd`; above 0.
+
+    Returns:
+        The number of pairs, at least 2; None above `MOST_PAIRS`.
+    """
+    pairs = range(2, MOST_PAIRS + 1)
+    # What can be detected falls as pairs are added: its negative is sorted.
+    place = bisect_left(pairs, -difference, key=lambda n: -smallest_detectable_difference(sd, n))
+    return pairs[place] if place < len(pairs) else None
 
 
 def smallest_detectable_difference(sd: float, n: int) -> float:

@@ -142,7 +142,8 @@ def _verdict_words(d: Difference, p: float, tests: int, noise: str, sample: str)
     if found == "weak":
         return (
             f"more than {noise} explains taken alone, "
-            f"but not after correction for {tests} tests: weak evidence."
+            f"but not after correction for {tests} tests: weak evidence "
+            f"(smallest detectable difference {pct(d.detectable)} points)."
         )
     also = ", also after correction" if tests > 1 else ""
     return (

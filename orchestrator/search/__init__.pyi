@@ -19,6 +19,10 @@ from .generations import (
 from .plan import (
     Plan as Plan,
 )
+from .power import (
+    PowerQuestion as PowerQuestion,
+    power_question as power_question,
+)
 from .trial_spec import (
     TrialSpec as TrialSpec,
     trial_from_json as trial_from_json,

@@ -2,6 +2,7 @@
 
 import collections
 import logging
+import math
 import statistics
 from collections.abc import Mapping
 from typing import TypedDict
@@ -10,6 +11,7 @@ from orchestrator import cluster, config, data
 from orchestrator.config import Experiment, from_dict
 from orchestrator.search import budget, cost
 from orchestrator.search.plan import Plan
+from orchestrator.search.power import ANY_DIFFERENCE, PowerQuestion, describe_power
 from orchestrator.storage import storage_root
 
 logger = logging.getLogger(__name__)
@@ -203,8 +205,18 @@ def estimate_at_launch(
     return found
 
 
-def describe_plan(experiment: Experiment, placement: cluster.Placement) -> str:
-    """Return what a sweep would do: trials, placement, budget, time and cost."""
+def describe_plan(
+    experiment: Experiment,
+    placement: cluster.Placement,
+    question: PowerQuestion = ANY_DIFFERENCE,
+) -> str:
+    """Return what a sweep would do and show: trials, placement, budget, time, cost, power.
+
+    Args:
+        experiment: The settings of the sweep.
+        placement: How many trials run at a time.
+        question: Which differences between arms the confirmation should show.
+    """
     plan = Plan(experiment, epochs=cost.equal_epochs(experiment))
     search = experiment.search
     lines = [f"{experiment.name}: {plan.counts.total} trials of {experiment.train.epochs} epochs"]
@@ -218,7 +230,12 @@ def describe_plan(experiment: Experiment, placement: cluster.Placement) -> str:
     if limits := search.budget.limits:
         limits_text = ", ".join(f"{value:g} {name}" for name, value in limits.items())
         lines.append(f"budget: {limits_text}; confirmation is kept room for")
-    lines += _time_and_cost(experiment, plan, placement)
+    seconds = measure_epoch_s(experiment)
+    lines += _time_and_cost(experiment, plan, placement, seconds)
+    seed_hours = math.nan
+    if seconds is not None:
+        seed_hours = sum(plan.epochs.values()) * seconds / 3600 / placement.concurrent
+    lines += describe_power(experiment, question, seed_hours)
     lines.append("nothing was started")
     return "\n".join(lines)
 
@@ -238,8 +255,10 @@ def _arm_line(plan: Plan, arm: str) -> str:
     return f"  {arm:{width}} {first}{search.seeds.confirm} confirmation seeds{length}"
 
 
-def _time_and_cost(experiment: Experiment, plan: Plan, placement: cluster.Placement) -> list[str]:
-    seconds = measure_epoch_s(experiment)
+def _time_and_cost(
+    experiment: Experiment, plan: Plan, placement: cluster.Placement, seconds: float | None
+) -> list[str]:
+    """Return lines on time and money; `seconds` are those of an epoch, None where unknown."""
     if seconds is None:
         return [f"time and cost: {UNKNOWN}; a sweep says them after its first epoch"]
     found = estimate_plan(plan, experiment, seconds, placement.concurrent)

@@ -29,7 +29,7 @@ def run_sweep(
     *,
     resume: str | None = None,
     fresh: bool = False,
-    dry_run: bool = False,
+    plan_for: search.PowerQuestion | None = None,
 ) -> int:
     """Search, confirm, evaluate and report.
 
@@ -37,7 +37,7 @@ def run_sweep(
         experiment: The settings of the sweep.
         resume: The name of a run to continue with the settings it was started with.
         fresh: Start another run although one of the same settings and data exists.
-        dry_run: Log the plan and start nothing.
+        plan_for: Log the plan, and whether it would show these differences, and start nothing.
 
     Returns:
         The exit code: 0 done, 1 failed, 130 interrupted.
@@ -54,8 +54,8 @@ def run_sweep(
     placement = cluster.plan_placement(experiment, nodes)
     if text := cluster.idle_gpus(experiment, nodes):
         logger.info(f"note: {text}")
-    if dry_run:
-        logger.info(search.describe_plan(experiment, placement))
+    if plan_for:
+        logger.info(search.describe_plan(experiment, placement, plan_for))
         return 0
     storage.check_root(root)
     tracking.check_store(experiment.tracking.uri, root)

@@ -20,6 +20,10 @@ def _ignore() -> None:
     return None
 
 
+def _ignore_progress(_: dict[str, float]) -> None:
+    return None
+
+
 @dataclass(frozen=True)
 class RunContext:
     """Device, model wrapper and hooks of the process that calls `run_training`."""
@@ -35,3 +39,5 @@ class RunContext:
     """Returns why the run should be saved now, in the middle of an epoch; "" otherwise."""
     on_checkpoint: Callable[[], None] = _ignore
     """Called on rank 0 after the run was saved in the middle of an epoch."""
+    on_progress: Callable[[dict[str, float]], None] = _ignore_progress
+    """Called on rank 0 now and then within an epoch, with what `StepReporter` says."""

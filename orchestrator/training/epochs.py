@@ -12,6 +12,7 @@ from orchestrator.config import Experiment
 from orchestrator.storage import read_history
 from orchestrator.tracking import TrackerBase
 from orchestrator.training import loop
+from orchestrator.training.step_progress import progress_line
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +23,7 @@ PENDING_S = 60.0
 class EpochListener:
     """Log and track what rank 0 writes to `epochs.jsonl`, in a thread, while `fit()` blocks.
 
-    It has eleven attributes, most of them the progress of its thread.
+    It has thirteen attributes, most of them the progress of its thread.
     """
 
     POLL_S = 0.5
@@ -52,6 +53,10 @@ class EpochListener:
         """time.monotonic() of the last epoch, or of the request for workers; infinite before."""
         self.no_workers_since: float | None = None
         """time.monotonic() at which the run was first seen without workers."""
+        self.waits_logged = False
+        """What the run waits for was logged, and its workers have not started since."""
+        self.progress: dict[str, float] | None = None
+        """The last report within an epoch that was logged."""
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._listen, name="epochs", daemon=True)
 
@@ -88,6 +93,7 @@ class EpochListener:
                 self.end_silent_workers()
                 if reads_bucket and self.last_report_time < math.inf:
                     self.log_pending()
+                    self.log_progress()
 
     def _pass_on_stop_request(self) -> None:
         """Tell workers on other machines once that a person asked the run to end."""
@@ -112,20 +118,41 @@ class EpochListener:
             logger.info(f"warning: {text}")
 
     def log_pending(self) -> None:
-        """Log once what the run waits for after PENDING_S seconds without workers."""
+        """Log once what the run waits for after PENDING_S seconds without workers, and its end."""
         with contextlib.suppress(Exception):  # Ray's head node does not answer
             if not cluster.is_pending(self.folder.name):
                 self.no_workers_since = None
+                if self.waits_logged:
+                    self.waits_logged = False
+                    logger.info("the workers have started")
             elif self.no_workers_since is None:
                 self.no_workers_since = time.monotonic()
             elif time.monotonic() - self.no_workers_since > PENDING_S:
-                self.no_workers_since = math.inf
                 resources = self.experiment.resources
-                logger.info(
-                    f"waiting for {cluster.required_resources(resources)}: the cluster has "
-                    f"{cluster.available_resources(resources)} free; without room they start when "
-                    "others end, or nodes come"
-                )
+                wanted = cluster.required_resources(resources)
+                if cluster.has_place(resources):
+                    text = (
+                        f"{wanted} have their place and are starting: their processes load torch "
+                        "and the model, which takes longer on a busy machine"
+                    )
+                else:
+                    text = (
+                        f"waiting for {wanted}: the cluster has "
+                        f"{cluster.available_resources(resources)} free; without room they start "
+                        "when others end, or nodes come"
+                    )
+                logger.info(text)
+                self.no_workers_since = math.inf
+                self.waits_logged = True
+
+    def log_progress(self) -> None:
+        """Log how far the epoch under way is, each time that rank 0 reports it anew."""
+        found = None
+        with contextlib.suppress(Exception):  # Ray's head node does not answer
+            found = cluster.progress_of(self.folder.name)
+        if found and found != self.progress and found["epoch"] > self.last_epoch:
+            self.progress = found
+            logger.info(progress_line(found, self.experiment.train.epochs))
 
     def end_silent_workers(self) -> None:
         """Kill workers that take longer than resources.epoch_timeout_s for an epoch.

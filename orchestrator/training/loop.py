@@ -36,6 +36,7 @@ from orchestrator.config import Experiment
 from orchestrator.storage import add_note, drop_drafts
 from orchestrator.training.checkpoints import RunCheckpointer, save_epoch, write_history
 from orchestrator.training.context import BlockSource, RunContext
+from orchestrator.training.step_progress import StepReporter
 from orchestrator.utils import atomic_write, failure, root_cause
 
 STOP = "stop"
@@ -101,7 +102,8 @@ def _run(
         return
     shown = probe_indices(len(val), experiment.evaluate.pictures)
     checkpointer = RunCheckpointer(learner, experiment, folder, context)
-    for result in train_epochs(learner, train, val, experiment.evaluate, checkpointer):
+    reporter = StepReporter(learner, context.on_progress) if is_first else None
+    for result in train_epochs(learner, train, val, experiment.evaluate, checkpointer, reporter):
         checkpointer.saved_at = time.monotonic()
         if is_first:
             if len(shown):

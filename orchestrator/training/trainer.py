@@ -80,6 +80,7 @@ def worker_loop(config: dict) -> None:
             init_checkpoint=init,
             should_checkpoint=cluster.shutdown_notice(),
             on_checkpoint=deliver,
+            on_progress=lambda found: cluster.put_progress(folder.name, found),
         )
         blocks = config["shared"].open
         loop.run_training(experiment, blocks, config["vocabulary"], folder, report, context)

@@ -136,7 +136,7 @@ def test_an_experiment_is_named_by_its_path(run, site, tmp_path):
     said = run(site / "bin" / "amlris", "config", "show", experiment, "aml.tau=0.3")
     assert "name: quickstart" in said and "0.3" in said
     said = run(site / "bin" / "amlris", "preview", experiment, *TINY, "--n", "2")
-    assert "wrote preview.html" in said and (tmp_path / "preview.html").is_file()
+    assert f"wrote {tmp_path / 'preview.html'}" in said and (tmp_path / "preview.html").is_file()
     assert (tmp_path / "runs" / "data" / "tiny").is_dir()
 
 

@@ -8,6 +8,7 @@ from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -172,6 +173,21 @@ def test_caris_and_maskris(tmp_path, kind):
     assert same(model, other)
 
 
+@pytest.mark.parametrize("under", ["model", "state_dict", "model_state_dict", ""])
+def test_weights_may_lie_under_other_keys_or_be_the_whole_file(tmp_path, under):
+    path = tmp_path / "x.pth"
+    weights = {"module.a": torch.ones(2), "b": torch.zeros(1)}
+    beside = {
+        "best": np.float64(0.71),
+        "epoch": np.int64(3),
+        "ok": np.bool_(True),
+        "path": Path("/x"),
+        "args": Namespace(lr=np.float32(1)),
+    }
+    torch.save(beside | {under: weights} if under else weights, path)
+    assert list(published.read(path)) == ["a", "b"]
+
+
 @pytest.mark.parametrize("apart", [True, False], ids=["lavt", "lavt_one"])
 def test_lavt(tmp_path, apart):
     model, other = make("lavt", norm="batch_frozen"), make("lavt", seed=1, norm="batch_frozen")
@@ -233,6 +249,12 @@ def test_what_does_not_fit_is_named(tmp_path):
         published.convert(
             path, build_model("caris", vocabulary=[*VOCABULARY, "zebra"], **TINY["caris"])
         )
+    more = weights | {"aug.mix.weight": torch.ones(2), "aug.mix.bias": torch.ones(2)}
+    with pytest.raises(
+        UserError,
+        match=r"hold aug\.mix\.bias \(2 such\), a part that CARIS as published does not have",
+    ):
+        published.convert(write(tmp_path / "more.pth", more), model)
     del weights["backbone.vis_encoder.layers.2.downsample.norm.bias"]
     with pytest.raises(
         UserError, match=r"hold no backbone\.vis_encoder\.layers\.2\.downsample\.norm\.bias"
@@ -260,10 +282,14 @@ def test_files_that_are_no_published_checkpoint(tmp_path):
     path.write_bytes(b"PK nothing")
     with pytest.raises(UserError, match=r"x\.pth cannot be read .*; get the \.pth again"):
         published.read(path)
-    for other in ([1, 2], {"state_dict": {}}, {"model": {"a": 1}}):
+    for other in ([1, 2], {"state_dict": {}}, {"model": {"a": 1}}, {"epoch": 3}):
         torch.save(other, path)
-        with pytest.raises(UserError, match=r"holds no weights: .* under 'model', 'state_dict' an"):
+        with pytest.raises(UserError, match=r"holds no weights: .* under 'model', 'state_dict', "):
             published.read(path)
+    path.write_bytes(b"\n<!DOCTYPE html><html><body>Sign in</body></html>")
+    with pytest.raises(UserError, match=r"x\.pth is a web page, not a checkpoint") as caught:
+        published.read(path)
+    assert "weights_only" not in str(caught.value)
     for place in ("model", "state_dict", None):
         weights = {"head.weight": torch.ones(2)}
         torch.save({place: weights} if place else weights, path)

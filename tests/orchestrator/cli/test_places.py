@@ -9,7 +9,9 @@ from PIL import Image
 from aml.files import MARKER
 from orchestrator import cluster
 from orchestrator.cli.app import main
+from orchestrator.cli.options import named_shards
 from orchestrator.storage import listing
+from tests.support.hearing import hear
 
 CHECKPOINT, SHARDS = "CHECKPOINT", "SHARDS"
 SHARD = ["shard", "--refer-root", "REFER", "--images", "REFER/images"]
@@ -123,6 +125,41 @@ def test_one_file_is_not_written_for_two_results(there):
         there(FOLDERS["evaluate"], "HERE/b", "--corrupt", "fog:1", "--baseline", "HERE/b"),
         "is the baseline itself",
     )
+
+
+def test_shards_are_those_of_the_current_folder_else_a_data_set_of_the_results(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "here" / "sub").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("AMLRIS_HOME", str(tmp_path / "results"))
+    said = hear([])
+
+    def found(text):
+        return named_shards(text).path
+
+    assert found("data/mine") == str(tmp_path / "results" / "data" / "mine")
+    (tmp_path / "here" / "data" / "mine").mkdir(parents=True)  # files of another kind
+    assert found("data/mine") == str(tmp_path / "results" / "data" / "mine")
+    (tmp_path / "here" / "data" / "mine" / "_COMPLETE.json").touch()
+    assert found("data/mine") == str(tmp_path / "here" / "data" / "mine") and not said
+    (tmp_path / "results" / "data" / "mine").mkdir(parents=True)
+    (tmp_path / "results" / "data" / "mine" / "_COMPLETE.json").touch()
+    assert found("data/mine") == str(tmp_path / "here" / "data" / "mine")
+    assert f"not {tmp_path}/results/data/mine, which holds shards as well" in said[0]
+    assert found("./new") == str(tmp_path / "here" / "new")
+    monkeypatch.chdir(tmp_path / "here" / "sub")
+    assert found("../new") == str(tmp_path / "here" / "new")
+    assert found(str(tmp_path / "x")) == str(tmp_path / "x")
+
+
+def test_what_was_written_is_said_with_its_whole_path(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as left:
+        main(["data", "show", data.store.path, "--n", "1", "--out", "new/page.html"])
+    assert left.value.code == 0
+    assert f"wrote {tmp_path / 'new' / 'page.html'}\n" in capsys.readouterr().out
+    assert (tmp_path / "new" / "page.html").is_file()
 
 
 ADDRESSES = [

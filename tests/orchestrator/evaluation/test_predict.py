@@ -99,6 +99,14 @@ def test_one_picture_and_one_sentence_give_a_mask_of_the_pictures_size_upright(
     )
 
 
+def test_a_picture_of_16_bits_is_refused_and_nothing_is_written(folder, tmp_path):
+    path = tmp_path / "deep.png"
+    Image.fromarray(np.full((30, 50), 40_000, np.uint16)).save(path)
+    with pytest.raises(UserError, match=r"deep\.png .* more than 8 bits a channel"):
+        prediction.predict_files(folder, path, [TEXT], tmp_path / "mask.png")
+    assert not (tmp_path / "mask.png").exists()
+
+
 def test_a_folder_and_several_sentences_give_all_three_pictures_each_and_a_list(
     folder, segmenter, tmp_path, monkeypatch
 ):

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from aml.data.refer_counts import vocabulary
+from aml.errors import UserError
 from orchestrator.evaluation import alignment_ranking
+from tests.support.hearing import hear
 from tests.support.stores import save_model, write_store
 
 
@@ -34,6 +36,23 @@ def test_every_source_and_score_at_every_scale_the_best_first(rows, store, tmp_p
     assert "AUROC" in alignment_ranking.ranking_line(
         found[0]
     ) and "leak" in alignment_ranking.ranking_line(found[0])
+
+
+def test_few_sentences_give_the_scale_of_softmax_scores_too(rows, store, tmp_path):
+    folder = save_model(tmp_path / "model", vocabulary(rows), size=64)
+    said = hear([])
+    found = alignment_ranking.rank_alignments(
+        folder, store, split="val", limit=20, scales=[0.5], tau=0.4, rho=0.5
+    )
+    softmax = [row for row in found if "softmax" in row["score"]]
+    assert len(softmax) == 4
+    for row in softmax:  # one batch holds them all, and the automatic scale takes eight
+        assert row["hidden"] == pytest.approx(0.2, abs=0.05) and "lift" in row, row
+    assert said[0].startswith("9 alignments on 20 sentences") and said[-1].startswith("9 of 9: ")
+    with pytest.raises(UserError, match="no sentence of split testC"):
+        alignment_ranking.rank_alignments(
+            folder, store, split="testC", limit=20, scales=[0.5], tau=0.4, rho=0.5
+        )
 
 
 class Oracle(torch.nn.Module):

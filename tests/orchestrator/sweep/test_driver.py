@@ -198,6 +198,8 @@ def test_what_a_training_and_a_sweep_wait_for_is_said_once_for_each_wait(tmp_pat
         "orchestrator.cluster.placement_groups.available_resources",
         lambda resources: "0.5 of 2 CPU",
     )
+    placed = [False]
+    monkeypatch.setattr("orchestrator.cluster.placement_groups.has_place", lambda r: placed[0])
     listener = EpochListener(
         run_module.Run(tmp_path, "train"),
         from_dict(TREE),
@@ -218,12 +220,15 @@ def test_what_a_training_and_a_sweep_wait_for_is_said_once_for_each_wait(tmp_pat
         assert len(said) == sayings
     assert said[0].startswith("waiting for 1 worker(s) x 1 CPU: the cluster has 0.5 of 2 CPU free")
     waits[0] = False
-    listener.log_pending()
-    waits[0] = True
-    for seconds, sayings in ((1000, 1), (61, 2)):
+    for _ in range(2):
+        listener.log_pending()
+        assert said[1:] == ["the workers have started"]
+    waits[0] = placed[0] = True
+    for seconds, sayings in ((1000, 2), (61, 3)):
         now[0] += seconds
         listener.log_pending()
         assert len(said) == sayings, "another wait"
+    assert said[2].startswith("1 worker(s) x 1 CPU have their place and are starting")
     said.clear()
     sweep = make_sweep(tmp_path / "sweep", said)
     config = suggest(sweep)

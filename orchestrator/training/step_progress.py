@@ -1,0 +1,92 @@
+"""How far a run is within an epoch: measured by rank 0, worded by the driver."""
+
+import time
+from collections.abc import Callable
+
+from aml.training import Learner, TrainSums
+
+FIRST_S = 10.0
+"""Seconds of an epoch after which its progress is reported first; shorter epochs report none."""
+
+AGAIN_S = 30.0
+"""Seconds between two reports."""
+
+
+class StepReporter:
+    """Report steps, speed and loss of an epoch now and then: `on_step` of `train_epochs`."""
+
+    def __init__(self, learner: Learner, send: Callable[[dict[str, float]], None]) -> None:
+        """Create a reporter.
+
+        Args:
+            learner: Trains; its progress says which epoch is under way.
+            send: Takes the epoch (1-based), step, steps, loss, items_s (items a second, of all
+                workers) and seconds_a_step.
+        """
+        self.learner = learner
+        self.send = send
+        self.epoch = -1
+        self.since = 0.0
+        """time.monotonic() of the last report, or of the epoch's first step."""
+        self.done = 0
+        """Steps that were done then."""
+        self.wait_s = FIRST_S
+
+    def __call__(self, done: int, sums: TrainSums) -> None:
+        """Report if it is time, and at the end of an epoch of which something was reported.
+
+        Args:
+            done: Steps done of the epoch.
+            sums: Running sums of the epoch; reading them waits for the device.
+        """
+        now = time.monotonic()
+        learner = self.learner
+        if learner.progress.epoch != self.epoch:
+            self.epoch = learner.progress.epoch
+            self.since = now
+            self.done = done
+            self.wait_s = FIRST_S
+            return
+        ends = done == learner.steps and self.wait_s == AGAIN_S
+        if not ends and now - self.since < self.wait_s:
+            return
+        counted = max(1.0, done - float(sums.skipped))
+        items = (done - self.done) * learner.config.batch
+        self.send(
+            {
+                "epoch": self.epoch + 1,
+                "step": done,
+                "steps": learner.steps,
+                "loss": float(sums.loss) * learner.world.size / counted,
+                "items_s": items / max(now - self.since, 1e-9),
+                "seconds_a_step": (now - self.since) / max(1, done - self.done),
+            }
+        )
+        self.since = now
+        self.done = done
+        self.wait_s = AGAIN_S
+
+
+def progress_line(found: dict[str, float], epochs: int) -> str:
+    """Return the line that is logged of a report of `StepReporter`.
+
+    Args:
+        found: The report.
+        epochs: Epochs of the run.
+    """
+    left = found["steps"] - found["step"]
+    left_s = left * found["seconds_a_step"]
+    then = f"{_duration(left_s)} left" if left else "validation follows"
+    if epochs > found["epoch"]:
+        all_s = left_s + (epochs - found["epoch"]) * found["steps"] * found["seconds_a_step"]
+        then += f", {_duration(all_s)} of all epochs' steps"
+    return (
+        f"epoch {found['epoch']:.0f}/{epochs}  step {found['step']:.0f}/{found['steps']:.0f}  "
+        f"loss {found['loss']:.4f}  {found['items_s']:.3g} items/s  {then}"
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
