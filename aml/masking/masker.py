@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from aml.masking.alignment import Alignment
-from aml.masking.cache import AlignmentCache, Predictions
 from aml.masking.config import MaskingConfig
 from aml.masking.drawing import BlockDraw
 from aml.masking.passes import Mask, MaskInputs, whole_image
@@ -26,7 +25,7 @@ from aml.masking.selection import (
     real_pixels,
     to_blocks,
 )
-from aml.masking.stage1 import Stage1
+from aml.masking.stage1 import AlignmentCache, Predictions, Stage1
 
 
 def _same(x: torch.Tensor) -> torch.Tensor:
