@@ -1,9 +1,6 @@
 from .alignment import (
     Alignment as Alignment,
 )
-from .cache import (
-    Predictions as Predictions,
-)
 from .config import (
     PRESETS as PRESETS,
     SCORES as SCORES,
@@ -34,6 +31,7 @@ from .selection import (
 )
 from .stage1 import (
     CALIBRATION_BATCHES as CALIBRATION_BATCHES,
+    Predictions as Predictions,
 )
 from .step import (
     Step as Step,

@@ -27,7 +27,7 @@ class Alignment(NamedTuple):
     informative: torch.Tensor
     """(B,) bool: the map is not constant over the image."""
     known: torch.Tensor | None = None
-    """(B, gh, gw) bool: blocks whose alignment is known; None: all (see aml.masking.cache)."""
+    """(B, gh, gw) bool: blocks whose alignment is known; None: all (see aml.masking.stage1)."""
 
 
 def _same(x: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,6 @@ import torch
 
 from aml.draws import uniform
 from aml.masking.alignment import Alignment
-from aml.masking.cache import AlignmentCache, Predictions
 from aml.masking.config import MaskingConfig
 from aml.masking.drawing import BlockDraw
 from aml.masking.passes import Mask, MaskInputs, whole_image
@@ -27,7 +26,7 @@ from aml.masking.selection import (
     real_pixels,
     to_blocks,
 )
-from aml.masking.stage1 import Stage1
+from aml.masking.stage1 import AlignmentCache, Predictions, Stage1
 
 
 def _same(x: torch.Tensor) -> torch.Tensor:

@@ -8,12 +8,12 @@ from torch import nn
 
 from aml.data.dataset import Items
 from aml.errors import UserError
-from aml.masking.cache import LEVELS, REACH, UNSEEN
 from aml.masking.config import preset
 from aml.masking.diagnostics import MaskSums
 from aml.masking.masker import Masker
 from aml.masking.passes import MaskInputs
 from aml.masking.selection import block_sums
+from aml.masking.stage1 import LEVELS, REACH, UNSEEN
 from aml.masking.step import Step
 from aml.training.config import OptimConfig, TrainConfig
 from aml.training.learner import Learner
