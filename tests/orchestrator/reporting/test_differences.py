@@ -13,7 +13,7 @@ from scipy import stats
 
 from orchestrator.reporting import intervals, significance
 
-LEDGER = Path(__file__).parents[3] / "experiments" / "results" / "quickstart.ledger.jsonl"
+LEDGER = Path(__file__).parents[3] / "experiments" / "results" / "scenes.ledger.jsonl"
 COMPARISONS = 1000
 
 
