@@ -18,6 +18,7 @@ from .decode import (
     decode_row as decode_row,
     fit_image as fit_image,
     fit_mask as fit_mask,
+    picture_kind as picture_kind,
     placement as placement,
     row_picture as row_picture,
     rows_of_block as rows_of_block,
@@ -26,7 +27,6 @@ from .instances import (
     load_instances as load_instances,
 )
 from .refer import (
-    load_refs as load_refs,
     read_refer as read_refer,
 )
 from .refer_counts import (
@@ -37,6 +37,12 @@ from .refer_counts import (
     split_words as split_words,
     targets_of as targets_of,
     vocabulary as vocabulary,
+)
+from .refer_files.findings import (
+    Findings as Findings,
+)
+from .refer_files.refs import (
+    load_refs as load_refs,
 )
 from .rle import (
     rasterise as rasterise,

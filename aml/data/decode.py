@@ -15,7 +15,14 @@ import numpy as np
 from PIL import Image
 
 from aml.data.rle import rasterise, referent
-from aml.reading import MAX_PIXELS, MOST_PIXELS, UnreadableImage, decode_as, open_picture
+from aml.reading import (
+    MAX_PIXELS,
+    MOST_PIXELS,
+    UnreadableImage,
+    decode_as,
+    open_picture,
+    orientation,
+)
 
 LETTERBOX = (124, 116, 104)
 """Colour around a letterboxed picture: the mean of natural images."""
@@ -45,11 +52,27 @@ def row_picture(row: dict) -> Image.Image:
     """
     picture = open_picture(row["jpeg"], row["file_name"], MOST_PIXELS)
     if picture.size != (row["width"], row["height"]):
+        turned = picture.size == (row["height"], row["width"]) and picture_kind(picture)[1]
         raise UnreadableImage(
             f"{row['file_name']} is {picture.width} x {picture.height}, but its annotations are "
-            f"for {row['width']} x {row['height']}; get the original image"
+            f"for {row['width']} x {row['height']}; "
+            + (
+                "EXIF turns it when it is shown, and masks must lie on the file's own pixels: save "
+                "it upright"
+                if turned
+                else "get the original image"
+            )
         )
     return decode_as(picture, row["file_name"])
+
+
+def picture_kind(picture: Image.Image) -> tuple[str, bool]:
+    """Return the format of an open picture, and whether EXIF turns it when it is shown."""
+    try:
+        turned = orientation(picture, "it") != 1
+    except UnreadableImage:  # damaged EXIF turns nothing
+        turned = False
+    return picture.format or "", turned
 
 
 def placement(height: int, width: int, size: int, fit: str) -> tuple[int, int, int, int]:

@@ -51,7 +51,8 @@ def to_rle(segmentation: Any, height: int, width: int) -> str:
     nothing and are left out, as other readers of COCO's files leave them out.
 
     Args:
-        segmentation: polygons, an RLE with a list of counts, or a compressed RLE.
+        segmentation: polygons, an RLE with a list of counts, a compressed RLE (text, bytes, or
+            bytes as Python shows them), or a list of RLEs, whose union counts.
         height: pixels of the image, with the width at most MOST_PIXELS.
         width: pixels of the image.
 
@@ -61,15 +62,36 @@ def to_rle(segmentation: Any, height: int, width: int) -> str:
     from pycocotools import mask
 
     if isinstance(segmentation, dict):
-        counts = _run_lengths(segmentation, height, width)
-        rle = mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
-        return rle["counts"].decode()
+        return _rle(segmentation, height, width)["counts"].decode()
+    if isinstance(segmentation, tuple):
+        segmentation = list(segmentation)
+    if isinstance(segmentation, list) and segmentation and isinstance(segmentation[0], dict):
+        return _union(segmentation, height, width)
     if not isinstance(segmentation, list):
         raise BadMask(f"mask is {describe(segmentation)}; give polygons or an RLE")
     parts = _polygons(segmentation, height, width)
     if not parts:
         return mask.encode(np.zeros((height, width), np.uint8, order="F"))["counts"].decode()
     return mask.merge(mask.frPyObjects(parts, height, width))["counts"].decode()
+
+
+def _rle(rle: Any, height: int, width: int) -> dict:
+    """Return an RLE in pycocotools' compressed form, after it was checked."""
+    from pycocotools import mask
+
+    if not isinstance(rle, dict):
+        raise BadMask(f"mask is a list of RLEs and {describe(rle)}; give polygons or RLEs alone")
+    counts = _run_lengths(rle, height, width)
+    return mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+
+
+def _union(rles: list, height: int, width: int) -> str:
+    """Return the union of some RLEs as compressed counts."""
+    from pycocotools import mask
+
+    if len(rles) > MAX_PARTS:
+        raise BadMask(f"mask has {len(rles)} RLEs, and {MAX_PARTS} are the most; give one of all")
+    return mask.merge([_rle(rle, height, width) for rle in rles])["counts"].decode()
 
 
 def area(counts: str, height: int, width: int) -> int:
@@ -218,10 +240,10 @@ def _png(
 
 def _polygons(parts: list, height: int, width: int) -> list[list[float]]:
     """Return [[x, y, ...], ...] of three corners and more; the outer list of one may be missing."""
-    parts = [parts] if parts and not isinstance(parts[0], list) else parts
+    parts = [parts] if parts and not isinstance(parts[0], list | tuple) else parts
     corners = 0
     for part in parts:
-        if not isinstance(part, list) or len(part) % 2:
+        if not isinstance(part, list | tuple) or len(part) % 2:
             _refuse_polygon(part)
         corners += len(part) // 2
         for numbers, side in ((part[::2], width), (part[1::2], height)):
@@ -230,7 +252,7 @@ def _polygons(parts: list, height: int, width: int) -> list[list[float]]:
             # NaN is in no range
             if not all(type(x) in (int, float) and low <= x <= high for x in numbers):
                 _refuse_polygon(part)
-    whole = [part for part in parts if len(part) >= 6]
+    whole = [list(part) for part in parts if len(part) >= 6]
     if len(whole) > MAX_PARTS or corners > MAX_CORNERS:
         raise BadMask(
             f"mask has {len(whole)} polygons of {corners} corners, and {MAX_PARTS} of "
@@ -265,7 +287,7 @@ def _outline(parts: list[list[float]]) -> float:
 def _run_lengths(rle: dict, height: int, width: int) -> list[int]:
     """Return the counts of an RLE, compressed or a list, after they were checked."""
     size = rle.get("size")
-    if not isinstance(size, list) or size != [height, width]:
+    if not isinstance(size, list | tuple) or list(size) != [height, width]:
         raise BadMask(
             f"mask's RLE is for {describe(size)}, but its image is [{height}, {width}] (height, "
             "width); give one of the same size"
@@ -275,7 +297,11 @@ def _run_lengths(rle: dict, height: int, width: int) -> list[int]:
     if isinstance(counts, bytes):
         counts = counts.decode("latin-1")
     if isinstance(counts, str):
+        if counts[:2] == "b'" and counts[-1:] == "'":  # "'" is no letter of compressed counts
+            counts = counts[2:-1].replace("\\\\", "\\")
         counts = _decompress(counts, pixels)
+    if isinstance(counts, tuple):
+        counts = list(counts)
     if not isinstance(counts, list):
         raise BadMask(
             f"mask's RLE has counts {describe(counts)}; give COCO's text or a list of run lengths"

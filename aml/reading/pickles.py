@@ -1,9 +1,10 @@
 """Load pickles of plain data: lists, tuples and dicts of texts, bytes, numbers, True, False, None.
 
 The unpickler is the standard library's one in Python, without the instructions that make anything
-else. Its memo is a dict, where the one in C allocates as many places as a file names; it carries
-out a limited number of instructions; and keys are texts, since the hash of nested tuples may take
-forever and that of integers can be chosen. It reads about three million instructions a second.
+else, and with one call: that by which Python 3 writes bytes for Python 2. Its memo is a dict, where
+the one in C allocates as many places as a file names; it carries out a limited number of
+instructions; and keys are texts, since the hash of nested tuples may take forever and that of
+integers can be chosen. It reads about three million instructions a second.
 """
 
 import gc
@@ -49,8 +50,12 @@ ADMITTED = [
     *(pickle.UNICODE, pickle.BINUNICODE, pickle.SHORT_BINUNICODE, pickle.BINUNICODE8),
     *(pickle.BINBYTES, pickle.SHORT_BINBYTES, pickle.BINBYTES8),
     *(pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.INST),  # end in find_class, which names them
+    pickle.REDUCE,  # for bytes alone
 ]
 """Instructions that are carried out."""
+
+BYTES_OF_TEXT = ("_codecs", "encode")
+"""Function whose call stands for bytes: Python 3 writes them so in protocols 0 to 2."""
 
 
 def read_pickle(path: Path, what: str = "a pickle") -> Any:
@@ -80,6 +85,10 @@ def read_pickle(path: Path, what: str = "a pickle") -> Any:
         if collected:
             gc.enable()
     return value
+
+
+class _BytesOfText:
+    """Stand in a pickle for BYTES_OF_TEXT, which itself is never looked up."""
 
 
 class _Instructions(dict):
@@ -115,6 +124,7 @@ class _PlainUnpickler(_Unpickler):
         self.stack = []
         self.append = self.stack.append
         self.proto = 0
+        self.encoded = 0
         try:
             for _ in range(MAX_INSTRUCTIONS):
                 code = self.read(1)
@@ -125,12 +135,26 @@ class _PlainUnpickler(_Unpickler):
             return stop.value
         raise Unreadable(f"the pickle has more than {MAX_INSTRUCTIONS} instructions")
 
-    def find_class(self, module: str, name: str) -> NoReturn:
+    def find_class(self, module: str, name: str) -> type[_BytesOfText]:
         """Refuse the class or function that the pickle names, before it is looked up."""
+        if (module, name) == BYTES_OF_TEXT:
+            return _BytesOfText
         raise Unreadable(
             f"the pickle names {describe(module)[1:-1]}.{describe(name)[1:-1]}, and only plain "
             "data is read; nothing of it was run"
         )
+
+    def load_reduce(self) -> None:
+        """Make bytes of a text in Latin-1, the only call that a pickle may have."""
+        text = self.stack.pop()
+        called = self.stack.pop()
+        plain = type(text) is tuple and len(text) == 2 and text[1] in ("latin1", "latin-1")
+        if called is not _BytesOfText or not plain or type(text[0]) is not str:
+            raise Unreadable("the pickle calls a function, and only plain data is read")
+        self.encoded += len(text[0])
+        if self.encoded > MAX_LETTERS:
+            raise Unreadable(f"the pickle holds bytes of more than {MAX_LETTERS} letters")
+        self.append(text[0].encode("latin-1"))
 
     def load_frame(self) -> None:
         """Skip the length of a frame, which tells how much to read ahead."""
@@ -167,6 +191,7 @@ class _PlainUnpickler(_Unpickler):
 
     dispatch = _Instructions({code[0]: _Unpickler.dispatch[code[0]] for code in ADMITTED})
     dispatch[pickle.FRAME[0]] = load_frame
+    dispatch[pickle.REDUCE[0]] = load_reduce
     dispatch[pickle.SETITEM[0]] = load_setitem
     dispatch[pickle.SETITEMS[0]] = load_setitems
     dispatch[pickle.DICT[0]] = load_dict
@@ -192,6 +217,8 @@ def _check_size(value: Any) -> None:
                     below.append(inner)
                 elif kind in (str, bytes):
                     letters += len(inner)
+                elif inner is _BytesOfText:
+                    raise Unreadable("the pickle names a function, and only plain data is read")
                 elif kind is int and inner.bit_length() > MAX_BITS:
                     raise Unreadable(f"the pickle holds {describe(inner)}")
         if values > MAX_VALUES or letters > MAX_LETTERS:

@@ -63,7 +63,9 @@ def shard(
         Path | None,
         typer.Option(help="Holds <dataset>/refs(<split_by>).p and <dataset>/instances.json."),
     ] = None,
-    images: Annotated[Path | None, typer.Option(help="Holds the JPEGs.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Holds the pictures, in folders or not.")
+    ] = None,
     table: Annotated[
         Path | None,
         typer.Option(
@@ -72,9 +74,12 @@ def shard(
         ),
     ] = None,
     dataset: Annotated[
-        str, typer.Option(help="refcoco, refcoco+, refcocog or grefcoco.")
+        str,
+        typer.Option(help="Folder in --refer-root: refcoco, refcoco+, refcocog, grefcoco, any."),
     ] = "refcoco",
-    split_by: Annotated[str, typer.Option(help="unc, umd or google.")] = "unc",
+    split_by: Annotated[
+        str, typer.Option(help="Name in refs(...).p: unc, umd, google or another.")
+    ] = "unc",
     out: Annotated[str | None, typer.Option(metavar="URI", help=SHARDS)] = None,
     verify: Annotated[
         str | None,
@@ -86,13 +91,19 @@ def shard(
         bool,
         typer.Option(
             "--skip-unreadable",
-            help="Leave out images that do not decode and sentences without a word.",
+            help="Leave out what cannot be used (pictures that do not decode or are missing, refs "
+            "without a mask, sentences without a word), counted by reason.",
         ),
     ] = False,
     max_megapixels: MaxMegapixels = 100,
     as_json: Json = False,
 ) -> None:
-    """Convert annotations and images once into shards."""
+    """Convert annotations and images once into shards.
+
+    Masks lie on the pixels of a picture's file: EXIF's orientation is not applied.
+    """
+    from orchestrator import data, storage
+
     if not verify:
         complete = out and (table or (refer_root and images))
         if not complete or (table and refer_root):
@@ -110,7 +121,9 @@ def shard(
         found = data.verify_shards(store)
         echo(f"{store.uri} is whole: {data.describe_counts(found)}")
     if as_json:
-        echo(json.dumps({"splits": found["splits"], "fingerprint": found["fingerprint"]}))
+        shown = {key: found[key] for key in ("splits", "fingerprint")}
+        shown["found"] = {k: v for k, v in found.get("found", {}).items() if k != "left_out"}
+        echo(json.dumps(shown | {"left_out": data.left_out(found)}))
 
 
 def _write(
@@ -130,24 +143,25 @@ def _write(
         refer_root: The folder of REFER's files, where there is no table.
         images: The folder of the pictures.
         dataset: A data set's name, as its folder in refer_root.
-        split_by: Who split it: unc, umd or google.
+        split_by: Name of the splitting, as in refs(split_by).p.
         out: Folder or address of the shards.
-        skip_unreadable: Leave out images that do not decode and sentences without a word,
-            instead of refusing them.
+        skip_unreadable: Leave out what cannot be used instead of refusing it.
         max_megapixels: Millions of pixels of a picture at most.
 
     Returns:
         The manifest of the shards.
     """
-    from aml.data import against_published, read_refer, read_table
+    from aml.data import Findings, against_published, read_refer, read_table
     from aml.reading import pixels_of
     from orchestrator import cluster, data
 
     limit = pixels_of(max_megapixels)
     store = named_shards(out)
     data.check_output(store, None)
+    findings = Findings()
     if table:
         rows = read_table(table, images, limit)
+        findings.files.append(table.name)
     else:
         rows = read_refer(
             cast(Path, refer_root),
@@ -155,14 +169,17 @@ def _write(
             dataset,
             split_by,
             limit,
-            skip_wordless=skip_unreadable,
+            skip_unusable=skip_unreadable,
+            findings=findings,
         )
-    packed = data.pack_rows(rows)
+    packed = data.pack_rows(rows, findings)
     if data.check_output(store, packed) is None:
         cluster.init_ray()
     found = data.write_shards(packed, store, skip_unreadable=skip_unreadable)
     for error in found["skipped"]:
         echo(f"left out: {error}")
+    for line in data.found_lines(found):
+        echo(line)
     for split, count in found["splits"].items():
         echo(_count_line(split, count))
     if difference := against_published(found["dataset"], found["split_by"], found["splits"]):

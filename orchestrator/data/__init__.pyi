@@ -11,6 +11,10 @@ from .decoded import (
     ShardSelection as ShardSelection,
     decode_shards as decode_shards,
 )
+from .findings import (
+    found_lines as found_lines,
+    left_out as left_out,
+)
 from .mixture import (
     Sources as Sources,
     check_sources as check_sources,

@@ -11,16 +11,23 @@ import json
 import logging
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
-from aml.data import read_refer, row_picture, split_counts, vocabulary
-from aml.errors import Unreadable, UserError
+from aml.data import Findings, read_refer, split_counts, vocabulary
+from aml.errors import UserError
 from aml.files import DRAFT, MARKER, mark_folder, marker_bytes
-from aml.reading import parse_json, read_picture
 from orchestrator import cluster, storage
+from orchestrator.data.shard_file import (
+    FileNote,
+    PackedRow,
+    read_note,
+    splits_of_refs,
+    write_file,
+)
 from orchestrator.data.shards import (
     COMPLETE_MARKER,
     FORMAT,
@@ -37,14 +44,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ROWS_PER_GROUP = 64
-"""Images a row group: about 10 MB of COCO JPEGs, the unit of random access."""
-
 ROWS_PER_FILE = 256
 """Images a file: about 40 MB, which a task holds in memory and a killed conversion loses."""
-
-NOTE = b"amlris"
-"""Key of the FileNote in a file's footer."""
 
 KIND = "shards"
 """What the marker of a folder says that fills it."""
@@ -54,18 +55,6 @@ OWN_NAME = re.compile(
     rf"|{re.escape(COMPLETE_MARKER + DRAFT)}"
 )
 """Names of what an unfinished conversion leaves; nothing else is ever deleted."""
-
-PackedRow = tuple[str, bytes]
-"""Path of a JPEG, and the rest of its row as zlib-compressed JSON."""
-
-
-class FileNote(TypedDict):
-    """Outcome of writing one file, kept in its footer as JSON."""
-
-    digests: dict[int, str]
-    """SHA-256 of the JPEG by image_id; JSON makes the keys text."""
-    errors: list[str]
-    """Reasons why images could not be used, one for each."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +67,8 @@ class PackedRows:
     """SHA-256 of json.dumps([FORMAT, rows without their path], sort_keys=True)."""
     files: dict[str, list[PackedRow]]
     """Rows by the name of the file that they go into."""
+    findings: dict[str, Any]
+    """aml.data.Findings.to_dict() of the reader; empty where nobody asked."""
 
     def rows(self, digests: dict[int, str]) -> Iterator[dict[str, Any]]:
         """Yield the rows of the images in `digests`, without their path."""
@@ -88,8 +79,12 @@ class PackedRows:
                     yield row
 
 
-def pack_rows(rows: list[dict[str, Any]]) -> PackedRows:
+def pack_rows(rows: list[dict[str, Any]], findings: Findings | None = None) -> PackedRows:
     """Pack rows of aml.data.read_refer or read_table for write_shards.
+
+    Args:
+        rows: Rows without their pictures.
+        findings: What their reader found and left out, for the manifest.
 
     Raises:
         UserError: There are no rows.
@@ -99,7 +94,8 @@ def pack_rows(rows: list[dict[str, Any]]) -> PackedRows:
             "nothing is to be written: the annotations name no image; give those of some referents"
         )
     named = {key: rows[0][key] for key in ("dataset", "split_by")}
-    return PackedRows(named, _source_hash(rows), _assign_files(rows))
+    found = findings.to_dict() if findings else {}
+    return PackedRows(named, _source_hash(rows), _assign_files(rows), found)
 
 
 def write_shards(
@@ -143,6 +139,9 @@ def write_shards(
         for note in notes.values()
         for image_id, digest in note["digests"].items()
     }
+    kinds: Counter[str] = Counter()
+    for note in notes.values():
+        kinds.update(note["kinds"])
     out.write("vocabulary.json", json.dumps(vocabulary(packed.rows(digests))).encode())
     manifest = {
         "format": FORMAT,
@@ -150,6 +149,7 @@ def write_shards(
         "splits": split_counts(packed.rows(digests)),
         "images": len(digests),
         "skipped": errors,
+        "found": {**packed.findings, "pictures": dict(sorted(kinds.items()))},
         "fingerprint": content_fingerprint(packed.source, digests),
         "source": packed.source,
         "synth": synth,
@@ -277,14 +277,9 @@ def _source_hash(rows: list[dict[str, Any]]) -> str:
     return digest.hexdigest()
 
 
-def _splits(meta: dict[str, Any]) -> str:
-    """Return the splits of a row's refs, comma-separated."""
-    return ",".join(sorted({ref["split"] for ref in meta["refs"]}))
-
-
 def _assign_files(rows: list[dict[str, Any]]) -> dict[str, list[PackedRow]]:
     """Return the packed rows of each file; the same rows give the same names."""
-    ordered = sorted(rows, key=lambda row: (_splits(row), row["image_id"]))
+    ordered = sorted(rows, key=lambda row: (splits_of_refs(row), row["image_id"]))
     files = {}
     for number, start in enumerate(range(0, len(ordered), ROWS_PER_FILE)):
         chunk = ordered[start : start + ROWS_PER_FILE]
@@ -308,7 +303,7 @@ def _convert(
         out.delete(name)
     notes: dict[str, FileNote] = {}
     for name in sorted(present & set(files)):
-        note = _read_note(out, name)
+        note = read_note(out, name)
         # A file with errors is written again: its images may have been repaired.
         if note and not note["errors"]:
             notes[name] = note
@@ -316,7 +311,7 @@ def _convert(
         logger.info(f"{len(notes)} of {len(files)} files are there already")
     progress = Progress(sum(map(len, files.values())), sum(len(files[name]) for name in notes))
     options = cluster.driver_node_options() if on_driver else cluster.data_task_options()
-    task = ray.remote(_write_file).options(**options)
+    task = ray.remote(write_file).options(**options)
     waiting = [name for name in files if name not in notes]
     running: dict[ray.ObjectRef, str] = {}
     while waiting or running:
@@ -332,66 +327,3 @@ def _convert(
             progress.add(len(files[name]))
         progress.report()
     return notes
-
-
-def _read_note(out: Filesystem, name: str) -> FileNote | None:
-    """Return the note in a file's footer; None if the file is unreadable or has none."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        footer = pq.read_schema(out.join(name), filesystem=out.fs).metadata or {}
-    except (OSError, pa.ArrowInvalid):
-        return None
-    try:
-        note = parse_json(footer.get(NOTE, b"null"), name)
-    except UserError:
-        return None
-    if not isinstance(note, dict) or note.keys() != FileNote.__annotations__.keys():
-        return None
-    return FileNote(digests=note["digests"], errors=note["errors"])
-
-
-def _write_file(
-    out: Filesystem, name: str, lines: list[PackedRow], skip_unreadable: bool
-) -> FileNote:
-    """Write one file in a Ray task and return its note.
-
-    Nothing is written if an image cannot be used and skip_unreadable is False.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    note: FileNote = {"digests": {}, "errors": []}
-    rows = []
-    for path, packed in lines:
-        text = zlib.decompress(packed).decode()
-        meta = json.loads(text)
-        try:
-            jpeg = read_picture(Path(path))
-            row_picture(meta | {"jpeg": jpeg})
-        except Unreadable as error:
-            note["errors"].append(str(error))
-            continue
-        note["digests"][meta["image_id"]] = hashlib.sha256(jpeg).hexdigest()
-        rows.append(
-            {"image_id": meta["image_id"], "splits": _splits(meta), "jpeg": jpeg, "meta": text}
-        )
-    if not rows or (note["errors"] and not skip_unreadable):
-        return note
-    types = {"image_id": pa.int64(), "splits": pa.string(), "jpeg": pa.binary()}
-    types["meta"] = pa.string()
-    table = pa.Table.from_pylist(rows, pa.schema(types, metadata={NOTE: json.dumps(note)}))
-    del rows
-    sink = pa.BufferOutputStream()
-    pq.write_table(
-        table,
-        sink,
-        row_group_size=ROWS_PER_GROUP,
-        # JPEGs do not get smaller.
-        compression={key: "none" if key == "jpeg" else "zstd" for key in types},
-        use_dictionary=["splits"],
-        write_statistics=["image_id", "splits"],
-    )
-    out.write(name, sink.getvalue())
-    return note

@@ -13,7 +13,7 @@ from aml.data import rasterise, referent, row_picture, split_words
 from aml.errors import UserError
 from aml.files import check_file
 from orchestrator import storage
-from orchestrator.data import picture_places, read_manifest, read_rows
+from orchestrator.data import found_lines, picture_places, read_manifest, read_rows
 from orchestrator.evaluation.pages.html_page import (
     bar_chart,
     definition_list,
@@ -170,8 +170,15 @@ def _summary(manifest: dict, counted: SplitStatistics) -> list[tuple[str, str]]:
         ),
         ("a colour word", f"{mean(counted.colours):.1%} of the sentences"),
         ("target's share of the picture", f"mean {mean(shares):.1%}, median {median(shares):.1%}"),
+        *_provenance(manifest),
         ("fingerprint", manifest["fingerprint"]),
     ]
+
+
+def _provenance(manifest: dict) -> list[tuple[str, str]]:
+    """Return what the whole data set was made of, as (name, value); older shards do not tell."""
+    lines = [line.partition(": ") for line in found_lines(manifest)]
+    return [(f"whole data set: {name}", text) for name, _, text in lines]
 
 
 def _length_shares(lengths: list[int]) -> list[tuple[str, float]]:

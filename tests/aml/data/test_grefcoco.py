@@ -136,7 +136,7 @@ def test_damaged_and_missing_files_are_named(folder, scenes):
         with pytest.raises(UserError, match=says):
             read(folder, scenes)
     path.unlink()
-    with pytest.raises(UserError, match=r"grefs\(unc\)\.json cannot be read .it is missing."):
+    with pytest.raises(UserError, match=r"no folder in it holds .*grefs\(SPLIT_BY\)\.json"):
         read(folder, scenes)
 
 

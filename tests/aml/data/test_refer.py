@@ -13,7 +13,6 @@ from pycocotools import mask as coco
 from aml.data import refer, refer_counts, rle as rle_module
 from aml.data.decode import rasterise
 from aml.errors import UserError
-from tests.support.hearing import hear
 
 
 @pytest.fixture
@@ -123,7 +122,7 @@ def test_missing_files_are_named(folder, scenes):
     with pytest.raises(UserError, match=r"instances\.json cannot be read .it is missing."):
         read(folder, scenes)
     os.remove(folder / "refcoco" / "refs(unc).p")
-    with pytest.raises(UserError, match=r"refs\(unc\)\.p cannot be read .it is missing."):
+    with pytest.raises(UserError, match="no data set 'refcoco': no folder in it holds refs"):
         read(folder, scenes)
 
 
@@ -139,12 +138,19 @@ def test_a_missing_picture_is_named_and_counted(folder, scenes, rows, tmp_path):
 
 
 def test_unknown_dataset_and_split_by(folder, scenes):
+    shutil.copytree(folder / "refcoco", folder / "rrsisd")
+    shutil.copy(folder / "rrsisd/refs(unc).p", folder / "rrsisd/refs(own).p")
     with pytest.raises(
-        UserError, match=r"'refcocoo' is not known; use one of refcoco, refcoco\+, refcocog"
+        UserError,
+        match=r"no data set 'rrsis': folders with refs are refcoco \(unc\), rrsisd \(own, unc\)",
     ):
-        read(folder, scenes, "refcocoo")
-    with pytest.raises(UserError, match="refcoco has no split_by 'umd'; it has unc, google"):
-        read(folder, scenes, "refcoco", "umd")
+        read(folder, scenes, "rrsis")
+    with pytest.raises(UserError, match="no split_by 'umd'; .*rrsisd has own, unc"):
+        read(folder, scenes, "rrsisd", "umd")
+    with pytest.raises(UserError, match=r"give --refer-root .* and --dataset rrsisd"):
+        read(folder / "rrsisd", scenes, "rrsisd")
+    with pytest.raises(UserError, match="dataset is '../rrsisd', which leads out"):
+        read(folder, scenes, "../rrsisd")
 
 
 def test_a_ref_without_its_annotation_or_image(folder, scenes, rows):
@@ -168,7 +174,7 @@ def test_a_ref_without_its_annotation_or_image(folder, scenes, rows):
 
 @pytest.mark.parametrize(
     "content, words",
-    [("{", "is not valid JSON"), ('{"images": []}', "lacks annotations, categories")],
+    [("{", "is not valid JSON"), ('{"images": []}', "lacks annotations")],
 )
 def test_damaged_instances(folder, scenes, content, words):
     (folder / "refcoco" / "instances.json").write_text(content)
@@ -231,13 +237,17 @@ def test_sentences_without_a_word_are_refused_and_left_out_where_that_is_asked(f
     edit_refs(folder, change)
     with pytest.raises(UserError, match=r"3 such refs in all.*--skip-unreadable to leave such"):
         read(folder, scenes)
-    said = hear([])
-    rows = refer.read_refer(folder, scenes / "images", "refcoco", "unc", skip_wordless=True)
+    found = refer.Findings()
+    rows = refer.read_refer(
+        folder, scenes / "images", "refcoco", "unc", skip_unusable=True, findings=found
+    )
     assert sum(len(row["refs"]) for row in rows) == sum(len(row["refs"]) for row in whole) - 2
     sentences = [s["sent"] for row in rows for ref in row["refs"] for s in ref["sentences"]]
     assert "..." not in sentences and "" not in sentences
-    (line,) = said
-    assert "left out 2 sentences without a word, and 2 refs without a sentence" in line
+    assert found.to_dict()["left_out"] == {
+        "sentences without a word": 2,
+        "refs without a sentence": 2,
+    }
 
 
 def run_lengths(annotation, record, *, size=None, counts=None):

@@ -48,6 +48,14 @@ REFUSED = {
     "a registered class": (b"\x82\x01.", "makes no plain data"),
     "a name of many letters": (b"c" + b"a" * 10**6 + b"\nb\n.", "the pickle names aaa"),
     "bytes that are not there": (b"\x8e" + struct.pack("<Q", 2**62) + b".", "cannot be read"),
+    "another call": (b"cos\nsystem\n(Vtouch x\ntR.", r"the pickle names os\.system"),
+    "another codec": (b"c_codecs\nencode\n(Vaa\nVrot13\ntR.", "the pickle calls a function"),
+    "a call of a text": (b"Vaa\n(Vaa\nVlatin1\ntR.", "the pickle calls a function"),
+    "a function as data": (b"(lc_codecs\nencode\na.", "the pickle names a function"),
+    "many bytes of one text": (
+        b"(l(V" + b"x" * 10**4 + b"\nVlatin1\ntp0\n0" + b"c_codecs\nencode\ng0\nRa" * 10**3 + b".",
+        "bytes of more than 10000 letters",
+    ),
     "many marks": (b"(" * 10**5, "ends early"),
 }  # fmt: skip
 
@@ -60,6 +68,8 @@ def file(tmp_path_factory):
 @pytest.mark.parametrize("what", REFUSED)
 def test_what_is_refused(file, what, monkeypatch):
     monkeypatch.setattr(pickles, "MAX_VALUES", 10**5)
+    if what == "many bytes of one text":
+        monkeypatch.setattr(pickles, "MAX_LETTERS", 10**4)
     content, says = REFUSED[what]
     file.write_bytes(content)
     with pytest.raises(UserError, match=says) as error:
@@ -69,10 +79,8 @@ def test_what_is_refused(file, what, monkeypatch):
 
 @pytest.mark.parametrize("protocol", range(6))
 def test_plain_data_is_read(file, protocol):
-    # protocols before 3 name a function that makes bytes
-    value = REF if protocol > 2 else REF | {"other": list(REF["other"][:4])}
-    file.write_bytes(pickle.dumps([value, value], protocol))
-    assert read_pickle(file) == [value, value]
+    file.write_bytes(pickle.dumps([REF, REF], protocol))
+    assert read_pickle(file) == [REF, REF]
 
 
 def test_a_place_in_the_memo_takes_no_memory(file):

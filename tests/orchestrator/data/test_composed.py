@@ -8,7 +8,7 @@ import pytest
 from aml.errors import UserError
 from aml.synthetic import generate_dataset
 from orchestrator.config.loader import from_dict
-from orchestrator.data import convert, mixture
+from orchestrator.data import convert, mixture, shard_file
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def without_ray(monkeypatch):
 
     def convert_here(files, out, skip_unreadable, on_driver, *more):
         return {
-            name: convert._write_file(out, name, lines, skip_unreadable, *more)
+            name: shard_file.write_file(out, name, lines, skip_unreadable, *more)
             for name, lines in files.items()
         }
 

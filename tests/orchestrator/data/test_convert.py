@@ -16,7 +16,7 @@ from PIL import Image
 from aml.data import refer_counts
 from aml.errors import NotSaved, UserError
 from aml.files import DRAFT, MARKER, marker_bytes
-from orchestrator.data import convert, shards
+from orchestrator.data import convert, shard_file, shards
 from orchestrator.storage import filesystem
 from tests.aml.training.test_checkpoint import file_size_limit
 from tests.support.hearing import hear
@@ -26,13 +26,13 @@ from tests.support.stores import write_store
 @pytest.fixture
 def small_files(monkeypatch):
     monkeypatch.setattr(convert, "ROWS_PER_FILE", 8)
-    monkeypatch.setattr(convert, "ROWS_PER_GROUP", 4)
+    monkeypatch.setattr(shard_file, "ROWS_PER_GROUP", 4)
 
 
 def here(packed, out, skip=False):
     """Write all files in this process and return their notes by name."""
     return {
-        name: convert._write_file(out, name, lines, skip) for name, lines in packed.files.items()
+        name: shard_file.write_file(out, name, lines, skip) for name, lines in packed.files.items()
     }
 
 
