@@ -102,7 +102,7 @@ def shard(
 
     Masks lie on the pixels of a picture's file: EXIF's orientation is not applied.
     """
-    from orchestrator import data, storage
+    from orchestrator import data
 
     if not verify:
         complete = out and (table or (refer_root and images))
