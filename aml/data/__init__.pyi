@@ -1,3 +1,6 @@
+from .augment import (
+    mirrored as mirrored,
+)
 from .batches import (
     eval_batches as eval_batches,
     rank_part as rank_part,
@@ -30,6 +33,7 @@ from .refer import (
     read_refer as read_refer,
 )
 from .refer_counts import (
+    POSITION_WORDS as POSITION_WORDS,
     PUBLISHED as PUBLISHED,
     against_published as against_published,
     check_sentence as check_sentence,

@@ -9,6 +9,7 @@ the referent with ("second from the left").
 
 import functools
 import re
+import string
 
 import numpy as np
 import torch
@@ -61,7 +62,7 @@ _EXACTLY = re.compile(
     r"(?<!the )(?<!far )(?<!on )(?<!to )(?<!top )(?<!bottom )(?<!upper )(?<!lower )(?<!front )"
     r"(?<!back )(?<!middle )(?<!center )"
     r"\bright (?:next|behind|beside|besides|above|below|under|underneath|beneath|by|near|there|here"
-    r"|now|after|before|up|against|between|over|in the)\b",
+    r"|now|after|before|up|against|between|over|in the|in front)\b",
     re.IGNORECASE,
 )
 """Phrases in which `right` means exactly: "right next to the bike"."""
@@ -78,6 +79,28 @@ They are clock positions, compass points, anything to be read, and abbreviations
 """
 
 
+_ORDINARY = {
+    *("let", "lent", "lest", "lift", "loft", "heft", "deft", "weft", "cleft", "lefty"),
+    *("bright", "fright", "wright", "eight", "fight", "light", "might", "night", "sight", "tight"),
+    *("aright", "righty", "righto"),
+}
+"""Words one letter from "left" or "right" that are words of their own, or sides in another form."""
+
+
+def _misspelt(word: str) -> set[str]:
+    """Return what one letter too few, too many, wrong or swapped with the next makes of a word."""
+    parts = [(word[:i], word[i:]) for i in range(len(word) + 1)]
+    fewer = {a + b[1:] for a, b in parts if b}
+    swapped = {a + b[1] + b[0] + b[2:] for a, b in parts if len(b) > 1}
+    other = {a + c + b[1:] for a, b in parts if b for c in string.ascii_lowercase}
+    more = {a + c + b for a, b in parts for c in string.ascii_lowercase}
+    return (fewer | swapped | other | more) - {word, word + "s"}
+
+
+_MISSPELT = (_misspelt("left") | _misspelt("right") | {"rite"}) - _ORDINARY
+"""Words that may be meant as a side."""
+
+
 @functools.lru_cache(maxsize=1 << 18)
 def mirrored(sentence: str) -> str | None:
     """Return the sentence for the mirrored picture, left and right swapped in all their forms.
@@ -89,6 +112,8 @@ def mirrored(sentence: str) -> str | None:
         return None
     if re.search("left|right", _SIDE_WORD.sub("", rest), re.IGNORECASE):
         return None  # a side inside another word, such as "onleft"
+    if not _MISSPELT.isdisjoint(re.findall("[a-z]+", rest.lower())):
+        return None
     return _SIDE.sub(_other, sentence)
 
 

@@ -83,6 +83,19 @@ def against_published(dataset: str, split_by: str, counts: dict[str, dict[str, i
     return f"counts are those of the published {name}"
 
 
+POSITION_WORDS = frozenset(
+    (
+        *("left", "right", "top", "bottom", "upper", "lower", "middle", "center", "centre"),
+        *("leftmost", "rightmost", "topmost", "bottommost", "uppermost", "lowest", "highest"),
+        *("front", "back", "behind", "above", "over", "below", "under", "beneath", "corner"),
+        *("side", "edge", "end", "near", "nearest", "closest", "far", "furthest", "farthest"),
+        *("next", "between", "beside", "from", "foreground", "background"),
+        *("first", "second", "third", "last", "1st", "2nd", "3rd"),
+    )
+)
+"""Words of place and order, by which data sets and results are counted."""
+
+
 def split_words(sentence: str) -> list[str]:
     """Return the lower-cased words without punctuation at their ends."""
     return [w for w in (part.strip(".,;:!?\"'()") for part in sentence.lower().split()) if w]

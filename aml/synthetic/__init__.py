@@ -1,7 +1,7 @@
 """Generate scenes with referring expressions, drawn or composed of photographs, as REFER files.
 
 May import: aml.data and what it may import.
-Public names: KIND, POSITION_WORDS, compose_dataset, content_key, generate_dataset.
+Public names: KIND, compose_dataset, content_key, generate_dataset.
 """
 
 import lazy_loader

@@ -1,6 +1,3 @@
-from .meaning import (
-    POSITION_WORDS as POSITION_WORDS,
-)
 from .photographs.dataset import (
     compose_dataset as compose_dataset,
 )

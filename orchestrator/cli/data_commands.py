@@ -115,8 +115,6 @@ def shard(
             table, refer_root, images, dataset, split_by, str(out), skip_unreadable, max_megapixels
         )
     else:
-        from orchestrator import data
-
         store = named_shards(verify)
         found = data.verify_shards(store)
         echo(f"{store.uri} is whole: {data.describe_counts(found)}")

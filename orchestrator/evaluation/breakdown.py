@@ -5,7 +5,7 @@ The groups of each breakdown:
 size: area of the referent in pixels of the picture's own size, in COCO's ranges: small below 32^2,
     medium to 96^2, large above.
 length: number of words of the expression.
-position: whether the expression has a word of place (aml.synthetic.POSITION_WORDS).
+position: whether the expression has a word of place (aml.data.POSITION_WORDS).
 distractor: whether the picture has another annotated object of the referent's category.
 
 Scores are shares in [0, 1].
@@ -15,9 +15,8 @@ from collections.abc import Iterable
 
 import torch
 
-from aml.data import split_words, targets_of
+from aml.data import POSITION_WORDS, split_words, targets_of
 from aml.metrics import Sums, score
-from aml.synthetic import POSITION_WORDS
 
 SIZES = ((32**2, "small"), (96**2 + 1, "medium"))
 """Upper bounds of the area, exclusive (COCO's ranges are 0..32^2, 32^2..96^2, and above)."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from aml.data import rasterise, referent, row_picture, split_words
+from aml.data import POSITION_WORDS, mirrored, rasterise, referent, row_picture, split_words
 from aml.errors import UserError
 from aml.files import check_file
 from orchestrator import storage
@@ -36,12 +36,6 @@ COLOURS = (
 )
 """RGB of the outlines of a picture's referents, in turn."""
 
-POSITION_WORDS = (
-    "left right top bottom upper lower middle center centre leftmost rightmost front back behind "
-    "above over below under beneath corner side edge near nearest closest far furthest farthest "
-    "next between beside end foreground background first second third 1st 2nd 3rd last"
-)
-
 COLOUR_WORDS = (
     "red orange yellow green blue purple pink brown black white gray grey tan beige gold golden "
     "silver blond blonde teal cyan maroon violet"
@@ -66,6 +60,8 @@ class SplitStatistics:
     """Of each sentence: words."""
     positions: list[bool] = field(default_factory=list)
     """Of each sentence: whether it has one of POSITION_WORDS."""
+    unmirrored: list[bool] = field(default_factory=list)
+    """Of each sentence: whether the augmentation flip leaves its picture alone."""
     colours: list[bool] = field(default_factory=list)
     """Of each sentence: whether it has one of COLOUR_WORDS."""
 
@@ -120,7 +116,6 @@ def _count(store: storage.Filesystem, places: list, split: str) -> SplitStatisti
     """Count refs, sentences and words of the pictures at some places; no picture is decoded."""
     from pycocotools import mask
 
-    positions = set(POSITION_WORDS.split())
     colours = set(COLOUR_WORDS.split())
     found = SplitStatistics()
     for row in read_rows(store, places, jpeg=False):
@@ -137,7 +132,8 @@ def _count(store: storage.Filesystem, places: list, split: str) -> SplitStatisti
             for sentence in ref["sentences"]:
                 words = split_words(sentence["sent"])
                 found.lengths.append(len(words))
-                found.positions.append(not positions.isdisjoint(words))
+                found.positions.append(not POSITION_WORDS.isdisjoint(words))
+                found.unmirrored.append(mirrored(sentence["sent"]) is None)
                 found.colours.append(not colours.isdisjoint(words))
     return found
 
@@ -167,6 +163,10 @@ def _summary(manifest: dict, counted: SplitStatistics) -> list[tuple[str, str]]:
         (
             "a position word",
             f"{mean(counted.positions):.1%} of the sentences (left, right, front, second, ...)",
+        ),
+        (
+            "not mirrored by augment flip",
+            f"{mean(counted.unmirrored):.1%} of the sentences, whose sides are not certain",
         ),
         ("a colour word", f"{mean(counted.colours):.1%} of the sentences"),
         ("target's share of the picture", f"mean {mean(shares):.1%}, median {median(shares):.1%}"),

@@ -35,6 +35,8 @@ WHOLE = (0, 0, 32, 32)
         ("his left hand", "his right hand"),
         ("2nd from right", "2nd from left"),
         ("middle giraffe", "middle giraffe"),
+        ("guy on the right in front", "guy on the left in front"),
+        ("let eight bright kites fly at night", "let eight bright kites fly at night"),
     ],
 )
 def test_left_and_right_change_places_in_every_form(sentence, swapped):
@@ -45,6 +47,8 @@ def test_left_and_right_change_places_in_every_form(sentence, swapped):
     "sentence",
     ["bike right next to the car", "cup right behind him", "man at 3 o'clock", "number 12",
      "sign that says stop", "the letter on the cap", "east one", "man on r",
+     "man on the rigth", "rihgt guy", "righ t one", "lef", "lft car", "rite most", "blue lfet",
+     "dark blue umbrella right in front", "boy right in front of the bus",
      "guy onleft", "leftover pizza", '"exit" door', "shirt with writing 7"],
 )  # fmt: skip
 def test_a_sentence_that_may_not_hold_in_a_mirror_is_left_alone(sentence):

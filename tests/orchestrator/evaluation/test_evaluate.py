@@ -11,13 +11,13 @@ import pytest
 import torch
 from pycocotools import mask as coco
 
+from aml.data import POSITION_WORDS
 from aml.data.decode import fit_mask, rasterise
 from aml.data.refer import read_refer
 from aml.data.refer_counts import vocabulary
 from aml.errors import UserError
 from aml.inference import segmenter as segmenter_module
 from aml.metrics import THRESHOLDS
-from aml.synthetic.meaning import POSITION_WORDS
 from orchestrator.evaluation import breakdown, command, robustness, worker
 from orchestrator.storage import filesystem
 from tests.support.hearing import hear

@@ -25,9 +25,10 @@ from orchestrator.config.schema import code_version
 from orchestrator.data import shards
 from orchestrator.reporting import rows
 from orchestrator.search import trial_spec
-from orchestrator.storage import records as records_module, run as run_module
+from orchestrator.storage import records as records_module, run as run_module, start
 from orchestrator.sweep import finish
 from orchestrator.training import loop
+from orchestrator.utils import processor
 from tests.support.stores import write_store
 
 SCORES = {
@@ -573,14 +574,14 @@ def test_a_run_notes_every_processor_that_it_was_begun_or_continued_on(
     run = run_module.Run(tmp_path / "noted", "train")
     manifest = {"fingerprint": "0123456789abcdef", "splits": {}}
     for name in ("Abacus with BEADS", "Quipu with KNOTS", "Abacus with BEADS"):
-        monkeypatch.setattr(run_module, "processor", lambda name=name: name)
+        monkeypatch.setattr(start, "processor", lambda name=name: name)
         run.folder.mkdir(exist_ok=True)
         storage.begin_run(run, there.train.experiment(), manifest, "data/again")
     assert run.state["processors"] == ["Abacus with BEADS", "Quipu with KNOTS"]
 
 
 def test_a_processor_is_named_by_its_model_and_torchs_instructions():
-    model, _, instructions = run_module.processor().rpartition(" with ")
+    model, _, instructions = processor().rpartition(" with ")
     assert model and instructions == torch.backends.cpu.get_cpu_capability()
 
 
