@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -78,9 +79,9 @@ def _run_until_interrupted(command: list[str], environment: dict[str, str]) -> i
     """
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup ignores it
         signal.signal(signal.SIGHUP, stop_at_once)
-    with subprocess.Popen(command, env=environment, start_new_session=True) as process:
+    with _start(command, environment) as (process, asked):
         try:
-            return process.wait()
+            return 0 if asked else process.wait()
         except KeyboardInterrupt:  # how a person ends it
             return 0
         finally:
@@ -91,6 +92,32 @@ def _run_until_interrupted(command: list[str], environment: dict[str, str]) -> i
                 pass
             finally:
                 _signal_group(process, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _start(
+    command: list[str], environment: dict[str, str]
+) -> Iterator[tuple[subprocess.Popen, list[int]]]:
+    """Start a command in a session of its own.
+
+    A signal that arrives while it starts is kept, since it would leave the process behind.
+
+    Yields:
+        The process, and the signals that arrived meanwhile.
+    """
+    asked: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _: asked.append(number))
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        if callable(signal.getsignal(number))
+    }
+    try:
+        started = subprocess.Popen(command, env=environment, start_new_session=True)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    with started as process:
+        yield process, asked
 
 
 def _signal_group(process: subprocess.Popen, number: int) -> None:

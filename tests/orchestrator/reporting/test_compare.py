@@ -556,7 +556,7 @@ def test_a_training_gives_the_same_bits_again(there, command):
     ],
 )
 def test_another_processor_is_named(there, command, processors, said):
-    here = run_module.processor()
+    here = processor()
     kept = dict(there.train.state)
     if processors:
         there.train.update(processors=[here if name == "HERE" else name for name in processors])
