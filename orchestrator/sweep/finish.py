@@ -80,7 +80,8 @@ def finish_sweep(
         "select": select or "last",
     }
     # An earlier end of this sweep may have measured the same champion.
-    is_known = run.state.get("champion") == champion
+    before = run.state.get("champion") or {}
+    is_known = all(before.get(key) == champion[key] for key in ("trial", "checkpoint"))
     baselines = run.state.get("baselines") if is_known else None
     checkpoint = _champion_checkpoint(run, best, folder, needed=not baselines)
     ended = time.time()
@@ -130,9 +131,9 @@ def _champion_checkpoint(run: storage.Run, best: dict, folder: str, *, needed: b
         )
     if not checkpoint.exists():
         raise RunError(
-            f"the checkpoint of {best['trial']}, the champion, never reached the bucket, and the "
-            "machine that held it is not there; give the same command again when it is, or start "
-            "another with --fresh"
+            f"the checkpoint of {best['trial']}, the champion, is not in {checkpoint.parent}; "
+            "bring it back, or the machine that held it before it reached the bucket, and give the "
+            "same command again, or start another with --fresh"
         )
     return checkpoint
 
