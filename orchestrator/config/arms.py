@@ -7,12 +7,11 @@ or both endings: off, random(rate=0.1), aml/calibrated(sentence=other weak=highe
 import re
 from typing import Any
 
-import yaml
-
 from aml.errors import UserError
 from aml.masking import PRESETS, MaskingConfig
 from aml.own_classes import names_own_class
 from aml.schema import not_among
+from orchestrator.config.yaml_text import parse_yaml
 
 AT_COMPUTE = "@compute"
 """Ends an arm that trains for as many epochs as the costliest arm's FLOPs would pay for."""
@@ -100,13 +99,17 @@ def masking_arm(arm: str) -> str:
 
 
 def own_settings(arm: str) -> dict[str, Any]:
-    """Return the settings of masking that stand in an arm's name: {"rate": 0.1}."""
+    """Return the settings of masking that stand in an arm's name: {"rate": 0.1}.
+
+    Raises:
+        UserError: A value cannot be read.
+    """
     found = OWN_SETTINGS.fullmatch(base_arm(arm))
     if not found:
         return {}
     parts = re.split(r"[,\s]+", found["settings"].strip())
     pairs = (part.partition("=") for part in parts)
-    return {key: yaml.safe_load(value) for key, _, value in pairs}
+    return {key: parse_yaml(value, f"{key} of the arm {arm!r}") for key, _, value in pairs}
 
 
 def meaning(arm: str) -> tuple:
