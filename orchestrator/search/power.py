@@ -106,8 +106,8 @@ def describe_power(experiment: Experiment, question: PowerQuestion, seed_hours: 
 def find_spreads(experiment: Experiment, question: PowerQuestion) -> list[SeedSpread]:
     """Return the spread of each metric that is known: of a guess, an earlier run, a shipped ledger.
 
-    Trials count at the epoch that evaluate.select names. Of several runs the one whose spread rests on the most degrees of freedom is taken, the newest
-    of equals.
+    Trials count at the epoch that evaluate.select names. Of several runs the one whose spread rests
+    on the most degrees of freedom is taken, the newest of equals.
     """
     if question.spread is not None:
         return [SeedSpread(METRICS[0], question.spread, "guessed")]

@@ -188,8 +188,8 @@ def arm_lines(rows: list[dict[str, Any]]) -> list[str]:
     for row in rows:
         ends = f"({wording.pct(row['mIoU_low'])} to {wording.pct(row['mIoU_high'])})"
         line = (
-            f"{row['split']:8} {row['arm']:{width}} {row['seeds']:5}  {wording.pct(row['mIoU']):>5} "
-            f"{ends:18} {wording.pct(row['oIoU']):>5}"
+            f"{row['split']:8} {row['arm']:{width}} {row['seeds']:5}  "
+            f"{wording.pct(row['mIoU']):>5} {ends:18} {wording.pct(row['oIoU']):>5}"
         )
         if row["mIoU_vs_off_n"]:
             low, high = row["mIoU_vs_off_low"], row["mIoU_vs_off_high"]
