@@ -78,12 +78,18 @@ def check_arm(arm: str) -> None:
             "random(rate=0.1) or aml/calibrated(sentence=other weak=highest)"
         )
     stated = own_settings(arm)
-    every = [*MaskingConfig.model_fields]
-    known = every if stated.get("rate") == "match" else DIMENSIONS.get(name, every)
+    is_matched = name == "random" and stated.get("rate") == "match"
+    unread = SET_BY_NAME if is_matched or names_own_class(name) else (*SET_BY_NAME, "rate")
+    others = [key for key in MaskingConfig.model_fields if key not in unread]
+    known = others if is_matched else DIMENSIONS.get(name, others)
     for key in keys:
-        if key in SET_BY_NAME or key not in known:
-            among = [one for one in known if one not in SET_BY_NAME]
-            raise not_among(f"the setting of the arm {name}", key, among or ["none"])
+        if key not in known:
+            raise not_among(f"the setting of the arm {name}", key, known or ["none"])
+    if stated.get("rate") == "match" and name in DIMENSIONS and not is_matched:
+        raise UserError(
+            f"search.arms {arm!r}: rate match hides as many blocks as alignment would, which "
+            "random alone does; give a number"
+        )
 
 
 def base_arm(arm: str) -> str:
