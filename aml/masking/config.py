@@ -233,8 +233,7 @@ class MaskingConfig(Settings):
         if (self.source == "prediction") != (self.score == "probability"):
             raise UserError(
                 f"aml.source {self.source} with aml.score {self.score}: the prediction is scored "
-                "by "
-                "probability and nothing else is; set both or neither"
+                "by probability and nothing else is; set both or neither"
             )
         if self.stage1 == "cached" and (self.source, self.selection) != ("prediction", "block"):
             raise UserError(
@@ -379,11 +378,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """calibrated: this project's defaults; balanced and both: the same hiding target and background
 alike, and training the clean image too. confusable: what the prediction for another item's sentence
-finds likeliest is hidden: objects, whether or not they are the referent. cached: calibrated
-with the alignment of an earlier epoch; cached_confusable: what was found likeliest for any referent
-of the picture. paper: the formulas as printed (tau 0.4, rho 0.25, D_a 2048, block 32 at 448 px).
-release: what the released code computes (PMME, AFM, draws, both passes back-propagated at 0.5),
-without its third run of the backbone."""
+finds likeliest is hidden: objects, the referent or not. cached: calibrated with the alignment of an
+earlier epoch; cached_confusable: what was found likeliest for any referent of the picture. paper:
+the formulas as printed (tau 0.4, rho 0.25, D_a 2048, block 32 at 448 px). release: what the
+released code computes (PMME, AFM, draws, both passes back-propagated at 0.5), without its third run
+of the backbone."""
 
 
 def preset(name: str = "calibrated", **overrides) -> MaskingConfig:

@@ -160,6 +160,7 @@ def vacuous_mask(config: MaskingConfig, metrics: dict[str, float]) -> str:
     first = metrics["epoch"] == config.first_epoch + 1 and "aml/scale" in metrics
     if not config.method.selects_by_alignment or not first or hidden is None:
         return ""
+    hidden /= config.batch_share  # the mean holds the samples that stay clean
     if 0.001 < hidden < 0.9:
         return ""
     what = "nearly the whole image" if hidden >= 0.9 else "almost nothing"

@@ -8,6 +8,7 @@ import typer
 
 from aml.errors import UserError
 from orchestrator.cli.options import (
+    SHARDS,
     Config,
     Json,
     MaxMegapixels,
@@ -223,9 +224,7 @@ def predict(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(
-            metavar="URI", help="Shards: predict every sentence of --split, for `evaluate`."
-        ),
+        typer.Option(metavar="URI", help=f"Predict every sentence of --split of these. {SHARDS}"),
     ] = None,
     split: Annotated[str | None, typer.Option(help="Of --data: as val or val,testA.")] = None,
     out: Annotated[
@@ -252,7 +251,7 @@ def predict(
 ) -> None:
     """Segment the referents of sentences in pictures of your own, or of whole splits."""
     from aml.reading import pixels_of
-    from orchestrator import evaluation, storage
+    from orchestrator import evaluation
 
     if data is not None or split is not None:
         if data is None or split is None:
@@ -262,7 +261,7 @@ def predict(
         place = out or Path("masks")
         count = evaluation.predict_splits(
             checkpoint_folder(checkpoint),
-            storage.Filesystem(data, storage.storage_root()),
+            named_shards(data),
             [one.strip() for one in split.split(",")],
             place,
             precision=precision,

@@ -21,7 +21,7 @@ def compare(
         ),
     ],
     metric: Annotated[
-        str, typer.Option(help="Of runs: a validation metric of the last epoch.")
+        str, typer.Option(help="Of runs: a validation metric of the epoch that counts.")
     ] = "val/mIoU",
     as_json: Json = False,
 ) -> None:

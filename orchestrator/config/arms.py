@@ -7,12 +7,11 @@ or both endings: off, random(rate=0.1), aml/calibrated(sentence=other weak=highe
 import re
 from typing import Any
 
-import yaml
-
 from aml.errors import UserError
 from aml.masking import PRESETS, MaskingConfig
 from aml.own_classes import names_own_class
 from aml.schema import not_among
+from orchestrator.config.yaml_text import parse_yaml
 
 AT_COMPUTE = "@compute"
 """Ends an arm that trains for as many epochs as the costliest arm's FLOPs would pay for."""
@@ -79,12 +78,18 @@ def check_arm(arm: str) -> None:
             "random(rate=0.1) or aml/calibrated(sentence=other weak=highest)"
         )
     stated = own_settings(arm)
-    every = [*MaskingConfig.model_fields]
-    known = every if stated.get("rate") == "match" else DIMENSIONS.get(name, every)
+    is_matched = name == "random" and stated.get("rate") == "match"
+    unread = SET_BY_NAME if is_matched or names_own_class(name) else (*SET_BY_NAME, "rate")
+    others = [key for key in MaskingConfig.model_fields if key not in unread]
+    known = others if is_matched else DIMENSIONS.get(name, others)
     for key in keys:
-        if key in SET_BY_NAME or key not in known:
-            among = [one for one in known if one not in SET_BY_NAME]
-            raise not_among(f"the setting of the arm {name}", key, among or ["none"])
+        if key not in known:
+            raise not_among(f"the setting of the arm {name}", key, known or ["none"])
+    if stated.get("rate") == "match" and name in DIMENSIONS and not is_matched:
+        raise UserError(
+            f"search.arms {arm!r}: rate match hides as many blocks as alignment would, which "
+            "random alone does; give a number"
+        )
 
 
 def base_arm(arm: str) -> str:
@@ -100,13 +105,17 @@ def masking_arm(arm: str) -> str:
 
 
 def own_settings(arm: str) -> dict[str, Any]:
-    """Return the settings of masking that stand in an arm's name: {"rate": 0.1}."""
+    """Return the settings of masking that stand in an arm's name: {"rate": 0.1}.
+
+    Raises:
+        UserError: A value cannot be read.
+    """
     found = OWN_SETTINGS.fullmatch(base_arm(arm))
     if not found:
         return {}
     parts = re.split(r"[,\s]+", found["settings"].strip())
     pairs = (part.partition("=") for part in parts)
-    return {key: yaml.safe_load(value) for key, _, value in pairs}
+    return {key: parse_yaml(value, f"{key} of the arm {arm!r}") for key, _, value in pairs}
 
 
 def meaning(arm: str) -> tuple:

@@ -17,6 +17,7 @@ from .intervals import (
 )
 from .numbers import (
     by_seed as by_seed,
+    counted as counted,
 )
 from .report import (
     write_report as write_report,

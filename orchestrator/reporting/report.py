@@ -70,8 +70,7 @@ def write_report(
         The path of the page.
 
     Raises:
-        UserError: The folder holds neither sweep.json nor train.json, or a file in it cannot be
-            read; out is no place for a report, or holds other files.
+        UserError: The run cannot be read; out is no place for a report, or holds other files.
         NotSaved: The disk takes no more.
     """
     run_folder = Path(run_folder)
@@ -126,7 +125,7 @@ def _page_and_tables(
         measured = [*sweep_tables["evaluations"], *tables["evaluations"]]
         tables |= sweep_tables | {"evaluations": measured}
     else:
-        page |= _training_page(trials)
+        page |= _training_page(trials, meta)
     tables["evaluations"] = evidence.with_published(tables["evaluations"])
     tables = {name: table for name, table in tables.items() if table or name not in OPTIONAL}
     for name in OPTIONAL:
@@ -174,19 +173,18 @@ def _common_page(run_folder: Path, meta: dict, trials: list[Trial]) -> dict[str,
     }
 
 
-def _training_page(trials: list[Trial]) -> dict[str, Any]:
+def _training_page(trials: list[Trial], meta: dict) -> dict[str, Any]:
     """Return the template's variables of a training, which is the only trial."""
-    only = trials[0]
-    score = wording.pct(numbers.last(only, "val/mIoU"))
-    metrics = (("val/mIoU", 100), ("val/oIoU", 100), ("train/loss", 1))
+    counted = numbers.counted(trials, numbers.selected(meta))[0]
+    score = wording.pct(numbers.last(counted, "val/mIoU"))
     return {
         "summary": [
-            f"One training of {only['epochs']} epochs, not a comparison; "
-            f"validation mIoU after the last epoch: {score}%."
+            f"One training of {counted['epochs']} epochs, not a comparison; "
+            f"validation mIoU after {wording.counted_epoch(meta)}: {score}%."
         ],
         "curves": [
             {"svg": curves.curves_figure(key, trials, factor, True), "text": ""}
-            for key, factor in metrics
+            for key, factor in (("val/mIoU", 100), ("val/oIoU", 100), ("train/loss", 1))
             if numbers.mean_curve(trials, key)
         ],
     }

@@ -209,14 +209,16 @@ def robust_lines(scores: list[RobustScore], sweep: Mapping[str, Any]) -> list[st
         return []
     sentences = (sweep.get("robustness") or {}).get("n")
     names = list(dict.fromkeys(s.corruption for s in scores))
+    arms = list(dict.fromkeys(s.arm for s in scores))
+    width = max(map(len, arms))
     lines = [
         f"mIoU in % under corruption, {sentences} validation sentences, mean over fresh seeds:",
-        "  " + " ".join([f"{'':16}", *(f"{name:>9}" for name in names)]),
+        "  " + " ".join([" " * width, *(f"{name:>9}" for name in names)]),
     ]
-    for arm in dict.fromkeys(s.arm for s in scores):
+    for arm in arms:
         own = {s.corruption: s for s in scores if s.arm == arm}
         cells = [f"{wording.pct(own[name].mIoU.mean, 1):>9}" for name in names]
-        lines.append("  " + " ".join([f"{arm:16}", *cells]))
+        lines.append("  " + " ".join([f"{arm:{width}}", *cells]))
     return lines
 
 

@@ -106,22 +106,23 @@ def describe_power(experiment: Experiment, question: PowerQuestion, seed_hours: 
 def find_spreads(experiment: Experiment, question: PowerQuestion) -> list[SeedSpread]:
     """Return the spread of each metric that is known: of a guess, an earlier run, a shipped ledger.
 
-    Of several runs the one whose spread rests on the most degrees of freedom is taken, the newest
-    of equals.
+    Trials count at the epoch that evaluate.select names. Of several runs the one whose spread rests
+    on the most degrees of freedom is taken, the newest of equals.
     """
     if question.spread is not None:
         return [SeedSpread(METRICS[0], question.spread, "guessed")]
     found: list[SeedSpread] = []
+    select = experiment.evaluate.select
     for run in storage.list_runs(storage.storage_root(experiment.storage.root)):
         if run.kind == "sweep" and run.state.get("name") == experiment.name:
-            trials = reporting.add_robustness(run.ledger(), run.state)
-            found += _spreads(trials, f"run {run.name}")
+            trials = reporting.counted(run.ledger(), select)
+            found += _spreads(reporting.add_robustness(trials, run.state), f"run {run.name}")
     shipped = question.shipped and question.shipped / SHIPPED / f"{experiment.name}.ledger.jsonl"
     if not found and shipped and shipped.is_file():
         trials, problems = storage.read_trials(shipped)
         for problem in problems:
             logger.info(f"note: {shipped}: {problem}")
-        found = _spreads(trials, str(shipped))
+        found = _spreads(reporting.counted(trials, select), str(shipped))
     by_metric = [[s for s in found if s.metric == metric] for metric in METRICS]
     return [max(known, key=lambda spread: spread.freedom) for known in by_metric if known]
 

@@ -18,7 +18,7 @@ Dimension = list | dict[str, Any]
 def distinct_settings(experiment: Experiment, arm: str) -> list[dict]:
     """Return the arm's grid without repetitions (`active_params`); [{}] without a grid.
 
-    The arm random has one setting for each product tau * rho.
+    The arms random and consistency have one setting for each product tau * rho.
     """
     search = experiment.search
     if search.method.name != "grid":
@@ -31,7 +31,8 @@ def distinct_settings(experiment: Experiment, arm: str) -> list[dict]:
     distinct: dict[str, dict] = {}
     for overrides in all_settings:
         trial = experiment.for_arm(arm, overrides)
-        is_share_alone = masking_arm(arm) == "random" and trial.aml.rate != "match"
+        blind = masking_arm(arm) in ("random", "consistency")
+        is_share_alone = blind and not trial.aml.method.reads_alignment
         masking = round(trial.aml.share, 9) if is_share_alone else overrides
         key = json.dumps([masking, _without_coordinates(overrides)], sort_keys=True)
         distinct.setdefault(key, overrides)

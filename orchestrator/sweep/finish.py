@@ -297,7 +297,8 @@ def sweep_summary(run: storage.Run) -> str:
     failed = (record for record in records if record["state"] == "failed")
     lines += [f"  {record['trial']} failed: {record['error']}" for record in failed]
     scores = confirmed_scores(records, run.experiment().evaluate.select)
-    lines += [f"  {arm:16} val mIoU {text}" for arm, text in scores.items()]
+    width = max(map(len, scores), default=0)
+    lines += [f"  {arm:{width}} val mIoU {text}" for arm, text in scores.items()]
     lines += reporting.robust_lines(
         reporting.robust_scores(reporting.add_robustness(records, state), state), state
     )

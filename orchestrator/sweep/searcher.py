@@ -110,6 +110,7 @@ class PlanSearcher(NotPickled, Searcher):
         self.trials.add(spec, schedule[-1][0], history)
         return {
             "trial": spec.id,
+            "arm": spec.arm,
             "segment": f"{spec.id}-to-{spec.pause_at_epoch}" if is_member else spec.id,
             "config_schedule": [(settings.for_workers(), end) for settings, end in schedule],
             "folder": storage.to_uri(folder),

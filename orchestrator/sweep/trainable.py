@@ -1,6 +1,7 @@
 """The trainables of Tune: the training loop itself, or the driver of a Ray Train run."""
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 
 from aml.errors import NotSaved
@@ -35,7 +36,8 @@ def in_process_trial(
         tune.report(training.failure_metrics(error))
         return
     try:
-        _train_schedule(schedule, shared, vocabulary, folder, device, uploader)
+        context = training.RunContext(device=device, arm=config["arm"])
+        _train_schedule(schedule, shared, vocabulary, folder, context, uploader)
     except utils.NON_RETRYABLE as error:  # a restart would repeat it: the trial fails alone
         with contextlib.suppress(NotSaved):  # the failure itself is the one to report
             uploader.submit()
@@ -49,7 +51,7 @@ def _train_schedule(
     shared: ObjectStoreBlocks | StreamingBlocks,
     vocabulary: list[str],
     folder: Path,
-    device: str,
+    context: training.RunContext,
     uploader: storage.BackgroundUploader,
 ) -> None:
     """Train with each of the settings up to its epoch, uploading what is saved."""
@@ -70,10 +72,8 @@ def _train_schedule(
         tune.report(utils.without_nan(metrics))
 
     for experiment, end in schedule:
-        context = training.RunContext(
-            device=device, stop_epoch=end, should_checkpoint=notice, on_checkpoint=upload
-        )
-        training.run_training(experiment, shared.open, vocabulary, folder, report, context)
+        part = replace(context, stop_epoch=end, should_checkpoint=notice, on_checkpoint=upload)
+        training.run_training(experiment, shared.open, vocabulary, folder, report, part)
 
 
 def ray_train_trial(
@@ -98,6 +98,9 @@ def ray_train_trial(
     experiment = from_dict(config["config_schedule"][-1][0])
     callbacks = [TuneReportCallback()]
     try:
-        training.make_trainer(experiment, shared, vocabulary, folder, callbacks=callbacks).fit()
+        trainer = training.make_trainer(
+            experiment, shared, vocabulary, folder, callbacks=callbacks, arm=config["arm"]
+        )
+        trainer.fit()
     except TrainingFailedError as error:
         tune.report(training.failure_metrics(error))

@@ -57,11 +57,16 @@ def find_checkpoint(
     """
     text = str(text)
     root = Path(root)
-    if text.startswith("models:"):
-        return _registered_checkpoint(text, root, tracking_uri)
     folder = home_expanded(text)
     if folder.is_file():
         return _published_checkpoint(folder, root, tokenizer)
+    if tokenizer is not None:
+        raise UserError(
+            f"--tokenizer is for a published .pth file, and {text} is none: a checkpoint brings "
+            "its own; leave --tokenizer out"
+        )
+    if text.startswith("models:"):
+        return _registered_checkpoint(text, root, tracking_uri)
     if folder.is_dir():
         try:
             return _checkpoint_in(folder)

@@ -54,7 +54,7 @@ class RunCheckpointer:
         save_checkpoint(
             self.folder / "last",
             learner.model,
-            checkpoint_info(self.experiment, progress.epoch, metrics, "last epoch"),
+            checkpoint_info(self.experiment, self.context.arm, metrics, "last epoch"),
             learner.state_dict(),
         )
         if self.saved_for:
@@ -63,13 +63,15 @@ class RunCheckpointer:
         self.context.on_checkpoint()
 
 
-def checkpoint_info(experiment: Experiment, epoch: int, metrics: dict, selected_by: str) -> dict:
+def checkpoint_info(
+    experiment: Experiment, arm: str | None, metrics: dict, selected_by: str
+) -> dict:
     """Return the metadata of a checkpoint.
 
     Args:
         experiment: The settings of the run.
-        epoch: Number of finished epochs.
-        metrics: Metrics of the last of them.
+        arm: See `RunContext.arm`.
+        metrics: Metrics of the last finished epoch; none before the first has ended.
         selected_by: Why this epoch, in words.
     """
     return {
@@ -77,16 +79,22 @@ def checkpoint_info(experiment: Experiment, epoch: int, metrics: dict, selected_
         "fit": experiment.data.fit,
         "threshold": experiment.evaluate.threshold,
         "precision": experiment.train.precision,
-        "arm": experiment.aml.arm,
+        "arm": arm or experiment.aml.arm,
         "seed": experiment.seed,
-        "epoch": epoch,
+        "epoch": metrics.get("epoch", 0),
         "selected_by": selected_by,
         "metrics": without_nan(metrics),
     }
 
 
 def save_epoch(
-    learner: Learner, experiment: Experiment, folder: Path, metrics: dict, *, is_best: bool
+    learner: Learner,
+    experiment: Experiment,
+    folder: Path,
+    metrics: dict,
+    *,
+    is_best: bool,
+    arm: str | None = None,
 ) -> None:
     """Save a finished epoch: best/ if it is the best, last/ with its state, then its line.
 
@@ -96,14 +104,14 @@ def save_epoch(
         folder: The folder of the run or trial.
         metrics: The metrics of the epoch.
         is_best: Whether the epoch has the best validation score so far.
+        arm: See `RunContext.arm`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    epoch = metrics["epoch"]
     if is_best:
         best_by = f"best {judged_by(experiment.evaluate.select)}"
-        info = checkpoint_info(experiment, epoch, metrics, best_by)
+        info = checkpoint_info(experiment, arm, metrics, best_by)
         save_checkpoint(folder / "best", learner.model, info)
-    info = checkpoint_info(experiment, epoch, metrics, "last epoch")
+    info = checkpoint_info(experiment, arm, metrics, "last epoch")
     save_checkpoint(folder / "last", learner.model, info, learner.state_dict())
     write_history(folder, learner)
 

@@ -31,6 +31,8 @@ class RunContext:
     device: torch.device | str = "cpu"
     wrap_model: Callable[[torch.nn.Module], torch.nn.Module] | None = None
     """Wraps the model for distributed training (DDP)."""
+    arm: str | None = None
+    """What checkpoints call the arm; None: what the masking settings say."""
     init_checkpoint: Path | None = None
     """A checkpoint whose weights a run without a checkpoint of its own starts from."""
     stop_epoch: int | None = None

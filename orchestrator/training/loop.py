@@ -111,7 +111,14 @@ def _run(
                 file = folder / "pictures" / f"epoch-{result.epoch:04d}.png"
                 atomic_write(file, encode_png(grid))
             # Last, so that an epoch which a lost process had not finished is trained again in full.
-            save_epoch(learner, experiment, folder, result.metrics, is_best=result.improved)
+            save_epoch(
+                learner,
+                experiment,
+                folder,
+                result.metrics,
+                is_best=result.improved,
+                arm=context.arm,
+            )
         report(result.metrics)
         if stop_file_seen(folder, learner) or result.epoch >= stop_epoch:
             return

@@ -77,6 +77,7 @@ def worker_loop(config: dict) -> None:
         context = loop.RunContext(
             device=device,
             wrap_model=_ddp_wrapper(device, world_size),
+            arm=config["arm"],
             init_checkpoint=init,
             should_checkpoint=cluster.shutdown_notice(),
             on_checkpoint=deliver,
@@ -137,6 +138,7 @@ def make_trainer(
     *,
     callbacks: Iterable = (),
     init: Path | None = None,
+    arm: str | None = None,
 ) -> "TorchTrainer":
     """Return a TorchTrainer that trains or resumes the run in `folder`.
 
@@ -150,6 +152,7 @@ def make_trainer(
         folder: The folder of the run or trial.
         callbacks: Callbacks of Ray Train.
         init: A checkpoint whose weights a new run starts from.
+        arm: See `RunContext.arm`.
     """
     import ray.train
     from ray.train.torch import TorchTrainer
@@ -168,6 +171,7 @@ def make_trainer(
             "vocabulary": vocabulary,
             "folder": storage.to_uri(folder),
             "init": init and storage.to_uri(init),
+            "arm": arm,
         },
         # The types that mypy sees are of Ray Train's older ScalingConfig.
         scaling_config=ray.train.ScalingConfig(  # type: ignore[call-arg]

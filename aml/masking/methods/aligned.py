@@ -1,6 +1,6 @@
 """Alignment-aware masked learning: the blocks that match the expression least are hidden.
 
-The presets (calibrated, balanced, both, confusable, paper, release) are settings of this method.
+All presets (aml.masking.PRESETS) are settings of this method.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -45,7 +45,7 @@ def compare_runs(names: list[str], root: Path, *, metric: str = "val/mIoU") -> d
     Args:
         names: RUN, RUN:ARM or DIR, as the module describes them.
         root: Folder of all runs.
-        metric: Metric of the last epoch that runs and arms are compared by.
+        metric: Metric that runs and arms are compared by, at the epoch that counts.
 
     Returns:
         The result for JSON: "kind" is "seeds" or "images", "comparisons" has a row for each test;
@@ -119,7 +119,7 @@ def _scores(group: ComparisonGroup, metric: str) -> Scores:
             k for k in group.trials[0]["history"][-1] if k.startswith(("val/", "robust/"))
         )
         raise UserError(
-            f"{group.label} has no {metric} in its last epoch; "
+            f"{group.label} has no {metric} in the epoch that counts; "
             f"choose --metric out of {', '.join(known)}"
         )
     return scores

@@ -183,12 +183,13 @@ def arm_rows(
 
 def arm_lines(rows: list[dict[str, Any]]) -> list[str]:
     """Return the rows as lines of a terminal, in per cent."""
-    lines = [f"{'split':8} {'arm':16} seeds  mIoU (95% t interval)    oIoU    Δ off mIoU"]
+    width = max(map(len, ("arm", *(row["arm"] for row in rows))))
+    lines = [f"{'split':8} {'arm':{width}} seeds  mIoU (95% t interval)    oIoU    Δ off mIoU"]
     for row in rows:
         ends = f"({wording.pct(row['mIoU_low'])} to {wording.pct(row['mIoU_high'])})"
         line = (
-            f"{row['split']:8} {row['arm']:16} {row['seeds']:5}  {wording.pct(row['mIoU']):>5} "
-            f"{ends:18} {wording.pct(row['oIoU']):>5}"
+            f"{row['split']:8} {row['arm']:{width}} {row['seeds']:5}  "
+            f"{wording.pct(row['mIoU']):>5} {ends:18} {wording.pct(row['oIoU']):>5}"
         )
         if row["mIoU_vs_off_n"]:
             low, high = row["mIoU_vs_off_low"], row["mIoU_vs_off_high"]

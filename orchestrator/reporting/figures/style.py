@@ -2,6 +2,7 @@
 
 import io
 import re
+import zlib
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, Concatenate, ParamSpec, TypedDict
@@ -34,14 +35,12 @@ STYLES = {
 }
 """Colour, line style and marker of the known arms."""
 
-SPARE = [
-    ("#334155", ":", "p"),
-    ("#155e75", "--", "*"),
-    ("#3f6212", "-.", "H"),
-    ("#9f1239", ":", "<"),
-    ("#5b21b6", "--", ">"),
-]
-"""Styles of all other arms."""
+SPARE_COLORS = ("#334155", "#155e75", "#3f6212", "#9f1239", "#5b21b6")
+"""Colours of all other arms."""
+
+SPARE_LINES = (":", "--", "-.")
+
+SPARE_MARKERS = ("p", "*", "H", "<", ">", "8", "x")
 
 PLOT: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -115,8 +114,19 @@ def drawing(
 
 def style_of(arm: str) -> LineStyle:
     """Return colour, line style and marker of an arm, which are the same in every figure."""
-    color, line, marker = STYLES.get(arm) or SPARE[sum(map(ord, arm)) % len(SPARE)]
+    color, line, marker = STYLES.get(arm) or _spare_style(arm)
     return {"color": color, "linestyle": line, "marker": marker}
+
+
+def _spare_style(arm: str) -> tuple[str, str, str]:
+    """Return a style that depends on the arm's name alone; two arms seldom have the same."""
+    number = zlib.crc32(arm.encode())
+    found = []
+    for choices in (SPARE_COLORS, SPARE_MARKERS, SPARE_LINES):
+        number, place = divmod(number, len(choices))
+        found.append(choices[place])
+    color, marker, line = found
+    return color, line, marker
 
 
 def legend(arms: list[str]) -> list[dict[str, str]]:

@@ -535,6 +535,8 @@ def test_vacuous_masks_are_said_once_with_their_numbers():
         "nearly the whole"
     )
     assert "almost nothing" in vacuous_mask(config, first | {"aml/hidden": 0.0})
+    half = config.replace(batch_share=0.5)  # of the masked half nearly all is hidden
+    assert "hid 97.0%, nearly the whole" in vacuous_mask(half, first | {"aml/hidden": 0.485})
     assert (
         vacuous_mask(config, first | {"epoch": 2})
         == vacuous_mask(config, first | {"aml/hidden": 0.25})

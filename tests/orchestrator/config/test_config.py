@@ -251,6 +251,7 @@ def test_settings_of_its_own_are_fixed_in_an_arm():
     assert (blind.aml.rate, tenth.aml.mode, tenth.aml.rate) == (None, "random", 0.1)
     assert (paper.aml.preset, paper.aml.tau, paper.aml.weak) == ("paper", 0.3, "highest")
     assert (paper.aml.score, paper.aml.noise) == ("token_softmax", 0.1)
+    assert experiment.for_arm("random(rate=1e-1)", {}).aml.rate == 0.1
     assert paper.data.augment == ["colour"]
     # what the arm fixes is not searched
     assert active_params(None, arms[2], {"aml.tau": 0.5, "aml.rho": 0.5}) == {"aml.rho": 0.5}
@@ -267,6 +268,11 @@ def test_settings_of_its_own_are_fixed_in_an_arm():
         ("random(score=cosine)", "the setting of the arm random is 'score'"),
         ("random(mode=aml)", "the setting of the arm random is 'mode'"),
         ("random()", "what is in brackets must be settings of masking"),
+        ("off(rate=match)", "the setting of the arm off is 'rate'; known: none"),
+        ("maskris(rate=match)", "which random alone does"),
+        ("aml/calibrated(rate=0.2)", "the setting of the arm aml/calibrated is 'rate'"),
+        ("'random(rate=@x)'", "rate of the arm .* is not valid YAML"),
+        ("random(rate=010)", "aml.rate is '010'; it must be a number"),
         ("random(rate=0.1 rate=0.2)", "each once"),
         ("random(rate=0.1", "search.arms is 'random.rate=0.1'"),
         ("random(rate=0.1), random( rate=0.1 )", "each once"),
@@ -274,7 +280,8 @@ def test_settings_of_its_own_are_fixed_in_an_arm():
 )
 def test_settings_of_an_arm_that_mean_nothing_are_refused(arms, message):
     with pytest.raises(UserError, match=message):
-        from_text(MINIMAL, [f"search.arms=[{arms}]"])
+        experiment = from_text(MINIMAL, [f"search.arms=[{arms}]"])
+        experiment.for_arm(experiment.search.arms[0], {})
     from_text(MINIMAL, ["search.arms=[random(rate=match score=cosine)]"])
 
 

@@ -1,6 +1,7 @@
 """Score masks of files, and write those of a checkpoint."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -164,11 +165,13 @@ def test_missing_masks_count_as_empty_where_asked_for(hand, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("form", ["masks", "masks.jsonl"])
-def test_masks_of_a_checkpoint_score_as_it_does(data, tmp_path, capsys, form):
+def test_masks_of_a_checkpoint_score_as_it_does(data, tmp_path, capsys, monkeypatch, form):
     """In the original protocol the rows are the same bytes; `compare` pairs the two."""
     splits = ["--data", data.store.path, "--splits", "val,testA"]
     place = tmp_path / form
-    where = ["--data", data.store.path, "--split", "val,testA", "--out", place]
+    shards = Path(data.store.path)
+    monkeypatch.chdir(shards.parent)  # shards are looked for in the current folder first
+    where = ["--data", shards.name, "--split", "val,testA", "--out", place]
     for _ in range(2):  # the second time over what the first one wrote
         code, text = command(capsys, "predict", data.checkpoint, *where)
         assert code == 0, text

@@ -111,6 +111,16 @@ def test_the_spread_is_an_earlier_runs_else_a_shipped_ledgers_else_asked_for(exp
     assert "ledger" not in text and "other" not in text
 
 
+def test_the_spread_is_that_of_the_epochs_that_count(experiment, tmp_path):
+    ended_alike = trials({arm: [0.2 + k / 100 for k in range(3)] for arm in ARMS})
+    for trial, best in zip(ended_alike, trials(ARMS), strict=True):
+        trial["history"] = [*best["history"], trial["history"][0] | {"epoch": 2}]
+    write(tmp_path / "results" / "toy.ledger.jsonl", ended_alike)
+    assert "--seed-spread 1.5" in plan(experiment, tmp_path)  # at the last epoch none differ
+    best = experiment.with_overrides({"evaluate.select": "best_mIoU"})
+    assert "spreads by 1.60 points" in plan(best, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -25,11 +25,14 @@ aml: {block: 4, stage1_scale: 1.0}
 train: {epochs: 3, batch: 16}
 evaluate: {probe: 8, pictures: 2}
 search:
-  arms: [off, random, aml/calibrated]
+  arms: [off, random, aml/calibrated(weak=lowest)]
   space: {aml.tau: [0.5], optim.lr: [1e-3, 1e6]}
   scheduler: {name: asha, grace: 1, reduction: 2}
   seeds: {confirm: 1}
 """
+
+
+ALIGNED = "aml/calibrated(weak=lowest)"
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +58,12 @@ def test_a_sweep_ends_with_every_arm_confirmed_and_says_where_things_are(finishe
     assert {r["arm"] for r in records if r["stage"] == "confirm" and r["state"] == "done"} == {
         "off",
         "random",
-        "aml/calibrated",
+        ALIGNED,
     }
+    for record in records:
+        config = run.folder / "trials" / record["trial"] / "last" / "config.json"
+        if config.exists():
+            assert json.loads(config.read_text())["arm"] == record["arm"]
     for word in (
         "untrained model",
         "random object",
@@ -83,13 +90,15 @@ def test_a_trial_that_is_not_finite_fails_alone_and_is_said(finished):
 def test_arms_have_equal_trials_and_numeric_coordinates(finished):
     run, _ = finished
     search = [r for r in run.ledger() if r["stage"] == "search"]
-    assert {
-        arm: sum(r["arm"] == arm for r in search) for arm in ("off", "random", "aml/calibrated")
-    } == {"off": 2, "random": 2, "aml/calibrated": 2}
+    assert {arm: sum(r["arm"] == arm for r in search) for arm in ("off", "random", ALIGNED)} == {
+        "off": 2,
+        "random": 2,
+        ALIGNED: 2,
+    }
     assert {(r["arm"], r["tau"], r["rho"]) for r in search} == {
         ("off", 0.0, 0.0),
         ("random", 1.0, 0.25),
-        ("aml/calibrated", 0.5, 0.5),
+        (ALIGNED, 0.5, 0.5),
     }
 
 
@@ -295,7 +304,7 @@ def alone(run: run_module.Run, record: dict, root: Path) -> list[dict]:
 def test_a_reused_process_gives_a_trial_the_bits_it_has_alone(finished, home):
     """A confirmation trial ran in an actor that had run other trials; alone it gives the same."""
     run, _ = finished
-    (record,) = [r for r in run.ledger() if r["trial"] == "aml_calibrated-confirm-000"]
+    (record,) = [r for r in run.ledger() if r["trial"] == "aml_calibrated_weak_lowest-confirm-000"]
     names = ("train/loss", "val/mIoU", "val/oIoU", "aml/hidden", "aml/auroc")
     assert [[h[n] for n in names] for h in alone(run, record, home)] == [
         [e[n] for n in names] for e in record["history"]

@@ -95,6 +95,11 @@ def test_what_names_no_checkpoint_is_refused(root, text, says, monkeypatch):
         resolve.find_checkpoint(text, root)
 
 
+def test_a_tokenizer_beside_what_is_no_published_file_is_refused(root):
+    with pytest.raises(UserError, match="--tokenizer is for a published .pth file"):
+        resolve.find_checkpoint("models:/toy@champion", root, tokenizer="bert")
+
+
 def test_an_mlflow_run_and_a_registered_model_lead_to_their_checkpoint(root, monkeypatch):
     from orchestrator.tracking import mlflow_server
 
