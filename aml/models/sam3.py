@@ -85,8 +85,6 @@ class Sam3(Model):
         self.word_ids = self.tokens.word_ids
         self.image_multiple = network.config.vision_config.backbone_config.patch_size
         self._add_parts(network)
-        self.vision = prepared(self.vision, options.vision, options.lora_rank)
-        self.text = prepared(self.text, options.text, options.lora_rank)
         self.encoders = tuple(
             f"{part}." for part in ("vision", "text") if getattr(options, part) == "trained"
         )
@@ -110,9 +108,11 @@ class Sam3(Model):
 
     def _add_parts(self, network: Any) -> None:
         """Take from a `Sam3Model` what a mask needs."""
-        self.vision, self.text = network.vision_encoder, network.text_encoder.text_model
+        options, vision = self.options, network.vision_encoder
         # SAM 3 makes a fourth map, half a place to a patch and side, and does not read it
-        self.vision.neck.fpn_layers = self.vision.neck.fpn_layers[:3]
+        vision.neck.fpn_layers = vision.neck.fpn_layers[:3]
+        self.vision = prepared(vision, options.vision, options.lora_rank)
+        self.text = prepared(network.text_encoder.text_model, options.text, options.lora_rank)
         self.text_projection, self.joint = network.text_projection, network.detr_encoder
         masks = network.mask_decoder
         self.prompt_norm, self.prompt_attention = (
@@ -124,7 +124,7 @@ class Sam3(Model):
         for layers in (self.pixels.conv_layers, self.pixels.norms):
             del layers[2:]
         for layer in self.joint.layers:
-            layer.dropout.p = self.options.dropout
+            layer.dropout.p = options.dropout
 
     def train(self, mode: bool = True):
         super().train(mode)
