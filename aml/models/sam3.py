@@ -5,12 +5,12 @@ Carion et al., SAM 3: Segment Anything with Concepts, 2025; modules and weights 
 read (the layers that attend to the whole picture know a fixed number of places there), is encoded
 once for all sentences, and nothing runs that no mask needs.
 
-SAM 3 gives a phrase two answers: a mask for each of 200 queries with a score, and one map of all
-that the phrase names, its semantic head. The mask here is the semantic head's. A sentence has one
-target, which may be several objects, so one map is what losses and metrics take. Each parameter in
-front of it gets a gradient from the loss of that map. Of the queries, the choice of the best has
-no gradient, and their boxes, which steer what they attend to, would learn from boxes only, not from
-masks. Queries and boxes are left out, 32 million parameters.
+SAM 3 gives a phrase two answers: a mask and a score for each of 200 queries, and one map of all
+that the phrase names, from its semantic head. The mask here is that map. A sentence has one target,
+which may be several objects, and losses and metrics take one map, from which each trained parameter
+gets a gradient. The choice of the best-scored query has none, and the boxes that steer what queries
+attend to learn from boxes, not from masks. Queries, boxes and the prompts other than text are left
+out, 23 of 840 million parameters.
 
     B samples, h w patches, C width of the vision encoder, D width behind it, L tokens, T width of
     the text encoder

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -133,6 +134,25 @@ def test_what_trains(how):
     assert model.vision.training == (how == "trained")
     assert model.joint.training and not any(m.training for m in model.text.modules())
     assert check("sam3", **TINY["sam3"], vision=how, text="trained") == []
+
+
+def test_the_decoder_alone_learns_which_side_a_sentence_means():
+    torch.manual_seed(0)
+    model = build_model("sam3", vocabulary=VOCABULARY, **TINY["sam3"] | {"dropout": 0.0}).train()
+    image = torch.full((2, 3, SIDE, SIDE), 40, dtype=torch.uint8)
+    image[:, :, 14:42] = 220
+    truth = torch.zeros(2, 16, 16)
+    truth[0, 4:12, :8] = truth[1, 4:12, 8:] = 1
+    x, words = model.normalise(image), model.tokenise(["left square", "right square"])
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    for _ in range(40):
+        logits = model(x, *words)
+        optimizer.zero_grad()
+        F.binary_cross_entropy_with_logits(logits, truth).backward()
+        optimizer.step()
+    found = logits > 0
+    overlap = (found & (truth > 0)).sum((1, 2)) / (found | (truth > 0)).sum((1, 2))
+    assert overlap.min() > 0.8
 
 
 def test_lora_trains_matrices_beside_frozen_encoders_and_is_in_the_checkpoint():
