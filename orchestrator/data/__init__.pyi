@@ -12,8 +12,10 @@ from .decoded import (
     decode_shards as decode_shards,
 )
 from .mixture import (
+    LastDecoded as LastDecoded,
     Sources as Sources,
     check_sources as check_sources,
+    is_evaluation as is_evaluation,
     prepare_sources as prepare_sources,
 )
 from .named_shards import (
