@@ -30,6 +30,7 @@ from .losses import (
 from .memory import keep_freed_memory as keep_freed_memory
 from .profile import (
     VOCABULARY as VOCABULARY,
+    StepCost as StepCost,
     make_learner_and_batch as make_learner_and_batch,
     step_flops as step_flops,
     step_seconds as step_seconds,

@@ -4,7 +4,7 @@ import inspect
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils import flop_counter
@@ -109,8 +109,17 @@ def timed_steps(learner: Learner, batch: Batch, index: int) -> float:
     return time.perf_counter() - start
 
 
-def step_seconds(experiment: Any, steps: int = 3) -> tuple[int, float]:
-    """Return samples and seconds of one step on one worker of this machine.
+class StepCost(NamedTuple):
+    """What a training step of one worker takes."""
+
+    samples: int
+    seconds: float
+    weight_bytes: int
+    """Bytes of the model's weights in a checkpoint."""
+
+
+def step_seconds(experiment: Any, steps: int = 3) -> StepCost:
+    """Return samples and seconds of one step on one worker of this machine, and its weights.
 
     Args:
         experiment: Its sizes are those of the step.
@@ -130,4 +139,5 @@ def step_seconds(experiment: Any, steps: int = 3) -> tuple[int, float]:
     )
     seconds = statistics.median([timed_steps(learner, noise, i) for i in range(steps + 1)][1:])
     torch.set_num_threads(before)
-    return batch, seconds
+    weights = sum(tensor.nbytes for tensor in learner.model.state_dict().values())
+    return StepCost(batch, seconds, weights)

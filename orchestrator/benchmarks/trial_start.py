@@ -77,7 +77,7 @@ def measure_trial(*, epochs: int, distributed: bool) -> dict[str, Any]:
         sources = data.prepare_sources(base.data, root)
         shared = sources.decode()
         words = sources.words()
-        samples, seconds = step_seconds(base)
+        samples, seconds, _ = step_seconds(base)
         several = base.replace(train=base.train.replace(epochs=epochs))
         repeats = max(1, round(1.3 * EPOCH_S / (seconds / samples * TRAIN_REFS)))
         found: dict[str, Any] = measure_starts(base, shared, words, root)

@@ -80,30 +80,55 @@ def sweep(
         ),
     ] = None,
 ) -> int:
-    """Search settings in every arm, confirm the best on fresh seeds, compare, report."""
+    """Search settings in every arm, confirm the best on fresh seeds, compare, report.
+
+    A CONFIG with a section `matrix` names data sets and models: each pair is a sweep of its own,
+    whose arms are then scored on the test splits, and one table is written of all.
+    """
     if (difference or seed_spread is not None) and not dry_run:
         raise UserError(
             "--difference and --seed-spread ask about a plan; give --dry-run with them, or set "
             "search.seeds.confirm"
         )
-    from orchestrator.config import load
+    from orchestrator.config import load, load_matrix
 
-    experiment = load(config, overrides or [])
-    announce(experiment)
+    matrix = load_matrix(config, overrides or [])
+    if matrix and (resume or fresh):
+        raise UserError(
+            "--resume and --fresh are about one run, and a matrix has many; give the matrix "
+            "another name=NAME to start it anew"
+        )
+    experiment = matrix.cells[0].experiment if matrix else load(config, overrides or [])
+    announce(experiment, matrix.name if matrix else "")
     from orchestrator import search
+
+    asked = bool(difference) or seed_spread is not None
+    question = search.power_question(difference or [], seed_spread, config) if dry_run else None
+    if matrix:
+        from orchestrator.matrix import describe_matrix, run_matrix
+
+        if not dry_run:
+            return run_matrix(matrix)
+        echo(describe_matrix(matrix, question if asked else None))
+        return 0
     from orchestrator.sweep import run_sweep
 
-    question = search.power_question(difference or [], seed_spread, config) if dry_run else None
-    return run_sweep(experiment, resume=resume, fresh=fresh, plan_for=question)
+    return run_sweep(experiment, resume=resume, fresh=fresh, plan_for=question).code
 
 
-def announce(experiment) -> None:
-    """Print, before anything starts, where the results of an experiment go."""
+def announce(experiment, name: str = "") -> None:
+    """Print, before anything starts, where the results of an experiment go.
+
+    Args:
+        experiment: Its settings.
+        name: Of a matrix that the experiment is part of.
+    """
     from orchestrator import storage, tracking
 
     root = storage.storage_root(experiment.storage.root)
     bucket = storage.bucket_of(root)
-    echo(f"{experiment.name}: results go to {f'{bucket}, by way of {root}' if bucket else root}")
+    place = f"{bucket}, by way of {root}" if bucket else root
+    echo(f"{name or experiment.name}: results go to {place}")
     if not bucket or experiment.tracking.uri == "none":
         return
     store = tracking.tracking_uri(experiment.tracking.uri, root)

@@ -2,18 +2,18 @@
 
 An experiment is a YAML file, perhaps built on another, and key=value overrides. `load` makes an
 `Experiment` of them or raises a `UserError` of one sentence. `schema`, `search` and `resources`
-have the settings; `yaml_text` and `loader` read them; `space` and `validation` check them against
-each other; `arms` knows the arms; `explain` shows settings to people and editors.
+have the settings; `yaml_text`, `loader` and `matrix` read them; `space` and `validation` check
+them against each other; `arms` knows the arms; `explain` shows settings to people and editors.
 
 This package starts in a fraction of a second: it imports no torch, Ray or MLflow.
 
 May import: orchestrator.utils and torch-free modules of aml.
-Public names: ARMS, AT_COMPUTE, AshaConfig, BudgetConfig, CHANGEABLE, DataConfig, Experiment,
-    METHODS, PbtConfig, ResourcesConfig, SCHEDULERS, SearchConfig, SeedsConfig, StorageConfig,
-    SynthConfig, TrackingConfig, active_params, base_arm, check_budget, check_run, check_sweep,
-    code_version, explain_settings, from_dict, from_stored, from_text, hourly_price, json_schema,
-    load, masking_arm, setting_warnings, settings_reference, show_settings, stored_settings,
-    unbundle, upgrade_overrides.
+Public names: ARMS, AT_COMPUTE, AshaConfig, BudgetConfig, CHANGEABLE, Cell, DataConfig, Experiment,
+    METHODS, Matrix, MatrixConfig, PbtConfig, ResourcesConfig, SCHEDULERS, SearchConfig,
+    SeedsConfig, StorageConfig, SynthConfig, TrackingConfig, active_params, base_arm, check_budget,
+    check_run, check_sweep, code_version, explain_settings, from_dict, from_stored, from_text,
+    hourly_price, json_schema, load, load_matrix, masking_arm, setting_warnings,
+    settings_reference, show_settings, stored_settings, unbundle, upgrade_overrides.
 """
 
 import lazy_loader

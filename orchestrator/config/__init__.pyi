@@ -19,6 +19,12 @@ from .loader import (
     load as load,
     stored_settings as stored_settings,
 )
+from .matrix import (
+    Cell as Cell,
+    Matrix as Matrix,
+    MatrixConfig as MatrixConfig,
+    load_matrix as load_matrix,
+)
 from .old_spellings import upgrade_overrides as upgrade_overrides
 from .resources import (
     ResourcesConfig as ResourcesConfig,

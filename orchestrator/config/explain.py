@@ -15,7 +15,14 @@ from aml.errors import UserError
 from aml.masking import PRESETS
 from aml.models import MODELS
 from aml.schema import Leaf, leaves_of, shown, unknown
-from orchestrator.config.loader import from_dict, layers_of_experiment, merge_layers, origins
+from orchestrator.config.loader import (
+    MATRIX,
+    from_dict,
+    layers_of_experiment,
+    merge_layers,
+    origins,
+)
+from orchestrator.config.matrix import MatrixConfig
 from orchestrator.config.schema import Experiment
 from orchestrator.config.yaml_text import write_yaml
 
@@ -23,7 +30,10 @@ MODEL_NAME = "model.name"
 
 
 def every_leaf() -> list[Leaf]:
-    """Return all settings in the order they are written, the options of every model too."""
+    """Return all settings in the order they are written, the options of every model too.
+
+    Those of a matrix of experiments, which an experiment itself does not hold, come last.
+    """
     found: list[Leaf] = []
     for leaf in leaves_of(Experiment):
         if leaf.key != "model":
@@ -32,7 +42,7 @@ def every_leaf() -> list[Leaf]:
         found.append(_model_name())
         for name, options in MODELS.items():
             found += leaves_of(options, "model.", name)
-    return found
+    return [*found, *leaves_of(MatrixConfig, f"{MATRIX}.")]
 
 
 def explain_settings(key: str | None = None) -> str:
@@ -71,6 +81,7 @@ def json_schema() -> dict[str, Any]:
         "type": "string",
         "description": "The file whose keys this one changes, relative to it.",
     }
+    schema["properties"][MATRIX] = MatrixConfig.model_json_schema()
     schema["required"] = []  # a base may set them
     definitions = schema["$defs"]
     search = definitions["SearchConfig"]["properties"]

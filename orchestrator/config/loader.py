@@ -19,6 +19,9 @@ from orchestrator.config.yaml_text import parse_yaml, path_in_words, plain, read
 Layer = tuple[str, dict[str, Any]]
 """Where settings came from, and what was set there."""
 
+MATRIX = "matrix"
+"""The section that makes a file a matrix of experiments; `load_matrix` reads it."""
+
 
 def read_layers(path: Path, base: Path | None = None, above: tuple[Path, ...] = ()) -> list[Layer]:
     """Return what a file and the files it is built on set, the lowest first.
@@ -59,7 +62,7 @@ def tree_of(text: str, where: str) -> dict[str, Any]:
         raise UserError(
             f"{where} holds {shown(tree)}, not a mapping; its top-level keys are {keys}"
         )
-    return _written_out(tree)
+    return written_out(tree)
 
 
 def merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
@@ -79,7 +82,7 @@ def merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _written_out(tree: dict[str, Any]) -> dict[str, Any]:
+def written_out(tree: dict[str, Any]) -> dict[str, Any]:
     """Return settings with `search.method: name` written as a mapping, as `search.scheduler`."""
     search = tree.get("search")
     if not isinstance(search, dict):
@@ -138,6 +141,11 @@ def from_dict(tree: dict[str, Any]) -> Experiment:
     if not isinstance(tree, dict):
         raise UserError(f"the experiment is {shown(tree)}; it must be a mapping of its sections")
     refuse_old_spellings(tree)
+    if MATRIX in tree:
+        raise UserError(
+            "these settings are a matrix of experiments, which `sweep` runs; name a file without "
+            f"the section {MATRIX}"
+        )
     if odd := [key for key in tree if key not in Experiment.model_fields]:
         raise unknown(odd[0], list(Experiment.model_fields))
     return Experiment(**tree)
@@ -173,7 +181,7 @@ def _overridden(tree: dict[str, Any], override: dict[str, Any]) -> dict[str, Any
         same = isinstance(old, dict) and old.get("name") == value
         value = old if same else {"name": value}
     put(tree, key, value)
-    return _written_out(tree)
+    return written_out(tree)
 
 
 def origins(found: list[Layer]) -> dict[str, str]:

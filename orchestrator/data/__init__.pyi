@@ -16,8 +16,10 @@ from .findings import (
     left_out as left_out,
 )
 from .mixture import (
+    LastDecoded as LastDecoded,
     Sources as Sources,
     check_sources as check_sources,
+    is_evaluation as is_evaluation,
     prepare_sources as prepare_sources,
 )
 from .named_shards import (

@@ -121,6 +121,35 @@ class Sources:
         return list(dict.fromkeys(word for store in self.stores for word in shards.words(store)))
 
 
+class LastDecoded:
+    """Decoded pictures of the last data set, for sweeps of the same data that follow each other."""
+
+    def __init__(self) -> None:
+        """Hold nothing yet."""
+        self._key: tuple = ()
+        self._blocks: ObjectStoreBlocks | StreamingBlocks | None = None
+
+    def decode(
+        self, sources: Sources, *, windowed: bool | None = None
+    ) -> ObjectStoreBlocks | StreamingBlocks:
+        """Return the pictures of some sources: those held, or newly decoded in their place.
+
+        Args:
+            sources: The data.
+            windowed: See `Sources.decode`.
+        """
+        data = sources.data
+        fingerprints = tuple(manifest["fingerprint"] for manifest in sources.manifests)
+        splits = data.train_split, data.val_split, data.val_uri, sources.evaluation
+        key = sources.uri, fingerprints, splits, data.size, data.fit
+        is_windowed = isinstance(self._blocks, StreamingBlocks)
+        if self._blocks is None or key != self._key or windowed not in (None, is_windowed):
+            self._blocks = None  # leaves the object store before others come
+            self._blocks = sources.decode(windowed=windowed)
+            self._key = key
+        return self._blocks
+
+
 def prepare_sources(data: DataConfig, root: Path) -> Sources:
     """Check the shards in use, and log what leaves the training of a mixture.
 

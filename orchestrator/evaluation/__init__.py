@@ -3,7 +3,7 @@
 May import: orchestrator.tracking and what it may import.
 Public names: METRICS, EvaluationRequest, MasksRequest, about_data, breakdown_lines,
     check_comparable, check_protocol, chosen_splits, evaluate_checkpoint, evaluate_masks,
-    log_evaluation, mean_over_severities, predict_files, predict_splits, preview_masks,
+    html_page, log_evaluation, mean_over_severities, predict_files, predict_splits, preview_masks,
     rank_alignments, ranking_line, read_evaluation, read_rows, read_table, robustness_lines,
     score_baselines, score_conditions, serve_demo, show_data.
 """

@@ -29,6 +29,9 @@ from .pages.data_page import (
 from .pages.demo import (
     serve_demo as serve_demo,
 )
+from .pages.html_page import (
+    html_page as html_page,
+)
 from .pages.masking_preview import (
     preview_masks as preview_masks,
 )

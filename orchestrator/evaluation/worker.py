@@ -131,9 +131,9 @@ def progress_logger(total: int) -> Callable[[int], None]:
 
 def most_workers() -> int:
     """Return how many Ray tasks can score at once: one a GPU, without GPUs one a core."""
-    from orchestrator.cluster import cluster_nodes, total_resources
+    from orchestrator.cluster import planned_nodes, total_resources
 
-    total = total_resources(cluster_nodes())
+    total = total_resources(planned_nodes())
     return max(1, int(total["GPU"] or total["CPU"]))
 
 

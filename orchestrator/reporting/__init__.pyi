@@ -1,6 +1,10 @@
 from .comparison.groups import (
     find_run_or_part as find_run_or_part,
 )
+from .comparison.matrix import (
+    CellScores as CellScores,
+    write_matrix as write_matrix,
+)
 from .comparison.runs import (
     compare_runs as compare_runs,
 )

@@ -158,11 +158,15 @@ def arm_evaluation_rows(arms: list[ArmSummary], meta: dict) -> list[dict]:
     ]
 
 
-def published_rows(rows: list[dict]) -> list[dict]:
+def published_rows(rows: list[dict], network: str | None = None) -> list[dict]:
     """Return the published results that may stand beside `rows` of the table evaluations.
 
     A result qualifies if its data set, split and protocol are in `rows`, where the number of
     sentences shows that the row is of the whole split.
+
+    Args:
+        rows: Rows with dataset, split_by, split, protocol and n.
+        network: Only methods of this model.name; None for all.
     """
     known = yaml.safe_load(Path(__file__).with_name("published.yaml").read_text("utf-8"))
     wanted = dict.fromkeys(
@@ -176,6 +180,8 @@ def published_rows(rows: list[dict]) -> list[dict]:
         for method in known["methods"]:
             scores = (method["scores"].get(key) or {}).get(split)
             if not scores or method["protocol"] != protocol:
+                continue
+            if network not in (None, method["model"]):
                 continue
             found.append(
                 {

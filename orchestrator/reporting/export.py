@@ -179,11 +179,21 @@ def write_csv(path: Path, rows: list[Row]) -> None:
 
     Without rows the header is the table's first column alone.
     """
+    atomic_write(path, csv_text(rows, FIRST_COLUMN.get(path.stem, "trial")).encode())
+
+
+def csv_text(rows: list[Row], first: str = "") -> str:
+    """Return a header and the rows; the cells of NaN and None are empty.
+
+    Args:
+        rows: Rows of the table; all have the same keys.
+        first: The header where there are no rows.
+    """
     text = io.StringIO(newline="")
     out = csv.writer(text)
-    out.writerow(rows[0] if rows else [FIRST_COLUMN.get(path.stem, "trial")])
+    out.writerow(rows[0] if rows else [first])
     out.writerows([[_csv_cell(value) for value in row.values()] for row in rows])
-    atomic_write(path, text.getvalue().encode())
+    return text.getvalue()
 
 
 def _csv_cell(value: Any) -> Any:
@@ -259,6 +269,9 @@ def escape_latex(text: str) -> str:
         "−": "$-$",
         "–": "--",
         "×": r"$\times$",
+        "±": r"$\pm$",
+        "↑": r"$\uparrow$",
+        "↓": r"$\downarrow$",
     }
     known |= {c: f"\\{c}" for c in "&%$#_{}"}
     return re.sub("|".join(map(re.escape, known)), lambda m: known[m.group()], _one_line(text))

@@ -3,15 +3,18 @@ from .budget import (
     Usage as Usage,
     budget_message as budget_message,
     is_used_up as is_used_up,
+    money as money,
 )
 from .cost import (
     equal_epochs as equal_epochs,
     flops_ratios as flops_ratios,
 )
 from .estimate import (
+    SweepSize as SweepSize,
     ThroughputEstimator as ThroughputEstimator,
     describe_plan as describe_plan,
     estimate_at_launch as estimate_at_launch,
+    size_sweep as size_sweep,
 )
 from .generations import (
     Generations as Generations,
@@ -21,6 +24,7 @@ from .plan import (
 )
 from .power import (
     PowerQuestion as PowerQuestion,
+    describe_power as describe_power,
     power_question as power_question,
 )
 from .trial_spec import (

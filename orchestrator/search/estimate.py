@@ -5,7 +5,7 @@ import logging
 import math
 import statistics
 from collections.abc import Mapping
-from typing import TypedDict
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 from orchestrator import cluster, config, data
 from orchestrator.config import Experiment, from_dict
@@ -13,6 +13,9 @@ from orchestrator.search import budget, cost
 from orchestrator.search.plan import Plan
 from orchestrator.search.power import ANY_DIFFERENCE, PowerQuestion, describe_power
 from orchestrator.storage import storage_root
+
+if TYPE_CHECKING:
+    from aml.training import StepCost
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +41,23 @@ class Estimate(TypedDict):
     epoch_s: float
     hours: float
     cost: float
+
+
+CHECKPOINT_COPIES = 8
+"""Weights that a trial's checkpoints take at most, with AdamW's two moments in a training state:
+three times in last and in last.previous, and once in best and in best.previous."""
+
+
+class SweepSize(NamedTuple):
+    """What a sweep takes at most."""
+
+    trials: int
+    estimate: Estimate | None
+    """None where no steps can be measured before the first epoch."""
+    seed_hours: float
+    """Wall clock of one more confirmation seed of every arm; NaN where unknown."""
+    disk: int | None
+    """Bytes of all checkpoints; None where unknown."""
 
 
 class ThroughputEstimator:
@@ -232,12 +252,37 @@ def describe_plan(
         lines.append(f"budget: {limits_text}; confirmation is kept room for")
     seconds = measure_epoch_s(experiment)
     lines += _time_and_cost(experiment, plan, placement, seconds)
-    seed_hours = math.nan
-    if seconds is not None:
-        seed_hours = sum(plan.epochs.values()) * seconds / 3600 / placement.concurrent
-    lines += describe_power(experiment, question, seed_hours)
+    lines += describe_power(experiment, question, _seed_hours(plan, placement, seconds))
     lines.append("nothing was started")
     return "\n".join(lines)
+
+
+def size_sweep(experiment: Experiment, placement: cluster.Placement) -> SweepSize:
+    """Return trials, time, money and disk of a sweep, from a few steps measured now.
+
+    Args:
+        experiment: The settings of the sweep.
+        placement: How many trials run at a time.
+
+    Raises:
+        UserError: There are no data, and nothing to generate them of.
+    """
+    plan = Plan(experiment, epochs=cost.equal_epochs(experiment))
+    trials = plan.counts.total
+    steps = _measure_steps(experiment)
+    if steps is None:
+        return SweepSize(trials, None, math.nan, None)
+    seconds = _epoch_seconds(experiment, steps)
+    found = estimate_plan(plan, experiment, seconds, placement.concurrent)
+    disk = trials * CHECKPOINT_COPIES * steps.weight_bytes
+    return SweepSize(trials, found, _seed_hours(plan, placement, seconds), disk)
+
+
+def _seed_hours(plan: Plan, placement: cluster.Placement, seconds: float | None) -> float:
+    """Return the hours of one more confirmation seed of every arm; NaN where unknown."""
+    if seconds is None:
+        return math.nan
+    return sum(plan.epochs.values()) * seconds / 3600 / placement.concurrent
 
 
 def _arm_line(plan: Plan, arm: str) -> str:
@@ -289,8 +334,11 @@ def measure_epoch_s(experiment: Experiment) -> float | None:
         The seconds; None where no node has such a GPU free.
     """
     steps = _measure_steps(experiment)
-    if steps is None:
-        return None
+    return None if steps is None else _epoch_seconds(experiment, steps)
+
+
+def _epoch_seconds(experiment: Experiment, steps: "StepCost") -> float:
+    """Return the seconds of an epoch of one worker, given what a step takes."""
     settings = experiment.data
     found = data.check_sources(settings, storage_root(experiment.storage.root))
     if found is not None:
@@ -301,12 +349,11 @@ def measure_epoch_s(experiment: Experiment) -> float | None:
         # The train share, and the refs of an image, of generated data.
         items = int(settings.synth.images * 0.75 * 2.42)
     items = min(items, settings.train_limit or items)
-    samples, seconds = steps
-    return items * seconds / samples / experiment.resources.workers
+    return items * steps.seconds / steps.samples / experiment.resources.workers
 
 
-def _measure_steps(experiment: Experiment) -> tuple[int, float] | None:
-    """Return the samples and the seconds of a step of one worker."""
+def _measure_steps(experiment: Experiment) -> "StepCost | None":
+    """Return what a step of one worker takes; None where no node has such a GPU free."""
     import torch
 
     from aml.training import step_seconds
@@ -321,7 +368,7 @@ def _measure_steps(experiment: Experiment) -> tuple[int, float] | None:
     )
 
 
-def _measure_steps_in_task(tree: dict) -> tuple[int, float]:
+def _measure_steps_in_task(tree: dict) -> "StepCost":
     from aml.training import step_seconds
 
     return step_seconds(from_dict(tree))

@@ -1,7 +1,7 @@
 """Run a sweep's trials with Ray Tune: searcher, scheduler, callbacks, ledger, progress, finish.
 
 May import: orchestrator.search and what it may import.
-Public names: Sweep, reproduce_run, run_sweep.
+Public names: Sweep, SweepEnd, reproduce_run, run_sweep.
 """
 
 import lazy_loader

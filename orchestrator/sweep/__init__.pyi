@@ -1,4 +1,5 @@
 from .command import (
+    SweepEnd as SweepEnd,
     run_sweep as run_sweep,
 )
 from .driver import (

@@ -6,6 +6,7 @@ that are still warm. The Sweep (driver.py) holds the searcher, scheduler and cal
 
 import logging
 import time
+from typing import NamedTuple
 
 from orchestrator import cluster, config, data, search, storage, tracking, utils
 from orchestrator.config import Experiment
@@ -24,13 +25,23 @@ from orchestrator.tracking import TrackerBase
 logger = logging.getLogger(__name__)
 
 
+class SweepEnd(NamedTuple):
+    """How a sweep ended."""
+
+    code: int
+    """The exit code: 0 done, 1 failed, 130 interrupted."""
+    run: storage.Run | None
+    """Its run; None where only the plan was asked for."""
+
+
 def run_sweep(
     experiment: Experiment,
     *,
     resume: str | None = None,
     fresh: bool = False,
     plan_for: search.PowerQuestion | None = None,
-) -> int:
+    decoded: data.LastDecoded | None = None,
+) -> SweepEnd:
     """Search, confirm, evaluate and report.
 
     Args:
@@ -38,9 +49,8 @@ def run_sweep(
         resume: The name of a run to continue with the settings it was started with.
         fresh: Start another run although one of the same settings and data exists.
         plan_for: Log the plan, and whether it would show these differences, and start nothing.
-
-    Returns:
-        The exit code: 0 done, 1 failed, 130 interrupted.
+        decoded: Pictures that an earlier sweep of this process decoded; of other data they are
+            replaced.
     """
     root = storage_root(experiment.storage.root)
     if resume:
@@ -56,7 +66,7 @@ def run_sweep(
         logger.info(f"note: {text}")
     if plan_for:
         logger.info(search.describe_plan(experiment, placement, plan_for))
-        return 0
+        return SweepEnd(0, None)
     storage.check_root(root)
     tracking.check_store(experiment.tracking.uri, root)
     if not found:
@@ -73,12 +83,13 @@ def run_sweep(
             logger.info(f"{run.name} has finished (--fresh starts another)")
             tracking.deliver_tracking(run, experiment)
             logger.info(sweep_summary(run))
-            return 0
+            return SweepEnd(0, run)
         cluster.init_ray()
         # Once more with what Ray found, which may be less than this machine has.
         placement = cluster.plan_placement(experiment, cluster.cluster_nodes())
         _begin(run, experiment, sources, placement)
-        return _search(run, experiment, sources, placement)
+        keeper = decoded or data.LastDecoded()
+        return SweepEnd(_search(run, experiment, sources, placement, keeper), run)
 
 
 def _begin(
@@ -98,7 +109,11 @@ def _begin(
 
 
 def _search(
-    run: storage.Run, experiment: Experiment, sources: data.Sources, placement: cluster.Placement
+    run: storage.Run,
+    experiment: Experiment,
+    sources: data.Sources,
+    placement: cluster.Placement,
+    decoded: data.LastDecoded,
 ) -> int:
     """Decode the data, run the trials and write the report.
 
@@ -112,7 +127,7 @@ def _search(
         built = Sweep(run, experiment, tracker, placement)
         built.start()
         sweep = built
-        shared = sources.decode(windowed=run.state.get("windowed"))
+        shared = decoded.decode(sources, windowed=run.state.get("windowed"))
         # Kept for later attempts: the order of items follows from it.
         run.update(windowed=isinstance(shared, StreamingBlocks))
         if not tracker.ready():  # makes MLflow's database before any trial

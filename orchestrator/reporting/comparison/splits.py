@@ -35,6 +35,8 @@ KIND = "arms on splits"
 
 TABLE = "arms_on_splits"
 
+SCORES = "scores.json"
+
 METRICS = ("mIoU", "oIoU")
 """Metrics with intervals and differences."""
 
@@ -51,7 +53,8 @@ def evaluate_arms(
     out: Path,
     *,
     protocol: str = "square",
-    workers: int = 1,
+    workers: int | None = 1,
+    keep: bool = False,
 ) -> tuple[list[str], list[dict[str, Any]]]:
     """Score every confirmed seed of every arm of a sweep on some splits, and write the files.
 
@@ -63,7 +66,9 @@ def evaluate_arms(
         splits: Names of splits; `test` stands for testA, testB, ... where there is none.
         out: Folder for the files.
         protocol: square or original.
-        workers: With more than 1 that many Ray tasks share the pictures.
+        workers: With more than 1 that many Ray tasks share the pictures; None takes as many as
+            the cluster has GPUs or, without GPUs, cores.
+        keep: Take the scores over that the folder holds of this sweep, data and protocol.
 
     Returns:
         The table as lines for a person, and its rows.
@@ -78,28 +83,17 @@ def evaluate_arms(
     splits = evaluation.chosen_splits(splits, manifest, shards)
     experiment = run.experiment()
     done = [t for t in run.ledger() if t["stage"] == "confirm" and t["state"] == "done"]
-    checkpoints = _checkpoints(run, done, experiment.evaluate.checkpoint("last"))
-    logger.info(
-        f"{len(checkpoints)} confirmed checkpoints on {', '.join(splits)}, protocol {protocol}"
-    )
-    scores: Scores = {trial: {} for trial in checkpoints}
-    for split in splits:
-        found = evaluation.score_conditions(
-            checkpoints, shards, split, [], protocol=protocol, workers=workers
-        )
-        for trial, conditions in found.items():
-            scores[trial][split] = conditions["clean:0"]
-    trials = [t for t in done if t["trial"] in checkpoints]
-    rows = arm_rows(trials, scores, splits, numbers.arms_of(trials, run.state))
-    about = {
+    about: dict[str, Any] = {
         "run": run.name,
         "select": experiment.evaluate.select or "last",
         "protocol": protocol,
         "image_size": experiment.data.size,
         "data": evaluation.about_data(shards, manifest),
-        "seeds": {t["trial"]: t.get("seed") for t in trials},
+        "seeds": {t["trial"]: t.get("seed") for t in done},
     }
-    mark_folder(out, KIND)
+    scores = _score(run, done, shards, splits, out, about, workers=workers, keep=keep)
+    trials = [t for t in done if t["trial"] in scores]
+    rows = arm_rows(trials, scores, splits, numbers.arms_of(trials, run.state))
     caption = (
         f"{run.name} on {manifest['dataset']} ({manifest['split_by']}), protocol {protocol} at "
         f"{experiment.data.size} px, scores in % at "
@@ -107,7 +101,6 @@ def evaluate_arms(
         "interval; differences in points, paired by seed, with p values after Holm's correction "
         "over arms and splits."
     )
-    atomic_write(out / "scores.json", json.dumps(about | {"scores": scores}, indent=1).encode())
     files = export.write_table(out, TABLE, rows, caption)
     published = evidence.published_lines(
         [
@@ -201,13 +194,78 @@ def arm_lines(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _checkpoints(run: storage.Run, trials: list[numbers.Trial], name: str) -> dict[str, Path]:
+def _score(
+    run: storage.Run,
+    trials: list[numbers.Trial],
+    shards: storage.Filesystem,
+    splits: list[str],
+    out: Path,
+    about: dict[str, Any],
+    *,
+    workers: int | None,
+    keep: bool,
+) -> Scores:
+    """Return the scores of trials' checkpoints, written to the folder after each split.
+
+    Args:
+        run: The sweep.
+        trials: Confirmed trials.
+        shards: Shards of the data.
+        splits: Names of splits.
+        out: The folder.
+        about: What scores.json says beside the scores.
+        workers: As `evaluate_arms` takes it.
+        keep: As `evaluate_arms` takes it.
+    """
+    known = _known_scores(out / SCORES, about) if keep else {}
+    done = {t["trial"] for t in trials if set(splits) <= known.get(t["trial"], {}).keys()}
+    scores: Scores = {trial: known[trial] for trial in done}
+    missing = [t for t in trials if t["trial"] not in done]
+    mark_folder(out, KIND)
+    if trials and not missing:
+        return scores
+    name = run.experiment().evaluate.checkpoint("last")
+    checkpoints = _checkpoints(run, missing, name, scores)
+    logger.info(
+        f"{len(checkpoints)} confirmed checkpoints on {', '.join(splits)}, protocol "
+        f"{about['protocol']}"
+    )
+    scores |= {trial: dict(known.get(trial, {})) for trial in checkpoints}
+    for split in splits:
+        left = {trial: path for trial, path in checkpoints.items() if split not in scores[trial]}
+        if left:
+            found = evaluation.score_conditions(
+                left, shards, split, [], protocol=about["protocol"], workers=workers
+            )
+            for trial, conditions in found.items():
+                scores[trial][split] = conditions["clean:0"]
+            text = json.dumps(about | {"scores": scores}, indent=1)
+            atomic_write(out / SCORES, text.encode())
+    return scores
+
+
+def _known_scores(path: Path, about: dict[str, Any]) -> Scores:
+    """Return the scores that a file holds of the same sweep, data and protocol, by trial."""
+    try:
+        held = json.loads(path.read_text("utf-8"))
+        if held["data"]["fingerprint"] != about["data"]["fingerprint"]:
+            return {}
+        same = all(held[key] == about[key] for key in ("run", "select", "protocol", "image_size"))
+        return dict(held["scores"]) if same else {}
+    except (OSError, ValueError, KeyError, TypeError):  # absent, or damaged: all is scored anew
+        return {}
+
+
+def _checkpoints(
+    run: storage.Run, trials: list[numbers.Trial], name: str, scored: Scores
+) -> dict[str, Path]:
     """Return the folders of trials' checkpoints, downloaded where they are in a bucket.
 
     Args:
         run: The sweep.
         trials: Confirmed trials.
         name: The checkpoint that counts, "last" or "best".
+        scored: Scores of other trials.
     """
     if not trials:
         raise UserError(
@@ -222,7 +280,7 @@ def _checkpoints(run: storage.Run, trials: list[numbers.Trial], name: str) -> di
             found[trial] = folder
     if lost := [t["trial"] for t in trials if t["trial"] not in found]:
         text = f"the checkpoints of {', '.join(lost)} are not on this machine"
-        if not found:
+        if not found and not scored:
             raise UserError(f"{text}; give this command where the sweep was trained")
         logger.info(f"note: {text}, so they are left out")
     return found

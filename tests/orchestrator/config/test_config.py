@@ -18,6 +18,7 @@ from orchestrator.config import (
     from_stored,
     from_text,
     load,
+    load_matrix,
     upgrade_overrides,
 )
 from orchestrator.config.space import METRICS
@@ -110,9 +111,10 @@ def test_a_missing_file_is_named():
 def test_every_shipped_experiment_loads_and_names_itself(path):
     from orchestrator.config.validation import check_sweep
 
-    experiment = load(path)
-    assert experiment.name == path.stem
-    check_sweep(experiment)
+    matrix = load_matrix(path)
+    assert (matrix or load(path)).name == path.stem
+    for experiment in [cell.experiment for cell in matrix.cells] if matrix else [load(path)]:
+        check_sweep(experiment)
     head = path.read_text()
     assert "# Run:" in head and "# Cost:" in head and "# Expect:" in head
 

@@ -13,6 +13,7 @@ from aml.errors import UserError
 from aml.schema import Leaf
 from orchestrator.config.explain import every_leaf, show_settings
 from orchestrator.config.loader import from_dict, from_text, load
+from orchestrator.config.matrix import load_matrix
 from orchestrator.config.schema import Experiment
 from orchestrator.config.yaml_text import parse_yaml, write_yaml
 from tests.support.fuzzing import VALUES, damaged, outcome, replaced
@@ -123,4 +124,6 @@ def test_plain_data_is_written_as_it_reads(value):
 
 def test_the_recipes_read_back_as_themselves():
     for path in sorted((Path(__file__).parents[3] / "experiments").glob("*.yaml")):
-        check(load(path))
+        matrix = load_matrix(path)
+        for experiment in [c.experiment for c in matrix.cells] if matrix else [load(path)]:
+            check(experiment)

@@ -100,6 +100,30 @@ def test_lost_checkpoints_are_named_and_a_sweep_without_any_is_refused(
     assert code == 2 and "no finished confirmation trial" in text
 
 
+def test_scores_are_kept_of_the_same_protocol_alone(data, sweep, tmp_path, monkeypatch):
+    asked = []
+    score = splits.evaluation.score_conditions
+
+    def noted(checkpoints, shards, split, *rest, **more):
+        asked.append((split, len(checkpoints), more["protocol"]))
+        return score(checkpoints, shards, split, *rest, **more)
+
+    monkeypatch.setattr(splits.evaluation, "score_conditions", noted)
+    out = tmp_path / "kept"
+    tables = [
+        splits.evaluate_arms(sweep, data.store, names, out, protocol=protocol, keep=True)[1]
+        for names, protocol in (
+            (["testA"], "square"),
+            (["testA", "testB"], "square"),
+            (["testA", "testB"], "square"),
+            (["testB"], "original"),
+        )
+    ]
+    assert asked == [("testA", 4, "square"), ("testB", 4, "square"), ("testB", 4, "original")]
+    assert tables[0][0]["mIoU"] == tables[1][0]["mIoU"]
+    assert tables[1] == tables[2] and tables[3][0]["mIoU"] != tables[2][2]["mIoU"]
+
+
 def test_rows_follow_the_order_of_splits_and_arms():
     trials = [{"trial": a, "arm": a, "seed": 1} for a in ("b", "off")]
     one = {"mIoU": 0.5, "oIoU": 0.4, "P@0.5": 0.5, "P@0.7": 0.5, "P@0.9": 0.5}
