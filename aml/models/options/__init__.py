@@ -15,6 +15,7 @@ from aml.models.options.networks import (
     LavtOptions as LavtOptions,
     SmallOptions as SmallOptions,
 )
+from aml.models.options.sam3 import Sam3Options as Sam3Options
 from aml.own_classes import names_own_class
 from aml.schema import not_among, shown
 
@@ -27,6 +28,7 @@ MODELS: dict[str, type[Options]] = {
         LavtOptions,
         DetrisOptions,
         ClipSegOptions,
+        Sam3Options,
     )
 }
 

@@ -66,6 +66,20 @@ TINY = {
         "feed": 32,
         "extract": [0, 1, 2],
     },
+    "sam3": {
+        "weights": "words",
+        "max_tokens": 12,
+        "width": 32,
+        "layers": 4,
+        "heads": 2,
+        "window": 2,
+        "text_width": 32,
+        "text_layers": 2,
+        "text_heads": 2,
+        "reduce": 32,
+        "joint_layers": 2,
+        "feed": 32,
+    },
 }
 """Options that make each model small enough for this suite."""
 

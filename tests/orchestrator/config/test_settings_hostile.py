@@ -210,7 +210,7 @@ def test_every_leaf_says_what_it_means_admits_and_counts():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_sweep_checks_its_corners_for_every_model(name):
-    size = 128 if MODELS[name].of_parts else MODELS[name].image_multiple * 4
+    size = MODELS[name].image_multiple * 4
     check_sweep(from_text(MINIMAL, [f"model={{name: {name}}}", f"data.size={size}", "aml.block=4"]))
     said = refused(
         check_sweep, from_text(MINIMAL, [f"model={{name: {name}}}", f"data.size={size + 1}"])
