@@ -89,18 +89,23 @@ def check_command(
                 "give a folder from / that the cluster keeps"
             )
         return Command([name, *rest], name)
-    from orchestrator.config import load
+    from orchestrator.config import load, load_matrix
 
-    experiment = load(given["config"], given["overrides"] or [])
+    overrides = given["overrides"] or []
+    matrix = load_matrix(given["config"], overrides) if name == "sweep" else None
+    cells = matrix.cells if matrix else []
+    experiments = [cell.experiment for cell in cells] or [load(given["config"], overrides)]
     inside = Path(given["config"]).resolve()
     if not inside.is_relative_to(root.resolve()):
         raise UserError(
             f"{given['config']} is not in {root}, whose files the job gets; "
             "copy it there, under experiments/ say"
         )
-    refuse_files_left_behind(experiment, root)
+    for experiment in experiments:
+        refuse_files_left_behind(experiment, root)
+    called = matrix.name if matrix else experiments[0].name
     rest[rest.index(given["config"])] = inside.relative_to(root.resolve()).as_posix()
-    return Command([name, *rest], experiment.name, experiment.tracking.uri)
+    return Command([name, *rest], called, experiments[0].tracking.uri)
 
 
 def connect_jobs(address: str | None) -> "JobClient":

@@ -186,6 +186,17 @@ def test_this_projects_package_is_small_and_whole():
     assert not any(n.startswith((".git", ".venv", "tests", "runs")) for n in names)
 
 
+def test_a_matrix_is_handed_over_as_one_job(submit, project):
+    (project / "experiments" / "m.yaml").write_text(
+        "{name: m, matrix: {data: {a: {data.train: data/a}, b: {data.train: data/b}}}}"
+    )
+    code, text, cluster = submit("sweep", "experiments/m.yaml")
+    assert code == 0, text
+    assert cluster.jobs[0].entrypoint == "python -m orchestrator sweep experiments/m.yaml"
+    code, text, _ = submit("train", "experiments/m.yaml", cluster=cluster)
+    assert code == 2 and "which `sweep` runs" in text
+
+
 def test_a_job_is_handed_over_and_everything_is_said(submit, monkeypatch):
     monkeypatch.setenv("AMLRIS_HOME", "/shared/amlris")
     monkeypatch.setenv("AMLRIS_GIT_SHA", "abc123")

@@ -11,8 +11,9 @@ from scipy import stats
 
 from aml.errors import RunError, UserError
 from orchestrator.cli.app import main
-from orchestrator.config.loader import load
+from orchestrator.config.loader import from_text, load
 from orchestrator.config.matrix import load_matrix
+from orchestrator.data import LastDecoded
 from orchestrator.matrix import command as command_module
 from orchestrator.reporting.comparison import matrix as table, splits as splits_module
 from orchestrator.storage import Filesystem, run as run_module
@@ -207,6 +208,30 @@ def test_a_failed_cell_is_named_and_an_interrupted_matrix_goes_on(
     assert code == 1 and started[-1] == "toy-refcocoplus-lavt"
     assert "missing: refcoco x lavt: the disk is full" in text and text.count("missing: ") == 1
     assert "refcoco val" in (tmp_path / "runs/toy-matrix/table.md").read_text()
+
+
+def test_cells_of_one_data_set_and_size_share_its_pictures():
+    decoded = []
+
+    def sources(uri: str, size: int = 32):
+        def decode(windowed):
+            decoded.append((uri, size, windowed))
+            return object()
+
+        data = from_text(f"{{name: x, data: {{train: {uri}, size: {size}}}}}").data
+        known = {"uri": uri, "manifests": [{"fingerprint": uri}], "evaluation": frozenset()}
+        return SimpleNamespace(data=data, decode=decode, **known)
+
+    last = LastDecoded()
+    first = last.decode(sources("a"))
+    assert last.decode(sources("a")) is first and last.decode(sources("a"), windowed=False) is first
+    last.decode(sources("a"), windowed=True)
+    last.decode(sources("a", size=48))
+    last.decode(sources("b", size=48))
+    assert decoded == [
+        *(("a", 32, None), ("a", 32, True)),
+        *(("a", 48, None), ("b", 48, None)),
+    ]
 
 
 SMALL = [
