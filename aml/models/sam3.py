@@ -195,13 +195,13 @@ class Sam3(Model):
         return states.permute(0, 3, 1, 2)
 
     def _grid(self, x):
-        (h, down), (w, across) = (divmod(side, self.image_multiple) for side in x.shape[2:])
-        if down or across:
+        height, width = x.shape[2:]
+        if height % self.image_multiple or width % self.image_multiple:
             raise UserError(
-                f"an image of {x.shape[2]} x {x.shape[3]}: model {self.name} takes multiples of "
+                f"an image of {height} x {width}: model {self.name} takes multiples of "
                 f"{self.image_multiple}; resize it"
             )
-        return h, w
+        return height // self.image_multiple, width // self.image_multiple
 
     def _network(self):
         from transformers import Sam3Config, Sam3Model

@@ -9,9 +9,9 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import aml
 from aml.errors import RunError, UserError
@@ -79,45 +79,42 @@ def _run_until_interrupted(command: list[str], environment: dict[str, str]) -> i
     """
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup ignores it
         signal.signal(signal.SIGHUP, stop_at_once)
-    with _start(command, environment) as (process, asked):
-        try:
-            return 0 if asked else process.wait()
-        except KeyboardInterrupt:  # how a person ends it
-            return 0
-        finally:
-            try:
-                _signal_group(process, signal.SIGTERM)
-                process.wait(END_S)
-            except subprocess.TimeoutExpired:
-                pass
-            finally:
-                _signal_group(process, signal.SIGKILL)
-
-
-@contextlib.contextmanager
-def _start(
-    command: list[str], environment: dict[str, str]
-) -> Iterator[tuple[subprocess.Popen, list[int]]]:
-    """Start a command in a session of its own.
-
-    A signal that arrives while it starts is kept, since it would leave the process behind.
-
-    Yields:
-        The process, and the signals that arrived meanwhile.
-    """
     asked: list[int] = []
-    before = {
+    handlers = {
         number: signal.signal(number, lambda number, _: asked.append(number))
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         if callable(signal.getsignal(number))
     }
+    process = None
     try:
-        started = subprocess.Popen(command, env=environment, start_new_session=True)
+        # A signal that interrupted this call would leave its process behind.
+        process = subprocess.Popen(command, env=environment, start_new_session=True)
+        _restore(handlers)
+        return 0 if asked else process.wait()
+    except KeyboardInterrupt:  # how a person ends it
+        return 0
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    with started as process:
-        yield process, asked
+        _restore(handlers)
+        if process:
+            _end(process)
+
+
+def _restore(handlers: dict[signal.Signals, Any]) -> None:
+    """Give signals back their handlers."""
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def _end(process: subprocess.Popen) -> None:
+    """End all processes of a command: by SIGTERM, and what is left of them by SIGKILL."""
+    try:
+        _signal_group(process, signal.SIGTERM)
+        process.wait(END_S)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        _signal_group(process, signal.SIGKILL)
+        process.wait()
 
 
 def _signal_group(process: subprocess.Popen, number: int) -> None:
