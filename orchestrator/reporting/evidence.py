@@ -181,7 +181,7 @@ def published_rows(rows: list[dict], network: str | None = None) -> list[dict]:
             scores = (method["scores"].get(key) or {}).get(split)
             if not scores or method["protocol"] != protocol:
                 continue
-            if network not in (None, method["model"]):
+            if network not in (None, method.get("model")):
                 continue
             found.append(
                 {

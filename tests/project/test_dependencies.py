@@ -19,6 +19,8 @@ BROUGHT = {
     "pandas": "mlflow",
     "pydantic_core": "pydantic",
     "tokenizers": "transformers",
+    "typing_extensions": "pydantic",
+    "peft": "the extra lora, which the model sam3 says where it is missing",
     "moto": "`bench data`, which says that it is missing",
 }
 """Imported packages that requirements.txt does not list, and what brings them."""
