@@ -1,6 +1,7 @@
 """Placement: the nodes of the cluster, the resources of a worker, and how many trials fit."""
 
 import os
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -101,7 +102,8 @@ def run_on_worker(
 
     Returns:
         The result; None where no Ray has been joined, where the running nodes have no room (none is
-        started for the task), or where the function fails or takes too long.
+        started for the task), or where the function fails or takes too long. One that takes too
+        long ends itself: Ray's own cancellation may end this process where the task is just done.
     """
     import ray
 
@@ -116,12 +118,25 @@ def run_on_worker(
         "memory": wanted.get("memory"),
         "max_retries": 0,
     }
-    task = ray.remote(**options)(function).remote(*arguments)
+    task = ray.remote(**options)(_call_within).remote(seconds, function, *arguments)
     try:
         return ray.get(task, timeout=seconds)
     except ray.exceptions.RayError:
-        ray.cancel(task, force=True)
         return None
+
+
+def _call_within(seconds: float, function: Callable, *arguments: Any) -> Any:
+    """Call a function in a task; raise TimeoutError in it once the seconds are over."""
+    signal.signal(signal.SIGALRM, _raise_timeout)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        return function(*arguments)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _raise_timeout(number: int, frame: Any) -> None:
+    raise TimeoutError("the time for this task is over")
 
 
 def idle_gpus(experiment: "Experiment", nodes: list[Resources], *, sweep: bool = True) -> str:

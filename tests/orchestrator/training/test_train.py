@@ -186,6 +186,7 @@ def test_what_is_asked_of_a_worker_is_answered_in_a_task_or_not_at_all(ray_sessi
     assert ask(lambda: 1, GPU=1) is None, "no node has one"
     assert ask(lambda: 1 / 0) is None
     assert ask(lambda: time.sleep(60), seconds=0.5) is None
+    assert wait_for(lambda: ask(lambda: 1)) == 1, "what took too long has let its CPU go"
 
 
 def test_epochs_on_disk_are_said_once_and_logged_all(tmp_path):
