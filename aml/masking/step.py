@@ -94,7 +94,7 @@ class Step:
 
     @cached_property
     def inputs(self) -> MaskInputs:
-        """What a mask may depend on of this batch, but for its target and its passes."""
+        """Parts of this batch that a mask may depend on, but for its target and its passes."""
         batch = self.batch
         cached = self.masker.cache is not None
         return MaskInputs(

@@ -110,7 +110,7 @@ def timed_steps(learner: Learner, batch: Batch, index: int) -> float:
 
 
 class StepCost(NamedTuple):
-    """What a training step of one worker takes."""
+    """Cost of a training step of one worker."""
 
     samples: int
     seconds: float

@@ -11,7 +11,7 @@ from orchestrator.data.shard_file import TURNED
 
 
 class Found(TypedDict, total=False):
-    """What a manifest notes under `found`: aml.data.Findings, and kinds of pictures."""
+    """Entry `found` of a manifest: the fields of aml.data.Findings, and kinds of pictures."""
 
     files: list[str]
     masks: dict[str, int]

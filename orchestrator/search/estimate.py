@@ -49,7 +49,7 @@ three times in last and in last.previous, and once in best and in best.previous.
 
 
 class SweepSize(NamedTuple):
-    """What a sweep takes at most."""
+    """Upper bounds of the trials, time and disk of a sweep."""
 
     trials: int
     estimate: Estimate | None

@@ -26,7 +26,7 @@ METRICS = ("val/mIoU", "robust/mean")
 
 
 class PowerQuestion(NamedTuple):
-    """What a person asks of the plan of a sweep."""
+    """Differences that a person wants a sweep to show, and the guessed spread of seeds."""
 
     differences: tuple[float, ...] = DIFFERENCES
     """Differences in mIoU between two arms, points."""

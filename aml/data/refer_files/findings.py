@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass
 class Findings:
-    """What a reader of annotations found and left out; a reader adds to it."""
+    """Counts what a reader of annotations found and left out."""
 
     files: list[str] = field(default_factory=list)
     """Names of the files that were read, in the data set's folder."""

@@ -45,7 +45,7 @@ class DatasetFiles:
 
     @property
     def masks(self) -> str:
-        """What the files of the masks are called in a message."""
+        """Return the name of the files of the masks, for a message."""
         return " and ".join(path.name for path in self.instances[:3])
 
 
