@@ -5,6 +5,7 @@ import math
 import pytest
 
 from aml.errors import UserError
+from aml.training import StepCost
 from orchestrator.cluster.placement import idle_gpus, plan_placement
 from orchestrator.config.loader import from_text
 from orchestrator.config.validation import check_sweep, setting_warnings
@@ -269,7 +270,7 @@ def test_a_plan_measures_gpus_that_this_machine_lacks_where_they_are_or_says_no_
     assert asked == [{"CPU": 1.0, "GPU": 1}] * 2
     monkeypatch.setattr(
         "orchestrator.cluster.placement.run_on_worker",
-        lambda *of, **how: (experiment.train.batch, 2.0),
+        lambda *of, **how: StepCost(experiment.train.batch, 2.0, weight_bytes=0),
     )
     text = describe_plan(experiment, placement)  # 100 pictures have about 181 refs to train on
     assert (
