@@ -4,7 +4,7 @@ PY := .venv/bin/python
 # Where nothing is cached, every process compiles what it imports, torch, Ray and MLflow, anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: env sweep test test-first test-second test-faults fuzz lint audit clean
+.PHONY: env smoke sweep test test-first test-second test-faults fuzz lint docs audit clean
 
 env: .venv/.complete
 
@@ -13,6 +13,9 @@ env: .venv/.complete
 	$(PY) -m pip install --quiet uv
 	.venv/bin/uv pip install --quiet --python $(PY) -r requirements-dev.txt
 	touch $@
+
+smoke: env
+	$(PY) -m orchestrator sweep experiments/smoke.yaml
 
 sweep: env
 	$(PY) -m orchestrator sweep experiments/quickstart.yaml
@@ -40,11 +43,21 @@ SEED ?= 0
 fuzz: env
 	AMLRIS_FUZZ_EXAMPLES=$(EXAMPLES) $(PY) -m pytest -m fuzz --timeout=0 --hypothesis-seed=$(SEED)
 
+# Without what Material says of the years after MkDocs 1.
+SITE := NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+
 lint: env
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	.venv/bin/lint-imports
 	$(PY) -m mypy
+	$(SITE)
+
+# Writes the two references anew, and the site into build/site.
+docs: env
+	$(PY) -m orchestrator config reference > docs/settings.md
+	PYTHONPATH=. $(PY) docs/scripts/commands.py > docs/commands.md
+	$(SITE)
 
 audit: env
 	.venv/bin/uv tool run pip-audit -r requirements-dev.txt

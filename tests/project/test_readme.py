@@ -1,8 +1,10 @@
-"""Run every command of the README on small data, and train with its snippet."""
+"""Run the commands of the README and of the pages that use the quickstart, on small data.
+
+`test_docs.py` holds the commands of all documents to the command line without running them.
+"""
 
 import os
 import re
-import shlex
 import shutil
 import signal
 import socket
@@ -15,11 +17,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from aml.training.losses import sample_losses
+from tests.support.documents import ROOT, block_commands, documents
 
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text("utf-8")
+PAGES = (
+    "README.md",
+    *(f"docs/{n}.md" for n in ("data", "evaluating", "arms", "sweeps", "results")),
+)
+"""The documents whose commands are run; the tutorial's are among them."""
+
+ELSEWHERE = ("ui", "demo", "train", "submit")
+"""Commands that serve, need a cluster or train to the end: the first is run below, the others in
+test_predict, test_train and test_jobs."""
+
 TINY = [
     "data.synth={images: 48, size: 48}",
     "data.train=data/quickstart",
@@ -33,50 +45,38 @@ TINY = [
 
 
 def commands() -> list[list[str]]:
-    """Return the argument lists of the README's `python -m orchestrator` lines."""
-    blocks = re.findall(r"```bash\n(.*?)```", README, re.S)
-    lines = [line for block in blocks for line in block.splitlines()]
-    return [
-        shlex.split(line, comments=True)[3:]
-        for line in lines
-        if line.startswith("python -m orchestrator")
-    ]
+    """Return the commands of the pages, each once."""
+    texts = documents()
+    found = [command for page in PAGES for command in block_commands(texts[page])]
+    return [c for i, c in enumerate(found) if c not in found[:i] and c[0] not in ELSEWHERE]
 
 
 def small(arguments: list[str]) -> list[str]:
-    """Return a command's arguments with those that make it small."""
-    if arguments[0] in ("train", "sweep", "preview"):
-        quick = [
-            a
-            for a in TINY
-            if not (arguments[1].endswith("refcoco.yaml") and a.startswith("data.train"))
-        ]
-        more = (
-            ["search.seeds={confirm: 1}", "search.space={aml.tau: [0.5]}"]
-            if arguments[0] == "sweep" and "search.method=tpe" not in arguments
-            else []
-        )
-        more += (
-            ["search.trials=2", "search.arms=[off, aml/calibrated]"]
-            if "search.method=tpe" in arguments
-            else []
-        )
-        more += (
-            ["--dry-run"]
-            if arguments[1].endswith("refcoco.yaml") and arguments[0] == "sweep"
-            else []
-        )  # one whole sweep is enough
-        return [*arguments, *quick, *more]
+    """Return a command's arguments with those that make it small.
+
+    One sweep runs, the one that searches with TPE; of the others the plan is made.
+    """
     if arguments[0] == "synth":
         return [a if a != "2000" else "16" for a in arguments]
-    return arguments
+    if arguments[0] not in ("sweep", "preview"):
+        return arguments
+    own = any(a.startswith("data.train=") for a in arguments) or "refcoco.yaml" in arguments[1]
+    quick = [a for a in TINY if not (own and a.startswith("data."))]
+    quick += ["data.size=32"] if own else []
+    if arguments[0] == "preview":
+        return [*arguments, *quick]
+    quick += ["search.seeds={confirm: 1}"]
+    if "search.method=tpe" in arguments:
+        return [*arguments, *quick, "search.trials=2", "search.arms=[off, aml/calibrated]"]
+    searched = [] if "search.trials=0" in arguments else ["search.space={aml.tau: [0.5]}"]
+    return [*(a for a in arguments if a != "--dry-run"), *quick, *searched, "--dry-run"]
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, scenes):
     """A working folder with the files that the README's commands read.
 
-    They are REFER's files, COCO's pictures, and a picture of one's own.
+    They are REFER's files, COCO's pictures, a picture and a table of one's own.
     """
     folder = tmp_path_factory.mktemp("readme")
     (folder / "experiments").symlink_to(ROOT / "experiments")
@@ -85,6 +85,7 @@ def place(tmp_path_factory, scenes):
     (folder / "pictures").mkdir()
     for name in ("picture.jpg", "pictures/one.jpg"):
         shutil.copy(sorted((scenes / "images" / "train2014").iterdir())[0], folder / name)
+    write_table(folder / "mine.csv")
     before = Path.cwd()
     home = os.environ.pop("AMLRIS_HOME", None)
     os.chdir(folder)
@@ -94,12 +95,22 @@ def place(tmp_path_factory, scenes):
         os.environ["AMLRIS_HOME"] = home
 
 
-def test_the_commands_of_the_readme(place, ray_session):
-    # ui and demo serve until interrupted: they are tested below and in test_predict; test_train
-    # trains on two workers
-    skipped = ("ui", "demo", "train")
-    todo = [c for c in commands() if c[0] not in skipped]
-    assert len(todo) > 12
+def write_table(path: Path) -> None:
+    """Write a table of expressions, with a picture and a mask file each."""
+    lines = ["image,expression,mask,split"]
+    for i in range(24):
+        square = np.zeros((48, 48, 3), np.uint8)
+        square[8 : 24 + i, 8:32] = 255
+        Image.fromarray(square).save(path.parent / f"mine{i}.png")
+        Image.fromarray(square[..., 0]).save(path.parent / f"mask{i}.png")
+        split = "val" if i % 4 == 0 else "train"
+        lines.append(f"mine{i}.png,the white square,mask{i}.png,{split}")
+    path.write_text("\n".join(lines) + "\n")
+
+
+def test_the_commands_of_the_documents(place, ray_session):
+    todo = commands()
+    assert len(todo) > 30
     # a reader has a sweep called quickstart from `make sweep`; here the one that searches with TPE
     # makes it, so it comes first
     todo.sort(key=lambda c: "search.method=tpe" not in c)
@@ -122,7 +133,8 @@ def test_the_commands_of_the_readme(place, ray_session):
 
 
 def test_the_snippet_trains(make_model, items):
-    code = re.search(r"```python\n(.*?)```", README, re.S).group(1)
+    page = documents()["docs/own_loop.md"]
+    code = re.search(r"```python\n(.*?)```", page, re.S).group(1)
     model = make_model(dropout=0.0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     every = items["train"].batch(np.arange(16), model)
@@ -140,7 +152,7 @@ def test_the_snippet_trains(make_model, items):
         "batches": batches,
         "epochs": 6,
     }
-    exec(compile(code, "README.md", "exec"), names)  # noqa: S102 (the README's own snippet)
+    exec(compile(code, "own_loop.md", "exec"), names)  # noqa: S102 (the page's own snippet)
     assert losses[-1] < losses[0]
 
 
