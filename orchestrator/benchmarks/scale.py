@@ -250,7 +250,6 @@ def play(sweep: Sweep, count: int) -> list[float]:
     while len(ends) < count:
         while len(live) < CONCURRENT and isinstance(config := sweep.searcher.suggest(""), dict):
             trial: Any = SimpleNamespace(config=config)  # Tune's Trial, as far as it is read
-            sweep.scheduler.on_trial_add(None, trial)
             for callback in sweep.callbacks:
                 callback.on_trial_start(0, [], trial)
             live[config["trial"]] = 0

@@ -32,6 +32,9 @@ from .session import (
     configure_tune as configure_tune,
     init_ray as init_ray,
 )
+from .shared_folder import (
+    check_shared_folder as check_shared_folder,
+)
 from .shutdown import (
     SHUTDOWN as SHUTDOWN,
     ack_shutdown as ack_shutdown,

@@ -1,16 +1,18 @@
 """Settings: what may be set, how it is read, checked and explained.
 
 An experiment is a YAML file, perhaps built on another, and key=value overrides. `load` makes an
-`Experiment` of them or raises a `UserError` of one sentence. `schema`, `search` and `resources`
-have the settings; `yaml_text`, `loader` and `matrix` read them; `space` and `validation` check
-them against each other; `arms` knows the arms; `explain` shows settings to people and editors.
+`Experiment` of them or raises a `UserError` of one sentence. `schema`, `search`, `methods` and
+`resources` have the settings; `yaml_text`, `loader` and `matrix` read them; `space` and
+`validation` check them against each other; `arms` knows the arms; `explain` shows settings to
+people and editors.
 
 This package starts in a fraction of a second: it imports no torch, Ray or MLflow.
 
 May import: orchestrator.utils and torch-free modules of aml.
-Public names: ARMS, AT_COMPUTE, AshaConfig, BudgetConfig, CHANGEABLE, Cell, DataConfig, Experiment,
-    METHODS, Matrix, MatrixConfig, PbtConfig, ResourcesConfig, SCHEDULERS, SearchConfig,
-    SeedsConfig, StorageConfig, SynthConfig, TrackingConfig, active_params, base_arm, check_budget,
+Public names: ARMS, AT_COMPUTE, AshaScheduler, BudgetConfig, CHANGEABLE, Cell, DataConfig,
+    Experiment, METHODS, Matrix, MatrixConfig, NoScheduler, OptunaMethod, PACKAGES, PbtScheduler,
+    ResourcesConfig, SCHEDULERS, SearchConfig, SeedsConfig, StorageConfig, SynthConfig, TpeMethod,
+    TrackingConfig, active_params, base_arm, check_budget,
     check_run, check_sweep, code_version, explain_settings, from_dict, from_stored, from_text,
     hourly_price, json_schema, load, load_matrix, masking_arm, setting_warnings,
     settings_reference, show_settings, stored_settings, unbundle, upgrade_overrides.

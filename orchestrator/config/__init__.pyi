@@ -25,6 +25,16 @@ from .matrix import (
     MatrixConfig as MatrixConfig,
     load_matrix as load_matrix,
 )
+from .methods import (
+    METHODS as METHODS,
+    PACKAGES as PACKAGES,
+    SCHEDULERS as SCHEDULERS,
+    AshaScheduler as AshaScheduler,
+    NoScheduler as NoScheduler,
+    OptunaMethod as OptunaMethod,
+    PbtScheduler as PbtScheduler,
+    TpeMethod as TpeMethod,
+)
 from .old_spellings import upgrade_overrides as upgrade_overrides
 from .resources import (
     ResourcesConfig as ResourcesConfig,
@@ -38,11 +48,7 @@ from .schema import (
     code_version as code_version,
 )
 from .search import (
-    METHODS as METHODS,
-    SCHEDULERS as SCHEDULERS,
-    AshaConfig as AshaConfig,
     BudgetConfig as BudgetConfig,
-    PbtConfig as PbtConfig,
     SearchConfig as SearchConfig,
     SeedsConfig as SeedsConfig,
 )

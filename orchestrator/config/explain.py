@@ -23,6 +23,7 @@ from orchestrator.config.loader import (
     origins,
 )
 from orchestrator.config.matrix import MatrixConfig
+from orchestrator.config.methods import METHODS, SCHEDULERS
 from orchestrator.config.schema import Experiment
 from orchestrator.config.yaml_text import write_yaml
 
@@ -86,8 +87,8 @@ def json_schema() -> dict[str, Any]:
     definitions = schema["$defs"]
     search = definitions["SearchConfig"]["properties"]
     for key, names in (
-        ("method", ["grid", "random", "tpe"]),
-        ("scheduler", ["none", "asha", "pbt"]),
+        ("method", [*METHODS]),
+        ("scheduler", [*SCHEDULERS]),
     ):
         search[key] = {"anyOf": [{"enum": names}, search[key]]}
     models = []

@@ -9,18 +9,20 @@ from aml.schema import (
     Count,
     Positive,
     Settings,
-    Share,
     Text,
     Wanted,
     leaf,
     shown,
 )
 from orchestrator.config import arms
+from orchestrator.config.methods import (
+    BayesOptMethod,
+    GridMethod,
+    Method,
+    NoScheduler,
+    Scheduler,
+)
 from orchestrator.config.space import check_metric
-
-METHODS = ("grid", "random", "tpe")
-
-SCHEDULERS = ("none", "asha", "pbt")
 
 Trials = Annotated[int, Field(ge=1, le=10**6)]
 
@@ -38,62 +40,6 @@ class SeedsConfig(Settings):
         "again with more goes on to them.",
         2,
         unit="seeds",
-    )
-
-
-class MethodConfig(Settings):
-    """Holds how the settings of search trials are chosen."""
-
-    section: ClassVar[str] = "search.method"
-
-    name: Literal["grid", "random", "tpe"] = leaf(
-        "grid tries every combination of the listed values, random draws settings, tpe proposes "
-        "them "
-        "from the results so far.",
-        "grid",
-    )
-
-
-class NoScheduler(Settings):
-    """Lets every search trial train to its end."""
-
-    section: ClassVar[str] = "search.scheduler"
-
-    name: Literal["none"] = leaf("Trains every search trial to its end.", "none")
-
-
-class AshaConfig(Settings):
-    """Holds the rungs of ASHA, inside one arm."""
-
-    section: ClassVar[str] = "search.scheduler"
-
-    name: Literal["asha"] = leaf("Stops the worse search trials of an arm early.", "asha")
-    grace: Annotated[int, Field(ge=1, le=100_000)] = leaf(
-        "The epoch before which no trial is stopped.", 2, unit="epochs"
-    )
-    reduction: Annotated[int, Field(ge=2, le=1000)] = leaf(
-        "One in so many trials goes on from each rung.", 3, unit="trials"
-    )
-
-
-class PbtConfig(Settings):
-    """Holds the generations of population-based training: an arm's trials are one population."""
-
-    section: ClassVar[str] = "search.scheduler"
-
-    name: Literal["pbt"] = leaf(
-        "Lets the worse trials of an arm go on from copies of the better ones.", "pbt"
-    )
-    interval: Annotated[int, Field(ge=1, le=100_000)] = leaf(
-        "Length of a generation.", 2, unit="epochs"
-    )
-    quantile: Annotated[float, Field(gt=0, le=0.5)] = leaf(
-        "How many of the members go on from a copy of one of as many best.", 0.25, unit="share"
-    )
-    resample: Share = leaf(
-        "The chance that a setting is then drawn anew instead of moved a little.",
-        0.25,
-        unit="share",
     )
 
 
@@ -143,14 +89,12 @@ class SearchConfig(Settings):
         dict[str, Any],
         Wanted("a mapping of dotted keys to lists of values, or to {low, high, log}"),
     ] = leaf(
-        "What is searched: a dotted key to a list of values, or to {low, high, log} for random and "
-        "tpe; or a section to a list of mappings whose keys go together.",
+        "What is searched: a dotted key to a list of values, or to {low, high, log} for all "
+        "methods but grid; or a section to a list of mappings whose keys go together.",
         {"aml.tau": [0.25, 0.5], "aml.rho": [0.5, 1.0]},
     )
-    method: MethodConfig = leaf("How settings are chosen.", MethodConfig())
-    scheduler: Annotated[NoScheduler | AshaConfig | PbtConfig, Field(discriminator="name")] = leaf(
-        "What stops or moves search trials on their way.", NoScheduler()
-    )
+    method: Method = leaf("How settings are chosen.", GridMethod())
+    scheduler: Scheduler = leaf("What stops or moves search trials on their way.", NoScheduler())
     metric: Text = leaf("The number of an epoch that trials are judged by.", "val/mIoU")
     mode: Literal["max", "min"] = leaf("Whether more or less of the metric is better.", "max")
     trials: Annotated[int, Field(ge=0, le=10**6)] | None = leaf(
@@ -202,9 +146,18 @@ class SearchConfig(Settings):
                 "every "
                 "arm; set it"
             )
+        self._check_method()
         if self.trials == 0:
             self._check_nothing_to_search()
         return self
+
+    def _check_method(self) -> None:
+        lists = [key for key, values in self.space.items() if isinstance(values, list)]
+        if isinstance(self.method, BayesOptMethod) and lists:
+            raise UserError(
+                f"search.method bayesopt takes ranges only, and search.space has a list for "
+                f"{', '.join(lists)}; give low and high, or use method optuna"
+            )
 
     def _check_nothing_to_search(self) -> None:
         if several := [key for key, values in self.space.items() if not _is_one_value(values)]:

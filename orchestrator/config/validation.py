@@ -7,9 +7,10 @@ from aml.errors import UserError
 from aml.models import MODELS
 from aml.own_classes import allow
 from orchestrator.config import arms
+from orchestrator.config.methods import PbtScheduler, check_installed
 from orchestrator.config.resources import ResourcesConfig
 from orchestrator.config.schema import Experiment
-from orchestrator.config.search import BudgetConfig, PbtConfig
+from orchestrator.config.search import BudgetConfig
 
 CHANGEABLE = ("optim.lr", "optim.weight_decay")
 """Settings besides masking's that may change while a model trains."""
@@ -23,7 +24,8 @@ def check_sweep(experiment: Experiment) -> None:
             "resources.min_workers is for `train`: a sweep's trials must not compete for workers; "
             "leave it out and set resources.workers"
         )
-    if isinstance(search.scheduler, PbtConfig):
+    check_installed(search.method.name)
+    if isinstance(search.scheduler, PbtScheduler):
         _check_populations(experiment, search.scheduler)
     price = hourly_price(experiment.resources)
     check_budget(search.budget, len(search.arms), experiment.train.epochs, price)
@@ -41,7 +43,7 @@ def check_sweep(experiment: Experiment) -> None:
             seen = [overrides]
 
 
-def _check_populations(experiment: Experiment, scheduler: PbtConfig) -> None:
+def _check_populations(experiment: Experiment, scheduler: PbtScheduler) -> None:
     search = experiment.search
     if not experiment.resources.light:
         raise UserError(
@@ -49,7 +51,7 @@ def _check_populations(experiment: Experiment, scheduler: PbtConfig) -> None:
             "1 and "
             "driver auto or light, or scheduler asha"
         )
-    if search.method.name == "tpe":
+    if search.method.name not in ("grid", "random"):
         raise UserError(
             "search.scheduler pbt chooses settings itself after the first; use search.method "
             "random "

@@ -30,5 +30,6 @@ from .power import (
 from .trial_spec import (
     TrialSpec as TrialSpec,
     trial_from_json as trial_from_json,
+    trial_id as trial_id,
     trial_to_json as trial_to_json,
 )

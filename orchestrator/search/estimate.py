@@ -241,11 +241,10 @@ def describe_plan(
     search = experiment.search
     lines = [f"{experiment.name}: {plan.counts.total} trials of {experiment.train.epochs} epochs"]
     lines += [_arm_line(plan, arm) for arm in search.arms]
-    if search.scheduler.name == "asha" and plan.search.per_arm:
-        lines.append(
-            f"  ASHA inside each arm of the search: rungs from epoch {search.scheduler.grace}, "
-            f"one in {search.scheduler.reduction} goes on"
-        )
+    if search.scheduler.name != "none" and plan.search.per_arm:
+        own = {k: v for k, v in search.scheduler.to_dict().items() if k != "name"}
+        settings = ", ".join(f"{key} {value:g}" for key, value in own.items())
+        lines.append(f"  {search.scheduler.name} inside each arm of the search: {settings}")
     lines.append(f"placement: {placement.explanation}")
     if limits := search.budget.limits:
         limits_text = ", ".join(f"{value:g} {name}" for name, value in limits.items())
@@ -308,8 +307,9 @@ def _time_and_cost(
         return [f"time and cost: {UNKNOWN}; a sweep says them after its first epoch"]
     found = estimate_plan(plan, experiment, seconds, placement.concurrent)
     hours = found["hours"]
-    stops_early = experiment.search.scheduler.name == "asha" and plan.search.per_arm
-    asha = " before ASHA stops trials" if stops_early else ""
+    scheduler = experiment.search.scheduler.name
+    stops_early = scheduler not in ("none", "pbt") and plan.search.per_arm
+    early = f" before {scheduler} stops trials" if stops_early else ""
     resources = experiment.resources
     price = "no prices given (resources.price_per_gpu_hour, resources.price_per_cpu_hour)"
     if config.hourly_price(resources):
@@ -319,7 +319,7 @@ def _time_and_cost(
         )
     return [
         f"time: about {seconds:.1f} s an epoch (a few steps measured just now), so at most "
-        f"{hours * 60:.0f} min ({hours:.2f} h) in all{asha}",
+        f"{hours * 60:.0f} min ({hours:.2f} h) in all{early}",
         f"cost: {price}",
     ]
 

@@ -69,6 +69,10 @@ class Plan:
         """Trials to continue before any new one."""
         self.paused: dict[str, TrialSpec] = {}
         """Members of a population that wait for the others of their generation."""
+        self.held: dict[str, tuple[TrialSpec, int]] = {}
+        """Trials that their arm's scheduler has paused, and their finished epochs."""
+        self.epochs_done: dict[str, int] = {}
+        """Finished epochs of trials that were held and wait to go on."""
         self.counts = TrialCounts(self.search)
         self.budget_check: Callable[[str, str], str] = lambda stage, arm: ""
         """Called with search, confirm or running, and the arm (running: ""). Returns why no such
@@ -114,6 +118,7 @@ class Plan:
             self.counts.num_started < self.counts.total
             or self.waiting
             or self.paused
+            or self.held
             or any(record["stopped_by"] == "budget" for record in records)
         )
         return (self.search_end_reason or self.confirm_skip_reason) if is_incomplete else ""
@@ -123,7 +128,9 @@ class Plan:
         found = []
         for spec in self.waiting:
             population = self.search.population_of(spec)
-            found.append((spec.arm, population.generation_start if population else 0))
+            done = self.epochs_done.get(spec.id, 0)
+            found.append((spec.arm, population.generation_start if population else done))
+        found += [(spec.arm, epochs) for spec, epochs in self.held.values()]
         for arm, population in self.search.populations.items():
             paused = population.scores.keys() - population.terminated
             found += [(arm, population.generation_end)] * len(paused)
@@ -142,6 +149,8 @@ class Plan:
         self._store_reasons(choice)
         if not choice.kind:
             return None
+        if choice.kind == "resume" and not self.waiting:
+            self.resume_trial(next(iter(self.held)))
         spec = self.waiting.pop(0) if choice.kind == "resume" else self._new_trial(choice)
         self.running.add(spec.id)
         self.counts.add(spec.id)
@@ -159,6 +168,18 @@ class Plan:
         """Take in that a member of a population has finished its part of a generation."""
         self.running.discard(spec.id)
         self._pause_member(spec, epoch)
+
+    def hold_trial(self, spec: TrialSpec, epochs: int) -> None:
+        """Take in that its arm's scheduler has paused a trial after so many epochs."""
+        self.running.discard(spec.id)
+        self.waiting = [other for other in self.waiting if other.id != spec.id]
+        self.held[spec.id] = spec, epochs
+
+    def resume_trial(self, trial_id: str) -> None:
+        """Let a trial go on that its arm's scheduler had paused."""
+        if trial_id in self.held:
+            spec, self.epochs_done[trial_id] = self.held.pop(trial_id)
+            self.waiting.append(spec)
 
     def finish_generation(self) -> tuple[str, dict] | None:
         """End a generation whose members have all come to its end.
@@ -178,6 +199,7 @@ class Plan:
     def on_trial_complete(self, record: dict) -> None:
         """Take in the ledger record of a trial that has ended: done, stopped or failed."""
         self.running.discard(record["trial"])
+        self.held.pop(record["trial"], None)
         self.results.add(record)
         if record["stage"] == "search":
             self.search.on_trial_complete(record, self.results.score(record))
@@ -218,6 +240,9 @@ class Plan:
                 confirm_skip = self.budget_check("confirm", arm)
                 if not confirm_skip:
                     return _Choice("confirm", arm, search_end, confirm_skip)
+        if self.held and not self.running:  # the scheduler waits for a trial that does not come
+            spec, _ = next(iter(self.held.values()))
+            return _Choice("resume", spec.arm, search_end, confirm_skip)
         return _Choice("", "", search_end, confirm_skip)
 
     def _is_confirmation_due(self, arm: str, search_end_reason: str) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from orchestrator.config import Experiment, PbtConfig, SearchConfig
+from orchestrator.config import Experiment, PbtScheduler, SearchConfig
 from orchestrator.search.space import quantile
 
 FACTORS = (0.8, 1.2)
@@ -133,9 +133,9 @@ class Population:
         return [[0, self.initial_configs[member]]]
 
 
-def pbt_settings(search: SearchConfig) -> PbtConfig:
+def pbt_settings(search: SearchConfig) -> PbtScheduler:
     """Return the settings of the scheduler pbt."""
-    assert isinstance(search.scheduler, PbtConfig)
+    assert isinstance(search.scheduler, PbtScheduler)
     return search.scheduler
 
 

@@ -4,18 +4,19 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from orchestrator.config import Experiment, active_params
+from orchestrator.config import PACKAGES, Experiment, PbtScheduler, active_params
 from orchestrator.search.population import Population
 from orchestrator.search.space import distinct_settings, sample_config
 from orchestrator.search.study import Study
 from orchestrator.search.trial_spec import TrialSpec, slugify, trial_id
+from orchestrator.search.tune_study import TuneStudy
 
 CONFIRM_SEEDS = 1000
 """Confirmation seeds start this far above the search seeds, so that the two never coincide."""
 
 
 class SearchStage:
-    """Propose every arm's search trials: grid, random, TPE, or members of a population."""
+    """Propose every arm's search trials: of a grid, at random, or by a study of the results."""
 
     def __init__(
         self,
@@ -45,9 +46,10 @@ class SearchStage:
             for arm, settings in self.settings.items()
         }
         """The order in which an arm tries its grid where it cannot try all of it."""
-        self.studies: dict[str, Study] = {}
-        if search.method.name == "tpe":
-            self.studies = {arm: Study(experiment, arm) for arm in search.arms}
+        self.studies: dict[str, Study | TuneStudy] = {}
+        if search.method.name not in ("grid", "random"):
+            study = TuneStudy if search.method.name in PACKAGES else Study
+            self.studies = {arm: study(experiment, arm) for arm in search.arms}
         self.populations: dict[str, Population] = {}
         if search.scheduler.name == "pbt":
             self.populations = {
@@ -76,7 +78,7 @@ class SearchStage:
     def _propose_config(self, arm: str, index: int) -> tuple[dict, int]:
         """Return overrides and seed offset of an arm's search trial."""
         search = self.experiment.search
-        if search.method.name == "tpe":
+        if self.studies:
             return self.studies[arm].ask(trial_id(arm, "search", index), index), 0
         if search.method.name == "random":
             sample = sample_config(search.space, [self.experiment.seed, index])
@@ -114,9 +116,11 @@ class SearchStage:
             population.terminated.add(record["trial"])
 
     def num_segments(self, arm: str) -> int:
-        """Return how often a search trial of the arm is started, if its process is never lost."""
+        """Return how often a search trial of the arm is started at most, if no process is lost."""
         scheduler = self.experiment.search.scheduler
-        if scheduler.name != "pbt":
+        if scheduler.name == "hyperband":  # it may pause a trial at any epoch
+            return self.epochs[arm]
+        if not isinstance(scheduler, PbtScheduler):
             return 1
         return -(-self.epochs[arm] // scheduler.interval)
 

@@ -1,9 +1,14 @@
-"""Optuna's TPE sampler for one arm."""
+"""A sampler of Optuna for one arm: TPE or a Gaussian process."""
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from orchestrator.config import Experiment, active_params
+from orchestrator.config import Experiment, OptunaMethod, active_params
 from orchestrator.search.space import optuna_distribution
+
+if TYPE_CHECKING:
+    from optuna.samplers import BaseSampler
 
 TPE_BEST = 25
 """Number of best trials that TPE reads. Its good trials are at most 25, Optuna's default."""
@@ -13,7 +18,7 @@ TPE_KEPT = 300
 
 
 class Study:
-    """One arm's Optuna study: TPE over the dimensions the arm has.
+    """One arm's Optuna study over the dimensions the arm has.
 
     A suggestion depends on the seed, its index, the results so far and the settings of the trials
     under way, which Optuna counts as bad ones (`constant_liar`): otherwise trials that run side by
@@ -23,11 +28,13 @@ class Study:
     def __init__(self, experiment: Experiment, arm: str) -> None:
         import optuna
 
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
         searched = experiment.search.space
         active = active_params(experiment.aml.rate, arm, searched)
         self.space = {k: optuna_distribution(v) for k, v in searched.items() if k in active}
         self.seed = experiment.seed
+        method = experiment.search.method
+        self.method = method if isinstance(method, OptunaMethod) else OptunaMethod()
         self.study = optuna.create_study(direction="maximize")
         self.told = 0
         """Number of trials the present study was told of."""
@@ -41,12 +48,7 @@ class Study:
             trial_id: Its id.
             index: Its index among the arm's search trials.
         """
-        import optuna
-
-        seed = int(np.random.default_rng([self.seed, index]).integers(2**32))
-        self.study.sampler = optuna.samplers.TPESampler(
-            seed=seed, n_startup_trials=4, constant_liar=True
-        )
+        self.study.sampler = self._sampler(index)
         trial = self.study.ask(self.space)
         self.running[trial_id] = trial.number
         return dict(trial.params)
@@ -81,6 +83,16 @@ class Study:
         self.told += 1
         if self.told >= 2 * TPE_KEPT:
             self._thin()
+
+    def _sampler(self, index: int) -> "BaseSampler":
+        """Return the sampler of the trial of this index, seeded by it."""
+        from optuna import samplers
+
+        seed = int(np.random.default_rng([self.seed, index]).integers(2**32))
+        startup = self.method.startup
+        if self.method.sampler == "gp":
+            return samplers.GPSampler(seed=seed, n_startup_trials=startup)
+        return samplers.TPESampler(seed=seed, n_startup_trials=startup, constant_liar=True)
 
     def _add(self, overrides: dict, **ended) -> int:
         """Add a trial of these settings to the study and return its number there."""

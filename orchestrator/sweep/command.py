@@ -85,6 +85,7 @@ def run_sweep(
             logger.info(sweep_summary(run))
             return SweepEnd(0, run)
         cluster.init_ray()
+        cluster.check_shared_folder(run.folder)
         # Once more with what Ray found, which may be less than this machine has.
         placement = cluster.plan_placement(experiment, cluster.cluster_nodes())
         _begin(run, experiment, sources, placement)

@@ -33,7 +33,7 @@ from orchestrator.sweep.trial_table import StopRequest, TrialTable
 if TYPE_CHECKING:
     from ray.tune import Callback
 
-    from orchestrator.sweep.scheduler import ArmSchedulers
+    from orchestrator.sweep.arm_schedulers import ArmSchedulers
 from orchestrator.tracking import TrackerBase
 
 logger = logging.getLogger(__name__)
@@ -94,13 +94,14 @@ class Sweep:
     def _build_tune_parts(self, records: list[dict], unfinished: list[TrialSpec]) -> None:
         """Build what Tune is given: searcher, scheduler and callbacks."""
         # Imported here, since these import Ray, which commands that start nothing do without.
+        from orchestrator.sweep.arm_schedulers import ArmSchedulers
         from orchestrator.sweep.callbacks import (
             LostTrialCallback,
             MlflowCallback,
             PendingTrials,
             ProgressCallback,
         )
-        from orchestrator.sweep.scheduler import ArmSchedulers, PerArmScheduler
+        from orchestrator.sweep.scheduler import PerArmScheduler
         from orchestrator.sweep.searcher import PlanSearcher
 
         spent = SpentTime(self.run, self.budget)
@@ -115,7 +116,7 @@ class Sweep:
             generation_step=self.generation_step,
             stop=self.stop,
         )
-        arms = ArmSchedulers(self.experiment, self.plan.epochs)
+        arms = ArmSchedulers(self.experiment, self.plan.epochs, self.plan.search.per_arm)
         self.searcher = PlanSearcher(
             run=self.run,
             plan=self.plan,
@@ -129,6 +130,7 @@ class Sweep:
         )
         self.scheduler = PerArmScheduler(
             experiment=self.experiment,
+            plan=self.plan,
             arms=arms,
             trials=self.trials,
             recorder=recorder,
@@ -241,7 +243,7 @@ def _replay(
 ) -> dict[str, list[dict]]:
     """Tell the arms' schedulers the results of earlier attempts.
 
-    Unfinished trials have passed rungs, too.
+    Unfinished trials have passed rungs, too; the plan holds those that are paused at one.
 
     Returns:
         History of each unfinished trial that is stopped at its last epoch.
@@ -252,5 +254,8 @@ def _replay(
         for spec in unfinished
         if spec.stage == "search" and spec.id not in plan.results.records
     }
-    stopped = arms.replay(ended | resumed)
+    stopped, paused = arms.replay(ended | resumed)
+    for spec in unfinished:
+        if spec.id in paused and spec.id in resumed:
+            plan.hold_trial(spec, resumed[spec.id][1][-1]["epoch"])
     return {trial_id: history for trial_id, (_, history) in resumed.items() if trial_id in stopped}

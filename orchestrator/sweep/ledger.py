@@ -229,6 +229,23 @@ class TrialRecorder:
         self.generation_step.finish_complete()
         return TrialEnd("stopped", "turn")
 
+    def hold_trial(self, trial_id: str, epoch: dict) -> TrialEnd:
+        """Take in that its arm's scheduler pauses a trial, which goes on from its checkpoint."""
+        trial = self.trials.pause(trial_id)
+        self._download_history(trial_id)
+        self.plan.hold_trial(trial.spec, epoch["epoch"])
+        self.progress.pause_trial(trial_id)
+        if not self.plan.experiment.resources.light:
+            self.trials.release_placement_group(trial_id)
+        return TrialEnd("stopped", "pause")
+
+    def complete_held(self, trial_id: str, scheduler: str) -> None:
+        """Complete a paused trial that its arm's scheduler stops for good."""
+        spec, last_epoch = self.plan.held[trial_id]
+        history = storage.read_history(self.run.folder / "trials" / trial_id)
+        self.trials.add(spec, spec.experiment(self.plan.experiment), history)
+        self.complete_trial(trial_id, TrialEnd("stopped", scheduler), last_epoch=last_epoch)
+
     def complete_trial(
         self, trial_id: str, end: TrialEnd, error: str = "", *, last_epoch: int | None = None
     ) -> TrialEnd:

@@ -106,12 +106,14 @@ class PlanSearcher(NotPickled, Searcher):
         folder = self.run.folder / "trials" / spec.id
         schedule = spec.config_schedule(self.plan.experiment)
         is_member = spec.pause_at_epoch is not None
-        history = storage.read_history(folder) if is_member else []
+        epochs_before = self.plan.epochs_done.get(spec.id, 0)
+        history = storage.read_history(folder) if is_member or epochs_before else []
+        segment = f"{spec.id}-from-{epochs_before}" if epochs_before else spec.id
         self.trials.add(spec, schedule[-1][0], history)
         return {
             "trial": spec.id,
             "arm": spec.arm,
-            "segment": f"{spec.id}-to-{spec.pause_at_epoch}" if is_member else spec.id,
+            "segment": f"{spec.id}-to-{spec.pause_at_epoch}" if is_member else segment,
             "config_schedule": [(settings.for_workers(), end) for settings, end in schedule],
             "folder": storage.to_uri(folder),
             "release": self.trials.take_released(),

@@ -81,6 +81,7 @@ def train(
             tracking.deliver_tracking(run, experiment)
             return 0
         cluster.init_ray()
+        cluster.check_shared_folder(run.folder)
         # Once more with what Ray found, which may be less than this machine has.
         cluster.plan_placement(experiment, cluster.cluster_nodes(), sweep=False)
         logger.info(f"{'continuing' if run.state else 'starting'} {run.name} in {run.folder}")

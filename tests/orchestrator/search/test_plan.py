@@ -111,7 +111,9 @@ def test_lower_is_better_where_the_mode_says_so():
     assert plan.results.best_config("aml/calibrated") == {"aml.tau": 0.5}
 
 
-@pytest.mark.parametrize("method", ["grid", "random", "tpe"])
+@pytest.mark.parametrize(
+    "method", ["grid", "random", "tpe", "{name: optuna, sampler: gp}", "hyperopt", "bayesopt"]
+)
 def test_a_killed_sweep_goes_on_where_it_stopped(method):
     more = (
         []
@@ -152,6 +154,36 @@ def test_random_search_tries_the_same_points_in_every_masking_arm():
         for arm in ("random", "aml/calibrated")
     }
     assert by_arm["random"] == by_arm["aml/calibrated"] and len(set(by_arm["random"])) == 3
+
+
+@pytest.mark.parametrize("method", ["{name: optuna, sampler: gp}", "hyperopt", "bayesopt"])
+def test_a_method_with_a_model_of_the_results_tries_better_settings_later(method):
+    """Its five best settings lie less than half as far from the best one as random search's."""
+
+    def five_best(method: str) -> float:
+        space = "search.space={aml.tau: {low: 0.1, high: 1.0}, aml.rho: {low: 0.25, high: 1.0}}"
+        arm = "search.arms=[aml/calibrated]"
+        experiment = from_text(BASE, [arm, f"search.method={method}", "search.trials=24", space])
+        order = run_through(Plan(experiment), experiment, lambda t: -distance(t), stop_after=24)
+        return sum(sorted(map(distance, order))[:5]) / 5
+
+    def distance(trial) -> float:
+        return abs(trial.overrides["aml.tau"] - 0.4) + abs(trial.overrides["aml.rho"] - 0.8)
+
+    assert five_best(method) < five_best("random") / 2
+
+
+def test_a_method_that_cannot_be_used_is_refused_before_anything_starts(monkeypatch):
+    with pytest.raises(UserError, match="bayesopt takes ranges only.*a list for aml.tau"):
+        from_text(BASE, [*GRID, "search.method=bayesopt", "search.trials=2"])
+    known = "known: grid, random, tpe, optuna, hyperopt, bayesopt"
+    with pytest.raises(UserError, match=known):
+        from_text(BASE, [*GRID, "search.method=nevergrad", "search.trials=2"])
+    with pytest.raises(UserError, match=r"unknown key search.method.gama .*did you mean .*gamma"):
+        from_text(BASE, ["search.method={name: hyperopt, gama: 0.3}", "search.trials=2"])
+    monkeypatch.setattr("orchestrator.config.methods.find_spec", lambda module: None)
+    with pytest.raises(UserError, match="not installed; install it with pip install hyperopt"):
+        check_sweep(from_text(BASE, ["search.method=hyperopt", "search.trials=2"]))
 
 
 def test_tpe_turns_towards_the_better_region():

@@ -4,6 +4,7 @@ Timeouts, ends of trials, and what the next command continues.
 """
 
 import json
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,10 +16,10 @@ from orchestrator import storage
 from orchestrator.cluster import placement
 from orchestrator.config.loader import from_dict
 from orchestrator.storage import run as run_module
+from orchestrator.sweep.arm_schedulers import GO_ON, STOP, Verdict, in_order
 from orchestrator.sweep.callbacks import LostTrialCallback, ProgressCallback
 from orchestrator.sweep.command import fit, has_cut_trials
 from orchestrator.sweep.driver import Sweep
-from orchestrator.sweep.scheduler import in_order
 from orchestrator.tracking.tracker import MemoryTracker
 from orchestrator.training.epochs import EpochListener
 from orchestrator.utils import files, signals
@@ -26,7 +27,14 @@ from tests.orchestrator.storage.test_survival import TREE
 from tests.support.hearing import hear
 
 
-def make_sweep(folder: Path, said: list[str], scheduler: str = "none", **resources) -> Sweep:
+def make_sweep(
+    folder: Path,
+    said: list[str],
+    scheduler: str = "none",
+    search: dict | None = None,
+    epochs: int = 4,
+    **resources,
+) -> Sweep:
     chosen = {"name": scheduler, "grace": 1, "reduction": 2} if scheduler == "asha" else scheduler
     tree = TREE | {
         "search": {
@@ -34,7 +42,9 @@ def make_sweep(folder: Path, said: list[str], scheduler: str = "none", **resourc
             "space": {"optim.lr": [1e-3, 2e-3, 3e-3]},
             "seeds": {"confirm": 0},
             "scheduler": chosen,
-        },
+        }
+        | (search or {}),
+        "train": {"epochs": epochs},
         "resources": resources,
         "tracking": {"uri": "none"},
         "storage": {"root": str(folder)},
@@ -43,7 +53,7 @@ def make_sweep(folder: Path, said: list[str], scheduler: str = "none", **resourc
     manifest = {"fingerprint": "f", "dataset": "d", "split_by": "s", "splits": {}}
     run = storage.start_run(experiment, "sweep", manifest, fresh=False)
     storage.begin_run(run, experiment, manifest, "x")
-    run.update(epochs_by_arm={"off": 4}, metric="val/mIoU", mode="max")
+    run.update(epochs_by_arm={"off": epochs}, metric="val/mIoU", mode="max")
     hear(said)
     sweep = Sweep(
         run,
@@ -64,7 +74,6 @@ def suggest(sweep: Sweep) -> dict | None:
 def start(sweep: Sweep, config: dict) -> str:
     """Start a suggested trial as Tune does, and return its id."""
     trial = SimpleNamespace(config=config)
-    sweep.scheduler.on_trial_add(None, trial)
     for callback in sweep.callbacks:
         callback.on_trial_start(0, [], trial)
     return config["trial"]
@@ -305,7 +314,10 @@ def test_a_trial_that_cannot_go_on_fails_alone_and_only_what_the_world_lacked_is
 def test_epochs_that_a_stopped_trials_workers_went_on_with_are_none_of_its_result(tmp_path):
     """Workers of Ray Train train on until they are ended, by a varying number of epochs."""
     sweep = make_sweep(tmp_path, [])
-    sweep.scheduler.arms.stops = lambda trial_id, arm, metrics: metrics["epoch"] == 2
+    arms = sweep.scheduler.arms
+    arms.on_result = lambda trial_id, arm, metrics: (
+        Verdict(STOP) if metrics["epoch"] == 2 else GO_ON
+    )
     name = begin(sweep)
     assert report(sweep, name, epoch(1)) is None
     files.atomic_write(
@@ -401,7 +413,7 @@ def test_the_epochs_of_a_trial_stay_in_their_order_though_clocks_differ():
 
 def test_the_places_of_stopped_distributed_trials_are_handed_to_one_that_starts_each_once(tmp_path):
     sweep = make_sweep(tmp_path, [], workers=2, cpus_per_worker=0.5)
-    sweep.scheduler.arms.stops = lambda *_: True
+    sweep.scheduler.arms.on_result = lambda *_: Verdict(STOP)
     first = begin(sweep)
     report(sweep, first, epoch(1))
     assert [suggest(sweep)["release"]] == [[first]]
@@ -513,3 +525,50 @@ def test_an_interrupted_sweep_says_so_ends_trials_at_their_epoch_and_loses_nothi
     sweep.tracker.close()
     assert sweep.tracker.runs[first]["status"] == "KILLED"
     assert begin(make_sweep(tmp_path, [])) == first
+
+
+def test_hyperband_pauses_trials_that_go_on_later_and_stops_others_with_a_record(tmp_path):
+    """Its first bracket has 3 trials of 9 epochs, its second compares trials at epoch 3.
+
+    The driver is lost while two of them are paused.
+    """
+    search = {
+        "scheduler": {"name": "hyperband", "reduction_factor": 3},
+        "method": "random",
+        "trials": 8,
+        "space": {"optim.lr": {"low": 1e-4, "high": 1e-3}},
+    }
+
+    def train(name: str, first: int, last: int) -> tuple[str, str] | None:
+        end = None
+        for number in range(first, last + 1):
+            one = epoch(number) | {"val/mIoU": int(name[-1]) / 10, ENDED: time.time()}
+            path = sweep.run.folder / "trials" / name / "epochs.jsonl"
+            before = path.read_bytes() if path.exists() else b""
+            files.atomic_write(path, before + json.dumps(one).encode() + b"\n")
+            end = report(sweep, name, one)
+        return end
+
+    sweep = make_sweep(tmp_path, [], search=search, epochs=9)
+    for _ in range(3):
+        assert train(begin(sweep), 1, 9) == ("done", "")
+    third, fourth = begin(sweep), begin(sweep)
+    assert suggest(sweep) is None
+    assert train(third, 1, 3) == ("stopped", "pause")
+    fifth = begin(sweep)
+    assert train(fifth, 1, 3) == ("stopped", "pause")
+    sweep = make_sweep(tmp_path, [], search=search, epochs=9)
+    assert sorted(sweep.plan.held) == [third, fifth]
+    assert begin(sweep) == fourth
+    sixth = begin(sweep)
+    assert train(fourth, 1, 3) == train(sixth, 1, 3) == ("stopped", "pause")
+    seventh = begin(sweep)
+    assert train(seventh, 1, 3) is None  # the last and best to come to the rung: of 5 two go on
+    stopped = [r for r in sweep.run.ledger() if r["stopped_by"] == "hyperband"]
+    assert {r["trial"] for r in stopped} == {third, fourth, fifth}
+    assert [r["epochs"] for r in stopped] == [3, 3, 3]
+    config = suggest(sweep)
+    assert (config["trial"], config["segment"]) == (sixth, f"{sixth}-from-3")
+    start(sweep, config)
+    assert train(sixth, 4, 9) == train(seventh, 4, 9) == ("done", "")
+    assert sweep.plan.done and not sweep.plan.held

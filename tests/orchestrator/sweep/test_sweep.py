@@ -407,3 +407,28 @@ def test_a_killed_sweep_continues_without_doing_anything_twice(home, tmp_path, r
     (experiment,) = [e for e in client.search_experiments() if e.name == "killed"]
     every = client.search_runs([experiment.experiment_id])
     assert len(every) == 7 and {r.info.status for r in every} <= {"FINISHED", "FAILED"}
+
+
+def test_hyperband_pauses_trials_of_hyperopt_and_all_of_them_end(home, ray_session):
+    """With 4 epochs and a factor of 2 a bracket compares its trials at epochs 1 and 2."""
+    arguments = ["sweep", str(home / "tiny.yaml"), f"storage.root={home}", "name=paused"]
+    code, text = ray_session(
+        [
+            *arguments,
+            "search.arms=[off]",
+            "search.space={optim.lr: {low: 1e-4, high: 1e-2, log: true}}",
+            "search.method={name: hyperopt, n_initial_points: 2}",
+            "search.trials=8",
+            "search.scheduler={name: hyperband, reduction_factor: 2}",
+            "search.seeds.confirm=0",
+            "train.epochs=4",
+        ]
+    )
+    assert code == 0, text
+    records = run_module.find_run(home, "paused").ledger()
+    assert len({r["trial"] for r in records}) == len(records) == 8
+    assert {r["state"] for r in records} == {"done", "stopped"}
+    assert {r["stopped_by"] for r in records} == {"", "hyperband"}
+    assert all(
+        [e["epoch"] for e in r["history"]] == list(range(1, r["epochs"] + 1)) for r in records
+    )
