@@ -2,22 +2,20 @@
 
 The report is made from a run folder alone. It shows what a sweep (or a training) found and how
 sure that is. Numbers come from `rows` and `evidence`, sentences from `wording`, figures from
-`figures`, and the page from report.html.j2. The page loads nothing from a network: figures are
-inline SVG, pictures base64. Scores are shares in [0, 1] in the CSV files and per cent on the page.
+`figures`, what the page's script draws from `page.charts`, and the page itself from `page`. It
+loads nothing from a network. Scores are shares in [0, 1] in the CSV files and per cent on the page.
 """
 
-import base64
 import math
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from aml.files import MADE_BY, check_folder, check_own_folder, mark_folder
-from orchestrator import evaluation, storage
+from orchestrator import evaluation
 from orchestrator.reporting import (
     evidence,
     export,
@@ -29,6 +27,9 @@ from orchestrator.reporting import (
 )
 from orchestrator.reporting.figures import curves, lines, maps, style
 from orchestrator.reporting.numbers import Trial
+from orchestrator.reporting.page import charts
+from orchestrator.reporting.page.pictures import arm_pictures
+from orchestrator.reporting.page.render import render
 from orchestrator.reporting.run_folder import load_run
 from orchestrator.reporting.summaries import ArmSummary
 from orchestrator.utils import atomic_write
@@ -99,7 +100,7 @@ def write_report(
         for name in sorted(tables)
         for path in export.write_table(out, name, tables[name], captions.get(name, ""))
     ]
-    atomic_write(out / "index.html", _render(page).encode())
+    atomic_write(out / "index.html", render(page).encode())
     return out / "index.html"
 
 
@@ -134,23 +135,10 @@ def _page_and_tables(
     page["severities"] = curves.severity_figures(
         [(name, metrics, about["splits"]) for name, about, metrics in scores]
     )
+    pictures = {p.arm: {"epochs": p.epochs, "urls": p.urls[:-1]} for p in page["pictures"]}
+    page["data"] = charts.chart_data(trials, meta, page["arms"], page["robust"])
+    page["data"]["pictures"] = pictures
     return page, tables
-
-
-def _render(page: dict[str, Any]) -> str:
-    """Return the page as HTML; `page` has the template's variables."""
-    source = Path(__file__).with_suffix(".html.j2").read_text(encoding="utf-8")
-    formats = {
-        "num": wording.num,
-        "pct": wording.pct,
-        "points": wording.points,
-        "setting": wording.setting_text,
-        "brief": wording.brief,
-    }
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    return environment.from_string(source).render(**page, **formats)
 
 
 # Variables of the template
@@ -158,7 +146,7 @@ def _render(page: dict[str, Any]) -> str:
 
 def _common_page(run_folder: Path, meta: dict, trials: list[Trial]) -> dict[str, Any]:
     """Return the template's variables that every run has."""
-    shown, without_picture = pictures(run_folder, trials)
+    shown, without_picture = arm_pictures(run_folder, trials)
     return {
         "made_by": MADE_BY,
         "title": meta.get("run") or run_folder.name,
@@ -180,8 +168,11 @@ def _training_page(trials: list[Trial], meta: dict) -> dict[str, Any]:
     return {
         "summary": [
             f"One training of {counted['epochs']} epochs, not a comparison; "
-            f"validation mIoU after {wording.counted_epoch(meta)}: {score}%."
+            f"validation mIoU after {wording.counted_epoch(meta)}: {score}%.",
+            *wording.partial_validation(meta),
         ],
+        "arms": [],
+        "robust": [],
         "curves": [
             {"svg": curves.curves_figure(key, trials, factor, True), "text": ""}
             for key, factor in (("val/mIoU", 100), ("val/oIoU", 100), ("train/loss", 1))
@@ -217,9 +208,11 @@ def _sweep_page(trials: list[Trial], meta: dict) -> tuple[dict[str, Any], Tables
         "arms": arms,
         "trials": trial_rows,
         "summary": [*wording.summary(arms, meta), *robust_arms.robust_summary(robust, meta)],
+        "robust": robust,
         "robust_figures": curves.robust_figures(robust),
+        "robust_sentences": robust_arms.sentences(meta),
         "baselines": baselines(meta),
-        "sentences": (meta.get("baselines") or {}).get("n"),
+        "sentences": wording.count_sentences((meta.get("baselines") or {}).get("n"), meta),
         "best": max(scored, key=lambda a: a.mIoU.mean).arm if scored else None,
         "varied": sorted({k for t in trials for k in numbers.other_params(t)}),
         "maps": maps.map_figures(cells, arms),
@@ -350,51 +343,3 @@ def baselines(meta: dict) -> list[dict]:
             }
         )
     return bars
-
-
-def pictures(folder: Path, trials: list[Trial]) -> tuple[list[dict[str, str]], list[str]]:
-    """Return the last picture of one trial of each arm, and the arms without a picture.
-
-    Of an arm's trials those come first that are confirmed, then those that are done.
-
-    Returns:
-        `arm`, `data` (PNG in base64) and `text` of each picture, and the names of the arms that
-        have none.
-    """
-    found = []
-    missing = []
-    for arm in numbers.arms_of(trials, {}):
-        members = [t for t in trials if t["arm"] == arm and t["state"] != "failed"]
-        members.sort(
-            key=lambda t: (
-                t["stage"] != "confirm",
-                t["state"] != "done",
-                numbers.number(t.get("seed")),
-            )
-        )
-        picture = next(filter(None, (_last_picture(folder, t) for t in members)), None)
-        if picture:
-            found.append(picture)
-        else:
-            missing.append(arm)
-    return found, missing
-
-
-def _last_picture(folder: Path, trial: Trial) -> dict[str, str] | None:
-    """Return the last picture of a trial, downloaded if the run has a bucket; None without one."""
-    place = folder
-    if trial["stage"] != "train":
-        place = folder / "trials" / Path(trial["trial"]).name
-    # a download that fails costs the page one picture, nothing else
-    storage.try_download(place, wanted=storage.without_checkpoints, wait=False)
-    files = sorted((place / "pictures").glob("*.png"))
-    if not files:
-        return None
-    stages = {"confirm": "confirmation", "search": "a search trial: none of this arm is confirmed"}
-    seed = f"seed {trial['seed']}" if trial.get("seed", "") != "" else ""
-    parts = [trial["trial"], stages.get(trial["stage"]), seed, files[-1].stem]
-    return {
-        "arm": trial["arm"],
-        "data": base64.b64encode(files[-1].read_bytes()).decode(),
-        "text": ", ".join(part for part in parts if part),
-    }

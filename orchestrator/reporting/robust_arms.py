@@ -207,12 +207,12 @@ def robust_lines(scores: list[RobustScore], sweep: Mapping[str, Any]) -> list[st
     """
     if not scores:
         return []
-    sentences = (sweep.get("robustness") or {}).get("n")
+    scored = sentences(sweep)
     names = list(dict.fromkeys(s.corruption for s in scores))
     arms = list(dict.fromkeys(s.arm for s in scores))
     width = max(map(len, arms))
     lines = [
-        f"mIoU in % under corruption, {sentences} validation sentences, mean over fresh seeds:",
+        f"mIoU in % under corruption, {scored} validation sentences, mean over fresh seeds:",
         "  " + " ".join([" " * width, *(f"{name:>9}" for name in names)]),
     ]
     for arm in arms:
@@ -222,6 +222,12 @@ def robust_lines(scores: list[RobustScore], sweep: Mapping[str, Any]) -> list[st
     return lines
 
 
+def sentences(sweep: Mapping[str, Any]) -> str:
+    """Return how many sentences were scored under corruption, as "the first 800 of 1,228"."""
+    measured = sweep.get("robustness") or {}
+    return wording.count_sentences(measured.get("n"), sweep, measured.get("split"))
+
+
 def table_caption(sweep: Mapping[str, Any]) -> str:
     """Return the caption of the table of arms under corruption.
 
@@ -229,9 +235,9 @@ def table_caption(sweep: Mapping[str, Any]) -> str:
         sweep: Content of sweep.json.
     """
     measured = sweep.get("robustness") or {}
-    sentences = f"{measured.get('n', '?')} sentences of {measured.get('split', 'val')}"
+    scored = f"{sentences(sweep)} sentences of {measured.get('split', 'val')}"
     return (
-        f"Confirmed checkpoints on {sentences}, in %, mean over severities and seeds with 95% t "
+        f"Confirmed checkpoints on {scored}, in %, mean over severities and seeds with 95% t "
         "interval; drop: share of the clean score that is lost; differences in points, paired by "
         "seed, with p values after Holm's correction over arms and corruptions."
     )
@@ -250,9 +256,9 @@ def robust_summary(scores: list[RobustScore], sweep: Mapping[str, Any]) -> list[
     names = [s.corruption for s in scores if s.corruption not in (CLEAN, MEAN)]
     corruptions = ", ".join(dict.fromkeys(names))
     best = max(means.values(), key=lambda s: s.mIoU.mean)
-    sentences = (sweep.get("robustness") or {}).get("n")
+    scored = sentences(sweep)
     lines = [
-        f"Under corruption ({corruptions}; {sentences} validation sentences) {best.arm} has the "
+        f"Under corruption ({corruptions}; {scored} validation sentences) {best.arm} has the "
         f"highest mean mIoU, {wording.pct(best.mIoU.mean)}%, and loses "
         f"{wording.pct(best.drop, 1)}% of its clean score."
     ]

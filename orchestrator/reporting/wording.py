@@ -1,7 +1,8 @@
 """Word a report's and a comparison's results: numbers as text, differences, verdicts, notes."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from orchestrator.reporting.numbers import is_alignment_arm, number, selected
 from orchestrator.reporting.significance import LEVEL, Difference
@@ -44,6 +45,33 @@ def setting_text(tau: object, rho: object, other: str = "") -> str:
     """Format a setting: tau, rho and, if there are any, the other searched values."""
     extra = f"; {other}" if other else ""
     return f"τ {num(tau)}, ρ {num(rho)}{extra}"
+
+
+# Sentences that were scored
+
+
+def count_sentences(n: object, meta: Mapping[str, Any], split: str | None = None) -> str:
+    """Return how many sentences of a split, by default val_split, n is: "the first 800 of 1,228".
+
+    Args:
+        n: Sentences that were scored.
+        meta: Content of sweep.json or train.json, with the run's config.
+        split: Name of the split.
+    """
+    scored = number(n)
+    name = split or ((meta.get("config") or {}).get("data") or {}).get("val_split") or "val"
+    counts = ((meta.get("data") or {}).get("splits") or {}).get(name)
+    total = number(counts.get("sentences")) if isinstance(counts, Mapping) else math.nan
+    if not math.isfinite(scored):
+        return "?"
+    return f"the first {scored:,.0f} of {total:,.0f}" if scored < total else f"{scored:,.0f}"
+
+
+def partial_validation(meta: Mapping[str, Any]) -> list[str]:
+    """Return a sentence that says which part of the validation split was scored, if it was one."""
+    limit = ((meta.get("config") or {}).get("data") or {}).get("val_limit")
+    count = count_sentences(limit, meta)
+    return [f"Validation scores are of {count} sentences."] if " of " in count else []
 
 
 # Tests of differences
@@ -171,7 +199,8 @@ def summary(arms: list[ArmSummary], meta: dict) -> list[str]:
             "not a ranking.",
         ]
     best = max(scored, key=lambda a: a.mIoU.mean)
-    lines = [_leading_arm(best, scored), *_against_references(best, scored)]
+    lines = [_leading_arm(best, scored), *partial_validation(meta)]
+    lines += _against_references(best, scored)
     if len(scored) > 1:
         lines.append(
             "The leading arm was picked on these same seeds, "
@@ -273,7 +302,7 @@ def hidden_shares(arm: ArmSummary, random: ArmSummary) -> str:
     a = arm.hidden if measured else arm.tau * arm.rho
     b = random.hidden if measured else random.tau * random.rho
     tolerance = max(0.01, 0.05 * b) if measured else 1e-6
-    shares = f"{num(a)} and {num(b)}, {'measured' if measured else 'nominal'}"
+    shares = f"{pct(a)}% and {pct(b)}%, {'measured' if measured else 'nominal'}"
     if abs(a - b) <= tolerance:
         return f"Both hide the same share of the image ({shares})."
     return (

@@ -102,7 +102,7 @@ def test_the_wheel_holds_every_file_of_the_packages(wheel):
         packed = {name for name in archive.namelist() if name.split("/")[0] in PACKAGES}
     assert packed == files_of(ROOT)
     assert {"aml/py.typed", "orchestrator/py.typed", "orchestrator/cli/__init__.pyi"} <= packed
-    data = {"report.html.j2", "published.yaml", "demo.html"}
+    data = {"report.html.j2", "report.css", "report.js", "published.yaml", "demo.html"}
     assert data <= {name.rpartition("/")[2] for name in packed}
 
 

@@ -29,46 +29,50 @@ class Diagnostic:
     unit: str
     """Label of the y axis."""
     meaning: str
+    factor: float = 1
+    """Factor on the values; 100 shows shares in per cent."""
     reference: float | None = None
     """Value at which the mask knows or leaks nothing of the target; drawn as a dotted line."""
 
 
 DIAGNOSTICS = [
     Diagnostic(
-        "aml/hidden", "hidden share", "share of image", "How much of the image the mask hid."
+        "aml/hidden", "hidden share", "% of image", "How much of the image the mask hid.", 100
     ),
     Diagnostic(
         "aml/hidden_target",
         "hidden share of the target",
-        "share of target",
+        "% of target",
         "How much of the referent the mask hid.",
+        100,
     ),
     Diagnostic(
         "aml/lift",
         "lift",
         "ratio",
         "Hidden share of the target / hidden share. 1: the mask knows nothing of it.",
-        1.0,
+        reference=1.0,
     ),
     Diagnostic(
         "aml/auroc",
         "alignment AUROC",
         "AUROC",
         "Does the alignment map rank target over background? 0.5: it does not.",
-        0.5,
+        reference=0.5,
     ),
     Diagnostic(
         "aml/mask_auroc",
         "mask AUROC",
         "AUROC",
         "Does the mask alone tell where the target is? 0.5: it does not.",
-        0.5,
+        reference=0.5,
     ),
     Diagnostic(
         "aml/leak",
         "leak",
-        "mIoU",
+        "mIoU, points",
         "Probe mIoU with masks on minus without. Above 0: the model reads the holes.",
+        100,
         0.0,
     ),
 ]
@@ -325,17 +329,17 @@ def _label_epochs(axes: Axes, ylabel: str, title: str) -> None:
 # Diagnostics
 
 
-def diagnostic_figures(trials: list[Trial]) -> list[CaptionedFigure]:
-    """Draw a small figure for each diagnostic of the masks, with a line for each arm.
+def diagnostic_curves(trials: list[Trial]) -> list[tuple[Diagnostic, dict[str, Curve]]]:
+    """Return each diagnostic of the masks that was recorded, with a curve for each arm.
 
-    A line is the mean over the arm's confirmation trials, or over its search trials if it has
+    A curve is the mean over the arm's confirmation trials, or over its search trials if it has
     none. Where the training stream has no value the one of the fixed validation probe is used.
     """
     groups: dict[str, list[Trial]] = {}
     for arm in numbers.arms_of(trials, {}):
         alive = [t for t in trials if t["arm"] == arm and t["state"] != "failed"]
         groups[arm] = [t for t in alive if t["stage"] == "confirm"] or alive
-    figures: list[CaptionedFigure] = []
+    found = []
     for diagnostic in DIAGNOSTICS:
         key = diagnostic.key
         probe = key.replace("/", "/probe_")
@@ -345,17 +349,33 @@ def diagnostic_figures(trials: list[Trial]) -> list[CaptionedFigure]:
         }
         curves = {arm: curve for arm, curve in curves.items() if curve}
         if curves:
-            alt = f"{diagnostic.title} by epoch"
-            svg = drawing(key, alt, (3.4, 2.4), _draw_diagnostic, diagnostic, curves)
-            figures.append({"svg": svg, "text": diagnostic.meaning})
-    return figures
+            found.append((diagnostic, curves))
+    return found
+
+
+def diagnostic_figures(trials: list[Trial]) -> list[CaptionedFigure]:
+    """Draw a small figure for each diagnostic of the masks, with a line for each arm."""
+    return [
+        {
+            "svg": drawing(
+                diagnostic.key,
+                f"{diagnostic.title} by epoch",
+                (3.4, 2.4),
+                _draw_diagnostic,
+                diagnostic,
+                curves,
+            ),
+            "text": diagnostic.meaning,
+        }
+        for diagnostic, curves in diagnostic_curves(trials)
+    ]
 
 
 def _draw_diagnostic(fig: Figure, diagnostic: Diagnostic, curves: dict[str, Curve]) -> None:
     axes = fig.subplots()
     for arm, curve in curves.items():
         epochs = [row[0] for row in curve]
-        means = [row[1] for row in curve]
+        means = [diagnostic.factor * row[1] for row in curve]
         axes.plot(epochs, means, **style_of(arm), linewidth=1.5, markersize=3.5)
     if diagnostic.reference is not None:
         axes.axhline(diagnostic.reference, color=INK, linewidth=0.9, linestyle=":")
