@@ -171,9 +171,7 @@ def _endpoints(server: InferenceServer) -> tuple[Endpoint, Endpoint]:
             raise UserError(f"draw is {draw:g}; give a whole number from 0 to {2**31 - 1}")
         condition = _condition(request)
         async with lock:
-            found = await run_in_threadpool(
-                server.hide, key, text, condition, tau, rho, int(draw)
-            )
+            found = await run_in_threadpool(server.hide, key, text, condition, tau, rho, int(draw))
         if found is None:
             raise HTTPException(410, "the picture is not kept any more; send it again")
         return JSONResponse(found, headers=SECURITY_HEADERS)

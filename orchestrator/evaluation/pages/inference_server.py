@@ -127,7 +127,9 @@ class InferenceServer:
         _keep(self.pictures, key)
         is_new = (key, condition) not in self.seen
         seen = self._look(key, condition)
-        found = [self._ask(side, seen, place, text, is_new) for place, side in enumerate(self.sides)]
+        found = [
+            self._ask(side, seen, place, text, is_new) for place, side in enumerate(self.sides)
+        ]
         maps = self._alignments(seen, text)
         for side, alignment, one in zip(self.sides, maps, found, strict=True):
             heat = side.masking.full_map(alignment, seen.image.shape[:2])
@@ -182,7 +184,9 @@ class InferenceServer:
             if condition != CLEAN:
                 image = corrupt(image, *condition, image_id=0)
             encoded = [_timed(side.segmenter.encode_image, image) for side in self.sides]
-            self.seen[key, condition] = _Seen(image, [e[0] for e in encoded], [e[1] for e in encoded])
+            self.seen[key, condition] = _Seen(
+                image, [e[0] for e in encoded], [e[1] for e in encoded]
+            )
         return _keep(self.seen, (key, condition))
 
     def _alignments(self, seen: _Seen, text: str) -> list[Alignment]:
