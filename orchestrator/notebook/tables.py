@@ -123,7 +123,8 @@ class RunResult:
             )
         if name not in self.tables:
             raise not_among("the table", name, self.tables)
-        return pandas.read_csv(self.page.parent / f"{name}.csv")
+        # a list of severities, as "2 4", is a text, also where each is one number
+        return pandas.read_csv(self.page.parent / f"{name}.csv", dtype={"severities": str})
 
     def __repr__(self) -> str:
         return f"{self.name}: {self.kind}, {self.state}; report: {self.page}"
@@ -136,7 +137,10 @@ class RunResult:
             ("robust_arms", "Under corruption, in %"),
         ):
             if name in self.tables:
-                rows = self.frame(name).to_dict("records")
+                rows = [
+                    {key: "" if value != value else value for key, value in row.items()}  # NaN
+                    for row in self.frame(name).to_dict("records")
+                ]
                 parts.append(html_table(title, *reporting.paper_table(name, rows)))
         page = f'<p>Report: <a href="{escape(self.page.as_uri())}">{escape(str(self.page))}</a></p>'
         return f"<p><b>{escape(about)}</b></p>{''.join(parts)}{page if self.tables else ''}"

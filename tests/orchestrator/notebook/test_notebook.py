@@ -98,7 +98,7 @@ def test_the_example_runs_and_was_stored_without_large_outputs(ray_session, tmp_
     texts = re.split(r"^--- cell \d+\n", found.stdout, flags=re.M)[1:]
     settings, swept, trials, difference, scores, listed, refused = texts[1:]
     assert "<td>notebook</td>" in settings
-    assert "sweep, done" in swept and "<td>aml/calibrated</td>" in swept
+    assert "sweep, done" in swept and "<td>aml/calibrated</td>" in swept and ">nan<" not in swept
     assert trials.count("-confirm-") == 4 and "<td>testA</td>" in scores
     assert re.search(r"<td>notebook-\w{8}:off</td><td>-?[\d.]+</td>", difference)
     assert "<td>done</td><td>4</td>" in listed
