@@ -77,7 +77,8 @@ def add_examples(app: typer.Typer) -> None:
     """End the help of every command with its example, and that of a group with its first one."""
     for name, command in commands_of(app):
         command.epilog = _example(name)
-    app.info.epilog = _example("sweep")
+    said = [app.info.epilog] if isinstance(app.info.epilog, str) else []
+    app.info.epilog = " ".join([*said, _example("sweep")])
     for package in app.registered_groups:
         for group in package.typer_instance.registered_groups if package.typer_instance else ():
             first = next(name for name in EXAMPLES if name.startswith(f"{group.name} "))
