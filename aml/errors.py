@@ -1,7 +1,15 @@
 """Define the exceptions whose text is one sentence for a person."""
 
 
-class UserError(ValueError):
+class _Told(Exception):
+    """An error that a notebook shows as its text, without the calls that led to it."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Return what IPython prints in place of a traceback."""
+        return [f"error: {self}"]
+
+
+class UserError(_Told, ValueError):
     """Wrong input.
 
     The text is one sentence: what came, what was wanted, what to do. The command line prints it
@@ -19,7 +27,7 @@ class Unreachable(UserError):
     kind = "away"
 
 
-class RunError(RuntimeError):
+class RunError(_Told, RuntimeError):
     """A run cannot go on, and would fail again if it were started again unchanged.
 
     The text is one sentence: what happened, what to do.

@@ -46,6 +46,7 @@ from .refer_files.findings import (
     Findings as Findings,
 )
 from .refer_files.refs import (
+    load_grefs as load_grefs,
     load_refs as load_refs,
 )
 from .rle import (
@@ -54,6 +55,7 @@ from .rle import (
     referent as referent,
 )
 from .table import (
+    peek_table as peek_table,
     read_table as read_table,
 )
 from .window import (

@@ -20,6 +20,7 @@ Rows are those of `refer`, with the name of the table's file as data set and spl
 import csv
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,6 +125,29 @@ def read_table(path: Path, images: Path | None = None, max_pixels: int = MAX_PIX
                 "give each image one of its own"
             )
     return sorted(rows.values(), key=lambda row: row["image_id"])
+
+
+def peek_table(path: Path, pictures: int) -> tuple[Counter[str], list[str]]:
+    """Return how many lines each split of a table has, and the names of its first pictures.
+
+    Nothing but the columns is checked.
+
+    Args:
+        path: the table, a .csv, .jsonl or .ndjson file.
+        pictures: how many names are wanted.
+
+    Raises:
+        UserError: the file is no such table.
+    """
+    splits: Counter[str] = Counter()
+    names: dict[str, None] = {}
+    for _, entry in _entries(path):
+        if isinstance(entry, str) or not set(COLUMNS) <= entry.keys():
+            raise UserError(f"{path} is no table; it needs {', '.join(COLUMNS)} on every line")
+        splits[str(entry["split"])] += 1
+        if len(names) < pictures:
+            names[str(entry["image"])] = None
+    return splits, list(names)
 
 
 def _entries(path: Path) -> Iterator[tuple[int, dict | str]]:

@@ -28,6 +28,7 @@ from orchestrator.cli import (
     report_commands,
     run_commands,
 )
+from orchestrator.cli.examples import add_examples, first_steps, program
 
 
 class Interrupted(Exception):
@@ -47,8 +48,7 @@ class Commands(TyperGroup):
 
 app = typer.Typer(
     cls=Commands,
-    no_args_is_help=True,
-    add_completion=False,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     help="Alignment-aware masked learning, measured honestly.",
 )
@@ -62,6 +62,14 @@ for commands in (
     bench_commands,
 ):
     app.add_typer(commands.app)
+add_examples(app)
+
+
+@app.callback()
+def without_command(context: typer.Context) -> None:
+    """Say how to begin where no command was given."""
+    if context.invoked_subcommand is None:
+        print(first_steps())
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -76,6 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
         signal.signal(signal.SIGTERM, utils.stop_at_once)
     try:
         _refuse_empty(sys.argv[1:] if arguments is None else arguments)
+        _refuse_completion(sys.argv[1:] if arguments is None else arguments)
         sys.exit(app(arguments, standalone_mode=False) or 0)
     except (UserError, RunError) as error:
         print(f"error: {utils.redact(error)}", file=sys.stderr)
@@ -107,6 +116,16 @@ def _refuse_empty(arguments: list[str]) -> None:
                 f"{place} is empty, perhaps of a shell variable that is not set; give a value, or "
                 "leave it out"
             )
+
+
+def _refuse_completion(arguments: list[str]) -> None:
+    """Refuse to install completion for what no shell can complete."""
+    asked = next((a for a in arguments[:1] if a.endswith("-completion")), "")
+    if asked and program() != "amlris":
+        raise UserError(
+            f"{asked} is for the command amlris, and a shell cannot complete {program()}; pip "
+            f"install . gives that command, then run amlris {asked}"
+        )
 
 
 def _failed_place(error: OSError) -> str:

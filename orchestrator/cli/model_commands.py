@@ -289,18 +289,24 @@ def predict(
 @app.command()
 def demo(
     checkpoint: str,
+    beside: Annotated[
+        str | None,
+        typer.Option(metavar="CHECKPOINT", help="Another one, shown beside the first."),
+    ] = None,
     port: int = 7860,
     precision: Precision = None,
     max_megapixels: MaxMegapixels = 50,
 ) -> int:
-    """Serve a page on this machine: drop a picture, type a sentence, see what the model finds."""
+    """Serve a page on this machine: drop a picture, type a sentence, see what the model finds.
+
+    It also shows which parts fit the sentence, and which of them training would hide.
+    """
     from aml.reading import pixels_of
     from orchestrator import evaluation
 
     limit = pixels_of(max_megapixels)
-    return evaluation.serve_demo(
-        checkpoint_folder(checkpoint), port, precision=precision, max_pixels=limit
-    )
+    folders = [checkpoint_folder(name) for name in (checkpoint, beside) if name]
+    return evaluation.serve_demo(folders, port, precision=precision, max_pixels=limit)
 
 
 @app.command()

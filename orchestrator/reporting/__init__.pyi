@@ -15,6 +15,9 @@ from .evidence import (
     evaluation_tables as evaluation_tables,
     published_lines as published_lines,
 )
+from .export import (
+    paper_table as paper_table,
+)
 from .intervals import (
     interval_lines as interval_lines,
     write_intervals as write_intervals,

@@ -9,6 +9,7 @@ from .listing import (
     is_lost as is_lost,
     lock_holder as lock_holder,
     prune_runs as prune_runs,
+    run_facts as run_facts,
     run_line as run_line,
 )
 from .paths import (

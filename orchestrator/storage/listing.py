@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 from pathlib import Path
+from typing import Any
 
 from aml.files import DRAFT
 from orchestrator.storage import lease, uploads
@@ -22,16 +23,30 @@ Checkpoints that were being written ended in .draft in runs of earlier versions.
 
 def run_line(run: Run) -> str:
     """Return a run in one line: its state, number of trials, best result and size on disk."""
+    facts = run_facts(run)
+    lost = "lost (the same command continues it)"
+    shown = lost if facts["state"] == "lost" else facts["state"]
+    trials = f"{facts['trials']} trials" if facts["trials"] else ""
+    best = facts["best_mIoU"]
+    result = "no result yet" if best is None else f"best mIoU {best:.3f}"
+    size = f"{facts['disk_mb']:8.1f} MB"
+    return f"{run.name:32} {run.kind:6} {shown:12} {trials:10} {result:18} {size}"
+
+
+def run_facts(run: Run) -> dict[str, Any]:
+    """Return run, kind, state, trials (finished ones), best_mIoU and disk_mb of a run."""
     records = run.ledger()
-    state = run.state
     epochs = [epoch for record in records for epoch in record["history"]]
-    epochs += state.get("history") or []
+    epochs += run.state.get("history") or []
     values = [epoch["val/mIoU"] for epoch in epochs if epoch.get("val/mIoU") is not None]
-    shown = "lost (the same command continues it)" if is_lost(run) else str(state.get("state"))
-    trials = f"{len(records)} trials" if records else ""
-    best = f"best mIoU {max(values):.3f}" if values else "no result yet"
-    size = f"{disk_mb(run.folder):8.1f} MB"
-    return f"{run.name:32} {run.kind:6} {shown:12} {trials:10} {best:18} {size}"
+    return {
+        "run": run.name,
+        "kind": run.kind,
+        "state": "lost" if is_lost(run) else str(run.state.get("state")),
+        "trials": len(records),
+        "best_mIoU": max(values, default=None),
+        "disk_mb": disk_mb(run.folder),
+    }
 
 
 def is_lost(run: Run) -> bool:

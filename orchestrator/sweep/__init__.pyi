@@ -5,6 +5,9 @@ from .command import (
 from .driver import (
     Sweep as Sweep,
 )
+from .notebook_call import (
+    sweep_in_notebook as sweep_in_notebook,
+)
 from .reproduce import (
     reproduce_run as reproduce_run,
 )

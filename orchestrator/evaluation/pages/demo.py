@@ -1,22 +1,23 @@
-"""Serve a page on this machine that segments what a sentence names in a picture.
+"""Serve a page on this machine that shows what models find in a picture, and what training hides.
 
 GET /: the page, one file that loads nothing.
-POST /segment?sentence=...: the body is a picture file. The answer is JSON with share, note, ms,
-    encoded, overlay and probability, the last two data: URLs; or {"error": one sentence} with
-    status 400, 408, 413, 415 or 503.
+POST /segment?sentence=...&corrupt=fog:3: the body is a picture file, corrupt may be left out. The
+    answer is what `InferenceServer.segment` returns, as JSON.
+GET /hide?picture=KEY&sentence=...&tau=0.4&rho=0.5&draw=0&corrupt=fog:3: what `InferenceServer.hide`
+    returns for a picture that was sent, by the key that /segment gave it.
+
+A refusal is {"error": one sentence} with status 400, 408, 410 (the picture is not kept any more),
+413, 415 or 503.
 """
 
 import asyncio
-import hashlib
 import html
+import json
 import logging
-import time
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
 
-import numpy as np
 import torch
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -28,13 +29,10 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from aml.data import check_sentence
+from aml.conditions import CLEAN, CORRUPTIONS, SEVERITIES, Condition, parse_corruptions
 from aml.errors import UserError
-from aml.inference import PREDICTION_COLOUR, Segmenter, draw_overlay
-from aml.reading import decode_as, open_picture
 from orchestrator.evaluation.pages import http_limits
-from orchestrator.evaluation.pages.html_page import png_url
-from orchestrator.evaluation.prediction import predict, to_grey
+from orchestrator.evaluation.pages.inference_server import InferenceServer, Side
 from orchestrator.utils import listening_socket
 
 logger = logging.getLogger(__name__)
@@ -59,12 +57,6 @@ Each is kept as it came, at most MAX_BYTES; one at a time is decoded.
 MAX_LETTERS = 300
 """Longest sentence that is accepted."""
 
-MAX_SIDE = 1280
-"""Longer side in pixels that a picture is reduced to: as much as the page shows."""
-
-CACHE_SIZE = 4
-"""Number of pictures whose encoding is kept for the next sentence."""
-
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; "
@@ -76,79 +68,32 @@ SECURITY_HEADERS = {
 }
 
 
-class InferenceServer:
-    """Segment pictures, one after the other, and keep the encodings of the last ones."""
+class Endpoint:
+    """Answers one address: a bounded number of requests at once, one of them computing."""
 
-    def __init__(self, segmenter: Segmenter, max_pixels: int):
-        self.segmenter = segmenter
-        self.max_pixels = max_pixels
-        self.cache: OrderedDict[bytes, tuple[np.ndarray, list[torch.Tensor]]] = OrderedDict()
-
-    def segment(self, file: bytes, text: str) -> dict:
-        """Return what the page shows for a picture and a sentence.
-
-        Args:
-            file: The bytes of a picture file.
-            text: The sentence.
-
-        Returns:
-            share: share of the picture that the mask covers.
-            note: a warning about the sentence, or nothing.
-            ms: milliseconds that it took, the encoding of a new picture included.
-            encoded: whether the picture was new.
-            overlay, probability: PNG pictures as data: URLs.
-
-        Raises:
-            UserError: The file is no picture, or one too large, or the sentence holds no word.
-        """
-        check_sentence(text)
-        key = hashlib.sha256(file).digest()
-        encoding_s = 0.0
-        if key not in self.cache:
-            image = _open_reduced(file, self.max_pixels)
-            start = time.perf_counter()
-            self.cache[key] = image, self.segmenter.encode_image(image)
-            encoding_s = time.perf_counter() - start
-        self.cache.move_to_end(key)
-        while len(self.cache) > CACHE_SIZE:
-            self.cache.popitem(last=False)
-        image, features = self.cache[key]
-        start = time.perf_counter()
-        (prediction,) = predict(self.segmenter, image, [text], features)
-        decoding_s = time.perf_counter() - start
-        return {
-            "share": float(prediction.mask.mean()),
-            "note": prediction.note,
-            "ms": round(1e3 * (encoding_s + decoding_s), 1),
-            "encoded": bool(encoding_s),
-            "overlay": png_url(draw_overlay(image, prediction.mask, PREDICTION_COLOUR)),
-            "probability": png_url(to_grey(prediction.probability)),
-        }
-
-
-class SegmentEndpoint:
-    """Answer POST /segment: a bounded number of requests at once, one picture at a time."""
-
-    def __init__(self, segmenter: Segmenter, max_pixels: int):
-        self.server = InferenceServer(segmenter, max_pixels)
-        self.under_way = 0
-        self.turn = asyncio.Lock()
+    def __init__(
+        self, turns: "Turns", answer: Callable[[Request, asyncio.Lock], Awaitable[Response]]
+    ) -> None:
+        """Take what all addresses share, and how this one is answered, given whose turn it is."""
+        self.turns = turns
+        self.answer = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request; a refused one only when its body has been read."""
         request = Request(scope, receive)
+        turns = self.turns
         try:
-            if self.under_way >= MAX_UPLOADS:
+            if turns.under_way >= MAX_UPLOADS:
                 raise HTTPException(
                     503,
-                    f"{self.under_way} pictures are being worked on, as many as are taken at once; "
-                    "try again in a moment",
+                    f"{turns.under_way} pictures are being worked on, as many as are taken at "
+                    "once; try again in a moment",
                 )
-            self.under_way += 1
+            turns.under_way += 1
             try:
-                await http_limits.send_in_pieces(await self._answer(request), send)
+                await http_limits.send_in_pieces(await self.answer(request, turns.lock), send)
             finally:
-                self.under_way -= 1
+                turns.under_way -= 1
         except HTTPException as error:
             await http_limits.discard_body(request)
             await _error_response(request, error)(scope, receive, send)
@@ -157,14 +102,52 @@ class SegmentEndpoint:
         except (ClientDisconnect, asyncio.CancelledError):
             pass  # nobody waits for an answer, or the server ends and cancels what is left
 
-    async def _answer(self, request: Request) -> Response:
-        text = request.query_params.get("sentence", "")
-        if len(text) > MAX_LETTERS:
-            raise HTTPException(
-                400,
-                f"the sentence has {len(text)} letters, and {MAX_LETTERS} are the most; make it "
-                "shorter",
-            )
+
+class Turns:
+    """Counts the requests under way, and lets one of them compute at a time."""
+
+    def __init__(self) -> None:
+        self.under_way = 0
+        self.lock = asyncio.Lock()
+
+
+def _sentence(request: Request) -> str:
+    """Return the sentence of a request; raise HTTPException where it is too long."""
+    text = request.query_params.get("sentence", "")
+    if len(text) > MAX_LETTERS:
+        raise HTTPException(
+            400,
+            f"the sentence has {len(text)} letters, and {MAX_LETTERS} are the most; make it "
+            "shorter",
+        )
+    return text
+
+
+def _condition(request: Request) -> Condition:
+    """Return the corruption that a request asks for; raise UserError for an unknown one."""
+    text = request.query_params.get("corrupt", "")
+    if not text:
+        return CLEAN
+    found = parse_corruptions(text)
+    if len(found) > 1:
+        raise UserError(f"{len(found)} corruptions were asked for, and one is shown; give one")
+    return found[0] if found[0][1] else CLEAN
+
+
+def _number(request: Request, name: str) -> float:
+    """Return a number of a request; raise UserError where it is none."""
+    text = request.query_params.get(name, "")
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"{name} is {text[:40]!r}; give a number from 0 to 1") from None
+
+
+def _endpoints(server: InferenceServer) -> tuple[Endpoint, Endpoint]:
+    """Return the endpoints of /segment and /hide."""
+
+    async def segment(request: Request, lock: asyncio.Lock) -> Response:
+        text = _sentence(request)
         # A form of another site can send plain text here without asking, but no picture.
         if not request.headers.get("content-type", "").startswith("image/"):
             raise HTTPException(
@@ -172,22 +155,39 @@ class SegmentEndpoint:
                 "the body is not declared as a picture; send a JPEG or PNG file with content type "
                 "image/jpeg or image/png",
             )
+        condition = _condition(request)
         file = await http_limits.read_body(request, MAX_BYTES, "the picture file")
-        async with self.turn:
+        async with lock:
             if await request.is_disconnected():
                 raise ClientDisconnect
-            found = await run_in_threadpool(self.server.segment, file, text)
+            found = await run_in_threadpool(server.segment, file, text, condition)
         return JSONResponse(found, headers=SECURITY_HEADERS)
 
+    async def hide(request: Request, lock: asyncio.Lock) -> Response:
+        text = _sentence(request)
+        key = request.query_params.get("picture", "")
+        tau, rho, draw = (_number(request, name) for name in ("tau", "rho", "draw"))
+        if not 0 <= draw < 2**31:
+            raise UserError(f"draw is {draw:g}; give a whole number from 0 to {2**31 - 1}")
+        condition = _condition(request)
+        async with lock:
+            found = await run_in_threadpool(server.hide, key, text, condition, tau, rho, int(draw))
+        if found is None:
+            raise HTTPException(410, "the picture is not kept any more; send it again")
+        return JSONResponse(found, headers=SECURITY_HEADERS)
 
-def make_app(segmenter: Segmenter, name: str, max_pixels: int = MAX_PIXELS) -> Starlette:
-    """Return the web application for a checkpoint called `name`.
+    turns = Turns()
+    return Endpoint(turns, segment), Endpoint(turns, hide)
+
+
+def make_app(sides: list[Side], max_pixels: int = MAX_PIXELS) -> Starlette:
+    """Return the web application for one checkpoint, or for two beside each other.
 
     It refuses requests that name another host, as a page of another site would make them, and
     pictures of more than `max_pixels` pixels.
     """
-    template = files("orchestrator.evaluation.pages").joinpath("demo.html").read_text("utf-8")
-    page = template.replace("{{max_bytes}}", str(MAX_BYTES)).replace("{{name}}", html.escape(name))
+    page = _page(sides)
+    segment, hide = _endpoints(InferenceServer(sides, max_pixels))
 
     async def index(request: Request) -> HTMLResponse:
         return HTMLResponse(page, headers=SECURITY_HEADERS)
@@ -198,20 +198,46 @@ def make_app(segmenter: Segmenter, name: str, max_pixels: int = MAX_PIXELS) -> S
     return Starlette(
         routes=[
             Route("/", index),
-            Route("/segment", SegmentEndpoint(segmenter, max_pixels), methods=["POST"]),
+            Route("/segment", segment, methods=["POST"]),
+            Route("/hide", hide, methods=["GET"]),
         ],
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])],
         exception_handlers=handlers,
     )
 
 
+def _page(sides: list[Side]) -> str:
+    """Return the page for some checkpoints."""
+    tau, rho = sides[0].masking.config.coordinates
+    kinds = "".join(f'<option value="{name}">{name.replace("_", " ")}' for name in CORRUPTIONS)
+    about = [{"name": side.name, "shown": side.masking.config.arm} for side in sides]
+    values = {
+        "names": html.escape(" beside ".join(side.name for side in sides)),
+        "max_bytes": str(MAX_BYTES),
+        "max_letters": str(MAX_LETTERS),
+        "severities": str(len(SEVERITIES)),
+        "kinds": kinds,
+        "tau": f"{tau:g}",
+        "rho": f"{rho:g}",
+        "sides": json.dumps(about).replace("<", "\\u003c"),
+    }
+    page = files("orchestrator.evaluation.pages").joinpath("demo.html").read_text("utf-8")
+    for name, value in values.items():
+        page = page.replace("{{" + name + "}}", value)
+    return page
+
+
 def serve_demo(
-    checkpoint: Path, port: int, *, precision: str | None = None, max_pixels: int = MAX_PIXELS
+    checkpoints: list[Path],
+    port: int,
+    *,
+    precision: str | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> int:
     """Serve the page on 127.0.0.1 until interrupted.
 
     Args:
-        checkpoint: The checkpoint's folder.
+        checkpoints: The checkpoint's folder, or two, which are shown beside each other.
         port: TCP port; 0 takes a free one.
         precision: None is that of training on a GPU, fp32 on a CPU.
         max_pixels: Height times width of a picture at most.
@@ -222,17 +248,16 @@ def serve_demo(
     Raises:
         UserError: There is no checkpoint, or the port is taken.
     """
-    # Take the port before the checkpoint is loaded: a taken one is refused at once.
+    # Take the port before a checkpoint is loaded: a taken one is refused at once.
     with listening_socket(HOST, port) as listening:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        segmenter = Segmenter.load(checkpoint, device, precision)
-        name = f"{segmenter.model.name}, {checkpoint.parent.name}/{checkpoint.name}"
+        sides = [Side.load(folder, device, precision) for folder in checkpoints]
         logger.info(
             f"http://{HOST}:{listening.getsockname()[1]} shows the page; only this machine can "
             "open it. Ctrl-C ends it"
         )
         try:
-            app = make_app(segmenter, name, max_pixels)
+            app = make_app(sides, max_pixels)
             http_limits.make_server(app).run(sockets=[listening])
         except KeyboardInterrupt:
             logger.info("ended")
@@ -248,33 +273,3 @@ def _error_response(request: Request, error: Exception) -> Response:
         return JSONResponse({"error": str(error)}, 400, headers=SECURITY_HEADERS)
     problem = "there is no memory for the picture at the moment; send a smaller one, or try again"
     return JSONResponse({"error": problem}, 503, headers=SECURITY_HEADERS)
-
-
-def _open_reduced(file: bytes, max_pixels: int) -> np.ndarray:
-    """Read a picture as it is seen, made smaller where a side is longer than MAX_SIDE.
-
-    Args:
-        file: The bytes of a picture file.
-        max_pixels: Height times width at most; a third of them where the format is not JPEG.
-
-    Returns:
-        (H, W, 3) uint8, RGB.
-
-    Raises:
-        UserError: The file is no picture, or one too large.
-    """
-    picture = open_picture(file, "the picture", max_pixels)
-    width, height = picture.size
-    # A JPEG file is decoded at half, a quarter or an eighth of its size, down to MAX_SIDE.
-    scale = MAX_SIDE / max(width, height)
-    picture.draft(None, (int(scale * width), int(scale * height)))
-    decoded = max(max_pixels // 3, (2 * MAX_SIDE) ** 2)
-    if picture.width * picture.height > decoded:
-        raise UserError(
-            f"the picture is {width} x {height} pixels, and {decoded / 1e6:.1f} megapixels are the "
-            f"most of a {picture.format} file; give a smaller one, a JPEG file or a larger "
-            "--max-megapixels"
-        )
-    rgb = decode_as(picture, "the picture", upright=True)
-    rgb.thumbnail((MAX_SIDE, MAX_SIDE))
-    return np.asarray(rgb)

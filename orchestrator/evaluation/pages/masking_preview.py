@@ -11,7 +11,7 @@ import torch
 from aml.data import Batch, Items, decode_row, rows_of_block
 from aml.errors import UserError
 from aml.files import check_file
-from aml.inference import example_panels
+from aml.inference import FixedAlignmentMasker, example_panels
 from aml.masking import (
     CALIBRATION_BATCHES,
     DIAGNOSTICS,
@@ -173,15 +173,6 @@ def _load_model(
     return load_model(init, device)[0]
 
 
-class _FixedAlignmentMasker(Masker):
-    """A masker that takes a given alignment for stage 1, to try other thresholds on it."""
-
-    alignment: Alignment
-
-    def align(self, *args: Any, **kwargs: Any) -> Alignment:
-        return self.alignment
-
-
 @torch.inference_mode()
 def _decide(masker: Masker, model: Any, batch: Batch) -> Mask:
     """Return the mask of the first epoch that masks.
@@ -261,7 +252,7 @@ def _shares_table(
         tau, rho = config.coordinates
         is_own = max(abs(a - b) for a, b in zip((tau, rho), own, strict=True)) < 1e-4
         try:
-            other = _FixedAlignmentMasker(
+            other = FixedAlignmentMasker(
                 config, model=model, image_size=experiment.data.size, seed=experiment.seed
             )
         except UserError:

@@ -8,12 +8,14 @@ import logging
 import socket
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image, ImageFile
 
 from aml.errors import UserError
-from orchestrator.evaluation.pages import demo, http_limits
+from aml.masking import preset
+from orchestrator.evaluation.pages import demo, http_limits, inference_server
 from orchestrator.utils import listening_socket
 
 UPLOAD = "/segment?sentence=the%20dog"
@@ -34,8 +36,10 @@ def limits(monkeypatch):
 @pytest.fixture
 def port(limits, monkeypatch):
     """Return the port of a running server whose model answers at once."""
-    monkeypatch.setattr(demo.InferenceServer, "segment", lambda self, file, text: {"share": 0.5})
-    server = http_limits.make_server(demo.make_app(None, "small"))
+    monkeypatch.setattr(demo.InferenceServer, "segment", lambda *_: {"share": 0.5})
+    masking = SimpleNamespace(config=preset())
+    side = SimpleNamespace(name="small", masking=masking)
+    server = http_limits.make_server(demo.make_app([side]))
     with listening_socket(demo.HOST, 0) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
@@ -97,7 +101,7 @@ def test_more_uploads_than_fit_are_refused_in_a_sentence(port, monkeypatch):
     go_on = threading.Event()
     at_once, most = 0, 0
 
-    def segment(self, file, text):
+    def segment(*_):
         nonlocal at_once, most
         at_once += 1
         most = max(most, at_once)
@@ -144,7 +148,7 @@ def test_a_picture_that_is_too_large_is_never_decoded(form, width, height, monke
     file = encoded(form, width, height)
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("it was decoded"))
     with pytest.raises(UserError, match=f"is {width} x {height} pixels, and .* are the most"):
-        demo._open_reduced(file, demo.MAX_PIXELS)
+        inference_server._open_reduced(file, demo.MAX_PIXELS)
 
 
 def test_a_large_jpeg_file_is_decoded_at_a_part_of_its_size(monkeypatch):
@@ -154,7 +158,7 @@ def test_a_large_jpeg_file_is_decoded_at_a_part_of_its_size(monkeypatch):
     monkeypatch.setattr(
         ImageFile.ImageFile, "load", lambda self: sizes.append(self.size) or load(self)
     )
-    image = demo._open_reduced(file, demo.MAX_PIXELS)
-    assert image.shape == (800, demo.MAX_SIDE, 3)
+    image = inference_server._open_reduced(file, demo.MAX_PIXELS)
+    assert image.shape == (800, inference_server.MAX_SIDE, 3)
     assert sizes[0] == (2000, 1250)
     assert (abs(image.astype(int) - 90) <= 1).all()

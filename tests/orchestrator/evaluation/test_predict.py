@@ -19,12 +19,13 @@ import torch
 from PIL import Image
 from starlette.testclient import TestClient
 
+from aml.data import corrupt
 from aml.errors import UserError
 from aml.inference import segmenter as segmenter_module, visualize
 from aml.models.registry import build_model
 from aml.training import checkpoint
 from orchestrator.evaluation import prediction
-from orchestrator.evaluation.pages import demo
+from orchestrator.evaluation.pages import demo, inference_server
 from tests.support.hearing import hear
 
 SIZE = 32
@@ -180,7 +181,9 @@ def test_predict_says_when_it_knows_no_word_and_refuses_bad_input(folder, tmp_pa
 
 @pytest.fixture
 def client(segmenter):
-    return TestClient(demo.make_app(segmenter, "small, <run>/best"), base_url="http://127.0.0.1")
+    return TestClient(
+        demo.make_app([demo.Side(segmenter, "small, <run>/best")]), base_url="http://127.0.0.1"
+    )
 
 
 def sent(seed=0, form="PNG", **size):
@@ -189,10 +192,9 @@ def sent(seed=0, form="PNG", **size):
     return out.getvalue()
 
 
-def ask(client, body, sentence=TEXT, kind="image/png"):
-    return client.post(
-        "/segment", params={"sentence": sentence}, content=body, headers={"Content-Type": kind}
-    )
+def ask(client, body, sentence=TEXT, kind="image/png", **more):
+    asked = {"sentence": sentence} | more
+    return client.post("/segment", params=asked, content=body, headers={"Content-Type": kind})
 
 
 def of_url(url):
@@ -222,7 +224,7 @@ def test_a_picture_and_a_sentence_give_overlay_and_probability(client, segmenter
     )
     for text in (TEXT, "blue circle", "quxly"):
         reply = ask(client, sent(), text)
-        found = reply.json()
+        (found,) = reply.json()["sides"]
         p = segmenter.segment(noise(), text)
         assert reply.status_code == 200 and found["share"] == (p >= 0.5).mean() and found["ms"] > 0
         assert (
@@ -230,14 +232,67 @@ def test_a_picture_and_a_sentence_give_overlay_and_probability(client, segmenter
             == visualize.draw_overlay(noise(), p >= 0.5, visualize.PREDICTION_COLOUR)
         ).all()
         assert abs(of_url(found["probability"]) / 255 - p).max() <= 0.5 / 255 + 1e-6
-        assert found["encoded"] == (text == TEXT) and bool(found["note"]) == (text == "quxly")
+        assert bool(found["note"]) == (text == "quxly")
+        assert reply.json()["encoded"] == (text == TEXT) and reply.json()["seen"] is None
     assert len(encoded) == 4, "once by the page, three times here"
-    large = ask(client, sent(height=400, width=2 * demo.MAX_SIDE)).json()
-    assert of_url(large["overlay"]).shape == (200, demo.MAX_SIDE, 3)
+    (large,) = ask(client, sent(height=400, width=2 * inference_server.MAX_SIDE)).json()["sides"]
+    assert of_url(large["overlay"]).shape == (200, inference_server.MAX_SIDE, 3)
+
+
+def test_a_corrupted_picture_is_shown_and_asked_about(client, segmenter):
+    found = ask(client, sent(), corrupt="noise:5").json()
+    image = corrupt(noise(), "noise", 5, image_id=0)
+    assert (of_url(found["seen"]) == image).all()
+    p = segmenter.segment(image, TEXT)
+    assert found["sides"][0]["share"] == (p >= 0.5).mean()
+    assert ask(client, sent()).json()["picture"] == found["picture"]
+
+
+def test_hidden_blocks_are_those_that_training_would_hide(client, segmenter):
+    """32 px have 16 x 16 blocks of 2 px: tau calls a share of them weak, and rho hides of these."""
+    asked = {"picture": ask(client, sent()).json()["picture"], "sentence": TEXT, "draw": 0}
+
+    def hide(tau, rho, **changes):
+        reply = client.get("/hide", params=asked | {"tau": tau, "rho": rho} | changes)
+        return reply.json()["sides"][0] if reply.status_code == 200 else reply
+
+    quarter = hide(0.25, 1)
+    assert len(quarter["weak"]) == len(quarter["hidden"]) == 64
+    assert quarter["hidden_share"] == 0.25 and quarter["arm"] == "aml/calibrated"
+    half = hide(0.25, 0.5)
+    assert half["weak"] == quarter["weak"] and len(half["hidden"]) == 32
+    assert half["hidden"] != hide(0.25, 0.5, draw=1)["hidden"]
+    # the weak blocks are those of the lowest alignment, which is the model's own probability
+    masking = demo.Side(segmenter, "small").masking
+    scores = masking.full_map(masking.align(noise(height=32, width=32), TEXT), (32, 32))
+    means = np.sort(scores.reshape(16, 2, 16, 2).mean((1, 3)).ravel())
+    asked["picture"] = ask(client, sent(height=32, width=32)).json()["picture"]
+    weak = [
+        scores[round(32 * top) : round(32 * bottom), round(32 * left) : round(32 * right)].mean()
+        for left, top, right, bottom in hide(0.25, 1)["weak"]
+    ]
+    assert np.allclose(np.sort(weak), means[:64], atol=1e-6)
+    assert "less than one" in hide(0, 1)["refused"] and hide(0, 1)["hidden"] == []
+    assert hide(0.5, 0.5, picture="unknown").status_code == 410
+    for wrong in ({"tau": "x"}, {"tau": 2}, {"draw": -1}, {"corrupt": "rain:1"}, {"sentence": "?"}):
+        refused = hide(0.5, 0.5, **wrong) if "tau" not in wrong else hide(wrong["tau"], 0.5)
+        assert refused.status_code == 400 and "\n" not in refused.json()["error"]
+
+
+def test_a_letterboxed_picture_loses_blocks_of_its_own_area_alone():
+    """A picture of 2:1 fills rows 8 to 24 of 32 px, which are 8 x 16 blocks of 2 px."""
+    torch.manual_seed(1)
+    model = build_model("small", vocabulary=["red"], width=32, stem=16)
+    boxed = segmenter_module.Segmenter(model, image_size=SIZE, fit="letterbox")
+    masking = demo.Side(boxed, "small").masking
+    picture = noise(height=50, width=100)
+    found = masking.hide(masking.align(picture, "red"), (50, 100), tau=1.0, rho=1.0)
+    assert len(found.hidden) == 128 and found.hidden_share == 1.0
+    assert sum((r - x) * (b - y) for x, y, r, b in found.hidden) == pytest.approx(1.0)
 
 
 def test_the_page_remembers_a_few_pictures_only(segmenter):
-    server = demo.InferenceServer(segmenter, demo.MAX_PIXELS)
+    server = demo.InferenceServer([demo.Side(segmenter, "small")], demo.MAX_PIXELS)
     assert [server.segment(sent(k), TEXT)["encoded"] for k in (0, 1, 2, 3, 4, 4, 1, 0)] == [
         True
     ] * 5 + [
@@ -245,7 +300,7 @@ def test_the_page_remembers_a_few_pictures_only(segmenter):
         False,
         True,
     ]
-    assert len(server.cache) == demo.CACHE_SIZE
+    assert len(server.seen) == len(server.pictures) == inference_server.CACHE_SIZE
 
 
 def test_what_the_page_cannot_take_is_refused_in_one_sentence(client, segmenter):
@@ -263,10 +318,14 @@ def test_what_the_page_cannot_take_is_refused_in_one_sentence(client, segmenter)
             and says in reply.json()["error"]
             and "\n" not in reply.json()["error"]
         )
-    small = TestClient(demo.make_app(segmenter, "small", 1000), base_url="http://127.0.0.1")
+    small = TestClient(
+        demo.make_app([demo.Side(segmenter, "small")], 1000), base_url="http://127.0.0.1"
+    )
     assert "is 50 x 30 pixels" in ask(small, sent()).json()["error"]
     assert client.get("/", headers={"Host": "evil.example"}).status_code == 400
     assert client.get("/segment").status_code == 405
+    two = ask(client, sent(), corrupt="fog:1,fog:2")
+    assert two.status_code == 400 and "2 corruptions were asked for" in two.json()["error"]
 
 
 def test_demo_serves_this_machine_alone_until_interrupted(folder, unused_port):
@@ -306,7 +365,7 @@ def test_demo_serves_this_machine_alone_until_interrupted(folder, unused_port):
         with pytest.raises(
             UserError, match=f"port {unused_port} of 127.0.0.1 cannot be had .*give another --port"
         ):
-            demo.serve_demo(folder, unused_port)
+            demo.serve_demo([folder], unused_port)
         process.send_signal(signal.SIGINT)
         assert process.wait(120) == 0 and "Traceback" not in process.stdout.read()
     finally:
