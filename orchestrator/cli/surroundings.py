@@ -40,15 +40,22 @@ END_S = 10.0
 """Seconds that MLflow's server has to end before it is killed."""
 
 
-def serve_mlflow_ui(host: str, port: int) -> int:
-    """Serve the MLflow UI of the store in use until interrupted, and return its exit code.
+def serve_mlflow_ui(host: str, port: int, store: str | None = None) -> int:
+    """Serve the MLflow UI of a store until interrupted, and return its exit code.
 
     Runs whose process was lost are ended first.
+
+    Args:
+        host: The address to listen at.
+        port: The port to listen at.
+        store: The store's address; None: the one in use.
 
     Raises:
         UserError: The address cannot be had, or the store is of another version of MLflow.
     """
     root = storage.storage_root()
+    if store:
+        os.environ["MLFLOW_TRACKING_URI"] = store
     uri = tracking.tracking_uri(None, root)
     if uri.startswith("http"):
         logger.info(f"{redact(uri)} is a server already: open it in a browser")

@@ -11,8 +11,8 @@ May import: orchestrator.utils and torch-free modules of aml.
 Public names: ARMS, AT_COMPUTE, AshaConfig, BudgetConfig, CHANGEABLE, Cell, DataConfig, Experiment,
     METHODS, Matrix, MatrixConfig, PbtConfig, ResourcesConfig, SCHEDULERS, SearchConfig,
     SeedsConfig, StorageConfig, SynthConfig, TrackingConfig, active_params, base_arm, check_budget,
-    check_run, check_sweep, code_version, explain_settings, from_dict, from_stored, from_text,
-    hourly_price, json_schema, load, load_matrix, masking_arm, setting_warnings,
+    check_run, check_sweep, code_version, defaults_of, explain_settings, from_dict, from_stored,
+    from_text, hourly_price, json_schema, load, load_matrix, masking_arm, setting_warnings,
     settings_reference, show_settings, stored_settings, unbundle, upgrade_overrides.
 """
 

@@ -5,6 +5,7 @@ delivers the lines in order, so a server that is away stops no training: what it
 later, from this process or from the next one on the same folder.
 """
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from typing import Any
 from aml.errors import UserError
 from orchestrator.tracking.delivery import DeliveryThread
 from orchestrator.tracking.mlflow_client import ExperimentClient
-from orchestrator.tracking.mlflow_server import set_environment, tracking_uri
+from orchestrator.tracking.mlflow_server import error_text, set_environment, tracking_uri
 from orchestrator.tracking.queue import REJECTED, QueueFile
 from orchestrator.tracking.tracker import TrackerBase
 from orchestrator.utils import announced_wait, redact
+
+logger = logging.getLogger(__name__)
 
 
 class Tracker(TrackerBase):
@@ -85,6 +88,16 @@ class Tracker(TrackerBase):
             "experiment_id": client.connection.experiment_id if client else None,
             "run_id": client.runs.ids.get(run_key) if client else None,
         }
+
+    def children(self, run_key: str) -> dict[str, str]:
+        client = self._delivery.client
+        if client is None or self.problem:
+            return {}
+        try:
+            return client.runs.children(run_key)
+        except Exception as error:  # whatever MLflow or the network raises
+            logger.info(f"MLflow does not say which runs belong together: {error_text(error)}")
+            return {}
 
     def flush(self, timeout: float = 60.0) -> int:
         """Wait at most `timeout` seconds for delivery; return how many operations remain."""
