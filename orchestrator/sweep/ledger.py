@@ -118,9 +118,9 @@ class MlflowRuns:
         for picture in sorted(pictures.glob("*.png"))[-1:]:
             self.tracker.artifact(trial_id, picture, "pictures")
         status = "FAILED" if end.state == "failed" else "FINISHED"
-        tags = {"stopped_by": end.stopped_by or tracking.COMPLETED} | (
-            {"error": error} if error else {}
-        )
+        tags = {"stopped_by": end.stopped_by or tracking.COMPLETED}
+        if error:
+            tags["error"] = error
         self.tracker.end(trial_id, status, tags=tags)
 
 

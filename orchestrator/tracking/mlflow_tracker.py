@@ -16,7 +16,7 @@ from orchestrator.tracking.mlflow_client import ExperimentClient
 from orchestrator.tracking.mlflow_server import error_text, set_environment, tracking_uri
 from orchestrator.tracking.queue import REJECTED, QueueFile
 from orchestrator.tracking.tracker import TrackerBase
-from orchestrator.utils import announced_wait, redact
+from orchestrator.utils import Progress, announced_wait, redact
 
 logger = logging.getLogger(__name__)
 
@@ -101,10 +101,13 @@ class Tracker(TrackerBase):
 
     def flush(self, timeout: float = 60.0) -> int:
         """Wait at most `timeout` seconds for delivery; return how many operations remain."""
-        with announced_wait(
-            f"MLflow at {redact(self.uri)} to take {self.pending} tracking operations"
+        total = self.pending
+        place = f"MLflow at {redact(self.uri)}"
+        with (
+            announced_wait(f"{place} to take {total} tracking operations"),
+            Progress(f"to {place}", total, "tracking operations") as progress,
         ):
-            return self._delivery.wait_empty(timeout)
+            return self._delivery.wait_empty(timeout, lambda left: progress.set(total - left))
 
     def close(self, timeout: float = 60.0) -> str:
         """End open runs as KILLED (`stopped_by: interrupted`), deliver, and stop the thread.

@@ -29,6 +29,13 @@ from .network import (
 from .process_memory import (
     PeakMemory as PeakMemory,
 )
+from .progress import (
+    Progress as Progress,
+    duration as duration,
+    progress_logger as progress_logger,
+    quieten as quieten,
+    shows_live as shows_live,
+)
 from .provenance import (
     git_state as git_state,
     processor as processor,
