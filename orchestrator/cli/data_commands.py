@@ -1,6 +1,7 @@
 """Commands that make and show data: synth, shard, data show."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -48,13 +49,12 @@ def synth(
     if bool(cutouts) != bool(photographs):
         raise UserError("synth takes --cutouts and --photographs together; give both, or none")
     with Progress("generating", images, "pictures") as progress:
-        numbers = {"images": images, "size": size, "seed": seed}
+        generate = generate_dataset
         if cutouts and photographs:
-            counts = compose_dataset(
-                out, cutouts, photographs, dataset, **numbers, on_picture=progress.add
-            )
-        else:
-            counts = generate_dataset(out, dataset, **numbers, on_picture=progress.add)
+            generate = partial(compose_dataset, cutouts=cutouts, photographs=photographs)
+        counts = generate(
+            out, dataset=dataset, images=images, size=size, seed=seed, on_picture=progress.add
+        )
     for split, count in counts.items():
         echo(_count_line(split, count))
     echo_written(out)

@@ -68,6 +68,9 @@ def serve_mlflow_ui(host: str, port: int, store: str | None = None) -> int:
                 f"{problems[0]}; mend that, or set MLFLOW_TRACKING_URI to another store"
             )
     logger.info(f"MLflow UI of {redact(uri)} on http://{host}:{port}")
+    logger.info(
+        f"runs and charts: http://{host}:{port}/#/experiments?workflowType=machine_learning"
+    )
     # One worker: the UI is for one person, and MLflow's supervisor of several kills those that
     # a busy machine keeps waiting for 5 s.
     command = [sys.executable, "-m", "mlflow", "ui", "--host", host, "--port", str(port)]

@@ -14,6 +14,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -228,13 +229,20 @@ def make_synthetic(synth: "SynthConfig", store: Filesystem, root: Path) -> None:
     logger.info(
         f"generating {synth.images} pictures of {synth.size} px for {synth.dataset} into {source}"
     )
-    numbers = {"images": synth.images, "size": synth.size, "seed": synth.seed}
     with Progress("generating", synth.images, "pictures") as progress:
+        generate = generate_dataset
         if synth.cutouts and synth.photographs:
-            photographs = (synth.cutouts, synth.photographs)
-            compose_dataset(source, *photographs, synth.dataset, **numbers, on_picture=progress.add)
-        else:
-            generate_dataset(source, synth.dataset, **numbers, on_picture=progress.add)
+            generate = partial(
+                compose_dataset, cutouts=synth.cutouts, photographs=synth.photographs
+            )
+        generate(
+            source,
+            dataset=synth.dataset,
+            images=synth.images,
+            size=synth.size,
+            seed=synth.seed,
+            on_picture=progress.add,
+        )
     split_by = "umd" if synth.dataset == "refcocog" else "unc"
     packed = pack_rows(read_refer(source, source / "images", synth.dataset, split_by))
     in_bucket = storage.bucket_of(root) is not None

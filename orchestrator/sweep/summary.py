@@ -22,6 +22,9 @@ BASELINES = {
 CLEAR = "*"
 """Stands behind an interval that leaves out zero."""
 
+WORKFLOW = "workflowType=machine_learning"
+"""Option of an address in the MLflow UI that shows model training and not prompts."""
+
 MOST_COMPARED = 60
 """Runs beyond which the comparison of MLflow is opened with the confirmation alone."""
 
@@ -59,10 +62,12 @@ def sweep_description(run: storage.Run) -> str:
         links.insert(0, f"[report]({place}/artifacts/report/index.html)")
     if page := comparison_page(mlflow, records):
         links.insert(0, f"[all trials compared]({page})")
+    # MLflow folds what follows the first lines.
     parts = [f"{_counts(records)} · {' · '.join(links)}"]
+    parts.append("  \n".join([*verdicts(run, records), *_champion_lines(run)]))
     for title, rows in _tables(run, records):
         parts += [f"**{title}**", _markdown(rows)]
-    parts += [*verdicts(run, records), *_champion_lines(run), *_cost_lines(state)]
+    parts += _cost_lines(state)
     return "\n\n".join(parts)
 
 
@@ -86,7 +91,7 @@ def comparison_page(mlflow: dict[str, Any], records: list[dict]) -> str:
         return ""
     runs = json.dumps([children[trial] for trial in dict.fromkeys(chosen)], separators=(",", ":"))
     experiments = json.dumps([mlflow["experiment_id"]])
-    return f"#/compare-runs?runs={quote(runs)}&experiments={quote(experiments)}"
+    return f"#/compare-runs?runs={quote(runs)}&experiments={quote(experiments)}&{WORKFLOW}"
 
 
 def _scores(run: storage.Run, records: list[dict]) -> tuple[list[ArmSummary], list[RobustScore]]:

@@ -34,6 +34,7 @@ from .progress import (
     duration as duration,
     progress_logger as progress_logger,
     quieten as quieten,
+    range_text as range_text,
     shows_live as shows_live,
 )
 from .provenance import (

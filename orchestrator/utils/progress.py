@@ -41,13 +41,22 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+def range_text(low: float, high: float) -> str:
+    """Return a range of seconds as text: 6 to 12 min, 40 s to 3 min, about 6 min."""
+    first, last = duration(low), duration(high)
+    if first == last:
+        return f"about {last}"
+    number, unit = first.rsplit(" ", 1)
+    return f"{number if last.endswith(unit) else first} to {last}"
+
+
 class Progress:
     """Progress of one piece of work, shown while a `with` block lasts.
 
-    Only the main thread shows a bar, and only one at a time: rich has one live display a process.
+    One bar is shown at a time, since rich has one live display a process; others give lines.
     """
 
-    _bar_shown = False
+    _one_bar = threading.Semaphore()
 
     def __init__(self, what: str, total: int, unit: str, done: int = 0) -> None:
         """Prepare the progress; nothing is shown before the block is entered.
@@ -71,8 +80,7 @@ class Progress:
     def __enter__(self) -> "Progress":
         self.began = time.monotonic()
         self._next_line = self.began + FIRST_S
-        is_main = threading.current_thread() is threading.main_thread()
-        if shows_live() and is_main and not Progress._bar_shown:
+        if self.total > self.done and shows_live() and Progress._one_bar.acquire(blocking=False):
             from rich import progress as rich_progress
 
             self._bars = rich_progress.Progress(
@@ -86,7 +94,6 @@ class Progress:
             label = f"{self.what} ({self.unit})"
             self._task = self._bars.add_task(label, total=self.total, completed=self.done, note="")
             self._bars.start()
-            Progress._bar_shown = True
         return self
 
     def __exit__(
@@ -98,7 +105,7 @@ class Progress:
         if self._bars:
             self._bars.stop()
             self._bars = None
-            Progress._bar_shown = False
+            Progress._one_bar.release()
 
     def add(self, count: int = 1, note: str = "") -> None:
         """Count what was just done.

@@ -48,7 +48,7 @@ OPEN_OPTIONS = frozenset(
         *("region", "scheme", "endpoint_override", "smart_defaults", "tls_ca_file_path"),
         *("tls_verify_certificates", "allow_bucket_creation", "allow_bucket_deletion"),
         "allow_delayed_open",
-        *("runs", "experiments"),
+        *("runs", "experiments", "workflowType"),
     }
 )
 """Options of an s3:// address, and of the page of MLflow that compares runs, none of which is
