@@ -81,6 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         _refuse_empty(sys.argv[1:] if arguments is None else arguments)
         told = _quietened(sys.argv[1:] if arguments is None else arguments)
+        utils.break_silence()
         sys.exit(app(told, standalone_mode=False) or 0)
     except (UserError, RunError) as error:
         print(f"error: {utils.redact(error)}", file=sys.stderr)

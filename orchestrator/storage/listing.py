@@ -29,7 +29,7 @@ def run_line(run: Run) -> str:
     values = [epoch["val/mIoU"] for epoch in epochs if epoch.get("val/mIoU") is not None]
     shown = "lost (the same command continues it)" if is_lost(run) else str(state.get("state"))
     trials = f"{len(records)} trials" if records else ""
-    best = f"best mIoU {max(values):.3f}" if values else "no result yet"
+    best = f"best mIoU {max(values):.1%}" if values else "no result yet"
     size = f"{disk_mb(run.folder):8.1f} MB"
     return f"{run.name:32} {run.kind:6} {shown:12} {trials:10} {best:18} {size}"
 

@@ -41,7 +41,7 @@ def sweep_summary(run: storage.Run) -> str:
     lines = ["", f"{run.name}: {_counts(records)}"]
     failed = (record for record in records if record["state"] == "failed")
     lines += [f"  {record['trial']} failed: {record['error']}" for record in failed]
-    for title, rows in _tables(run, records):
+    for title, rows in tables(run, records):
         lines += ["", title, *aligned(rows)]
     lines += ["", *verdicts(run, records), "", *_champion_lines(run)]
     if state.get("budget"):
@@ -65,7 +65,7 @@ def sweep_description(run: storage.Run) -> str:
     # MLflow folds what follows the first lines.
     parts = [f"{_counts(records)} · {' · '.join(links)}"]
     parts.append("  \n".join([*verdicts(run, records), *_champion_lines(run)]))
-    for title, rows in _tables(run, records):
+    for title, rows in tables(run, records):
         parts += [f"**{title}**", _markdown(rows)]
     parts += _cost_lines(state)
     return "\n\n".join(parts)
@@ -114,7 +114,7 @@ def _counts(records: list[dict]) -> str:
     return f"{len(records)} trials: {', '.join(texts)}"
 
 
-def _tables(run: storage.Run, records: list[dict]) -> list[tuple[str, Rows]]:
+def tables(run: storage.Run, records: list[dict]) -> list[tuple[str, Rows]]:
     """Return title and rows of the table of arms, and of the one under corruption."""
     arms, robust = _scores(run, records)
     if not arms:
@@ -229,8 +229,8 @@ def _champion_lines(run: storage.Run) -> list[str]:
         f"beside it: {others}",
     ]
     below = [
-        f"a {BASELINES[key]} ({_pct(scores[key]['mIoU'])})"
-        for key in ("random_object", "largest_object")
+        f"{article} {BASELINES[key]} ({_pct(scores[key]['mIoU'])})"
+        for key, article in (("random_object", "a"), ("largest_object", "the"))
         if own < scores[key]["mIoU"]
     ]
     if below:

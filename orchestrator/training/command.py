@@ -84,6 +84,8 @@ def train(
         # Once more with what Ray found, which may be less than this machine has.
         cluster.plan_placement(experiment, cluster.cluster_nodes(), sweep=False)
         logger.info(f"{'continuing' if run.state else 'starting'} {run.name} in {run.folder}")
+        scored = data.scored_sentences(experiment.data, sources.manifest)
+        utils.progress_logger.info(f"scores: mIoU and oIoU on {scored}")
         storage.begin_run(run, experiment, sources.manifest, sources.uri)
         run.update(init=str(init) if init else run.state.get("init"))
         return _fit(run, experiment, sources, init)

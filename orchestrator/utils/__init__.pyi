@@ -21,6 +21,7 @@ from .locks import (
     seconds_setting as seconds_setting,
 )
 from .messages import (
+    break_silence as break_silence,
     print_messages as print_messages,
 )
 from .network import (
