@@ -26,12 +26,16 @@ def run_line(run: Run) -> str:
     state = run.state
     epochs = [epoch for record in records for epoch in record["history"]]
     epochs += state.get("history") or []
-    values = [epoch["val/mIoU"] for epoch in epochs if epoch.get("val/mIoU") is not None]
+    scored = [epoch for epoch in epochs if epoch.get("val/mIoU") is not None]
+    top = max(scored, key=lambda epoch: epoch["val/mIoU"], default=None)
     shown = "lost (the same command continues it)" if is_lost(run) else str(state.get("state"))
     trials = f"{len(records)} trials" if records else ""
-    best = f"best mIoU {max(values):.1%}" if values else "no result yet"
+    best = "no result yet"
+    if top:
+        sentences = f" of {top['val/n']} sentences" if "val/n" in top else ""
+        best = f"best mIoU {top['val/mIoU']:.1%}{sentences}"
     size = f"{disk_mb(run.folder):8.1f} MB"
-    return f"{run.name:32} {run.kind:6} {shown:12} {trials:10} {best:18} {size}"
+    return f"{run.name:32} {run.kind:6} {shown:12} {trials:10} {best:34} {size}"
 
 
 def is_lost(run: Run) -> bool:

@@ -222,7 +222,7 @@ def _track(sweep: FinishedSweep, best: dict, checkpoint: Path | None) -> None:
     """Write the report and give MLflow the report, the last metrics and the champion's model."""
     run = sweep.run
     tracker = sweep.tracker
-    tracker.flush()  # the ids of all trials are known then
+    tracker.flush(10 if tracker.problem else 60)  # the ids of all trials are known then
     children = tracker.children(SWEEP_KEY)
     run.update(mlflow=tracker.record(SWEEP_KEY) | {"children": children})
     page = reporting.write_report(run.folder)

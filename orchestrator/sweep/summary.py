@@ -25,6 +25,9 @@ CLEAR = "*"
 WORKFLOW = "workflowType=machine_learning"
 """Option of an address in the MLflow UI that shows model training and not prompts."""
 
+LONGEST = 7900
+"""Characters of a description; MLflow refuses tags above 8,000."""
+
 MOST_COMPARED = 60
 """Runs beyond which the comparison of MLflow is opened with the confirmation alone."""
 
@@ -68,7 +71,7 @@ def sweep_description(run: storage.Run) -> str:
     for title, rows in tables(run, records):
         parts += [f"**{title}**", _markdown(rows)]
     parts += _cost_lines(state)
-    return "\n\n".join(parts)
+    return "\n\n".join(parts)[:LONGEST]
 
 
 def scored_part(run: storage.Run) -> str:

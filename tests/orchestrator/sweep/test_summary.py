@@ -3,6 +3,7 @@
 import pytest
 
 from orchestrator.sweep import summary
+from orchestrator.utils import redact
 from tests.orchestrator.reporting.test_compare import begun
 from tests.orchestrator.reporting.test_report import ledger
 from tests.orchestrator.reporting.test_robust_arms import measured
@@ -78,7 +79,7 @@ def test_one_seed_says_nothing_of_noise(run):
 
 
 def test_the_comparison_of_all_trials_and_the_store_are_addressed_from_any_shell(run):
-    *_, ui, page = summary.sweep_summary(run).splitlines()
+    *_, ui, page = redact(summary.sweep_summary(run)).splitlines()
     assert ui.endswith(f"python -m orchestrator ui --store {STORE}")
     children = run.state["mlflow"]["children"]
     assert page.startswith("compare     http://127.0.0.1:5000/#/compare-runs?runs=%5B%22")
