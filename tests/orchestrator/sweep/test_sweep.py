@@ -116,7 +116,7 @@ def test_mlflow_holds_a_parent_its_children_and_a_champion(finished, home):
     assert {r.info.status for r in children} == {"FINISHED", "FAILED"}
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     assert "[all trials compared](#/compare-runs?" in parent.data.tags["mlflow.note.content"]
-    assert " sweep " in parent.data.tags["mlflow.source.name"]
+    assert parent.data.tags["mlflow.source.name"] == run.state["command"]
     assert parent.data.tags["stopped_by"] == "completed" and len(parent.data.params) < 40
     for child in children:
         float(child.data.params["aml.tau"]), float(child.data.params["aml.rho"])
