@@ -28,8 +28,7 @@ CORRECTION_FACTOR = 1.2
 """A corrected estimate is logged when it has changed by this factor since the last one."""
 
 UNMEASURED = 2.0
-"""How many times longer than by a few steps a sweep may take, before its epochs tell: trials run
-beside each other, and validate, start and save."""
+"""How many times longer than by a few steps a sweep may take: trials share cores, and validate."""
 
 START_S = 60.0
 """Seconds beside all trials, for the start of Ray, decoding and the report, that an estimate before
