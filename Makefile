@@ -9,6 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 env: .venv/.complete
 
 .venv/.complete: requirements.txt requirements-dev.txt
+	@echo "making .venv, once: one to five minutes, as fast as the connection brings 4 GB"
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install --quiet uv
 	.venv/bin/uv pip install --quiet --python $(PY) -r requirements-dev.txt

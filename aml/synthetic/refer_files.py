@@ -53,6 +53,7 @@ def run_pictures(
     images: int,
     workers: int | None,
     prepare: Callable[[], None] | None = None,
+    on_picture: Callable[[], object] | None = None,
 ) -> Iterator[Picture]:
     """Yield every picture in order, from `workers` processes or from this process for one.
 
@@ -61,7 +62,20 @@ def run_pictures(
         images: number of pictures.
         workers: number of processes; None is one for 200 pictures, at most one for each core.
         prepare: called once in each process before its first picture.
+        on_picture: called in this process after each picture, to show progress.
     """
+    for picture in _pictures(job, images, workers, prepare):
+        if on_picture is not None:
+            on_picture()
+        yield picture
+
+
+def _pictures(
+    job: Callable[[int], Picture],
+    images: int,
+    workers: int | None,
+    prepare: Callable[[], None] | None,
+) -> Iterator[Picture]:
     workers = workers or max(1, min(os.cpu_count() or 1, images // 200))
     main = getattr(sys.modules["__main__"], "__file__", None)
     # spawned workers cannot run a main module that was read from stdin
@@ -223,6 +237,7 @@ def generate_dataset(
     size: int = 128,
     seed: int = 0,
     workers: int | None = None,
+    on_picture: Callable[[], object] | None = None,
 ) -> dict[str, dict[str, int]]:
     """Write generated pictures and the REFER files of a data set.
 
@@ -238,6 +253,7 @@ def generate_dataset(
         workers: number of processes; None is one for 200 pictures, at most one for each core.
             More than one are spawned, so a script that calls this function needs the usual
             ``if __name__ == "__main__"``.
+        on_picture: called after each picture, to show progress.
 
     Returns:
         {split: {"refs": n, "sentences": n, "images": n}}. For refcocog, which has refs(umd).p and
@@ -261,7 +277,7 @@ def generate_dataset(
         {"id": i + 1, "name": s, "supercategory": "round" if s in ROUND else "angular"}
         for i, s in enumerate(SHAPES)
     ]
-    pictures = list(run_pictures(job, images, workers))
+    pictures = list(run_pictures(job, images, workers, on_picture=on_picture))
     return write_refer_files(out, dataset, SPLIT_BYS[dataset], pictures, head, categories)
 
 

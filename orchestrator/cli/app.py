@@ -30,6 +30,9 @@ from orchestrator.cli import (
 )
 from orchestrator.cli.examples import add_examples, first_steps, program
 
+QUIET = "--quiet"
+"""Argument of every command that leaves progress out."""
+
 
 class Interrupted(Exception):
     """SIGINT reached a command that says nothing of interruptions itself."""
@@ -51,6 +54,7 @@ app = typer.Typer(
     invoke_without_command=True,
     pretty_exceptions_enable=False,
     help="Alignment-aware masked learning, measured honestly.",
+    epilog=f"With {QUIET}, at any place, a command says what came out and not how it goes.",
 )
 for commands in (
     data_commands,
@@ -84,8 +88,11 @@ def main(arguments: list[str] | None = None) -> None:
         signal.signal(signal.SIGTERM, utils.stop_at_once)
     try:
         _refuse_empty(sys.argv[1:] if arguments is None else arguments)
-        _refuse_completion(sys.argv[1:] if arguments is None else arguments)
-        sys.exit(app(arguments, standalone_mode=False) or 0)
+        given = sys.argv[1:] if arguments is None else arguments
+        _refuse_completion(given)
+        told = _quietened(given)
+        utils.break_silence()
+        sys.exit(app(told, standalone_mode=False) or 0)
     except (UserError, RunError) as error:
         print(f"error: {utils.redact(error)}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
@@ -104,6 +111,17 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             print(utils.redact(traceback.format_exc()), file=sys.stderr, end="")
         sys.exit(1)
+
+
+def _quietened(arguments: list[str]) -> list[str]:
+    """Return the arguments without --quiet, which every command takes, at any place.
+
+    `submit` hands it on to the command that it submits.
+    """
+    if QUIET not in arguments or arguments[0] == "submit":
+        return arguments
+    utils.quieten()
+    return [argument for argument in arguments if argument != QUIET]
 
 
 def _refuse_empty(arguments: list[str]) -> None:

@@ -1,6 +1,7 @@
 """Commands that make and show data: synth, shard, data show."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -43,15 +44,17 @@ def synth(
 ) -> None:
     """Generate scenes with referring expressions, drawn or composed, in REFER's own files."""
     from aml.synthetic import compose_dataset, generate_dataset
+    from orchestrator.utils import Progress
 
-    if cutouts and photographs:
-        counts = compose_dataset(
-            out, cutouts, photographs, dataset, images=images, size=size, seed=seed
-        )
-    elif cutouts or photographs:
+    if bool(cutouts) != bool(photographs):
         raise UserError("synth takes --cutouts and --photographs together; give both, or none")
-    else:
-        counts = generate_dataset(out, dataset, images=images, size=size, seed=seed)
+    with Progress("generating", images, "pictures") as progress:
+        generate = generate_dataset
+        if cutouts and photographs:
+            generate = partial(compose_dataset, cutouts=cutouts, photographs=photographs)
+        counts = generate(
+            out, dataset=dataset, images=images, size=size, seed=seed, on_picture=progress.add
+        )
     for split, count in counts.items():
         echo(_count_line(split, count))
     echo_written(out)
@@ -151,7 +154,7 @@ def _write(
     """
     from aml.data import Findings, against_published, read_refer, read_table
     from aml.reading import pixels_of
-    from orchestrator import cluster, data
+    from orchestrator import data
 
     limit = pixels_of(max_megapixels)
     store = named_shards(out)
@@ -171,8 +174,6 @@ def _write(
             findings=findings,
         )
     packed = data.pack_rows(rows, findings)
-    if data.check_output(store, packed) is None:
-        cluster.init_ray()
     found = data.write_shards(packed, store, skip_unreadable=skip_unreadable)
     for error in found["skipped"]:
         echo(f"left out: {error}")

@@ -58,11 +58,22 @@ def report(
 
 
 @app.command()
-def ui(port: Annotated[int, typer.Option(min=1, max=65535)] = 5000, host: str = "127.0.0.1") -> int:
-    """Serve the MLflow UI of the tracking store in use."""
+def ui(
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
+    host: str = "127.0.0.1",
+    store: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URI",
+            help="Address of a store, as a sweep's last lines give it. Default: MLFLOW_TRACKING_URI"
+            ", else mlflow.db in the storage root.",
+        ),
+    ] = None,
+) -> int:
+    """Serve the MLflow UI of the tracking store in use, or of another."""
     from orchestrator.cli.surroundings import serve_mlflow_ui
 
-    return serve_mlflow_ui(host, port)
+    return serve_mlflow_ui(host, port, store)
 
 
 @app.command()

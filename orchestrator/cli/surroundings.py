@@ -58,15 +58,22 @@ END_S = 10.0
 """Seconds that MLflow's server has to end before it is killed."""
 
 
-def serve_mlflow_ui(host: str, port: int) -> int:
-    """Serve the MLflow UI of the store in use until interrupted, and return its exit code.
+def serve_mlflow_ui(host: str, port: int, store: str | None = None) -> int:
+    """Serve the MLflow UI of a store until interrupted, and return its exit code.
 
     Runs whose process was lost are ended first.
+
+    Args:
+        host: The address to listen at.
+        port: The port to listen at.
+        store: The store's address; None: the one in use.
 
     Raises:
         UserError: The address cannot be had, or the store is of another version of MLflow.
     """
     root = storage.storage_root()
+    if store:
+        os.environ["MLFLOW_TRACKING_URI"] = store
     uri = tracking.tracking_uri(None, root)
     if uri.startswith("http"):
         logger.info(f"{redact(uri)} is a server already: open it in a browser")
@@ -79,6 +86,9 @@ def serve_mlflow_ui(host: str, port: int) -> int:
                 f"{problems[0]}; mend that, or set MLFLOW_TRACKING_URI to another store"
             )
     logger.info(f"MLflow UI of {redact(uri)} on http://{host}:{port}")
+    logger.info(
+        f"runs and charts: http://{host}:{port}/#/experiments?workflowType=machine_learning"
+    )
     # One worker: the UI is for one person, and MLflow's supervisor of several kills those that
     # a busy machine keeps waiting for 5 s.
     command = [sys.executable, "-m", "mlflow", "ui", "--host", host, "--port", str(port)]

@@ -7,6 +7,7 @@ from .arms import (
     unbundle as unbundle,
 )
 from .explain import (
+    defaults_of as defaults_of,
     explain_settings as explain_settings,
     json_schema as json_schema,
     settings_reference as settings_reference,

@@ -46,6 +46,13 @@ def every_leaf() -> list[Leaf]:
     return [*found, *leaves_of(MatrixConfig, f"{MATRIX}.")]
 
 
+def defaults_of(experiment: Experiment) -> dict[str, Any]:
+    """Return the default of each setting that an experiment has, by its dotted key."""
+    name = experiment.leaves()["model.name"]
+    every = [*leaves_of(Experiment), *leaves_of(MODELS[name], "model.", name)]
+    return {leaf.key: leaf.default for leaf in every}
+
+
 def explain_settings(key: str | None = None) -> str:
     """Return what a setting means; of a section, or of nothing, a table of one line a setting."""
     every = every_leaf()

@@ -4,7 +4,7 @@ May import: orchestrator.cluster and what it may import.
 Public names: COMPLETE_MARKER, LastDecoded, ObjectStoreBlocks, RowGroupReader, ShardSelection,
     Sources, StreamingBlocks, check_output, check_sources, decode_shards, describe_counts,
     found_lines, is_evaluation, left_out, named_shards, pack_rows, picture_places, pin_blocks,
-    prepare_sources, read_manifest, read_rows, verify_shards, write_shards.
+    prepare_sources, read_manifest, read_rows, scored_sentences, verify_shards, write_shards.
 """
 
 import lazy_loader

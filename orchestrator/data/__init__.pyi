@@ -14,6 +14,7 @@ from .decoded import (
 from .findings import (
     found_lines as found_lines,
     left_out as left_out,
+    scored_sentences as scored_sentences,
 )
 from .mixture import (
     LastDecoded as LastDecoded,

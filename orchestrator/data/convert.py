@@ -14,6 +14,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,13 +32,11 @@ from orchestrator.data.shard_file import (
 from orchestrator.data.shards import (
     COMPLETE_MARKER,
     FORMAT,
-    PROGRESS_EVERY_S,
-    Progress,
     content_fingerprint,
     describe_counts,
 )
 from orchestrator.storage import Filesystem
-from orchestrator.utils import NON_RETRYABLE
+from orchestrator.utils import NON_RETRYABLE, Progress
 
 if TYPE_CHECKING:
     from orchestrator.config import SynthConfig
@@ -46,6 +45,9 @@ logger = logging.getLogger(__name__)
 
 ROWS_PER_FILE = 256
 """Images a file: about 40 MB, which a task holds in memory and a killed conversion loses."""
+
+SMALL = 64
+"""Images up to which a conversion starts no Ray: some seconds of one core."""
 
 KIND = "shards"
 """What the marker of a folder says that fills it."""
@@ -227,15 +229,23 @@ def make_synthetic(synth: "SynthConfig", store: Filesystem, root: Path) -> None:
     logger.info(
         f"generating {synth.images} pictures of {synth.size} px for {synth.dataset} into {source}"
     )
-    numbers = {"images": synth.images, "size": synth.size, "seed": synth.seed}
-    if synth.cutouts and synth.photographs:
-        compose_dataset(source, synth.cutouts, synth.photographs, synth.dataset, **numbers)
-    else:
-        generate_dataset(source, synth.dataset, **numbers)
+    with Progress("generating", synth.images, "pictures") as progress:
+        generate = generate_dataset
+        if synth.cutouts and synth.photographs:
+            generate = partial(
+                compose_dataset, cutouts=synth.cutouts, photographs=synth.photographs
+            )
+        generate(
+            source,
+            dataset=synth.dataset,
+            images=synth.images,
+            size=synth.size,
+            seed=synth.seed,
+            on_picture=progress.add,
+        )
     split_by = "umd" if synth.dataset == "refcocog" else "unc"
     packed = pack_rows(read_refer(source, source / "images", synth.dataset, split_by))
     in_bucket = storage.bucket_of(root) is not None
-    cluster.init_ray()  # a preview starts none itself; elsewhere it runs already
     manifest = write_shards(packed, store, synth=note, on_driver=in_bucket)
     logger.info(f"wrote shards to {store.uri}: {describe_counts(manifest)}")
 
@@ -295,9 +305,10 @@ def _assign_files(rows: list[dict[str, Any]]) -> dict[str, list[PackedRow]]:
 def _convert(
     files: dict[str, list[PackedRow]], out: Filesystem, skip_unreadable: bool, on_driver: bool
 ) -> dict[str, FileNote]:
-    """Write the files that are missing, a few at a time, and return every file's note."""
-    import ray
+    """Write the files that are missing and return every file's note.
 
+    A few images are converted in this process, since Ray takes longer to start.
+    """
     present = check_own_store(out)
     for name in present - set(files):
         out.delete(name)
@@ -309,21 +320,53 @@ def _convert(
             notes[name] = note
     if notes:
         logger.info(f"{len(notes)} of {len(files)} files are there already")
-    progress = Progress(sum(map(len, files.values())), sum(len(files[name]) for name in notes))
+    total = sum(map(len, files.values()))
+    done = sum(len(files[name]) for name in notes)
+    waiting = [name for name in files if name not in notes]
+    with Progress(f"converting into {out.uri}", total, "images", done) as progress:
+        if total - done <= SMALL:
+            for name in waiting:
+                notes[name] = write_file(out, name, files[name], skip_unreadable)
+                progress.add(len(files[name]))
+        else:
+            _convert_on_ray(files, waiting, notes, out, skip_unreadable, on_driver, progress)
+    return notes
+
+
+def _convert_on_ray(
+    files: dict[str, list[PackedRow]],
+    waiting: list[str],
+    notes: dict[str, FileNote],
+    out: Filesystem,
+    skip_unreadable: bool,
+    on_driver: bool,
+    progress: Progress,
+) -> None:
+    """Write files in Ray tasks, a few at a time, and add their notes.
+
+    Args:
+        files: Rows by file.
+        waiting: The files to write.
+        notes: Notes by file; those of the files written are added.
+        out: Folder of the shards.
+        skip_unreadable: Leave out images that cannot be used.
+        on_driver: Run the tasks on the driver's node.
+        progress: Told of the images done.
+    """
+    import ray
+
+    cluster.init_ray()  # changes nothing where it runs already
     options = cluster.driver_node_options() if on_driver else cluster.data_task_options()
     task = ray.remote(write_file).options(**options)
-    waiting = [name for name in files if name not in notes]
     running: dict[ray.ObjectRef, str] = {}
     while waiting or running:
         while waiting and len(running) < 2 * max(1, int(ray.cluster_resources().get("CPU", 1))):
             name = waiting.pop(0)
             running[task.remote(out, name, files[name], skip_unreadable)] = name
-        for ref in ray.wait(list(running), timeout=PROGRESS_EVERY_S)[0]:
+        for ref in ray.wait(list(running))[0]:
             name = running.pop(ref)
             try:
                 notes[name] = ray.get(ref)
             except ray.exceptions.RayTaskError as error:
                 raise (error.cause if isinstance(error.cause, NON_RETRYABLE) else error) from None
             progress.add(len(files[name]))
-        progress.report()
-    return notes

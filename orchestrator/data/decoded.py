@@ -22,6 +22,7 @@ from orchestrator.data.shards import (
     read_manifest,
 )
 from orchestrator.storage import Filesystem
+from orchestrator.utils import announced_wait
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -126,12 +127,13 @@ def decode_shards(part: ShardSelection, size: int, fit: str) -> ObjectStoreBlock
     arguments = {"part": part, "footers": footers, "size": size, "fit": fit}
     listed = ray.data.from_items(groups, override_num_blocks=len(groups))
     try:
-        decoded = listed.map_batches(
-            _decode,  # type: ignore[arg-type]  # Ray's type knows nothing of fn_kwargs
-            fn_kwargs=arguments,
-            batch_size=None,
-            **cluster.data_task_options(),
-        ).materialize()
+        with announced_wait(f"pictures of {len(groups)} row groups to be decoded"):
+            decoded = listed.map_batches(
+                _decode,  # type: ignore[arg-type]  # Ray's type knows nothing of fn_kwargs
+                fn_kwargs=arguments,
+                batch_size=None,
+                **cluster.data_task_options(),
+            ).materialize()
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, UserError):
             # Without the settings that Ray appends to the message.

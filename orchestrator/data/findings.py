@@ -7,6 +7,7 @@ from typing_extensions import TypedDict
 
 from aml.errors import UserError
 from aml.reading import problem_of
+from orchestrator.config import DataConfig
 from orchestrator.data.shard_file import TURNED
 
 
@@ -61,6 +62,23 @@ def found_lines(manifest: dict[str, Any]) -> list[str]:
             "file's own pixels"
         )
     return lines + [f"left out: {n} {reason}" for reason, n in left_out(manifest).items()]
+
+
+def scored_sentences(settings: DataConfig, found: dict[str, Any]) -> str:
+    """Return which sentences validate: "the first 800 of 2,208 sentences of val", or all of them.
+
+    Args:
+        settings: The settings of the data.
+        found: The data set a run's state describes, with counts by split; an older one may lack
+            them.
+    """
+    split, limit = settings.val_split, settings.val_limit
+    total = (found.get("splits") or {}).get(split, {}).get("sentences")
+    if total is None:
+        return f"the first {limit:,} sentences of {split}" if limit else f"all sentences of {split}"
+    if limit and limit < total:
+        return f"the first {limit:,} of {total:,} sentences of {split}"
+    return f"all {total:,} sentences of {split}"
 
 
 def _found(manifest: dict[str, Any]) -> Found:

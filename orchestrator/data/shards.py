@@ -15,7 +15,6 @@ import functools
 import hashlib
 import logging
 import os
-import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ from aml.data import row_picture, split_counts, targets_of
 from aml.errors import UserError
 from aml.reading import describe, is_id, parse_json
 from orchestrator.storage import Filesystem
+from orchestrator.utils import Progress
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -41,9 +41,6 @@ FORMAT = 1
 
 COLUMNS = {"image_id": "int64", "splits": "string", "jpeg": "binary", "meta": "string"}
 """Columns of a file and their Arrow types; splits are comma-separated."""
-
-PROGRESS_EVERY_S = 5.0
-"""Seconds between two messages about progress."""
 
 AGAIN = "copy it again or write the shards again"
 """What to do about damaged shards."""
@@ -93,7 +90,7 @@ def verify_shards(store: Filesystem) -> dict[str, Any]:
     """
     manifest = read_manifest(store)
     digests: dict[int, str] = {}
-    progress = Progress(manifest.get("images", 0), 0)
+    progress = Progress(f"reading {store.uri}", manifest.get("images", 0), "images")
 
     def rows() -> Iterator[dict]:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -105,9 +102,9 @@ def verify_shards(store: Filesystem) -> dict[str, Any]:
                         digests[row["image_id"]] = digest
                         yield row
                     progress.add(table.num_rows)
-                    progress.report()
 
-    counts = split_counts(rows())
+    with progress:
+        counts = split_counts(rows())
     fingerprint = content_fingerprint(manifest["source"], digests)
     if counts != manifest["splits"] or fingerprint != manifest["fingerprint"]:
         raise UserError(
@@ -164,34 +161,6 @@ def parse_row(meta: str, where: str) -> dict[str, Any]:
             f"{where} is no row of shards ({type(error).__name__}: {error}); {AGAIN}"
         ) from None
     return row
-
-
-class Progress:
-    """Log every few seconds how many images are done, the rate, and the time left."""
-
-    def __init__(self, total: int, done: int):
-        """Begin with `done` images of `total`, which do not count for the rate."""
-        self._total = total
-        self._before = done
-        self._done = done
-        self._start = time.monotonic()
-        self._last_report = self._start
-
-    def add(self, images: int) -> None:
-        """Count images that were just done."""
-        self._done += images
-
-    def report(self) -> None:
-        """Log the progress if the last message is some seconds old."""
-        now = time.monotonic()
-        if self._done in (self._before, self._total) or now - self._last_report < PROGRESS_EVERY_S:
-            return
-        self._last_report = now
-        rate = (self._done - self._before) / (now - self._start)
-        logger.info(
-            f"{self._done} of {self._total} images, {rate:.0f} images/s, "
-            f"{(self._total - self._done) / rate:.0f} s left"
-        )
 
 
 def files_with(store: Filesystem, splits: Collection[str]) -> dict[str, "pq.FileMetaData"]:

@@ -243,13 +243,7 @@ def _score(request: EvaluationRequest, inputs: EvaluationInputs) -> EvaluationOu
         chunk=worker.chunk_size(len(inputs.places), batch),
         generalised=generalised_splits(inputs.manifest, inputs.splits),
     )
-    scores = worker.score_pictures(
-        task,
-        request.shards,
-        inputs.places,
-        request.workers,
-        worker.progress_logger(len(inputs.places)),
-    )
+    scores = worker.score_pictures(task, request.shards, inputs.places, request.workers)
     conditions = inputs.conditions
     found = len(scores.rows) // len(conditions)
     check_complete(found, request.shards, inputs.manifest, inputs.splits)

@@ -92,7 +92,8 @@ def score_conditions(
             task.segmenters[name] = ray.put(Segmenter.load(folder, "cpu", precision))
         else:
             task.segmenters[name] = Segmenter.load(folder, device, precision)
-    sums = worker.score_pictures(task, shards, places, workers).sums
+    what = f"scoring {len(checkpoints)} checkpoints under {len(conditions) + 1} conditions"
+    sums = worker.score_pictures(task, shards, places, workers, what).sums
     scores: dict[str, dict[str, dict]] = {name: {} for name in checkpoints}
     for (name, corruption, severity), found_sums in sums.items():
         scores[name][f"{corruption}:{severity}"] = found_sums.scores()

@@ -11,7 +11,6 @@ one chunk is read and counted while another is computed.
 import itertools
 import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,7 +28,7 @@ from orchestrator.evaluation.scoring import (
     SharedScoringTask,
     total_scores,
 )
-from orchestrator.utils import announced_wait
+from orchestrator.utils import Progress, announced_wait
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +42,6 @@ and fit its caches."""
 CHUNKS = 64
 """Number of chunks, of 8 pictures or more, that a split is cut into at least, for workers to
 share; approximate."""
-
-PROGRESS_INTERVAL_S = 20.0
-"""Seconds between two messages on the progress."""
 
 Place = tuple[int, str, int, int]
 """Position of a picture in the shards: image_id, file, row group, row."""
@@ -61,7 +57,7 @@ def score_pictures(
     shards: storage.Filesystem,
     places: list[Place],
     workers: int = 1,
-    on_progress: Callable[[int], None] = lambda pictures: None,
+    what: str = "scoring",
 ) -> PartialScores:
     """Return the scores of all pictures at some places, their rows in the order of the places.
 
@@ -70,7 +66,7 @@ def score_pictures(
         shards: Where the pictures are.
         places: The pictures' positions in the shards.
         workers: 1 scores in this process, more on that many Ray tasks.
-        on_progress: Called with the number of pictures of each finished chunk.
+        what: What is done with the pictures, beside the progress that is shown.
 
     Raises:
         UserError: The cluster has no core (or, with GPUs, no GPU) for each worker, or a picture
@@ -81,9 +77,10 @@ def score_pictures(
         finished = _score_on_ray(task, shards, places, workers)
     else:
         finished = ((0, scores) for scores in _score_locally(task, shards, places))
-    for worker, scores in finished:
-        parts[worker].append(scores)
-        on_progress(scores.pictures)
+    with Progress(what, len(places), "pictures") as progress:
+        for worker, scores in finished:
+            parts[worker].append(scores)
+            progress.add(scores.pictures)
     return total_scores(itertools.chain(*parts))
 
 
@@ -112,21 +109,6 @@ def chunk_size(pictures: int, batch: int) -> int:
 def split_into_chunks(places: list[Place], size: int) -> list[list[Place]]:
     """Cut the places into runs of `size`; the last one may be shorter."""
     return [places[i : i + size] for i in range(0, len(places), size)]
-
-
-def progress_logger(total: int) -> Callable[[int], None]:
-    """Return a function that is told of finished pictures and logs the progress now and then."""
-    start = logged = time.monotonic()
-    done = 0
-
-    def add(pictures: int) -> None:
-        nonlocal logged, done
-        done += pictures
-        if time.monotonic() - logged > PROGRESS_INTERVAL_S:
-            logged = time.monotonic()
-            logger.info(f"{done} of {total} pictures, {logged - start:.0f} s")
-
-    return add
 
 
 def most_workers() -> int:

@@ -1,10 +1,11 @@
 """Compare runs and arms: statistics, tables, figures, the HTML report.
 
 May import: orchestrator.evaluation and what it may import.
-Public names: CellScores, LEVEL, MOST_PAIRS, POWER, PREFIX, add_robustness, by_seed, compare_runs,
-    counted, deviation_factors, evaluate_arms, evaluation_tables, find_run_or_part, interval_lines,
-    paired_spread, pairs_needed, paper_table, published_lines, robust_lines, robust_scores,
-    smallest_detectable_difference, write_intervals, write_matrix, write_report.
+Public names: ArmSummary, CellScores, Difference, Interval, LEVEL, MOST_PAIRS, POWER, PREFIX,
+    RobustScore, add_robustness, arm_summaries, by_seed, compare_runs, counted, deviation_factors,
+    evaluate_arms, evaluation_tables, find_run_or_part, interval_lines, paired_spread, pairs_needed,
+    paper_table, published_lines, robust_scores, smallest_detectable_difference, write_intervals,
+    write_matrix, write_report.
 """
 
 import lazy_loader

@@ -31,16 +31,24 @@ from .report import (
 )
 from .robust_arms import (
     PREFIX as PREFIX,
+    RobustScore as RobustScore,
     add_robustness as add_robustness,
-    robust_lines as robust_lines,
     robust_scores as robust_scores,
+)
+from .rows import (
+    arm_summaries as arm_summaries,
 )
 from .significance import (
     LEVEL as LEVEL,
     MOST_PAIRS as MOST_PAIRS,
     POWER as POWER,
+    Difference as Difference,
+    Interval as Interval,
     deviation_factors as deviation_factors,
     paired_spread as paired_spread,
     pairs_needed as pairs_needed,
     smallest_detectable_difference as smallest_detectable_difference,
+)
+from .summaries import (
+    ArmSummary as ArmSummary,
 )

@@ -198,30 +198,6 @@ def _corrected(differences: Mapping[tuple[str, str, str], Difference]) -> dict[t
     return corrected
 
 
-def robust_lines(scores: list[RobustScore], sweep: Mapping[str, Any]) -> list[str]:
-    """Return the arms' scores under corruption as lines of a terminal, in per cent.
-
-    Args:
-        scores: As `robust_scores` returns them.
-        sweep: Content of sweep.json.
-    """
-    if not scores:
-        return []
-    scored = sentences(sweep)
-    names = list(dict.fromkeys(s.corruption for s in scores))
-    arms = list(dict.fromkeys(s.arm for s in scores))
-    width = max(map(len, arms))
-    lines = [
-        f"mIoU in % under corruption, {scored} validation sentences, mean over fresh seeds:",
-        "  " + " ".join([" " * width, *(f"{name:>9}" for name in names)]),
-    ]
-    for arm in arms:
-        own = {s.corruption: s for s in scores if s.arm == arm}
-        cells = [f"{wording.pct(own[name].mIoU.mean, 1):>9}" for name in names]
-        lines.append("  " + " ".join([f"{arm:{width}}", *cells]))
-    return lines
-
-
 def sentences(sweep: Mapping[str, Any]) -> str:
     """Return how many sentences were scored under corruption, as "the first 800 of 1,228"."""
     measured = sweep.get("robustness") or {}

@@ -248,6 +248,19 @@ class BudgetTracker:
             price=self.price,
         )
 
+    def used_text(self) -> str:
+        """Return what is used of each limit: "budget: 0.4 of 2 hours"; "" without a budget."""
+        use = self.use()
+        used = {"trials": use.trials, "epochs": use.epochs, "hours": use.hours, "cost": use.cost}
+        parts = [
+            f"{used[name]:.2g} of {limit:g} {name}"
+            if isinstance(used[name], float)
+            else f"{used[name]} of {limit:g} {name}"
+            for name, limit in self.limits.limits.items()
+            if name in used
+        ]
+        return f"budget: {', '.join(parts)}" if parts else ""
+
     def epochs_in_progress(self) -> Counter[str]:
         """Return the epochs that the unfinished trials of each arm have trained."""
         trained: Counter[str] = Counter()

@@ -4,6 +4,7 @@ import statistics
 
 from aml.training import make_learner_and_batch, step_flops, timed_steps
 from orchestrator.config import AT_COMPUTE, Experiment, base_arm
+from orchestrator.search.plan import Plan
 
 ROUNDS = 5
 """Timed steps of each arm."""
@@ -76,3 +77,26 @@ def seconds(trials: dict[str, Experiment]) -> dict[str, float]:
         for arm, (learner, noise) in prepared.items():
             times[arm].append(timed_steps(learner, noise, index))
     return {arm: statistics.median(t[1:]) for arm, t in times.items()}  # the first warms caches up
+
+
+def least_share(plan: Plan) -> float:
+    """Return the share of the epochs left that ASHA trains at least if it stops all it can.
+
+    Of each rung one trial in search.scheduler.reduction goes on. 1 with any other scheduler.
+    """
+    scheduler = plan.experiment.search.scheduler
+    if scheduler.name != "asha":
+        return 1.0
+    least = full = 0.0
+    for arm, epochs in plan.epochs.items():
+        ended = plan.results.num_ended[arm]
+        search = max(0, plan.search.per_arm - ended["search"])
+        confirm = max(0, plan.experiment.search.seeds.confirm - ended["confirm"]) * epochs
+        kept, begin, end = 0.0, 0, scheduler.grace
+        share = 1.0
+        while begin < epochs:
+            kept += share * (min(end, epochs) - begin)
+            begin, end, share = end, end * scheduler.reduction, share / scheduler.reduction
+        least += search * kept + confirm
+        full += search * epochs + confirm
+    return least / full if full else 1.0

@@ -5,7 +5,7 @@ import logging
 import math
 import statistics
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, NamedTuple, NotRequired, TypedDict
 
 from orchestrator import cluster, config, data
 from orchestrator.config import Experiment, from_dict
@@ -13,6 +13,7 @@ from orchestrator.search import budget, cost
 from orchestrator.search.plan import Plan
 from orchestrator.search.power import ANY_DIFFERENCE, PowerQuestion, describe_power
 from orchestrator.storage import storage_root
+from orchestrator.utils import range_text
 
 if TYPE_CHECKING:
     from aml.training import StepCost
@@ -25,6 +26,13 @@ WINDOW = 50
 
 CORRECTION_FACTOR = 1.2
 """A corrected estimate is logged when it has changed by this factor since the last one."""
+
+UNMEASURED = 2.0
+"""How many times longer than by a few steps a sweep may take: trials share cores, and validate."""
+
+START_S = 60.0
+"""Seconds beside all trials, for the start of Ray, decoding and the report, that an estimate before
+the start allows for."""
 
 REMOTE_STEPS_S = 180.0
 """Seconds a node has for a few steps: its process starts, imports torch and builds the model."""
@@ -40,7 +48,10 @@ class Estimate(TypedDict):
 
     epoch_s: float
     hours: float
+    """If every trial trains to its end, at `epoch_s`."""
     cost: float
+    hours_range: NotRequired[list[float]]
+    """Fewest and most hours, by what the scheduler may stop and how little is measured."""
 
 
 CHECKPOINT_COPIES = 8
@@ -133,15 +144,25 @@ class ThroughputEstimator:
         return self.overhead * total
 
     def left_text(self, in_progress: Mapping[str, int]) -> str:
-        """Return time and money left at the rate so far; "" before the first epoch.
+        """Return time and money left as a range; "" before the first epoch.
 
-        They are an upper bound while ASHA or a budget may still stop trials.
+        The range narrows with each epoch, and its lower end is what ASHA leaves of the search.
         """
         if not self.epoch_s:
             return ""
+        low, high = self.range_left(in_progress)
+        price = f", cost <= {budget.money(high / 3600 * self.price)}" if self.price else ""
+        return f"{range_text(low / self.concurrent, high / self.concurrent)} left{price}"
+
+    def range_left(self, in_progress: Mapping[str, int]) -> tuple[float, float]:
+        """Return the fewest and most seconds left, as `seconds_left` counts them.
+
+        The margin on both sides is 1 / sqrt(1 + epochs seen), as the error of a mean falls.
+        """
         seconds = self.seconds_left(in_progress)
-        price = f", cost <= {budget.money(seconds / 3600 * self.price)}" if self.price else ""
-        return f"<= {duration_text(seconds / self.concurrent)} left{price}"
+        seen = sum(map(len, self.seconds_by_arm.values()))
+        margin = 1 / math.sqrt(1 + seen)
+        return seconds * cost.least_share(self.plan) * (1 - margin), seconds * (1 + margin)
 
     def correction(self, in_progress: Mapping[str, int], spent: dict) -> str:
         """Return the estimate of the whole sweep if it has changed since it was logged; else "".
@@ -153,9 +174,12 @@ class ThroughputEstimator:
         if not self.epoch_s:
             return ""
         left_s = self.seconds_left(in_progress)
-        hours = (spent["seconds"] + left_s / self.concurrent) / 3600
-        if self.limits.hours is not None:
-            hours = min(hours, self.limits.hours)
+        low_s, high_s = self.range_left(in_progress)
+        limit = math.inf if self.limits.hours is None else self.limits.hours
+        least, hours, most = (
+            min((spent["seconds"] + seconds / self.concurrent) / 3600, limit)
+            for seconds in (low_s, left_s, high_s)
+        )
         price = (spent["trial_seconds"] + left_s) / 3600 * self.price
         if self.limits.cost is not None:
             price = min(price, self.limits.cost)
@@ -164,10 +188,13 @@ class ThroughputEstimator:
             return ""
         self.logged_hours = hours
         before = f"; planned were {estimate_text(self.planned)}" if self.planned else ""
-        now: Estimate = {"epoch_s": self.epoch_s, "hours": hours, "cost": price}
-        return (
-            f"estimate: in all at most {estimate_text(now)}, corrected by the epochs so far{before}"
-        )
+        now: Estimate = {
+            "epoch_s": self.epoch_s,
+            "hours": hours,
+            "cost": price,
+            "hours_range": [least, most],
+        }
+        return f"estimate: in all {estimate_text(now)}, corrected by the epochs so far{before}"
 
 
 def estimate_plan(plan: Plan, experiment: Experiment, epoch_s: float, concurrent: int) -> Estimate:
@@ -183,20 +210,19 @@ def estimate_plan(plan: Plan, experiment: Experiment, epoch_s: float, concurrent
     hours, total = budget.estimate(
         experiment.search.budget, plan, epoch_s=epoch_s, concurrent=concurrent, price=price
     )
-    return {"epoch_s": epoch_s, "hours": hours, "cost": total}
+    most = UNMEASURED * hours + START_S / 3600
+    if experiment.search.budget.hours is not None:
+        most = min(most, experiment.search.budget.hours)
+    ends = [min(hours * cost.least_share(plan), most), most]
+    return {"epoch_s": epoch_s, "hours": hours, "cost": total, "hours_range": ends}
 
 
 def estimate_text(estimate: Estimate) -> str:
-    """Return an estimate as text: 12 min (0.20 h), cost 0.40 at 2.5 s an epoch."""
+    """Return an estimate as text: 6 to 12 min, cost 0.40 at most, at 2.5 s an epoch."""
     hours = estimate["hours"]
-    price = f", cost {budget.money(estimate['cost'])}" if estimate["cost"] else ""
-    epoch_s = estimate["epoch_s"]
-    return f"{duration_text(hours * 3600)} ({hours:.2f} h){price} at {epoch_s:.1f} s an epoch"
-
-
-def duration_text(seconds: float) -> str:
-    """Return seconds as text, in minutes where there are more than 90."""
-    return f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
+    low, high = estimate.get("hours_range", [hours, hours])  # older runs have none
+    price = f", cost {budget.money(estimate['cost'])} at most," if estimate["cost"] else ""
+    return f"{range_text(3600 * low, 3600 * high)}{price} at {estimate['epoch_s']:.1f} s an epoch"
 
 
 def estimate_at_launch(
@@ -219,8 +245,8 @@ def estimate_at_launch(
     plan = Plan(experiment, epochs=epochs)
     found = estimate_plan(plan, experiment, seconds, placement.concurrent)
     logger.info(
-        f"plan: {plan.counts.total} trials, at most {estimate_text(found)} "
-        "(a few steps measured just now)"
+        f"plan: {plan.counts.total} trials, {estimate_text(found)} (a few steps measured just now; "
+        "the range narrows as epochs end)"
     )
     return found
 
@@ -306,10 +332,10 @@ def _time_and_cost(
     if seconds is None:
         return [f"time and cost: {UNKNOWN}; a sweep says them after its first epoch"]
     found = estimate_plan(plan, experiment, seconds, placement.concurrent)
-    hours = found["hours"]
+    low, high = found["hours_range"]
     scheduler = experiment.search.scheduler.name
     stops_early = scheduler not in ("none", "pbt") and plan.search.per_arm
-    early = f" before {scheduler} stops trials" if stops_early else ""
+    early = f", the less the more trials {scheduler} stops" if stops_early else ""
     resources = experiment.resources
     price = "no prices given (resources.price_per_gpu_hour, resources.price_per_cpu_hour)"
     if config.hourly_price(resources):
@@ -318,8 +344,8 @@ def _time_and_cost(
             f"and {resources.price_per_cpu_hour:g} a CPU hour"
         )
     return [
-        f"time: about {seconds:.1f} s an epoch (a few steps measured just now), so at most "
-        f"{hours * 60:.0f} min ({hours:.2f} h) in all{early}",
+        f"time: about {seconds:.1f} s an epoch (a few steps measured just now), so "
+        f"{range_text(3600 * low, 3600 * high)} in all{early}",
         f"cost: {price}",
     ]
 

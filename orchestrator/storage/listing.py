@@ -28,23 +28,26 @@ def run_line(run: Run) -> str:
     shown = lost if facts["state"] == "lost" else facts["state"]
     trials = f"{facts['trials']} trials" if facts["trials"] else ""
     best = facts["best_mIoU"]
-    result = "no result yet" if best is None else f"best mIoU {best:.3f}"
+    of = f" of {facts['sentences']} sentences" if facts["sentences"] else ""
+    result = "no result yet" if best is None else f"best mIoU {best:.1%}{of}"
     size = f"{facts['disk_mb']:8.1f} MB"
-    return f"{run.name:32} {run.kind:6} {shown:12} {trials:10} {result:18} {size}"
+    return f"{run.name:32} {run.kind:6} {shown:12} {trials:10} {result:34} {size}"
 
 
 def run_facts(run: Run) -> dict[str, Any]:
-    """Return run, kind, state, trials (finished ones), best_mIoU and disk_mb of a run."""
+    """Return name, kind, state, finished trials, best mIoU, scored sentences and size of a run."""
     records = run.ledger()
     epochs = [epoch for record in records for epoch in record["history"]]
     epochs += run.state.get("history") or []
-    values = [epoch["val/mIoU"] for epoch in epochs if epoch.get("val/mIoU") is not None]
+    scored = [epoch for epoch in epochs if epoch.get("val/mIoU") is not None]
+    top = max(scored, key=lambda epoch: epoch["val/mIoU"], default={})
     return {
         "run": run.name,
         "kind": run.kind,
         "state": "lost" if is_lost(run) else str(run.state.get("state")),
         "trials": len(records),
-        "best_mIoU": max(values, default=None),
+        "best_mIoU": top.get("val/mIoU"),
+        "sentences": top.get("val/n"),
         "disk_mb": disk_mb(run.folder),
     }
 

@@ -140,7 +140,7 @@ class _State(_Record):
     budget: dict[str, Any] | None = None
     estimate: dict[str, Any] | None = None
     spent: dict[str, Number] | None = None
-    mlflow: dict[str, str | None] | None = None
+    mlflow: dict[str, str | None | dict[str, str]] | None = None
 
 
 class _Trial(_Record):

@@ -13,12 +13,12 @@ from orchestrator.config import Experiment
 from orchestrator.data import ObjectStoreBlocks, StreamingBlocks, pin_blocks
 from orchestrator.storage import storage_root
 from orchestrator.sweep.driver import Sweep, started_trials
-from orchestrator.sweep.finish import sweep_summary
 from orchestrator.sweep.ledger import (
     RESUMABLE_REASONS,
     SWEEP_KEY,
     TRANSIENT_REASONS,
 )
+from orchestrator.sweep.summary import sweep_description, sweep_summary
 from orchestrator.sweep.trainable import in_process_trial, ray_train_trial
 from orchestrator.tracking import TrackerBase
 
@@ -157,6 +157,8 @@ def _search(
             _end_tracking(tracker, run, code)
         if remaining := tracker.close():
             logger.info(remaining)
+        if code == 0 and sweep:  # last, so that a person finds it above the prompt
+            logger.info(sweep_summary(run))
         if sweep:
             run.update(spent=sweep.budget.spent())  # after MLflow, since the disk may be full
     return code
@@ -164,9 +166,12 @@ def _search(
 
 def _end_tracking(tracker: TrackerBase, run: storage.Run, code: int) -> None:
     """Close the parent run of MLflow."""
-    reasons = {0: run.state.get("stopped_by", ""), 130: "interrupt"}
+    reasons = {0: run.state.get("stopped_by") or tracking.COMPLETED, 130: "interrupt"}
     status = {0: "FINISHED", 130: "KILLED"}.get(code, "FAILED")
-    tracker.end(SWEEP_KEY, status, tags={"stopped_by": reasons.get(code, "error")})
+    tags = {"stopped_by": reasons.get(code, "error")}
+    if description := sweep_description(run):
+        tags["mlflow.note.content"] = description
+    tracker.end(SWEEP_KEY, status, tags=tags)
 
 
 def fit(sweep: Sweep, shared: ObjectStoreBlocks | StreamingBlocks, vocabulary: list[str]) -> None:

@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator import cluster, storage, utils
+from orchestrator import cluster, data, storage, utils
 from orchestrator.config import Experiment
 from orchestrator.data import ObjectStoreBlocks, StreamingBlocks
 from orchestrator.search import (
@@ -84,9 +84,8 @@ class Sweep:
             spent_before=run.state.get("spent"),
         )
         self.plan.budget_check = self.budget.check
-        self.progress = ProgressTable(
-            self.plan, lambda: self.estimator.left_text(self.budget.epochs_in_progress())
-        )
+        scored = data.scored_sentences(experiment.data, run.state["data"])
+        self.progress = ProgressTable(self.plan, self._left_text, scored)
         self.mlflow = MlflowRuns(tracker, run, experiment, self.plan)
         self.generation_step = GenerationStep(self.plan, self.generations, self.trials, self.stop)
         self._build_tune_parts(records, unfinished)
@@ -147,6 +146,11 @@ class Sweep:
             LostTrialCallback(self.run, self.trials, recorder, self.stop, timeout_s),
             MlflowCallback(self.mlflow, self.trials),
         ]
+
+    def _left_text(self) -> str:
+        """Return the time, money and budget that are left, as far as they are known."""
+        left = self.estimator.left_text(self.budget.epochs_in_progress())
+        return "; ".join(filter(None, [left, self.budget.used_text()]))
 
     def start(self) -> None:
         """Make the exploits that a crash cut off, open the MLflow run, and end generations.

@@ -1,4 +1,4 @@
-"""The end of a sweep: champion, baselines, cost, report, and the summary that is logged."""
+"""The end of a sweep: champion, baselines, robustness, cost and report."""
 
 import logging
 import time
@@ -12,18 +12,10 @@ from orchestrator import evaluation, reporting, search, storage
 from orchestrator.config import Experiment
 from orchestrator.data import ObjectStoreBlocks, StreamingBlocks
 from orchestrator.sweep.ledger import SWEEP_KEY
+from orchestrator.sweep.summary import sweep_summary
 from orchestrator.tracking import TrackerBase
 
 logger = logging.getLogger(__name__)
-
-
-BASELINE_NAMES = {
-    "champion": "champion",
-    "untrained": "untrained model",
-    "random_object": "random object",
-    "largest_object": "largest object",
-    "wrong_sentence": "same checkpoint, another referent's sentence",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +93,8 @@ def finish_sweep(
     )
     _track(sweep, best, checkpoint)
     run.update(concluded=True)
-    logger.info(sweep_summary(run))
     if missing_arms:
+        logger.info(sweep_summary(run))
         logger.info(f"no trial of {', '.join(missing_arms)} finished: the comparison is not whole")
     return 1 if missing_arms else 0
 
@@ -230,7 +222,9 @@ def _track(sweep: FinishedSweep, best: dict, checkpoint: Path | None) -> None:
     """Write the report and give MLflow the report, the last metrics and the champion's model."""
     run = sweep.run
     tracker = sweep.tracker
-    run.update(mlflow=tracker.record(SWEEP_KEY))
+    tracker.flush(10 if tracker.problem else 60)  # the ids of all trials are known then
+    children = tracker.children(SWEEP_KEY)
+    run.update(mlflow=tracker.record(SWEEP_KEY) | {"children": children})
     page = reporting.write_report(run.folder)
     tracker.artifact(SWEEP_KEY, page.parent, "report")
     last_epoch = counted_epochs(best["history"], sweep.experiment.evaluate.select)[-1]
@@ -281,84 +275,3 @@ def find_champion(
     if confirmed := [r for r in usable if r["stage"] == "confirm" and r["state"] == "done"]:
         return max(confirmed, key=score)
     return max(usable, key=lambda record: (record["epochs"], score(record)), default=None)
-
-
-def sweep_summary(run: storage.Run) -> str:
-    """Return the result of a sweep in a few lines, and where the rest is."""
-    state = run.state
-    if "champion" not in state:
-        return f"{run.name}: {state.get('state')}"
-    records = run.ledger()
-    counts: dict[str, int] = {}
-    for record in records:
-        counts[record["state"]] = counts.get(record["state"], 0) + 1
-    counts_text = ", ".join(f"{n} trials {how}" for how, n in sorted(counts.items()))
-    lines = [f"{run.name}: {counts_text}"]
-    failed = (record for record in records if record["state"] == "failed")
-    lines += [f"  {record['trial']} failed: {record['error']}" for record in failed]
-    scores = confirmed_scores(records, run.experiment().evaluate.select)
-    width = max(map(len, scores), default=0)
-    lines += [f"  {arm:{width}} val mIoU {text}" for arm, text in scores.items()]
-    lines += reporting.robust_lines(
-        reporting.robust_scores(reporting.add_robustness(records, state), state), state
-    )
-    lines += _baseline_lines(state)
-    if state.get("budget"):
-        lines.append(search.budget_message(state["budget"]))
-    lines += _cost_lines(state)
-    champion = run.folder / state["champion"]["checkpoint"]
-    lines += [
-        f"report      {run.folder / 'report' / 'index.html'}   (open it in a browser)",
-        f"MLflow      {state.get('mlflow', {}).get('uri')}   (python -m orchestrator ui)",
-        f"champion    {champion}   (python -m orchestrator evaluate | predict | demo)",
-    ]
-    return "\n".join(lines)
-
-
-def _baseline_lines(state: dict) -> list[str]:
-    scores = state["baselines"]
-    trial = state["champion"]["trial"]
-    lines = [f"beside the champion ({trial}) on {scores['n']} validation sentences:"]
-    lines += [
-        f"  {name:46} mIoU {scores[key]['mIoU']:.3f}  oIoU {scores[key]['oIoU']:.3f}"
-        for key, name in BASELINE_NAMES.items()
-    ]
-    swapped = scores["wrong_sentence"]
-    lines.append(
-        f"  (the last on the {swapped['n']} sentences whose picture has another referent; "
-        f"the champion there: mIoU {swapped['champion_mIoU']:.3f})"
-    )
-    return lines
-
-
-def _cost_lines(state: dict) -> list[str]:
-    ratios = ", ".join(
-        f"{arm} x{cost['ratio']:.3f}" for arm, cost in state["cost"].items() if arm != "off"
-    )
-    if not ratios:
-        return []
-    compared = "at equal epochs, not at equal compute"
-    if epochs := state.get("epochs_by_arm"):
-        epochs_text = ", ".join(f"{arm} {n}" for arm, n in epochs.items())
-        compared = f"at epochs of equal cost ({epochs_text})"
-    return [f"arms are compared {compared}; FLOPs of a training step against off: {ratios}"]
-
-
-def confirmed_scores(records: list[dict], select: str | None = None) -> dict[str, str]:
-    """Return mean and values over the seeds of each arm's confirmation, as text.
-
-    Args:
-        records: Ledger records.
-        select: The setting evaluate.select.
-    """
-    found: dict[str, list[float]] = {}
-    for record in records:
-        if record["stage"] == "confirm" and record["state"] == "done":
-            found.setdefault(record["arm"], []).append(
-                counted_epochs(record["history"], select)[-1]["val/mIoU"]
-            )
-    return {
-        arm: f"{sum(values) / len(values):.3f} over {len(values)} fresh seeds "
-        f"({', '.join(f'{value:.3f}' for value in values)})"
-        for arm, values in found.items()
-    }

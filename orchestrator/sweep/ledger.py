@@ -6,7 +6,7 @@ import time
 from typing import NamedTuple
 
 from aml.errors import NotSaved, RunError
-from orchestrator import storage, tracking
+from orchestrator import config, storage, tracking
 from orchestrator.config import Experiment
 from orchestrator.search import BudgetTracker, Generations, Plan, ThroughputEstimator
 from orchestrator.sweep.progress import ProgressTable
@@ -59,10 +59,16 @@ class MlflowRuns:
         """Settings that differ between trials: params of the children, not of the parent."""
 
     def start_sweep(self) -> None:
-        """Open the parent run."""
-        params = self.experiment.params(self.varying)
-        tags = self._tags() | {"sweep": self.run.name}
-        self.tracker.run(SWEEP_KEY, self.run.name, params=params, tags=tags)
+        """Open the parent run.
+
+        Its params are the fixed settings that differ from the defaults; config.yaml, an artifact,
+        has all of them.
+        """
+        defaults = config.defaults_of(self.experiment)
+        fixed = self.experiment.params(self.varying).items()
+        params = {key: value for key, value in fixed if value != defaults.get(key)}
+        tags = tracking.run_tags(self.run) | {"sweep": self.run.name}
+        self.tracker.run(SWEEP_KEY, self.run.name, params=params, tags=tags, watch_machine=True)
         tracking.log_dataset(self.tracker, SWEEP_KEY, self.run, self.experiment)
         self.tracker.artifact(SWEEP_KEY, self.run.folder / "config.yaml")
 
@@ -80,7 +86,7 @@ class MlflowRuns:
             row = initial.describe(self.experiment)
         params = {k: leaves[k] for k in self.varying if k in leaves and k != "seed"}
         params |= row["params"]
-        tags = self._tags() | {
+        tags = tracking.run_tags(self.run) | {
             "sweep": self.run.name,
             "trial_id": spec.id,
             "seed": spec.seed,
@@ -112,16 +118,10 @@ class MlflowRuns:
         for picture in sorted(pictures.glob("*.png"))[-1:]:
             self.tracker.artifact(trial_id, picture, "pictures")
         status = "FAILED" if end.state == "failed" else "FINISHED"
-        tags = {"stopped_by": end.stopped_by} | ({"error": error} if error else {})
+        tags = {"stopped_by": end.stopped_by or tracking.COMPLETED}
+        if error:
+            tags["error"] = error
         self.tracker.end(trial_id, status, tags=tags)
-
-    def _tags(self) -> dict:
-        state = self.run.state
-        return {
-            "git_sha": state["git_sha"],
-            "git_dirty": state["git_dirty"],
-            "data_fingerprint": state["data"]["fingerprint"],
-        }
 
 
 class SpentTime:

@@ -1,9 +1,9 @@
 """Track to MLflow: durable queue, client, models; find the checkpoint that a name means.
 
 May import: orchestrator.data and what it may import.
-Public names: ExperimentClient, MemoryTracker, Tracker, TrackerBase, check_store, checkpoint_owner,
-    deliver_tracking, describe_dataset, end_lost, find_checkpoint, log_dataset, open_tracker,
-    store_problem, tracking_uri.
+Public names: COMPLETED, ExperimentClient, MemoryTracker, Tracker, TrackerBase, check_store,
+    checkpoint_owner, deliver_tracking, describe_dataset, end_lost, find_checkpoint, log_dataset,
+    open_tracker, run_tags, store_problem, tracking_uri.
 """
 
 import lazy_loader

@@ -14,11 +14,13 @@ from .resolve import (
     find_checkpoint as find_checkpoint,
 )
 from .run_tracking import (
+    COMPLETED as COMPLETED,
     deliver_tracking as deliver_tracking,
     describe_dataset as describe_dataset,
     end_lost as end_lost,
     log_dataset as log_dataset,
     open_tracker as open_tracker,
+    run_tags as run_tags,
 )
 from .tracker import (
     MemoryTracker as MemoryTracker,

@@ -7,6 +7,7 @@ it takes, and gives up an operation that MLflow answers with a refusal.
 import enum
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,9 @@ MAX_DELAY_S = 15.0
 
 MAX_ATTEMPTS = 6
 """Attempts at an operation that fails while MLflow answers other requests."""
+
+WAIT_S = 1.0
+"""Seconds between two looks at how far a delivery is that is waited for."""
 
 WINDOW = 100
 """Metrics operations that are applied at once."""
@@ -171,12 +175,23 @@ class DeliveryThread:
             )
             return self.client is not None
 
-    def wait_empty(self, timeout: float) -> int:
-        """Try at once and wait until the queue is empty; return how many operations remain."""
+    def wait_empty(self, timeout: float, on_left: Callable[[int], None] = lambda left: None) -> int:
+        """Try at once and wait until the queue is empty; return how many operations remain.
+
+        Args:
+            timeout: Seconds to wait at most.
+            on_left: Called now and then with the number of operations that remain.
+        """
         self._retry_now.set()
-        with self.condition:
-            self.condition.wait_for(lambda: not len(self._queue), timeout)
-            return len(self._queue)
+        ends = time.monotonic() + timeout
+        while True:
+            with self.condition:
+                wait_s = min(WAIT_S, max(0.0, ends - time.monotonic()))
+                self.condition.wait_for(lambda: not len(self._queue), wait_s)
+                left = len(self._queue)
+            on_left(left)
+            if not left or time.monotonic() >= ends:
+                return left
 
     def stop(self, timeout: float) -> None:
         """Stop the thread after the request in progress, and wait at most `timeout` seconds."""

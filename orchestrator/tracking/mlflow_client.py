@@ -10,6 +10,9 @@ from orchestrator.tracking.mlflow_runs import LeaseRenewer, RunIndex
 from orchestrator.tracking.mlflow_server import open_experiment, reconcile_experiments
 from orchestrator.tracking.queue import Operation
 
+WATCH_S = 15
+"""Seconds between two looks at the load of the driver's machine."""
+
 
 class ExperimentClient:
     """Client of one experiment in an MLflow store, for one run folder.
@@ -25,7 +28,10 @@ class ExperimentClient:
         self.runs = RunIndex(self.connection)
         self.leases = LeaseRenewer(self.connection, self.runs)
         self._models = ModelRegistry(self.connection)
+        self._uri = uri
         self._reconciled = False
+        self._monitors: dict[str, Any] = {}
+        """MLflow's collectors of the machine's load, by run key."""
         self._handlers: dict[str, Callable[[Operation], None]] = {
             "run": self._open_run,
             "data": self._log_inputs,
@@ -58,10 +64,32 @@ class ExperimentClient:
         self.runs.open(operation)
         if not operation.restored:
             self.leases.add(operation.run_key)
+            if operation.fields.get("watch"):  # older queues lack it
+                self._watch_machine(operation.run_key)
         # Last: MLflow may refuse a param for good, and the run is open all the same.
         self.runs.log_params(operation)
 
+    def _watch_machine(self, run_key: str) -> None:
+        """Start a thread of MLflow's that logs the load of this machine; its failures are its own.
+
+        A run that is opened again goes on after its last step.
+        """
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        if run_key in self._monitors:
+            return
+        monitor = SystemMetricsMonitor(
+            self.runs.require(run_key),
+            sampling_interval=WATCH_S,
+            resume_logging=True,
+            tracking_uri=self._uri,
+        )
+        monitor.start()
+        self._monitors[run_key] = monitor
+
     def _end_run(self, operation: Operation) -> None:
+        if monitor := self._monitors.pop(operation.run_key, None):
+            monitor.finish()
         self.runs.end(operation)
         self.leases.remove(operation.run_key)
 

@@ -16,6 +16,7 @@ from orchestrator.tracking.mlflow_server import (
     KEY_TAG,
     PERMANENT_CODES,
     ExperimentConnection,
+    all_pages,
     error_text,
 )
 from orchestrator.tracking.queue import Operation
@@ -64,6 +65,17 @@ class RunIndex:
                 f"no run {run_key!r}: it was never opened, or it was deleted in MLflow"
             )
         return run_id
+
+    def children(self, run_key: str) -> dict[str, str]:
+        """Return the run ids of a run's children by their keys; {} if there is no such run."""
+        run_id = self.find(run_key)
+        if run_id is None:
+            return {}
+        query = f"tags.`mlflow.parentRunId` = '{run_id}'"
+        search = self._connection.client.search_runs
+        found = all_pages(search, [self._connection.experiment_id], query)
+        keys = {run.info.run_id: run.data.tags.get(KEY_TAG, "") for run in found}
+        return {key.partition("/")[2]: run_id for run_id, key in keys.items() if "/" in key}
 
     def open(self, operation: Operation) -> None:
         """Create the run of a "run" operation, or open it again; write its tags."""

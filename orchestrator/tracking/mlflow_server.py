@@ -32,6 +32,9 @@ SQLITE_HEADER = b"SQLite format 3\0"
 KEY_TAG = "amlris.key"
 """Tag of every MLflow run of this project: "RUN_FOLDER/RUN_KEY"."""
 
+KIND_TAG = {"mlflow.experimentKind": "custom_model_development"}
+"""Tag of an experiment by which MLflow opens its page on runs and charts, not on prompts."""
+
 PERMANENT_CODES = {
     "INVALID_PARAMETER_VALUE",
     "BAD_REQUEST",
@@ -287,9 +290,13 @@ def open_experiment(
                 f"the experiment {experiment!r} was deleted in MLflow; restore it there or choose "
                 "another name"
             )
-        experiment_id = (
-            found.experiment_id if found else client.create_experiment(experiment, artifacts)
-        )
+        if found is None:
+            experiment_id = client.create_experiment(experiment, artifacts, KIND_TAG)
+        else:
+            experiment_id = found.experiment_id
+            for name, value in KIND_TAG.items():
+                if name not in found.tags:
+                    client.set_experiment_tag(experiment_id, name, value)
     return ExperimentConnection(client, experiment_id, folder)
 
 
@@ -327,7 +334,7 @@ def reconcile(uri: str, experiment: str | None = None) -> list[str]:
             if experiment:
                 found = [client.get_experiment_by_name(experiment)]
             else:
-                found = list(_all_pages(client.search_experiments))
+                found = list(all_pages(client.search_experiments))
             return reconcile_experiments(client, [one.experiment_id for one in found if one])
     except UserError as error:
         raise ConnectionError(str(error)) from None
@@ -342,7 +349,7 @@ def reconcile_experiments(client: "MlflowClient", experiment_ids: list[str]) -> 
     lost: list[str] = []
     if not experiment_ids:
         return lost
-    running = _all_pages(client.search_runs, experiment_ids, "attributes.status = 'RUNNING'")
+    running = all_pages(client.search_runs, experiment_ids, "attributes.status = 'RUNNING'")
     for run in list(running):
         lease = run.data.tags.get("lease", "")
         if re.fullmatch(r"\S+ \d+ \d+", lease) and utils.is_dead(lease):
@@ -357,7 +364,7 @@ def reconcile_experiments(client: "MlflowClient", experiment_ids: list[str]) -> 
     return lost
 
 
-def _all_pages(search: Callable[..., Any], *args: Any) -> Iterator[Any]:
+def all_pages(search: Callable[..., Any], *args: Any) -> Iterator[Any]:
     """Yield the results of an MLflow search, page after page."""
     token = None
     while True:

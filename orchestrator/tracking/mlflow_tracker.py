@@ -5,6 +5,7 @@ delivers the lines in order, so a server that is away stops no training: what it
 later, from this process or from the next one on the same folder.
 """
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from typing import Any
 from aml.errors import UserError
 from orchestrator.tracking.delivery import DeliveryThread
 from orchestrator.tracking.mlflow_client import ExperimentClient
-from orchestrator.tracking.mlflow_server import set_environment, tracking_uri
+from orchestrator.tracking.mlflow_server import error_text, set_environment, tracking_uri
 from orchestrator.tracking.queue import REJECTED, QueueFile
 from orchestrator.tracking.tracker import TrackerBase
-from orchestrator.utils import announced_wait, redact
+from orchestrator.utils import Progress, announced_wait, redact
+
+logger = logging.getLogger(__name__)
 
 
 class Tracker(TrackerBase):
@@ -86,12 +89,25 @@ class Tracker(TrackerBase):
             "run_id": client.runs.ids.get(run_key) if client else None,
         }
 
+    def children(self, run_key: str) -> dict[str, str]:
+        client = self._delivery.client
+        if client is None or self.problem:
+            return {}
+        try:
+            return client.runs.children(run_key)
+        except Exception as error:  # whatever MLflow or the network raises
+            logger.info(f"MLflow does not say which runs belong together: {error_text(error)}")
+            return {}
+
     def flush(self, timeout: float = 60.0) -> int:
         """Wait at most `timeout` seconds for delivery; return how many operations remain."""
-        with announced_wait(
-            f"MLflow at {redact(self.uri)} to take {self.pending} tracking operations"
+        total = self.pending
+        place = f"MLflow at {redact(self.uri)}"
+        with (
+            announced_wait(f"{place} to take {total} tracking operations"),
+            Progress(f"to {place}", total, "tracking operations") as progress,
         ):
-            return self._delivery.wait_empty(timeout)
+            return self._delivery.wait_empty(timeout, lambda left: progress.set(total - left))
 
     def close(self, timeout: float = 60.0) -> str:
         """End open runs as KILLED (`stopped_by: interrupted`), deliver, and stop the thread.

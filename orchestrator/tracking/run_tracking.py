@@ -15,6 +15,9 @@ if TYPE_CHECKING:  # imported when a tracker is opened, since the module imports
 
 logger = logging.getLogger(__name__)
 
+COMPLETED = "completed"
+"""What MLflow's tag `stopped_by` says of a run that nothing stopped."""
+
 
 def end_lost(root: Path, names: set[str] | None = None) -> list[str]:
     """Set the MLflow runs that lost processes left RUNNING to KILLED.
@@ -47,6 +50,22 @@ def open_tracker(run: Run, experiment: Experiment) -> "TrackerBase":
         return MemoryTracker(run.folder)
     root = storage_root(experiment.storage.root)
     return Tracker(run.folder, uri, experiment.name, root)
+
+
+def run_tags(run: Run) -> dict[str, Any]:
+    """Return the tags that a run and all trials of it have: where code and data are from.
+
+    MLflow shows mlflow.source.name as the source.
+    """
+    state = run.state
+    return {
+        "git_sha": state["git_sha"],
+        "git_dirty": state["git_dirty"],
+        "data_fingerprint": state["data"]["fingerprint"],
+        "mlflow.source.name": state["command"],
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": state["git_sha"],
+    }
 
 
 def log_dataset(tracker: "TrackerBase", run_key: str, run: Run, experiment: Experiment) -> None:

@@ -22,6 +22,12 @@ logger = logging.getLogger(__name__)
 
 END_STATUSES = ("FINISHED", "FAILED", "KILLED")
 
+DIAG = "diag/"
+"""Beginning of the metrics of an epoch by which nothing is judged, so that charts open without."""
+
+DIAGNOSING = ("epoch", "optim/lr", "train/skipped", "train/workers", "val/n")
+"""Metrics of an epoch that get that beginning."""
+
 
 def _valid_name(name: str) -> str:
     """Return a metric or param name that MLflow admits: P@0.5 becomes P0.5."""
@@ -87,6 +93,13 @@ class TrackerBase(abc.ABC):
         """Return uri, experiment_id and run_id for the summary in the run folder."""
 
     @abc.abstractmethod
+    def children(self, run_key: str) -> dict[str, str]:
+        """Return the run id of each run that was opened below this one, by its key.
+
+        Nothing where MLflow does not answer.
+        """
+
+    @abc.abstractmethod
     def flush(self, timeout: float = 60.0) -> int:
         """Wait at most `timeout` seconds for delivery; return how many operations remain."""
 
@@ -101,6 +114,7 @@ class TrackerBase(abc.ABC):
         parent: str | None = None,
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, Any] | None = None,
+        watch_machine: bool = False,
     ) -> None:
         """Open a run, or open it again: the same MLflow run becomes RUNNING.
 
@@ -110,6 +124,8 @@ class TrackerBase(abc.ABC):
             parent: Key of the parent run, which was opened before.
             params: Params. MLflow refuses another value for one that the run has.
             tags: Tags.
+            watch_machine: Whether MLflow's collector logs processors, memory, disk and GPUs of
+                this process's machine as system/... of the run until it ends.
         """
         if parent == run_key:
             raise ValueError(f"run {run_key!r} cannot be its own parent")
@@ -123,6 +139,7 @@ class TrackerBase(abc.ABC):
             tags=_texts(tags),
             host=socket.gethostname(),
             pid=os.getpid(),
+            watch=watch_machine,
         )
 
     def metrics(
@@ -146,12 +163,19 @@ class TrackerBase(abc.ABC):
             self.enqueue("metrics", run_key, step=int(step), values=finite, **time_field)
 
     def epoch(self, run_key: str, metrics: Mapping[str, Any]) -> None:
-        """Log an epoch of the training loop, dated when it ended, which is not a metric itself."""
+        """Log an epoch of the training loop, dated when it ended, which is not a metric itself.
+
+        Names in `DIAGNOSING` get the beginning diag/.
+        """
         ended = metrics.get(ENDED)
         self.metrics(
             run_key,
             metrics["epoch"],
-            {name: value for name, value in metrics.items() if name != ENDED},
+            {
+                f"{DIAG}{name}" if name in DIAGNOSING else name: value
+                for name, value in metrics.items()
+                if name != ENDED
+            },
             time_ms=ended and int(ended * 1000),
         )
 
@@ -318,6 +342,9 @@ class MemoryTracker(TrackerBase):
 
     def record(self, run_key: str) -> dict[str, str | None]:
         return {"uri": "none", "experiment_id": None, "run_id": None}
+
+    def children(self, run_key: str) -> dict[str, str]:
+        return {}
 
     def flush(self, timeout: float = 60.0) -> int:
         return 0

@@ -77,7 +77,7 @@ def train(
         run = storage.start_run(experiment, "train", sources.manifest, fresh=fresh)
     with run.locked():
         if run.finished:
-            logger.info(f"{run.name} has finished: {summary(run.state)} (--fresh starts another)")
+            logger.info(f"{run.name} has finished: {summary(run)} (--fresh starts another)")
             tracking.deliver_tracking(run, experiment)
             return 0
         cluster.init_ray()
@@ -85,6 +85,8 @@ def train(
         # Once more with what Ray found, which may be less than this machine has.
         cluster.plan_placement(experiment, cluster.cluster_nodes(), sweep=False)
         logger.info(f"{'continuing' if run.state else 'starting'} {run.name} in {run.folder}")
+        scored = data.scored_sentences(experiment.data, sources.manifest)
+        utils.progress_logger.info(f"scores: mIoU and oIoU on {scored}")
         storage.begin_run(run, experiment, sources.manifest, sources.uri)
         run.update(init=str(init) if init else run.state.get("init"))
         return _fit(run, experiment, sources, init)
@@ -98,7 +100,9 @@ def _fit(run: storage.Run, experiment: Experiment, sources: data.Sources, init: 
     _clear_requests(run, stop)
     # Opened only now that nothing is in the way: an opened run must be ended.
     tracker = tracking.open_tracker(run, experiment)
-    tracker.run(RUN_KEY, run.name, params=experiment.params(), tags=_tags(run, experiment))
+    tags = _tags(run, experiment)
+    params = experiment.params()
+    tracker.run(RUN_KEY, run.name, params=params, tags=tags, watch_machine=True)
     tracking.log_dataset(tracker, RUN_KEY, run, experiment)
     listener = EpochListener(run, experiment, tracker, RUN_KEY)
     listener.start()
@@ -131,7 +135,7 @@ def _fit(run: storage.Run, experiment: Experiment, sources: data.Sources, init: 
         listener.close()
         stop.unlink(missing_ok=True)
         storage.request_stop(run.folder, False)
-        _end_tracking(tracker, code)
+        _end_tracking(tracker, run, code)
     return code
 
 
@@ -167,10 +171,13 @@ def _fail(run: storage.Run, error: str) -> None:
     logger.info(f"{run.name} failed: {error}")
 
 
-def _end_tracking(tracker: TrackerBase, code: int) -> None:
-    stopped_by = {0: "", 130: "interrupt"}.get(code, "error")
+def _end_tracking(tracker: TrackerBase, run: storage.Run, code: int) -> None:
+    stopped_by = {0: tracking.COMPLETED, 130: "interrupt"}.get(code, "error")
     status = {0: "FINISHED", 130: "KILLED"}.get(code, "FAILED")
-    tracker.end(RUN_KEY, status, tags={"stopped_by": stopped_by})
+    tags = {"stopped_by": stopped_by}
+    if code == 0:
+        tags["mlflow.note.content"] = summary(run)
+    tracker.end(RUN_KEY, status, tags=tags)
     if remaining := tracker.close():
         logger.info(remaining)
 
@@ -206,17 +213,19 @@ def _finish(run: storage.Run, experiment: Experiment, tracker: TrackerBase) -> N
     tracker.artifact(RUN_KEY, run.folder / "config.yaml")
     tracker.model(RUN_KEY, best, experiment.name)  # the run has the metrics already
     run.update(concluded=True)
-    logger.info(f"{run.name}: {summary(run.state)}")
+    logger.info(f"{run.name}: {summary(run)}")
     logger.info(f"report      {page}\ncheckpoint  {best}")
 
 
-def summary(state: dict) -> str:
+def summary(run: storage.Run) -> str:
     """Return the result of a finished run in a line."""
-    last = state["history"][-1]
-    best = max(epoch["val/mIoU"] for epoch in state["history"])
+    history = run.state["history"]
+    last = history[-1]
+    best = max(epoch["val/mIoU"] for epoch in history)
+    scored = data.scored_sentences(run.experiment().data, run.state["data"])
     return (
-        f"epoch {last['epoch']}, val mIoU {last['val/mIoU']:.3f} (best {best:.3f}), "
-        f"oIoU {last['val/oIoU']:.3f} on {last['val/n']:.0f} sentences"
+        f"epoch {last['epoch']}: mIoU {last['val/mIoU']:.1%} (best {best:.1%}), "
+        f"oIoU {last['val/oIoU']:.1%} on {scored}"
     )
 
 
@@ -225,7 +234,5 @@ def _tags(run: storage.Run, experiment: Experiment) -> dict:
         "arm": experiment.aml.arm,
         "seed": experiment.seed,
         "stage": "train",
-        "git_sha": run.state["git_sha"],
-        "git_dirty": run.state["git_dirty"],
-        "data_fingerprint": run.state["data"]["fingerprint"],
+        **tracking.run_tags(run),
     }

@@ -23,7 +23,7 @@ PENDING_S = 60.0
 class EpochListener:
     """Log and track what rank 0 writes to `epochs.jsonl`, in a thread, while `fit()` blocks.
 
-    It has thirteen attributes, most of them the progress of its thread.
+    It has fifteen attributes, most of them the progress of its thread.
     """
 
     POLL_S = 0.5
@@ -57,6 +57,9 @@ class EpochListener:
         """What the run waits for was logged, and its workers have not started since."""
         self.progress: dict[str, float] | None = None
         """The last report within an epoch that was logged."""
+        self._bar: utils.Progress | None = None
+        """The bar of the epoch under way, where one is shown."""
+        self._bars = contextlib.ExitStack()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._listen, name="epochs", daemon=True)
 
@@ -74,6 +77,7 @@ class EpochListener:
         """Read what is left and end the thread. Further calls do nothing."""
         self._closing.set()
         self._thread.join()
+        self._close_bar()
 
     def _listen(self) -> None:
         is_last = False
@@ -112,10 +116,15 @@ class EpochListener:
         """Log and track one finished epoch."""
         self.last_epoch = metrics["epoch"]
         self.last_report_time = time.monotonic()
+        self._close_bar()
         self.tracker.epoch(self.key, metrics)
-        logger.info(epoch_line(metrics, self.experiment.train.epochs))
+        utils.progress_logger.info(epoch_line(metrics, self.experiment.train.epochs))
         if text := vacuous_mask(self.experiment.aml, metrics):
             logger.info(f"warning: {text}")
+
+    def _close_bar(self) -> None:
+        self._bars.close()
+        self._bar = None
 
     def log_pending(self) -> None:
         """Log once what the run waits for after PENDING_S seconds without workers, and its end."""
@@ -152,7 +161,16 @@ class EpochListener:
             found = cluster.progress_of(self.folder.name)
         if found and found != self.progress and found["epoch"] > self.last_epoch:
             self.progress = found
-            logger.info(progress_line(found, self.experiment.train.epochs))
+            line = progress_line(found, self.experiment.train.epochs)
+            if not utils.shows_live():
+                utils.progress_logger.info(line)
+                return
+            if self._bar is None:
+                epoch = line.partition("  ")[0]
+                self._bar = utils.Progress(epoch, int(found["steps"]), "steps")
+                self._bars.enter_context(self._bar)
+            note = f"loss {found['loss']:.4f}, {found['items_s']:.3g} items/s"
+            self._bar.set(int(found["step"]), note)
 
     def end_silent_workers(self) -> None:
         """Kill workers that take longer than resources.epoch_timeout_s for an epoch.
@@ -179,7 +197,7 @@ def epoch_line(metrics: dict, epochs: int) -> str:
     left_s = metrics["time/epoch_s"] * (epochs - metrics["epoch"])
     return (
         f"epoch {metrics['epoch']}/{epochs}  loss {metrics['train/loss']:.4f}  "
-        f"mIoU {metrics['val/mIoU']:.4f} (best {metrics['val/mIoU_best']:.4f})  "
-        f"oIoU {metrics['val/oIoU']:.4f}  hidden {metrics.get('aml/hidden', 0):.1%}  "
+        f"mIoU {metrics['val/mIoU']:.1%} (best {metrics['val/mIoU_best']:.1%})  "
+        f"oIoU {metrics['val/oIoU']:.1%}  hidden {metrics.get('aml/hidden', 0):.1%}  "
         f"{metrics['time/epoch_s']:.1f} s, {left_s:.0f} s left"
     )

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 
 from aml.training import Learner, TrainSums
+from orchestrator.utils import duration
 
 FIRST_S = 10.0
 """Seconds of an epoch after which its progress is reported first; shorter epochs report none."""
@@ -76,17 +77,11 @@ def progress_line(found: dict[str, float], epochs: int) -> str:
     """
     left = found["steps"] - found["step"]
     left_s = left * found["seconds_a_step"]
-    then = f"{_duration(left_s)} left" if left else "validation follows"
+    then = f"{duration(left_s)} left" if left else "validation follows"
     if epochs > found["epoch"]:
         all_s = left_s + (epochs - found["epoch"]) * found["steps"] * found["seconds_a_step"]
-        then += f", {_duration(all_s)} of all epochs' steps"
+        then += f", {duration(all_s)} of all epochs' steps"
     return (
         f"epoch {found['epoch']:.0f}/{epochs}  step {found['step']:.0f}/{found['steps']:.0f}  "
         f"loss {found['loss']:.4f}  {found['items_s']:.3g} items/s  {then}"
     )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

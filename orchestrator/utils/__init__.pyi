@@ -21,6 +21,7 @@ from .locks import (
     seconds_setting as seconds_setting,
 )
 from .messages import (
+    break_silence as break_silence,
     print_messages as print_messages,
 )
 from .network import (
@@ -28,6 +29,14 @@ from .network import (
 )
 from .process_memory import (
     PeakMemory as PeakMemory,
+)
+from .progress import (
+    Progress as Progress,
+    duration as duration,
+    progress_logger as progress_logger,
+    quieten as quieten,
+    range_text as range_text,
+    shows_live as shows_live,
 )
 from .provenance import (
     git_state as git_state,

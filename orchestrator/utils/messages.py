@@ -1,8 +1,17 @@
 """Messages to a person: modules log them, the command line prints them."""
 
 import logging
+import sys
+import threading
 
+from orchestrator.utils.progress import progress_logger
 from orchestrator.utils.redaction import redact
+
+SILENT_S = 1.5
+"""Seconds after which a person at a terminal is told that a command has begun."""
+
+_has_spoken = threading.Event()
+"""Set by the first message of this process."""
 
 
 class _Screen(logging.Handler):
@@ -12,6 +21,7 @@ class _Screen(logging.Handler):
     """
 
     def emit(self, record: logging.LogRecord) -> None:
+        _has_spoken.set()
         print(redact(self.format(record)), flush=True)
 
 
@@ -22,3 +32,14 @@ def print_messages() -> None:
         logger.setLevel(logging.INFO)
         if not any(isinstance(handler, _Screen) for handler in logger.handlers):
             logger.addHandler(_Screen())
+
+
+def break_silence() -> None:
+    """Say on a terminal that the command loads its libraries, if nothing is said in `SILENT_S`."""
+    if sys.stderr.isatty() and progress_logger.isEnabledFor(logging.INFO):
+        threading.Thread(target=_speak, name="first word", daemon=True).start()
+
+
+def _speak() -> None:
+    if not _has_spoken.wait(SILENT_S):
+        print("loading ...", file=sys.stderr, flush=True)

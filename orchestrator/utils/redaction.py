@@ -48,9 +48,11 @@ OPEN_OPTIONS = frozenset(
         *("region", "scheme", "endpoint_override", "smart_defaults", "tls_ca_file_path"),
         *("tls_verify_certificates", "allow_bucket_creation", "allow_bucket_deletion"),
         "allow_delayed_open",
+        *("runs", "experiments", "workflowType"),
     }
 )
-"""Options of an s3:// address, none of which is secret; any other option of an address may be."""
+"""Options of an s3:// address, and of the page of MLflow that compares runs, none of which is
+secret; any other option of an address may be."""
 
 _learned: set[str] = set()
 """Secrets of the addresses that this process was given, in every form."""

@@ -1,12 +1,11 @@
 """Say what a command waits for, where it waits longer than a few seconds."""
 
-import logging
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-logger = logging.getLogger(__name__)
+from orchestrator.utils.progress import progress_logger
 
 AFTER_S = 5.0
 """Seconds that a wait may last without a word."""
@@ -48,5 +47,5 @@ def _speak(what: str, ended: threading.Event) -> None:
         pause_s = _last_said.get(what, now - AGAIN_S) + AGAIN_S - now
         if pause_s <= 0:
             _last_said[what] = now
-            logger.info(f"waiting for {what} ({now - began:.0f} s so far)")
+            progress_logger.info(f"waiting for {what} ({now - began:.0f} s so far)")
             pause_s = AGAIN_S

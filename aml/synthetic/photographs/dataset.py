@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import random
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -57,6 +58,7 @@ def compose_dataset(
     size: int = 128,
     seed: int = 0,
     workers: int | None = None,
+    on_picture: Callable[[], object] | None = None,
 ) -> dict[str, dict[str, int]]:
     """Write scenes of cut-outs on photographs, and the REFER files of a data set.
 
@@ -72,6 +74,7 @@ def compose_dataset(
         size: longer side of a picture in pixels, 32 or more.
         seed: 0 or more.
         workers: number of processes, as `generate_dataset` takes it.
+        on_picture: called after each picture, to show progress.
 
     Returns:
         {split: {"refs": n, "sentences": n, "images": n}}.
@@ -90,7 +93,8 @@ def compose_dataset(
         logger.info(line)
     make_folders(out, dataset)
     job = partial(_compose_picture, out=str(out), dataset=dataset, size=size, seed=seed)
-    pictures = list(run_pictures(job, images, workers, partial(_prepare, material)))
+    prepare = partial(_prepare, material)
+    pictures = list(run_pictures(job, images, workers, prepare, on_picture))
     head = {
         "info": {"description": f"composed {dataset} look-alike", "seed": seed, "size": size},
         "licenses": [{"id": 1, "name": "those of the photographs that an image names", "url": ""}],

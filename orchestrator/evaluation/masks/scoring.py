@@ -17,7 +17,7 @@ from aml.data import fit_mask, rasterise
 from aml.errors import UserError
 from aml.files import check_own_folder
 from orchestrator import data, storage
-from orchestrator.evaluation import command, worker
+from orchestrator.evaluation import command
 from orchestrator.evaluation.masks.files import read_masks, source_of, split_sentences
 from orchestrator.evaluation.samples import (
     SampleLoader,
@@ -27,6 +27,7 @@ from orchestrator.evaluation.samples import (
     generalised_splits,
 )
 from orchestrator.evaluation.scoring import PartialScores, add_samples, overlap
+from orchestrator.utils import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -91,16 +92,16 @@ def evaluate_masks(request: MasksRequest) -> dict[str, dict]:
     loader = SampleLoader(splits, [CLEAN], request.protocol, request.image_size or 0, request.fit)
     generalised = generalised_splits(manifest, splits)
     scores = PartialScores()
-    told = worker.progress_logger(len(places))
-    for row in data.read_rows(request.shards, places, jpeg=False):
-        samples = loader.samples(row)
-        overlaps = []
-        for sample in samples:
-            key = sample.identity["ref_id"], sample.identity["sent_id"]
-            mask = _at_size(predicted.counts.get(key), row, loader)
-            overlaps.append((0, 0) if mask is None else overlap(mask, sample))
-        add_samples(scores, samples, np.array(overlaps, np.int64), generalised)
-        told(1)
+    with Progress("scoring", len(places), "pictures") as progress:
+        for row in data.read_rows(request.shards, places, jpeg=False):
+            samples = loader.samples(row)
+            overlaps = []
+            for sample in samples:
+                key = sample.identity["ref_id"], sample.identity["sent_id"]
+                mask = _at_size(predicted.counts.get(key), row, loader)
+                overlaps.append((0, 0) if mask is None else overlap(mask, sample))
+            add_samples(scores, samples, np.array(overlaps, np.int64), generalised)
+            progress.add()
     metrics = {split: scores.sums[split, *CLEAN].scores() for split in splits}
     about = _about(request, manifest, splits, len(predicted.missing))
     command.write_evaluation(request.out, scores, metrics, about)

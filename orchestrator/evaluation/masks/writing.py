@@ -103,8 +103,7 @@ def predict_splits(
         chunk=worker.chunk_size(len(places), batch),
         generalised=set(),
     )
-    told = worker.progress_logger(len(places))
-    lines = worker.score_pictures(task, shards, places, workers, told).rows
+    lines = worker.score_pictures(task, shards, places, workers, "predicting").rows
     check_complete(len(lines), shards, manifest, splits)
     about = {
         "checkpoint": str(Path(checkpoint).absolute()),

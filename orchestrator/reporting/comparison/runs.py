@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from aml.errors import UserError
+from orchestrator import data
 from orchestrator.reporting import numbers, wording
 from orchestrator.reporting.comparison.groups import (
     ComparisonGroup,
@@ -75,6 +76,11 @@ def _compare_groups(names: list[str], root: Path, metric: str) -> dict[str, Any]
     scores = [_scores(group, metric) for group in groups]
     for group, by_seed in zip(groups, scores, strict=True):
         logger.info(_group_words(group, by_seed, metric))
+    parts = (
+        data.scored_sentences(group.run.experiment().data, group.run.state.get("data") or {})
+        for group in groups
+    )
+    logger.info(f"scores on {' and '.join(dict.fromkeys(parts))}")
     comparisons = _test_pairs(groups, scores, pairs, metric)
     for row in comparisons:
         logger.info(f"{row['words']} {row['equality']}")

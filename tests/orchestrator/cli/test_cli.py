@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.cli import app
 from orchestrator.cli.app import main
 
 ROOT = Path(__file__).parents[3]
@@ -436,3 +437,20 @@ def test_what_needs_no_tensor_answers_without_heavy_imports(arguments, code, tmp
         check=True,
     )
     assert found.stdout.splitlines()[-1] == f"[] {code}"
+
+
+def test_quiet_stands_anywhere_and_is_handed_on_by_submit(monkeypatch, capsys):
+    quietened = []
+    monkeypatch.setattr("orchestrator.utils.quieten", lambda: quietened.append(True))
+    assert run(["config", "--quiet", "explain", "aml.tau"], capsys)[0] == 0
+    assert run(["config", "explain", "aml.tau", "--quiet"], capsys)[0] == 0
+    assert len(quietened) == 2
+    assert app._quietened(["submit", "sweep", "e.yaml", "--quiet"])[-1] == "--quiet"
+    assert len(quietened) == 2
+
+
+def test_ui_opens_the_store_that_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("AMLRIS_HOME", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///another.db")
+    code, text = run(["ui", "--store", "https://tracking.example"], capsys)
+    assert code == 0 and "https://tracking.example is a server already" in text

@@ -18,6 +18,7 @@ from aml.errors import NotSaved, UserError
 from aml.files import DRAFT, MARKER, marker_bytes
 from orchestrator.data import convert, shard_file, shards
 from orchestrator.storage import filesystem
+from orchestrator.utils import progress
 from tests.aml.training.test_checkpoint import file_size_limit
 from tests.support.hearing import hear
 from tests.support.stores import write_store
@@ -170,7 +171,8 @@ def test_verifying_says_how_far_it_is_and_reads_a_row_group_at_a_time(
         shards.COMPLETE_MARKER,
         json.dumps(marker | {"source": packed.source, "fingerprint": content}).encode(),
     )
-    monkeypatch.setattr(shards, "PROGRESS_EVERY_S", 0.0)
+    monkeypatch.setattr(progress, "FIRST_S", 0.0)
+    monkeypatch.setattr(progress, "AGAIN_S", 0.0)
     read = []
 
     class Noted(list):
@@ -182,7 +184,7 @@ def test_verifying_says_how_far_it_is_and_reads_a_row_group_at_a_time(
     assert shards.verify_shards(out)["fingerprint"] == content
     assert (
         len(said) == 9
-        and said[0][0].startswith(f"4 of {len(rows)} images, ")
+        and said[0][0].startswith(f"reading {out.uri}: 4 of {len(rows)} images, ")
         and said[0][0].endswith(" s left")
     )
     assert [groups for _, groups in said] == list(range(1, 10))
@@ -299,18 +301,6 @@ def test_rows_that_are_no_json_are_named(stored_anew):
         )
         with pytest.raises(UserError, match=says):
             shards.verify_shards(store)
-
-
-def test_progress_says_rate_and_time_left(monkeypatch):
-    clock = [0.0]
-    said = hear([])
-    monkeypatch.setattr(shards.time, "monotonic", lambda: clock[0])
-    progress = shards.Progress(1000, 200)
-    for seconds, images in ((2.0, 50), (10.0, 150), (20.0, 600)):
-        clock[0] = seconds
-        progress.add(images)
-        progress.report()
-    assert said == ["400 of 1000 images, 20 images/s, 30 s left"]
 
 
 def test_a_conversion_goes_on_with_the_files_that_are_there(

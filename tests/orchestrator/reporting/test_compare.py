@@ -26,7 +26,7 @@ from orchestrator.data import shards
 from orchestrator.reporting import rows
 from orchestrator.search import trial_spec
 from orchestrator.storage import records as records_module, run as run_module, start
-from orchestrator.sweep import finish
+from orchestrator.sweep import finish, summary
 from orchestrator.training import loop
 from orchestrator.utils import processor
 from tests.support.stores import write_store
@@ -240,9 +240,8 @@ def test_the_epoch_that_counts_is_the_one_that_select_names(root, result, refuse
         assert [side["mean"] for side in sides] == pytest.approx([expected, expected + 0.01])
         assert [side["epochs"] for side in sides] == [3, 3], "all three were paid for"
         records = run.ledger()
-        assert finish.confirmed_scores(records, run.experiment().evaluate.select)["off"].startswith(
-            f"{expected:.3f} over 2"
-        )
+        (_, clean), *_ = summary.tables(run, records)
+        assert clean[1][0] == "off" and clean[1][1].startswith(f"{100 * expected:.1f} (")
         (row, *_) = rows.arm_summaries(records, run.state | {"config": run.experiment().to_dict()})
         assert row.mIoU.mean == pytest.approx(expected) and row.epochs == 3
     refused("compare", "s1:off", "s3:off", said="(evaluate.select) is last and best_oIoU")

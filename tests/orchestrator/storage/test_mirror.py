@@ -85,7 +85,7 @@ def test_a_run_of_one_machine_is_listed_and_read_on_another(there, machines):
     assert (
         found.finished
         and found.ledger() == one.ledger()
-        and "best mIoU 0.250" in listing.run_line(found)
+        and "best mIoU 25.0%" in listing.run_line(found)
     )
     folder = resolve.find_checkpoint("tiny", two)
     assert (

@@ -114,6 +114,10 @@ def test_mlflow_holds_a_parent_its_children_and_a_champion(finished, home):
     children = [r for r in every if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     assert len(children) == 9 and parent.info.status == "FINISHED"
     assert {r.info.status for r in children} == {"FINISHED", "FAILED"}
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    assert "[all trials compared](#/compare-runs?" in parent.data.tags["mlflow.note.content"]
+    assert parent.data.tags["mlflow.source.name"] == run.state["command"]
+    assert parent.data.tags["stopped_by"] == "completed" and len(parent.data.params) < 40
     for child in children:
         float(child.data.params["aml.tau"]), float(child.data.params["aml.rho"])
         assert {
@@ -343,7 +347,7 @@ def test_a_budget_stops_a_sweep_with_the_best_so_far_and_a_larger_one_goes_on(ho
     )
     assert (
         len(run_module.find_run(home, "frugal").ledger()) == 9
-        and tags(home, "frugal")["stopped_by"] == ""
+        and tags(home, "frugal")["stopped_by"] == "completed"
     )
 
 

@@ -199,8 +199,13 @@ def test_an_epoch_is_as_of_when_it_ended_which_is_no_metric(store):
     """An epoch logged late, after its driver was lost, has its own place on a chart over time."""
     t = store.start()
     t.run("a", "a")
-    t.epoch("a", {"epoch": 3, "val/mIoU": 0.25, ENDED: 1234.5})
-    assert store.look("a")["metrics"] == {"epoch": [(3, 3.0)], "val/mIoU": [(3, 0.25)]}
+    t.epoch("a", {"epoch": 3, "val/mIoU": 0.25, "val/n": 8, "aml/hidden": 0.5, ENDED: 1234.5})
+    assert store.look("a")["metrics"] == {
+        "diag/epoch": [(3, 3.0)],
+        "val/mIoU": [(3, 0.25)],
+        "diag/val/n": [(3, 8.0)],
+        "aml/hidden": [(3, 0.5)],
+    }
     if isinstance(store, Real):
         (metric,) = mlflow_client(store.root).get_metric_history(
             t.record("a")["run_id"], "val/mIoU"

@@ -29,17 +29,17 @@ def heard(monkeypatch):
     """Return a function that calls `end` at the first word about a wait, and returns the words."""
     monkeypatch.setattr(waits, "AFTER_S", 0.05)
     monkeypatch.setattr(waits, "_last_said", {})
-    monkeypatch.setattr(waits.logger, "level", logging.INFO)
+    monkeypatch.setattr(waits.progress_logger, "level", logging.INFO)
     handlers = []
 
     def listen(end):
         handlers.append(EndsTheWait(end))
-        waits.logger.addHandler(handlers[-1])
+        waits.progress_logger.addHandler(handlers[-1])
         return handlers[-1].said
 
     yield listen
     for handler in handlers:
-        waits.logger.removeHandler(handler)
+        waits.progress_logger.removeHandler(handler)
 
 
 def test_a_long_wait_is_said_once_and_a_repeated_one_not_again(heard):
