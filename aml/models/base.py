@@ -104,6 +104,30 @@ class Model(nn.Module):
         self.vocabulary = list(vocabulary)
         self.assets = dict(assets or {})
 
+    def take_tokens(self, tokens: Any) -> None:
+        """Take over which tokens are words and which are special.
+
+        Args:
+            tokens: Turns sentences into tokens; has mask_token, special_tokens and word_ids.
+        """
+        self.mask_token = tokens.mask_token
+        self.special_tokens = tokens.special_tokens
+        self.word_ids = tokens.word_ids
+
+    def patch_grid(self, x: torch.Tensor) -> tuple[int, int]:
+        """Return how many patches of `image_multiple` pixels an image has, down and across.
+
+        Raises:
+            UserError: The sides of x (B, 3, H, W) are no multiples of a patch.
+        """
+        (h, down), (w, across) = (divmod(side, self.image_multiple) for side in x.shape[2:])
+        if down or across:
+            raise UserError(
+                f"an image of {x.shape[2]} x {x.shape[3]}: model {self.name} takes multiples of "
+                f"{self.image_multiple}; resize it"
+            )
+        return h, w
+
     def forward(
         self,
         x: torch.Tensor,

@@ -129,9 +129,7 @@ class Compose(PlaceDecoder):
             self.reduce = nn.Sequential(
                 nn.Linear(encoder.width, options.width), nn.LayerNorm(options.width)
             )
-        self.mask_token = self.tokens.mask_token
-        self.special_tokens = self.tokens.special_tokens
-        self.word_ids = self.tokens.word_ids
+        self.take_tokens(self.tokens)
 
     def _add_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Add mean and spread of pictures, and what turns normalised ones into the backbone's.

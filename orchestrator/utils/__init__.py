@@ -1,8 +1,8 @@
 """Helpers that know nothing of experiments: files, locks, messages, waits, signals, redaction.
 
 May import: aml.errors and aml.files.
-Public names: INTERRUPTED, NON_RETRYABLE, PeakMemory, TERMINATING, announced_wait, atomic_write,
-    check_address, exclusive_lock, failure, git_state, holder_of, is_address, is_dead,
+Public names: INTERRUPTED, NON_RETRYABLE, NOT_SAVED, PeakMemory, TERMINATING, announced_wait,
+    atomic_write, check_address, exclusive_lock, failure, git_state, holder_of, is_address, is_dead,
     learn_secrets, lease_seconds, lease_text, listening_socket, looks_secret, on_interrupt,
     print_messages, process_lock, processor, redact, redact_all, restored_handlers, root_cause,
     save_on_terminate, seconds_setting, stop_at_once, without_nan.
