@@ -120,13 +120,14 @@ class Model(nn.Module):
         Raises:
             UserError: The sides of x (B, 3, H, W) are no multiples of a patch.
         """
-        (h, down), (w, across) = (divmod(side, self.image_multiple) for side in x.shape[2:])
-        if down or across:
+        height, width = x.shape[2:]
+        # torch.compile knows no divmod of sizes that vary
+        if height % self.image_multiple or width % self.image_multiple:
             raise UserError(
-                f"an image of {x.shape[2]} x {x.shape[3]}: model {self.name} takes multiples of "
+                f"an image of {height} x {width}: model {self.name} takes multiples of "
                 f"{self.image_multiple}; resize it"
             )
-        return h, w
+        return height // self.image_multiple, width // self.image_multiple
 
     def forward(
         self,
