@@ -35,7 +35,13 @@ from aml.models.encoders.words import Text, Words
 from aml.models.options import WORDS, ComposeOptions
 from aml.models.options.compose import RANDOM
 
-TABLES = ("pos_embed", "position_embedding", "relative_position_bias_table", "reg_token", "register_tokens")
+TABLES = (
+    "pos_embed",
+    "position_embedding",
+    "relative_position_bias_table",
+    "reg_token",
+    "register_tokens",
+)
 """Parts of a backbone's parameters that are tables of places or tokens, which are not decayed."""
 
 

@@ -15,6 +15,19 @@ from .findings import (
     found_lines as found_lines,
     left_out as left_out,
 )
+from .forensics.audit import (
+    MOST_BITS as MOST_BITS,
+    audit_lines as audit_lines,
+    audit_shards as audit_shards,
+)
+from .forensics.diff import (
+    diff_lines as diff_lines,
+    diff_shards as diff_shards,
+)
+from .forensics.effect import (
+    effect_lines as effect_lines,
+    score_effect as score_effect,
+)
 from .mixture import (
     LastDecoded as LastDecoded,
     Sources as Sources,

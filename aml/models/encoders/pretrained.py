@@ -87,9 +87,7 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(level)
 
 
-def fetched(
-    read: Callable, name: str, option: str, what: str, instead: str = RANDOM_TEXT
-) -> Any:
+def fetched(read: Callable, name: str, option: str, what: str, instead: str = RANDOM_TEXT) -> Any:
     """Return read(), or raise one sentence on why it failed.
 
     Args:

@@ -121,9 +121,7 @@ def authors(model, kind: str) -> dict:
     for key, value in model.state_dict().items():
         if kind == "LAVT" and key.startswith("fusion.") and value.ndim == 2:
             value = value[..., None]
-        state[names.NAME[model.name](key)] = (
-            value[None, None] if key.endswith("_scale") else value
-        )
+        state[names.NAME[model.name](key)] = value[None, None] if key.endswith("_scale") else value
     return state | unused(kind)
 
 
