@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-from aml.errors import UserError
 from aml.models.base import Features, Model
 from aml.models.encoders.clip_text import (
     END,

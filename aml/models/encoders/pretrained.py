@@ -9,7 +9,6 @@ import torch
 from aml.errors import UserError
 from aml.models.options import WORDS
 
-
 RANDOM_TEXT = f"{WORDS} for a random encoder"
 
 

@@ -30,9 +30,8 @@ class ComposeOptions(Options):
     """That of the default backbone."""
 
     backbone: Text = leaf(
-        "A timm backbone with features, with its tag where pretrained is to mean that one; or a "
-        "SigLIP of transformers, as a folder in Hugging Face format or OWNER/NAME of the hub, whose "
-        "vision tower is taken.",
+        "A timm backbone with features, with its tag where pretrained is to mean that one; or the "
+        "vision tower of a SigLIP, as a folder in Hugging Face format or OWNER/NAME of the hub.",
         "tf_efficientnet_lite0",
     )
     backbone_weights: Text = leaf(
