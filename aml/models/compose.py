@@ -79,7 +79,8 @@ class Compose(PlaceDecoder):
         channels, reductions = self._add_backbone(built)
         self._add_text(built.get("text") or {})
         both = names_tower(options.backbone) and options.backbone == options.text
-        self.aligned = both and self.text.model.config.projection_size == channels[-1]
+        text: Any = self.text
+        self.aligned = both and text.model.config.projection_size == channels[-1]
         self.neck = Neck(channels, reductions, options.width, options.stem)
         self.add_decoder(
             width=options.width,

@@ -263,7 +263,7 @@ def predict(
     if data is not None or split is not None:
         if data is None or split is None:
             raise UserError("a split is predicted of shards; give both --data and --split")
-        mine = {"--image": image, "--text": text, "--overlay": overlay}
+        mine: dict[str, Any] = {"--image": image, "--text": text, "--overlay": overlay}
         mine |= {"--probability": probability, "--max-megapixels": max_megapixels}
         _refuse_given(mine, "--split")
         place = out or Path("masks")

@@ -136,7 +136,7 @@ def _refs_of_images(store: Filesystem) -> Iterator[tuple[int, dict[int, dict]]]:
 
 def _pairs(a: Iterator, b: Iterator) -> Iterator[tuple[dict, dict]]:
     """Yield the refs of both copies of each picture, none where one has it not."""
-    end = (None, {})
+    end: tuple[int | None, dict] = (None, {})
     first, second = next(a, end), next(b, end)
     while first[0] is not None or second[0] is not None:
         if second[0] is None or (first[0] is not None and first[0] < second[0]):
