@@ -2,7 +2,7 @@
 
 May import: aml.masking and what it may import.
 Public names: Features, MODELS, Model, build_model, check, find_class, load_published, make_options,
-    resolved.
+    open_published, published_tokenizer, resolved.
 """
 
 import lazy_loader

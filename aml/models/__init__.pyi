@@ -10,9 +10,10 @@ from .options import (
     MODELS as MODELS,
     resolved as resolved,
 )
-from .published import (
+from .published.checkpoint import (
     load_published as load_published,
     open_published as open_published,
+    published_tokenizer as published_tokenizer,
 )
 from .registry import (
     build_model as build_model,

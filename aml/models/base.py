@@ -104,6 +104,31 @@ class Model(nn.Module):
         self.vocabulary = list(vocabulary)
         self.assets = dict(assets or {})
 
+    def take_tokens(self, tokens: Any) -> None:
+        """Take over which tokens are words and which are special.
+
+        Args:
+            tokens: Turns sentences into tokens; has mask_token, special_tokens and word_ids.
+        """
+        self.mask_token = tokens.mask_token
+        self.special_tokens = tokens.special_tokens
+        self.word_ids = tokens.word_ids
+
+    def patch_grid(self, x: torch.Tensor) -> tuple[int, int]:
+        """Return how many patches of `image_multiple` pixels an image has, down and across.
+
+        Raises:
+            UserError: The sides of x (B, 3, H, W) are no multiples of a patch.
+        """
+        height, width = x.shape[2:]
+        # torch.compile knows no divmod of sizes that vary
+        if height % self.image_multiple or width % self.image_multiple:
+            raise UserError(
+                f"an image of {height} x {width}: model {self.name} takes multiples of "
+                f"{self.image_multiple}; resize it"
+            )
+        return height // self.image_multiple, width // self.image_multiple
+
     def forward(
         self,
         x: torch.Tensor,

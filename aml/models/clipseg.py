@@ -16,19 +16,16 @@ from typing import Any
 
 import torch
 
-from aml.errors import UserError
 from aml.models.base import Features, Model
 from aml.models.encoders.clip_text import (
     END,
     PAD,
     START,
-    PieceTokens,
-    WordTokens,
     check_length,
+    clip_tokens,
     config_assets,
     freeze,
     pool,
-    read_pieces,
     roles,
     text_states,
 )
@@ -66,22 +63,14 @@ class ClipSeg(Model):
 
     def __init__(self, options: ClipSegOptions, vocabulary: list[str], assets: dict | None = None):
         super().__init__(options, vocabulary, assets)
-        if options.weights == WORDS:
-            self.tokens: WordTokens | PieceTokens = WordTokens(self.vocabulary, options.max_tokens)
-        else:
-            self.tokens = PieceTokens(
-                self.assets.get("tokenizer") or read_pieces(options.weights, "weights"),
-                options.max_tokens,
-            )
+        self.tokens = clip_tokens(self, options.weights, "weights")
         network = self._network()
         check_length(options.max_tokens, network.config.text_config, "weights")
         self.assets = {"config": config_assets(network.config), "tokenizer": self.tokens.assets}
         self.clip, self.decoder = freeze(network.clip), network.decoder
         self.extract = tuple(network.config.extract_layers)
         self.image_multiple = network.config.vision_config.patch_size
-        self.mask_token = self.tokens.mask_token
-        self.special_tokens = self.tokens.special_tokens
-        self.word_ids = self.tokens.word_ids
+        self.take_tokens(self.tokens)
         for layer in self.decoder.layers:
             layer.self_attn.dropout = options.dropout
         self.register_buffer("mean", torch.tensor(MEAN)[:, None, None], persistent=False)
@@ -103,11 +92,11 @@ class ClipSeg(Model):
 
     @torch.no_grad()
     def encode(self, x):
-        return self._maps(self._visual(x, max(self.extract) + 1), self._grid(x))
+        return self._maps(self._visual(x, max(self.extract) + 1), self.patch_grid(x))
 
     @torch.no_grad()
     def encode_visible(self, x, visible):
-        grid, patch = self._grid(x), self.image_multiple
+        grid, patch = self.patch_grid(x), self.image_multiple
         hidden = ~visible[:, ::patch, ::patch].flatten(1)
         hidden = torch.cat([torch.zeros_like(hidden[:, :1]), hidden], 1)  # the class token stays
         # visible places first; as many are read as the image with most of them has
@@ -151,7 +140,7 @@ class ClipSeg(Model):
                 self._visual(x, len(self.clip.vision_model.encoder.layers))[-1]
             )
             visual, text = (
-                as_map(self.clip.visual_projection(states), self._grid(x)),
+                as_map(self.clip.visual_projection(states), self.patch_grid(x)),
                 self.clip.text_projection(text),
             )
         else:
@@ -189,15 +178,6 @@ class ClipSeg(Model):
             state = layer(state, attention_mask=bias)
             states.append(state)
         return states
-
-    def _grid(self, x):
-        (h, down), (w, across) = (divmod(side, self.image_multiple) for side in x.shape[2:])
-        if down or across:
-            raise UserError(
-                f"an image of {x.shape[2]} x {x.shape[3]}: model {self.name} takes multiples of "
-                f"{self.image_multiple}; resize it"
-            )
-        return h, w
 
     def _network(self):
         from transformers import CLIPSegConfig, CLIPSegForImageSegmentation

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from aml.errors import UserError
-from aml.models.base import Tokens
+from aml.models.base import Features, Tokens
 from aml.models.decoders.places import PlaceDecoder, norm
 from aml.models.encoders.backbone import (
     build_backbone,
@@ -23,12 +23,25 @@ from aml.models.encoders.backbone import (
     plan_backbone,
     visual_maps,
 )
+from aml.models.encoders.siglip import (
+    STATISTICS,
+    check_tower_weights,
+    names_tower,
+    vision_config,
+    vision_tower,
+)
 from aml.models.encoders.text import check_text, sentence_encoder
 from aml.models.encoders.words import Text, Words
 from aml.models.options import WORDS, ComposeOptions
 from aml.models.options.compose import RANDOM
 
-TABLES = ("pos_embed", "relative_position_bias_table", "reg_token", "register_tokens")
+TABLES = (
+    "pos_embed",
+    "position_embedding",
+    "relative_position_bias_table",
+    "reg_token",
+    "register_tokens",
+)
 """Parts of a backbone's parameters that are tables of places or tokens, which are not decayed."""
 
 
@@ -42,7 +55,9 @@ class Compose(PlaceDecoder):
     - encoder: the backbone's last map and the text encoder's states, both before anything of this
       model's own (widths may differ);
     - joint: the queries of the places at 1/8 and the keys of the tokens that the first
-      cross-attention multiplies (equal widths, all heads);
+      cross-attention multiplies (equal widths, all heads). Of the two towers of one SigLIP it is
+      the space in which they were trained to agree (see aml.models.encoders.siglip), which is
+      aligned before training;
     - prediction: the sigmoid of the logits.
 
     The maps of `encode` are fine, middle and coarse, and the backbone's last. Of a plain vision
@@ -60,18 +75,13 @@ class Compose(PlaceDecoder):
     def __init__(self, options: ComposeOptions, vocabulary: list[str], assets: dict | None = None):
         super().__init__(options, vocabulary, assets)
         built = self.assets
-        plan = plan_backbone(options.backbone)
-        self.image_multiple = plan.multiple
-        self.backbone = build_backbone(
-            options.backbone, options.backbone_weights, plan, read=not built
-        )
-        mean, std = built.get("pictures") or picture_statistics(
-            options.backbone, options.backbone_weights
-        )
-        self._add_statistics(mean, std)
-        self.assets = {"pictures": [mean, std]}
+        self.assets = {}
+        channels, reductions = self._add_backbone(built)
         self._add_text(built.get("text") or {})
-        self.neck = Neck(plan.channels, plan.reductions, options.width, options.stem)
+        both = names_tower(options.backbone) and options.backbone == options.text
+        text: Any = self.text
+        self.aligned = both and text.model.config.projection_size == channels[-1]
+        self.neck = Neck(channels, reductions, options.width, options.stem)
         self.add_decoder(
             width=options.width,
             stem=options.stem,
@@ -106,10 +116,39 @@ class Compose(PlaceDecoder):
         Raises:
             UserError: A backbone or text encoder that cannot be taken, weights that are not here.
         """
-        multiple = plan_backbone(options.backbone).multiple
-        check_weights(options.backbone, options.backbone_weights)
+        if names_tower(options.backbone):
+            check_tower_weights(options.backbone, options.backbone_weights)
+            multiple = vision_config(options.backbone).patch_size
+        else:
+            multiple = plan_backbone(options.backbone).multiple
+            check_weights(options.backbone, options.backbone_weights)
         check_text(options.text)
         return multiple
+
+    def _add_backbone(self, built: dict[str, Any]) -> tuple[Sequence[int], Sequence[int]]:
+        """Add the backbone, out of the assets of a model built before where there are any.
+
+        Returns:
+            Channels of its maps, and how many pixels a place of each spans.
+        """
+        name, weights = self.options.backbone, self.options.backbone_weights
+        if built.get("backbone") or (not built and names_tower(name)):
+            tower, self.assets["backbone"] = vision_tower(name, weights, built.get("backbone", {}))
+            self.backbone: Any = tower
+            channels, reductions = [tower.width] * 3, [tower.patch] * 3
+            self.image_multiple, mean, std = tower.patch, STATISTICS, STATISTICS
+        else:
+            plan = plan_backbone(name)
+            self.backbone = build_backbone(name, weights, plan, read=not built)
+            self.image_multiple, channels, reductions = (
+                plan.multiple,
+                [*plan.channels],
+                [*plan.reductions],
+            )
+            mean, std = built.get("pictures") or picture_statistics(name, weights)
+        self._add_statistics(mean, std)
+        self.assets["pictures"] = [mean, std]
+        return channels, reductions
 
     def _add_text(self, built: dict[str, Any]) -> None:
         """Add the text encoder, out of the assets of a model built before where there are any."""
@@ -129,9 +168,7 @@ class Compose(PlaceDecoder):
             self.reduce = nn.Sequential(
                 nn.Linear(encoder.width, options.width), nn.LayerNorm(options.width)
             )
-        self.mask_token = self.tokens.mask_token
-        self.special_tokens = self.tokens.special_tokens
-        self.word_ids = self.tokens.word_ids
+        self.take_tokens(self.tokens)
 
     def _add_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Add mean and spread of pictures, and what turns normalised ones into the backbone's.
@@ -174,6 +211,22 @@ class Compose(PlaceDecoder):
         with torch.no_grad() if self.frozen else nullcontext():
             maps = visual_maps(self.backbone, x * self.scale + self.shift)
         return [*self.neck(maps), maps[-1]]
+
+    def features(
+        self,
+        x: torch.Tensor,
+        tokens: torch.Tensor,
+        token_mask: torch.Tensor,
+        upto: str,
+        maps: list[torch.Tensor] | None = None,
+    ) -> Features:
+        """Return what alignment is computed from, see the class."""
+        if upto != "joint" or not self.aligned:
+            return super().features(x, tokens, token_mask, upto, maps)
+        text: Any = self.text
+        visual = self.backbone.joint((self.encode(x) if maps is None else maps)[-1])
+        states = text.joint(text(tokens, token_mask))
+        return Features(visual, states, *self.tokens.roles(tokens, token_mask))
 
     def adapt(self, states: torch.Tensor) -> torch.Tensor:
         """Return the text encoder's states at the decoder's width, (B, L, C)."""

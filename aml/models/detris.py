@@ -36,13 +36,11 @@ from aml.models.encoders.clip_text import (
     END,
     PAD,
     START,
-    PieceTokens,
-    WordTokens,
     check_length,
+    clip_tokens,
     config_assets,
     freeze,
     pool,
-    read_pieces,
     roles,
     text_states,
 )
@@ -81,9 +79,7 @@ class Detris(Model):
             "backbone": options.backbone,
         }
         self.image_multiple = self.visual.patch_embed.patch_size[0]
-        self.mask_token = self.tokens.mask_token
-        self.special_tokens = self.tokens.special_tokens
-        self.word_ids = self.tokens.word_ids
+        self.take_tokens(self.tokens)
         c_v, c_t, blocks = (
             self.visual.embed_dim,
             self.text.config.hidden_size,
@@ -135,7 +131,7 @@ class Detris(Model):
         """Return logits (B, h, w)."""
         text = self._read(tokens, token_mask)
         sentence = self.text.text_projection(pool(text, token_mask))
-        grid = self._grid(x)
+        grid = self.patch_grid(x)
         levels = [m.mT.unflatten(2, grid) for m in self._look(x, text, token_mask)]
         places = self.neck(levels, sentence).flatten(2).mT
         at, order = positions_2d(grid, places), positions_1d(text)
@@ -151,10 +147,10 @@ class Detris(Model):
         if upto == "joint":
             y = adapted_states(self.visual, x, stop=self.first)
             first = cast(VisualAdapter, self.visual_adapters[str(self.first)])
-            visual, text = first.joint(y, self._grid(x), text)
+            visual, text = first.joint(y, self.patch_grid(x), text)
         else:
             visual = self._look(x, text, token_mask)[-1]
-        return Features(visual.mT.unflatten(2, self._grid(x)), text, *roles(token_mask))
+        return Features(visual.mT.unflatten(2, self.patch_grid(x)), text, *roles(token_mask))
 
     def _read(self, tokens, token_mask):
         """Return the states of the sentence's tokens, (B, L, C_t)."""
@@ -170,7 +166,7 @@ class Detris(Model):
 
     def _look(self, x, text, token_mask) -> list:
         """Return patches of two inner blocks and, normed, of the last, 3 x (B, h*w, C_v)."""
-        grid = self._grid(x)
+        grid = self.patch_grid(x)
 
         def beside(i, y):
             return (
@@ -181,27 +177,12 @@ class Detris(Model):
 
         return adapted_states(self.visual, x, beside, levels=self.levels)
 
-    def _grid(self, x):
-        (h, down), (w, across) = (divmod(side, self.image_multiple) for side in x.shape[2:])
-        if down or across:
-            raise UserError(
-                f"an image of {x.shape[2]} x {x.shape[3]}: model {self.name} takes multiples of "
-                f"{self.image_multiple}; resize it"
-            )
-        return h, w
-
     def _text_encoder(self):
         """Return the tokens and the frozen CLIPTextModelWithProjection."""
         from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
         options = self.options
-        if options.text == WORDS:
-            tokens: WordTokens | PieceTokens = WordTokens(self.vocabulary, options.max_tokens)
-        else:
-            tokens = PieceTokens(
-                self.assets.get("tokenizer") or read_pieces(options.text, "text"),
-                options.max_tokens,
-            )
+        tokens = clip_tokens(self, options.text, "text")
         if self.assets:
             model = CLIPTextModelWithProjection(CLIPTextConfig.from_dict(self.assets["text"]))
         elif options.text == WORDS:

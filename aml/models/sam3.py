@@ -28,12 +28,10 @@ from aml.models.encoders.clip_text import (
     END,
     PAD,
     START,
-    PieceTokens,
-    WordTokens,
     check_length,
+    clip_tokens,
     config_assets,
     freeze,
-    read_pieces,
     roles,
     text_states,
 )
@@ -70,19 +68,11 @@ class Sam3(Model):
     def __init__(self, options: Sam3Options, vocabulary: list[str], assets: dict | None = None):
         super().__init__(options, vocabulary, assets)
         self.side_multiple(options)
-        if options.weights == WORDS:
-            self.tokens: WordTokens | PieceTokens = WordTokens(self.vocabulary, options.max_tokens)
-        else:
-            self.tokens = PieceTokens(
-                self.assets.get("tokenizer") or read_pieces(options.weights, "weights"),
-                options.max_tokens,
-            )
+        self.tokens = clip_tokens(self, options.weights, "weights")
         network = self._network()
         check_length(options.max_tokens, network.config.text_config, "weights")
         self.assets = {"config": config_assets(network.config), "tokenizer": self.tokens.assets}
-        self.mask_token = self.tokens.mask_token
-        self.special_tokens = self.tokens.special_tokens
-        self.word_ids = self.tokens.word_ids
+        self.take_tokens(self.tokens)
         self.image_multiple = network.config.vision_config.backbone_config.patch_size
         self._add_parts(network)
         self.encoders = tuple(
@@ -186,22 +176,13 @@ class Sam3(Model):
 
     def _patches(self, x):
         """Return the patches as the vision transformer gives them, (B, C, h, w)."""
-        h, w = self._grid(x)
+        h, w = self.patch_grid(x)
         transformer = self.vision.backbone
         states = transformer.layer_norm(transformer.embeddings(x).unflatten(1, (h, w)))
         places = global_places(h, w, transformer.config.window_size, x.device)
         for layer in transformer.layers:
             states = run_layer(layer, states, places)
         return states.permute(0, 3, 1, 2)
-
-    def _grid(self, x):
-        height, width = x.shape[2:]
-        if height % self.image_multiple or width % self.image_multiple:
-            raise UserError(
-                f"an image of {height} x {width}: model {self.name} takes multiples of "
-                f"{self.image_multiple}; resize it"
-            )
-        return height // self.image_multiple, width // self.image_multiple
 
     def _network(self):
         from transformers import Sam3Config, Sam3Model

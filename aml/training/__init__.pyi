@@ -7,7 +7,10 @@ from .checkpoint import (
     save_checkpoint as save_checkpoint,
     usable_checkpoint as usable_checkpoint,
 )
-from .checkpoint_config import read_checkpoint_config as read_checkpoint_config
+from .checkpoint_config import (
+    read_assets as read_assets,
+    read_checkpoint_config as read_checkpoint_config,
+)
 from .config import (
     EvalConfig as EvalConfig,
     OptimConfig as OptimConfig,

@@ -35,6 +35,12 @@ OWN = ("base_lr", "weight_decay")
 They may have been changed on purpose.
 """
 
+ASK_S = 2.0
+"""Seconds between two steps after which several ranks ask each other whether to save.
+
+Steps of a large model take seconds, and who asks a run to end does not wait for many.
+"""
+
 ENDED = "time/ended"
 """Metric of an epoch: when it ended, in Unix seconds."""
 
@@ -222,19 +228,23 @@ class Learner(Predictor):
         """
         sums = self._sums_so_far(epoch)
         self.wrapped.train()
+        asked_at, asked_after, wait = time.perf_counter(), self.progress.step, 1
         for index, batch in enumerate(batches, self.progress.step):
             self.step(batch, epoch, index, sums)
             done = index + 1
             if on_step is not None:
                 on_step(done, sums)
-            if checkpointer is None or done % checkpointer.every or done >= self.steps:
+            if checkpointer is None or done < asked_after + wait or done >= self.steps:
                 continue
-            if self._any_rank(checkpointer.due()):
+            seconds = (time.perf_counter() - asked_at) / (done - asked_after)
+            wanted, wait = self._ask_ranks(checkpointer, seconds)
+            if wanted:
                 self._note_progress(done, sums)
                 checkpointer.save()
+            asked_at, asked_after = time.perf_counter(), done
         self._note_progress(self.steps, sums)
         # validation may take long
-        if checkpointer is not None and self._any_rank(checkpointer.due()):
+        if checkpointer is not None and self._ask_ranks(checkpointer, ASK_S)[0]:
             checkpointer.save()
         metrics = sums.means(self.steps, self.world)
         self._check_skipped(metrics["train/skipped"], epoch)
@@ -266,11 +276,22 @@ class Learner(Predictor):
         self.progress.step = step
         self.progress.ranks = self.world.gather(sums.state())
 
-    def _any_rank(self, wanted: bool) -> bool:
-        """Return whether any rank wants it."""
+    def _ask_ranks(self, checkpointer: MidEpochCheckpointer, seconds: float) -> tuple[bool, int]:
+        """Return whether any rank wants to save, and after how many steps to ask again.
+
+        All ranks return the same.
+
+        Args:
+            checkpointer: That of this rank.
+            seconds: What a step takes on this rank.
+        """
+        wanted = checkpointer.due()
         if self.world.size == 1:
-            return wanted
-        return bool(self.world.sum(torch.tensor(float(wanted), device=self.device)) > 0)
+            return wanted, checkpointer.every
+        mine = torch.tensor([float(wanted), seconds], device=self.device)
+        ranks, total = self.world.sum(mine).tolist()
+        steps = ASK_S * self.world.size / max(total, 1e-6)
+        return ranks > 0, max(1, min(checkpointer.every, int(steps)))
 
     def _sums_so_far(self, epoch: int) -> TrainSums:
         """Return the sums of the epoch under way and set dropout's generators to where it stands.

@@ -101,7 +101,7 @@ def _validate(
     batches = eval_batches(
         val, learner.model, batch=config.batch, rank=world.rank, world=world.size
     )
-    if checkpointer is not None and world.size == 1:
+    if checkpointer is not None:
         batches = yield_with_checkpoints(batches, checkpointer)
     metrics = validation_metrics(learner.evaluate(batches, config.threshold))
     if len(probe):
@@ -117,9 +117,10 @@ def _validate(
 def yield_with_checkpoints(
     batches: Iterable[Batch], checkpointer: MidEpochCheckpointer
 ) -> Iterator[Batch]:
-    """Yield the batches of a validation, and save the trained epoch between them when it is due.
+    """Yield the batches of a validation, and save the trained epoch after one when it is due.
 
-    On several ranks, which may have different numbers of batches, they could not agree on it.
+    Ranks, which may have different numbers of batches, do not agree on it: nothing is trained, and
+    rank 0, which writes, has known the state of all since the last step.
     """
     for batch in batches:
         yield batch

@@ -40,13 +40,15 @@ class MidEpochCheckpointer(Protocol):
     """Saves a run in the middle of an epoch."""
 
     every: int
-    """Steps after which it is asked; it is also asked when all steps of the epoch are done."""
+    """Most steps after which it is asked again: of several ranks, which have to agree, it is asked
+    sooner where steps are slow. It is also asked when all steps of the epoch are done, and after
+    each batch of a validation."""
 
     def due(self) -> bool:
-        """Return whether this rank wants a checkpoint now; where one rank does, all save."""
+        """Return whether this rank wants a checkpoint now; between steps all save with it."""
 
     def save(self) -> None:
-        """Save the learner as it is: called on every rank, of which one writes."""
+        """Save the learner as it is, without a word to the other ranks, of which rank 0 writes."""
 
 
 def reseed(seed: int, epoch: int, rank: int, step: int = 0) -> None:

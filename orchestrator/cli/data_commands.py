@@ -1,4 +1,4 @@
-"""Commands that make and show data: synth, shard, data show."""
+"""Commands that make, show and compare data: synth, shard, data show, diff and audit."""
 
 import json
 from functools import partial
@@ -209,3 +209,54 @@ def show(
     from orchestrator import evaluation
 
     echo_written(evaluation.show_data(named_shards(uri), split, n, out))
+
+
+@data_app.command("diff")
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help=SHARDS)],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another copy of the data set.")],
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="An evaluation on A (`evaluate --out DIR`): say what B would do to its scores.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare two copies of a data set ref by ref: missing, other split, mask or sentences."""
+    from orchestrator import data, evaluation
+
+    first, second = named_shards(a), named_shards(b)
+    scored = (*evaluation.read_evaluation(run), evaluation.read_rows(run)) if run else None
+    found = data.diff_shards(first, second)
+    for text in data.diff_lines(found):
+        echo(text)
+    if scored and run:
+        found["run"] = data.score_effect(found, scored[0], scored[2], str(run))
+        for text in data.effect_lines(found["run"]):
+            echo(text)
+    if as_json:
+        echo(json.dumps(found))
+
+
+@data_app.command("audit")
+def audit(
+    uris: Annotated[list[str], typer.Argument(metavar="URI...", help=SHARDS)],
+    train_split: Annotated[str, typer.Option(help="Name of the training split.")] = "train",
+    bits: Annotated[
+        int | None,
+        typer.Option(help="Of 256 bits of a hash: in how many two copies may differ; default: 32."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Find pictures of evaluation splits in training, by image_id and by what they show."""
+    from orchestrator import data
+
+    stores = [named_shards(uri) for uri in uris]
+    most = data.MOST_BITS if bits is None else bits
+    found = data.audit_shards(stores, train_split, most)
+    for text in data.audit_lines(found):
+        echo(text)
+    if as_json:
+        echo(json.dumps(found))

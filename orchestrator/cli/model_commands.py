@@ -244,20 +244,28 @@ def predict(
         typer.Option(help="The probability of each pixel, grey PNG.", parser=result_place),
     ] = None,
     precision: Precision = None,
-    max_megapixels: MaxMegapixels = 100,
+    max_megapixels: Annotated[
+        float | None,
+        typer.Option(
+            metavar="N",
+            help="Of --image: millions of pixels of a picture at most; default: 100. Pictures of "
+            "--split were held against the limit of `shard`.",
+        ),
+    ] = None,
     workers: Annotated[
         int, typer.Option(help="Of --split: Ray tasks that share the pictures.")
     ] = 1,
 ) -> None:
     """Segment the referents of sentences in pictures of your own, or of whole splits."""
-    from aml.reading import pixels_of
+    from aml.reading import MAX_PIXELS, pixels_of
     from orchestrator import evaluation
 
     if data is not None or split is not None:
         if data is None or split is None:
             raise UserError("a split is predicted of shards; give both --data and --split")
-        mine = {"--image": image, "--text": text, "--overlay": overlay}
-        _refuse_given(mine | {"--probability": probability}, "--split")
+        mine: dict[str, Any] = {"--image": image, "--text": text, "--overlay": overlay}
+        mine |= {"--probability": probability, "--max-megapixels": max_megapixels}
+        _refuse_given(mine, "--split")
         place = out or Path("masks")
         count = evaluation.predict_splits(
             checkpoint_folder(checkpoint),
@@ -282,7 +290,7 @@ def predict(
         overlay,
         probability,
         precision=precision,
-        max_pixels=pixels_of(max_megapixels),
+        max_pixels=MAX_PIXELS if max_megapixels is None else pixels_of(max_megapixels),
     )
 
 

@@ -58,26 +58,37 @@ def ack_shutdown(name: str) -> None:
             ray_compat.kv_put(kv_key(name))
 
 
-def request_checkpoints(names: Callable[[], set[str]], seconds: float) -> None:
+def request_checkpoints(names: Callable[[], set[str]], seconds: float) -> set[str]:
     """Ask the driver's workers to save, and wait until all have answered or the driver leaves Ray.
 
+    A busy machine may keep Ray from answering for a while, which is not the end of waiting.
+
     Args:
-        names: returns the runs or trials whose answers are still needed.
+        names: returns the runs or trials whose answers are needed.
         seconds: to wait at most.
+
+    Returns:
+        The runs or trials that did not answer in time.
     """
     import ray
 
     key = kv_key()
     deadline = time.monotonic() + seconds
-    ray_compat.kv_put(key)
-    while (
-        ray.is_initialized()
-        and time.monotonic() < deadline
-        and not all(ray_compat.kv_exists(key + name.encode()) for name in names())
-    ):
+    is_asked = False
+    missing = names()
+    while ray.is_initialized() and time.monotonic() < deadline:
+        with contextlib.suppress(Exception):  # Ray does not answer
+            if not is_asked:
+                ray_compat.kv_put(key)
+                is_asked = True
+            missing = {name for name in names() if not ray_compat.kv_exists(key + name.encode())}
+            if not missing:
+                break
         time.sleep(0.1)
-    if ray.is_initialized():
-        ray_compat.kv_delete_prefix(key)
+    with contextlib.suppress(Exception):
+        if ray.is_initialized():
+            ray_compat.kv_delete_prefix(key)
+    return missing
 
 
 def kv_key(name: str = "") -> bytes:

@@ -16,6 +16,19 @@ from .findings import (
     left_out as left_out,
     scored_sentences as scored_sentences,
 )
+from .forensics.audit import (
+    MOST_BITS as MOST_BITS,
+    audit_lines as audit_lines,
+    audit_shards as audit_shards,
+)
+from .forensics.diff import (
+    diff_lines as diff_lines,
+    diff_shards as diff_shards,
+)
+from .forensics.effect import (
+    effect_lines as effect_lines,
+    score_effect as score_effect,
+)
 from .mixture import (
     LastDecoded as LastDecoded,
     Sources as Sources,

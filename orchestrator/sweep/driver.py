@@ -174,7 +174,8 @@ class Sweep:
         seconds = self.experiment.resources.grace_s
         self.stop.request_without_announcement()
         logger.info(utils.TERMINATING.format(seconds))
-        cluster.request_checkpoints(self.trials.started_ids, seconds)
+        for name in sorted(cluster.request_checkpoints(self.trials.started_ids, seconds)):
+            logger.info(utils.NOT_SAVED.format(name, seconds))
 
     def finish(
         self, shared: ObjectStoreBlocks | StreamingBlocks, val_store: storage.Filesystem

@@ -96,20 +96,26 @@ def checkpoint_owner(checkpoint: Path) -> tuple[storage.Run, str] | None:
 
 
 def _published_checkpoint(file: Path, root: Path, tokenizer: str | None) -> Path:
-    """Return the checkpoint folder of a published .pth file, which is made once.
+    """Return the checkpoint folder of a published .pth file, made once for a tokenizer.
+
+    Without a tokenizer the folder stays as it was made; another one makes it anew.
 
     Args:
         file: The file.
         root: Storage root.
         tokenizer: See `find_checkpoint`.
     """
-    from aml.models import open_published
-    from aml.training import save_checkpoint
+    from aml.models import open_published, published_tokenizer
+    from aml.training import read_assets, save_checkpoint
 
     with open(file, "rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()[:16]
     folder = root / "downloads" / f"{file.stem}-{digest}"
-    if not _is_checkpoint(folder):
+    kept = _is_checkpoint(folder)
+    if kept and tokenizer is not None:
+        held = (read_assets(folder) or {}).get("tokenizer")
+        kept = held == published_tokenizer(tokenizer, file)
+    if not kept:
         model, about = open_published(file, tokenizer)
         save_checkpoint(folder, model, about)
         logger.info(f"{file.name} is {about['arm']}; as a checkpoint it is kept in {folder}")

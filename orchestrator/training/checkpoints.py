@@ -32,7 +32,17 @@ class RunCheckpointer:
         self.saved_for = ""
         """The notice for which the run was saved last."""
         self.every = 1 if learner.world.size == 1 else 16
-        """Steps between two calls of `due`: ranks wait for each other to agree on the answer."""
+        """Most steps between two calls of `due`: ranks wait for each other to agree on it."""
+
+    def begin(self) -> None:
+        """Answer a notice that came during set-up: no step was done, so nothing is to be saved."""
+        self.saved_for = self.context.should_checkpoint()
+        if self.saved_for and self.learner.world.rank == 0:
+            text = f"{self.saved_for}: nothing is to be saved, as no step was done since the start"
+            if self.learner.progress.step or self.learner.progress.epoch:
+                text = f"{self.saved_for}: nothing is to be saved, as no step was done since last/"
+            add_note(self.folder, text)
+            self.context.on_checkpoint()
 
     def due(self) -> bool:
         """Return whether the run should be saved now."""

@@ -102,6 +102,7 @@ def _run(
         return
     shown = probe_indices(len(val), experiment.evaluate.pictures)
     checkpointer = RunCheckpointer(learner, experiment, folder, context)
+    checkpointer.begin()
     reporter = StepReporter(learner, context.on_progress) if is_first else None
     for result in train_epochs(learner, train, val, experiment.evaluate, checkpointer, reporter):
         checkpointer.saved_at = time.monotonic()

@@ -190,10 +190,20 @@ def make_trainer(
 
 
 def save_before_exit(run: storage.Run, experiment: Experiment) -> None:
-    """Ask the workers to save the current state, and wait for them at most resources.grace_s."""
+    """Ask the workers to save the current state, and wait for them at most resources.grace_s.
+
+    A worker answers after the step or the validation batch under way, or at the end of its set-up.
+    Without workers nothing is under way.
+    """
     seconds = experiment.resources.grace_s
     logger.info(utils.TERMINATING.format(seconds))
-    cluster.request_checkpoints(lambda: {run.folder.name}, seconds)
+    name = run.folder.name
+    with contextlib.suppress(Exception):  # Ray's head node does not answer
+        if cluster.is_pending(name):
+            logger.info("no worker has started: nothing is under way that could be lost")
+            return
+    if cluster.request_checkpoints(lambda: {name}, seconds):
+        logger.info(utils.NOT_SAVED.format(name, seconds))
 
 
 def end_after_epoch(trainer: "TorchTrainer", stop: Path) -> None:

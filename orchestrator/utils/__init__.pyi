@@ -50,6 +50,7 @@ from .redaction import (
 )
 from .signals import (
     INTERRUPTED as INTERRUPTED,
+    NOT_SAVED as NOT_SAVED,
     TERMINATING as TERMINATING,
     on_interrupt as on_interrupt,
     restored_handlers as restored_handlers,

@@ -3,13 +3,15 @@
 The first SIGINT asks for an end after the epoch under way; the second ends the command at once.
 Whoever sends SIGTERM (a cluster that takes its machine back, a job that is stopped) soon sends
 SIGKILL: the training is saved where it stands, and then the command ends at once. A second SIGTERM
-ends it at once, too.
+ends it at once, too, unless it comes with the first: `timeout` signals its command and then the
+command's whole group, and so do batch systems.
 
 A handler only takes note of the signal, because it may have interrupted a print.
 """
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -23,6 +25,14 @@ TERMINATING = (
     "asked to end: what is under way is saved where it stands, for which there are {:g} s; "
     "once more stops at once"
 )
+
+NOT_SAVED = (
+    "{} did not answer within {:g} s: what it did since its last checkpoint, if anything, is lost; "
+    "raise resources.grace_s where a step, a batch of validation or the start takes that long"
+)
+
+SAME_S = 2.0
+"""Seconds within which further SIGTERMs count as the first."""
 
 Handler = Callable[[int, FrameType | None], Any]
 
@@ -53,9 +63,9 @@ class _FirstInterrupt:
 def save_on_terminate(save: Callable[[], None], seconds: float) -> None:
     """At the next SIGTERM call `save` in a thread, then stop the command at once.
 
-    The command stops when `save` returns, when the time is up, or at a second SIGTERM. It is not
-    stopped where the training has ended meanwhile, so that `restored_handlers` has removed the
-    handler. Outside the main thread this does nothing.
+    The command stops when `save` returns, when the time is up, or at a second SIGTERM that comes
+    SAME_S or more after the first. It is not stopped where the training has ended meanwhile, so
+    that `restored_handlers` has removed the handler. Outside the main thread this does nothing.
 
     Args:
         save: has the trainings save their checkpoints.
@@ -65,7 +75,8 @@ def save_on_terminate(save: Callable[[], None], seconds: float) -> None:
         return
 
     main_thread = threading.get_ident()
-    asked = threading.Event()
+    asked_at: list[float] = []
+    ended = threading.Event()
     stopped = threading.Event()
 
     def save_and_stop() -> None:
@@ -73,15 +84,17 @@ def save_on_terminate(save: Callable[[], None], seconds: float) -> None:
         saving.start()
         saving.join(seconds)
         if not stopped.is_set() and signal.getsignal(signal.SIGTERM) is handler:
+            ended.set()
             # Sent to the main thread itself, which would otherwise go on waiting.
             signal.pthread_kill(main_thread, signal.SIGTERM)
 
     def handler(number: int, frame: FrameType | None) -> None:
-        if asked.is_set():
-            stopped.set()
-            stop_at_once(number, frame)
+        if asked_at:
+            if ended.is_set() or time.monotonic() - asked_at[0] >= SAME_S:
+                stopped.set()
+                stop_at_once(number, frame)
             return
-        asked.set()
+        asked_at.append(time.monotonic())
         threading.Thread(target=save_and_stop, name="ending", daemon=True).start()
 
     signal.signal(signal.SIGTERM, handler)

@@ -93,6 +93,21 @@ class PieceTokens:
         )
 
 
+def clip_tokens(model: Any, name: str, option: str) -> "WordTokens | PieceTokens":
+    """Return the tokens that a model reads: words of its vocabulary, or pieces of a tokenizer.
+
+    Args:
+        model: Has `options.max_tokens`, `vocabulary`, and `assets`, which keep a tokenizer that was
+            read before.
+        name: WORDS, a hub name or a local folder.
+        option: The model option that names it, for messages.
+    """
+    length = model.options.max_tokens
+    if name == WORDS:
+        return WordTokens(model.vocabulary, length)
+    return PieceTokens(model.assets.get("tokenizer") or read_pieces(name, option), length)
+
+
 def padded(rows: list[list[int]], length: int, pad: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return rows of ids as tokens (B, length) int64 and token_mask (B, length) bool."""
     tokens = torch.tensor(

@@ -1,12 +1,15 @@
 """Read pretrained models of transformers, whole and in float32."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from aml.errors import UserError
 from aml.models.options import WORDS
+
+RANDOM_TEXT = f"{WORDS} for a random encoder"
 
 
 def one_line(error: Exception) -> str:
@@ -20,6 +23,8 @@ def read_weights(
     option: str,
     kinds: tuple[str, ...],
     settings: dict[str, Any] | None = None,
+    *,
+    instead: str = RANDOM_TEXT,
     **options: Any,
 ) -> Any:
     """Return a pretrained model of transformers in float32.
@@ -33,6 +38,7 @@ def read_weights(
         option: The model option that names it, for messages.
         kinds: Types of models that will do.
         settings: Entries of its configuration to replace.
+        instead: What else the option takes, for messages.
         options: Further arguments of the class.
 
     Raises:
@@ -40,11 +46,13 @@ def read_weights(
     """
     from transformers import AutoConfig
 
-    config = fetched(lambda: AutoConfig.from_pretrained(name), name, option, "the configuration")
+    config = fetched(
+        lambda: AutoConfig.from_pretrained(name), name, option, "the configuration", instead
+    )
     if config.model_type not in kinds:
         raise UserError(
             f"model.{option} {name!r} holds a model of type {config.model_type!r}, but "
-            f"{' or '.join(kinds)} is wanted; give one of these, or {WORDS}"
+            f"{' or '.join(kinds)} is wanted; give one of these, or {instead}"
         )
     if settings:
         config.update(settings)
@@ -54,22 +62,45 @@ def read_weights(
         name,
         option,
         "the weights",
+        instead,
     )
     if missing := sorted(found["missing_keys"]):
         raise UserError(
             f"model.{option} {name!r} lacks {len(missing)} weights, first {missing[0]}; give a "
-            f"folder that holds all of a {kinds[0]} model, or {WORDS}"
+            f"folder that holds all of a {kinds[0]} model, or {instead}"
         )
     return model
 
 
-def fetched(read: Callable, name: str, option: str, what: str) -> Any:
-    """Return read(), or raise one sentence on why it failed."""
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep the weights that belong to other parts of a model, and progress, off the terminal."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+def fetched(read: Callable, name: str, option: str, what: str, instead: str = RANDOM_TEXT) -> Any:
+    """Return read(), or raise one sentence on why it failed.
+
+    Args:
+        read: Reads `what`.
+        name: The folder or hub name, and `option` the model option that names it.
+        option: See `name`.
+        what: What is read, for the message.
+        instead: What else the option takes, for the message.
+    """
     try:
         return read()
     except Exception as error:  # hub, network and file libraries each raise their own
         raise UserError(
             f"model.{option} {name!r}: {what} cannot be had ({one_line(error)}); give a local "
-            f"folder in Hugging Face format, a hub name where there is a network, or {WORDS} for a "
-            "random encoder"
+            f"folder in Hugging Face format, a hub name where there is a network, or "
+            f"{instead}"
         ) from None

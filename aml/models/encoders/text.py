@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from aml.errors import UserError
 from aml.models.base import word_range
 from aml.models.encoders.backbone import one_line
 from aml.models.encoders.packages import TEXT, package_path
+from aml.models.encoders.pretrained import quiet_transformers
 from aml.models.encoders.sentences import SentenceCache
+from aml.models.encoders.siglip import is_siglip
 from aml.models.options.base import WORDS
 from aml.models.options.compose import PACKAGE
 
@@ -112,6 +115,35 @@ class SentenceEncoder(nn.Module):
         return torch.where(self.tokens.roles(tokens, token_mask)[1][..., None], mean, states)
 
 
+class SiglipText(SentenceEncoder):
+    """SigLIP's text tower.
+
+    It learned to read the padding behind a sentence, up to all of its places, and its sentence is
+    the state of the last one, which the place of the pooled token holds here.
+    """
+
+    def __init__(self, model: nn.Module, tokens: Pieces, frozen: bool):
+        super().__init__(model, tokens, frozen)
+        self.model.head.requires_grad_(False)  # alignment alone reads it
+
+    def _read(self, tokens: torch.Tensor, token_mask: torch.Tensor) -> torch.Tensor:
+        length, pad = tokens.shape[1], self.tokens.pad
+        rest = self.model.config.max_position_embeddings - length
+        whole = F.pad(torch.where(token_mask, tokens, pad), (0, rest), value=pad)
+        states = self.model(input_ids=whole).last_hidden_state
+        pooled = self.tokens.roles(tokens, token_mask)[1]
+        return torch.where(pooled[..., None], states[:, -1:], states[:, :length])
+
+    def joint(self, states: torch.Tensor) -> torch.Tensor:
+        """Return states (B, L, C) in the space in which pictures and sentences are compared."""
+        return self.model.head(states)
+
+
+def _encoder(model: Any, tokens: Pieces, frozen: bool) -> SentenceEncoder:
+    kind = SiglipText if is_siglip(model.config.model_type, "text") else SentenceEncoder
+    return kind(_bare(model), tokens, frozen)
+
+
 def sentence_encoder(
     name: str, length: int, frozen: bool, assets: dict[str, Any]
 ) -> tuple[SentenceEncoder, dict[str, Any]]:
@@ -128,14 +160,15 @@ def sentence_encoder(
     """
     if assets:
         model = _class(assets["config"]["model_type"], name)._from_config(_config(assets["config"]))
-        return SentenceEncoder(_bare(model), Pieces(assets["tokens"], length), frozen), assets
+        return _encoder(model, Pieces(assets["tokens"], length), frozen), assets
     place = str(package_path(TEXT, "text")) if name == PACKAGE else name
     model = _read_model(place, name)
-    tokens = read_tokenizer(place, name)
+    lower = is_siglip(model.config.model_type, "text")
+    tokens = read_tokenizer(place, name, lower=lower)
     config = json.loads(model.config.to_json_string(use_diff=False))
     # the place it was read from says nothing of it
     assets = {"config": {k: v for k, v in config.items() if k != "_name_or_path"}, "tokens": tokens}
-    encoder = SentenceEncoder(_bare(model), Pieces(tokens, length), frozen)
+    encoder = _encoder(model, Pieces(tokens, length), frozen)
     _check_length(encoder, name, length)
     return encoder, assets
 
@@ -157,19 +190,26 @@ def check_text(name: str) -> None:
         )
 
 
-def read_tokenizer(place: str, name: str) -> dict[str, Any]:
+def read_tokenizer(place: str, name: str, *, lower: bool = False) -> dict[str, Any]:
     """Return what `Pieces` needs, as JSON.
 
     Args:
         place: A folder or a hub name.
         name: What model.text is, for messages.
+        lower: Make sentences lower-case, as SigLIP 2 was trained; its folders may name Gemma's
+            tokenizer, which does not.
     """
+    from tokenizers import normalizers
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, **_how(place))
         ids = tokenizer("a").input_ids
-        backend = tokenizer.backend_tokenizer.to_str()
+        made = tokenizer.backend_tokenizer
+        if lower:
+            own = [made.normalizer] if made.normalizer else []
+            made.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
+        backend = made.to_str()
     except Exception as error:
         raise _not_had(name, "its tokenizer", error) from None
     kinds = ("cls", "sep", "bos", "eos")
@@ -191,21 +231,15 @@ def read_tokenizer(place: str, name: str) -> dict[str, Any]:
 
 
 def _read_model(place: str, name: str) -> Any:
-    from transformers.utils import logging
-
     kind = _class(_model_type(place, name), name)
-    level = logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()  # it lists the weights that belong to other parts
     try:
-        model, found = kind.from_pretrained(
-            place, dtype=torch.float32, output_loading_info=True, **_how(place)
-        )
+        with quiet_transformers():
+            model, found = kind.from_pretrained(
+                place, dtype=torch.float32, output_loading_info=True, **_how(place)
+            )
     except Exception as error:
         # OSError for what is missing, ValueError for a bad name, the HTTP library's classes
         raise _not_had(name, "its weights", error) from None
-    finally:
-        logging.set_verbosity(level)
     # a pooling layer that was not trained is no loss, as nothing reads it
     missing = sorted(key for key in found["missing_keys"] if not key.startswith("pooler."))
     if missing:
@@ -241,13 +275,16 @@ def _class(model_type: str, name: str) -> Any:
     masked = auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES.get(model_type, "")
     if model_type in CLIP:
         return transformers.CLIPTextModel
+    if is_siglip(model_type, "text"):
+        kind = model_type.removesuffix("_text_model").capitalize()
+        return getattr(transformers, f"{kind}TextModel")
     if encoder.endswith("EncoderModel"):
         return getattr(transformers, encoder)
     if masked and not masked.endswith("ForConditionalGeneration"):
         return getattr(transformers, str(auto.MODEL_MAPPING_NAMES[model_type]))
     raise UserError(
         f"model.text {name!r} is a {model_type}, which is no text encoder; give one as BERT, "
-        "RoBERTa, ModernBERT, T5's encoder or CLIP's text tower"
+        "RoBERTa, ModernBERT, T5's encoder or the text tower of CLIP or SigLIP"
     )
 
 

@@ -30,12 +30,14 @@ class ComposeOptions(Options):
     """That of the default backbone."""
 
     backbone: Text = leaf(
-        "A timm backbone with features, with its tag where pretrained is to mean that one.",
+        "A timm backbone with features, with its tag where pretrained is to mean that one; or the "
+        "vision tower of a SigLIP, as a folder in Hugging Face format or OWNER/NAME of the hub.",
         "tf_efficientnet_lite0",
     )
     backbone_weights: Text = leaf(
         "The backbone's weights: package takes an installed package's, pretrained timm's from the "
-        "hub, random none; else the path of a weights file, or of a folder that holds one.",
+        "hub, or the SigLIP's own, random none; else the path of a weights file, or of a folder "
+        "that holds one.",
         PACKAGE,
     )
     text: Text = leaf(

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from aml.errors import UserError
-from aml.models import published
+from aml.models.published import checkpoint as published, file, names
 from aml.models.registry import build_model
 from aml.training import checkpoint
 from tests.aml.models.test_models import TINY, VOCABULARY, inputs
@@ -121,9 +121,7 @@ def authors(model, kind: str) -> dict:
     for key, value in model.state_dict().items():
         if kind == "LAVT" and key.startswith("fusion.") and value.ndim == 2:
             value = value[..., None]
-        state[published.NAME[model.name](key)] = (
-            value[None, None] if key.endswith("_scale") else value
-        )
+        state[names.NAME[model.name](key)] = value[None, None] if key.endswith("_scale") else value
     return state | unused(kind)
 
 
@@ -155,7 +153,7 @@ def same(one, other) -> bool:
     ids=["caris", "lavt"],
 )
 def test_names_are_the_authors(name, patterns, changes):
-    ours = Counter(published.NAME[name](key) for key in make(name, **changes).state_dict())
+    ours = Counter(names.NAME[name](key) for key in make(name, **changes).state_dict())
     assert ours == Counter(itertools.chain.from_iterable(expand(p) for p in patterns))
 
 
@@ -168,7 +166,7 @@ def test_caris_and_maskris(tmp_path, kind):
         authors(model, kind),
         scaler={"scale": 65536.0, "growth_tracker": 5},
     )
-    assert published.whose(published.read(path)) == kind
+    assert file.whose(file.read(path)) == kind
     published.load_published(other, path)
     assert same(model, other)
 
@@ -185,7 +183,7 @@ def test_weights_may_lie_under_other_keys_or_be_the_whole_file(tmp_path, under):
         "args": Namespace(lr=np.float32(1)),
     }
     torch.save(beside | {under: weights} if under else weights, path)
-    assert list(published.read(path)) == ["a", "b"]
+    assert list(file.read(path)) == ["a", "b"]
 
 
 @pytest.mark.parametrize("apart", [True, False], ids=["lavt", "lavt_one"])
@@ -272,23 +270,23 @@ def test_nothing_but_plain_data_is_unpickled(tmp_path):
         UserError,
         match=r"names .*test_published\.Foreign, .* nothing of it was run",
     ):
-        published.read(path)
+        file.read(path)
 
 
 def test_files_that_are_no_published_checkpoint(tmp_path):
     path = tmp_path / "x.pth"
     with pytest.raises(UserError, match=r"x\.pth cannot be read"):
-        published.read(path)
+        file.read(path)
     path.write_bytes(b"PK nothing")
     with pytest.raises(UserError, match=r"x\.pth cannot be read .*; get the \.pth again"):
-        published.read(path)
+        file.read(path)
     for other in ([1, 2], {"state_dict": {}}, {"model": {"a": 1}}, {"epoch": 3}):
         torch.save(other, path)
         with pytest.raises(UserError, match=r"holds no weights: .* under 'model', 'state_dict', "):
-            published.read(path)
+            file.read(path)
     path.write_bytes(b"\n<!DOCTYPE html><html><body>Sign in</body></html>")
     with pytest.raises(UserError, match=r"x\.pth is a web page, not a checkpoint") as caught:
-        published.read(path)
+        file.read(path)
     assert "weights_only" not in str(caught.value)
     for place in ("model", "state_dict", None):
         weights = {"head.weight": torch.ones(2)}
@@ -331,16 +329,38 @@ def test_the_file_alone_says_which_model_it_is(tmp_path, tokenizer, kind):
     from orchestrator.tracking import resolve
 
     changes = {"text_heads": 1} | ({"norm": "batch_frozen"} if kind == "LAVT" else {"inner": 64})
-    model = make(published.MODEL_OF[kind], **changes)
+    model = make(file.MODEL_OF[kind], **changes)
     path = write(tmp_path / "best.pth", authors(model, kind))
     found, about = published.open_published(path, str(tokenizer))
     assert same(model, found.eval())
     side = 480 if kind == "LAVT" else 448
     assert about["image_size"] == side and about["arm"] == f"published {kind}"
     folder = resolve.find_checkpoint(path, tmp_path / "runs", tokenizer=str(tokenizer))
-    assert resolve.find_checkpoint(path, tmp_path / "runs") == folder, "made once"
+    made = (folder / "config.json").stat().st_mtime_ns
+    for again in (None, str(tokenizer)):
+        assert resolve.find_checkpoint(path, tmp_path / "runs", tokenizer=again) == folder
+        assert (folder / "config.json").stat().st_mtime_ns == made, "made once"
     segmenter = Segmenter.load(folder)
     assert segmenter.image_size == side and same(model, segmenter.model)
+
+
+def test_another_tokenizer_makes_the_folder_anew(tmp_path, tokenizer):
+    """The same word is another token then, so the model reads another sentence."""
+    from transformers import PreTrainedTokenizerFast
+
+    from aml.inference import Segmenter
+    from aml.models.encoders.bert import word_tokenizer
+    from orchestrator.tracking import resolve
+
+    path = write(tmp_path / "best.pth", authors(make("caris", text_heads=1, inner=64), "CARIS"))
+    other = word_tokenizer(VOCABULARY[::-1])
+    PreTrainedTokenizerFast(tokenizer_object=other).save_pretrained(tmp_path / "other")
+    found = []
+    for folder in (tokenizer, tmp_path / "other", None):
+        name = None if folder is None else str(folder)
+        kept = resolve.find_checkpoint(path, tmp_path / "runs", tokenizer=name)
+        found.append(Segmenter.load(kept).model.tokenise(["left"])[0][0, 1].item())
+    assert found[0] != found[1] == found[2] == other.token_to_id("left")
 
 
 def test_without_a_tokenizer_it_says_what_to_give(tmp_path):

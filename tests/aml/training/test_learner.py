@@ -7,6 +7,7 @@ import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from aml.masking.config import preset
 from aml.masking.masker import Masker
 from aml.masking.stage1 import CALIBRATION_BATCHES
 from aml.models.registry import build_model
+from aml.training import loop as epoch_loop
 from aml.training.checkpoint import load_training, save_checkpoint
 from aml.training.config import EvalConfig, OptimConfig, TrainConfig
 from aml.training.learner import Learner
@@ -464,6 +466,58 @@ def test_a_run_saved_in_the_middle_of_an_epoch_is_the_same_run(
     ) == (epoch, min(time, STEPS))
     assert train(resumed, items) == expected[epoch:]
     assert equal(weights(resumed.model), weights(straight.model)) and resumed.progress.step == 0
+
+
+class TwoRanks:
+    """The first of two ranks, the other of which does as this one."""
+
+    rank, size = 0, 2
+
+    def sum(self, x):
+        return x.mul_(2)
+
+    def mean(self, x):
+        return x
+
+    def gather(self, mine):
+        return [mine, mine]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "asked"), [(0.01, [1]), (0.5, [1, 5]), (2.5, [1, 2, 3, 4, 5, 6])], ids=str
+)
+def test_ranks_ask_each_other_often_where_steps_are_slow(make_model, monkeypatch, seconds, asked):
+    """Once in two seconds or so, at least every 16 steps."""
+    from aml.training import learner as module
+
+    learner, clock, places = make_learner(make_model(), steps=7), [0.0], []
+    learner.world = TwoRanks()
+    monkeypatch.setattr(module.time, "perf_counter", lambda: clock[0])
+
+    def step(batch, epoch, index, sums):
+        clock[0] += seconds
+        places.append(index + 1)
+
+    class Asked:
+        every, at = 16, []
+
+        def due(self):
+            self.at.append(places[-1])
+            return False
+
+    monkeypatch.setattr(learner, "step", step)
+    monkeypatch.setattr(Asked, "at", [])
+    learner.train_epoch(range(7), 0, Asked())
+    assert Asked.at == [*asked, 7]
+
+
+def test_a_rank_saves_between_the_batches_of_a_validation(items, make_model):
+    learner, saved = make_learner(make_model()), []
+    learner.world = TwoRanks()
+    checkpointer = SimpleNamespace(due=lambda: True, save=lambda: saved.append(1))
+    config = EvalConfig(batch=5, probe=0)
+    epoch_loop._validate(learner, items["val"], config, probe_indices(30, 0), checkpointer)
+    assert len(saved) == 3, "of 30 sentences a rank has 15, in batches of 5"
 
 
 def test_a_reused_process_trains_as_a_fresh_one(items, make_model):

@@ -216,6 +216,10 @@ def test_options_that_mean_nothing_are_refused(data, tmp_path, capsys):
     for arguments, said in (
         ([], "--image and --text, or --data and --split"),
         (["--split", "val"], "give both --data and --split"),
+        (
+            ["--data", "shards", "--split", "val", "--max-megapixels", "7"],
+            "--max-megapixels means nothing beside --split",
+        ),
     ):
         code, text = command(capsys, "predict", data.checkpoint, *arguments)
         assert code == 2 and said in text, text

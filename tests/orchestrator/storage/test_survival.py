@@ -137,6 +137,55 @@ def test_a_process_that_is_lost_before_it_tells_of_its_last_epoch_tells_when_it_
     ) == [1, 2]
 
 
+@pytest.mark.parametrize("place", ["set-up", "a step", "validation"])
+def test_who_is_asked_to_end_in_the_first_epoch_answers_where_it_stands(
+    blocks, rows, tmp_path, monkeypatch, place
+):
+    """In set-up nothing is to be saved, later the run is saved and goes on the same."""
+    from aml.data.refer_counts import vocabulary
+
+    settings = {"train": {"epochs": 2, "batch": 2}, "evaluate": {"probe": 0, "batch": 2}}
+    experiment, asked = from_dict(TREE | settings), []
+
+    def run(folder, context=loop.RunContext()):  # noqa: B008 (frozen)
+        heard = []
+        loop.run_training(
+            experiment, lambda: blocks, vocabulary(rows), folder, heard.append, context
+        )
+        return [[metrics[name] for name in NUMBERS] for metrics in heard]
+
+    def asks(function):
+        def called(*args, **options):
+            asked.append("asked to end")
+            return function(*args, **options)
+
+        return called
+
+    def killed():
+        raise KeyboardInterrupt
+
+    straight = run(tmp_path / "straight")
+    owner, name = {
+        "set-up": (loop, "make_learner"),
+        "a step": (Learner, "step"),
+        "validation": (Learner, "evaluate"),
+    }[place]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(owner, name, asks(getattr(owner, name)))
+        context = loop.RunContext(
+            should_checkpoint=lambda: asked[-1] if asked else "", on_checkpoint=killed
+        )
+        run(tmp_path / "run", context)
+    said = {
+        "set-up": "asked to end: nothing is to be saved, as no step was done since the start",
+        "a step": "asked to end: saved at step 1 of epoch 1",
+        "validation": "asked to end: saved at step 4 of epoch 1",
+    }
+    assert records.read_notes(tmp_path / "run") == [said[place]]
+    assert (tmp_path / "run" / "last").exists() == (place != "set-up")
+    assert run(tmp_path / "run") == straight
+
+
 def test_a_process_that_is_lost_while_it_writes_leaves_no_draft_and_no_gap_where_the_run_goes_on(
     run_trial, whole, tmp_path, monkeypatch
 ):
@@ -398,7 +447,8 @@ def test_a_sigterm_where_nothing_trains_stops_at_once(signals):
 
 
 @pytest.mark.parametrize("how", ["saved", "out of time", "asked twice"])
-def test_a_sigterm_has_what_is_under_way_saved_before_it_stops(signals, how):
+def test_a_sigterm_has_what_is_under_way_saved_before_it_stops(signals, monkeypatch, how):
+    monkeypatch.setattr(signals_module, "SAME_S", 0 if how == "asked twice" else 60)
     begun, over, noted = threading.Event(), threading.Event(), []
 
     def save():
@@ -412,6 +462,9 @@ def test_a_sigterm_has_what_is_under_way_saved_before_it_stops(signals, how):
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)
             assert begun.wait(60) and noted == []
+            if how != "asked twice":
+                # as `timeout` does, which signals its command and then the command's group
+                signal.raise_signal(signal.SIGTERM)
             if how == "saved":
                 over.set()
             elif how == "asked twice":

@@ -1,0 +1,1 @@
+"""Read checkpoints that the authors of CARIS, MaskRIS and LAVT published."""
