@@ -1,7 +1,7 @@
 """Measure data reading, a trial's start and the driver's scale (`python -m orchestrator bench`).
 
 May import: orchestrator.sweep and what it may import.
-Public names: measure_data, measure_scale, measure_trial.
+Public names: measure_data, measure_readers, measure_scale, measure_trial.
 """
 
 import lazy_loader

@@ -1,6 +1,9 @@
 from .data_reading import (
     measure_data as measure_data,
 )
+from .data_scale import (
+    measure_readers as measure_readers,
+)
 from .scale import (
     measure_scale as measure_scale,
 )

@@ -20,15 +20,16 @@ GRAIN = 14
 """Largest noise on a pixel, which gives a JPEG the size of COCO's."""
 
 
-def make_pictures(root: Path, images: int, processes: int) -> None:
+def make_pictures(root: Path, images: int, processes: int, side: int = SIDE) -> None:
     """Generate pictures, enlarge them with their polygons, and add grain.
 
     Args:
         root: Folder to write to, in REFER's layout.
         images: Number of pictures.
         processes: Number of processes that enlarge them.
+        side: Their longer side, pixels.
     """
-    generate_dataset(root, "refcoco", images=images, size=SIDE // ENLARGED, seed=0)
+    generate_dataset(root, "refcoco", images=images, size=side // ENLARGED, seed=0)
     path = root / "refcoco" / "instances.json"
     instances = read_json(path)
     for record in instances["images"]:

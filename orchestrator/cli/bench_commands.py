@@ -1,4 +1,4 @@
-"""Commands that measure; each prints JSON on its last line: bench trial, scale, data."""
+"""Commands that measure; each prints JSON on its last line: bench trial, scale, data, readers."""
 
 import importlib.util
 import json
@@ -61,3 +61,40 @@ def data(
             "installed; install requirements-dev.txt (make env)"
         )
     echo(json.dumps(benchmarks.measure_data(images=images, size=size, samples=samples)))
+
+
+@bench_app.command()
+def readers(
+    images: Annotated[
+        list[int] | None,
+        typer.Option(help="Numbers of images; repeat it. Default: 2000, 20000 and 200000."),
+    ] = None,
+    size: Annotated[
+        list[int] | None,
+        typer.Option(
+            metavar="PX", help="Sides of the network image; repeat it. Default: 64, 224 and 448."
+        ),
+    ] = None,
+    processes: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--readers",
+            help="Processes that read at a time; repeat it. Default: 1, 2, 4 and 8.",
+        ),
+    ] = None,
+    side: Annotated[
+        int, typer.Option(metavar="PX", help="Longer side of the generated pictures.")
+    ] = 640,
+    samples: Annotated[int, typer.Option(help="Samples that each reader takes, about.")] = 3000,
+) -> None:
+    """Measure how time and memory of reading grow with images, image size and readers."""
+    from orchestrator import benchmarks
+
+    found = benchmarks.measure_readers(
+        images or [2000, 20000, 200000],
+        size or [64, 224, 448],
+        processes or [1, 2, 4, 8],
+        side=side,
+        samples=samples,
+    )
+    echo(json.dumps(found))

@@ -7,8 +7,6 @@ from orchestrator import cluster, config, search
 from orchestrator.config import Cell, Matrix
 from orchestrator.matrix.cells import NOT_YET, run_of, unscored
 
-UNKNOWN = "time and disk unknown"
-
 
 def describe_matrix(matrix: Matrix, question: search.PowerQuestion | None = None) -> str:
     """Return the plan of a matrix: a line for each cell, then the sums over unfinished cells.
@@ -64,11 +62,13 @@ def _describe_cell(
     except UserError as error:
         return [f"{first}{trainings}", f"    missing: {error}"], planned, None
     splits = ", ".join(found.splits) or "every evaluation split"
-    text = UNKNOWN
+    disk = _disk(size.disk) if size.disk else ", disk unknown"
+    text = f"time unknown{disk}"
     if size.estimate:
         hours, price = size.estimate["hours"], size.estimate["cost"]
-        text = f"at most {_hours(hours)}{_price(price)}{_disk(size.disk or 0)}"
+        text = f"at most {_hours(hours)}{_price(price)}{disk}"
     lines = [f"{first}{trainings}, {placement.concurrent} at a time, {text}; scored on {splits}"]
+    lines.append(f"    time: {size.source}")
     if question:
         power = search.describe_power(experiment, question, size.seed_hours)
         lines += [f"    {line}" for line in power]

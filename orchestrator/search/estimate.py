@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, NotRequired, TypedDict
 from orchestrator import cluster, config, data
 from orchestrator.config import Experiment, from_dict
 from orchestrator.search import budget, cost
+from orchestrator.search.measured import find_measured_step
 from orchestrator.search.plan import Plan
 from orchestrator.search.power import ANY_DIFFERENCE, PowerQuestion, describe_power
 from orchestrator.storage import storage_root
@@ -36,6 +37,8 @@ the start allows for."""
 
 REMOTE_STEPS_S = 180.0
 """Seconds a node has for a few steps: its process starts, imports torch and builds the model."""
+
+JUST_NOW = "a few steps measured just now"
 
 UNKNOWN = (
     "trials have GPUs that this machine lacks, and on none of the cluster could a few steps be "
@@ -64,7 +67,9 @@ class SweepSize(NamedTuple):
 
     trials: int
     estimate: Estimate | None
-    """None where no steps can be measured before the first epoch."""
+    """None where a step's time is not known before the first epoch."""
+    source: str
+    """Where the time of a step is from, or what is not known of it."""
     seed_hours: float
     """Wall clock of one more confirmation seed of every arm; NaN where unknown."""
     disk: int | None
@@ -238,15 +243,16 @@ def estimate_at_launch(
     Returns:
         The estimate; None where no steps can be measured before the first epoch.
     """
-    seconds = measure_epoch_s(experiment)
-    if seconds is None:
+    steps = _measure_steps(experiment)
+    if steps is None:
         logger.info(f"plan: {UNKNOWN}; time and money follow with the first epoch")
         return None
     plan = Plan(experiment, epochs=epochs)
+    seconds = _epoch_seconds(experiment, steps)
     found = estimate_plan(plan, experiment, seconds, placement.concurrent)
     logger.info(
-        f"plan: {plan.counts.total} trials, {estimate_text(found)} (a few steps measured just now; "
-        "the range narrows as epochs end)"
+        f"plan: {plan.counts.total} trials, {estimate_text(found)} ({JUST_NOW}; the range narrows as "
+        "epochs end)"
     )
     return found
 
@@ -275,8 +281,8 @@ def describe_plan(
     if limits := search.budget.limits:
         limits_text = ", ".join(f"{value:g} {name}" for name, value in limits.items())
         lines.append(f"budget: {limits_text}; confirmation is kept room for")
-    seconds = measure_epoch_s(experiment)
-    lines += _time_and_cost(experiment, plan, placement, seconds)
+    seconds, source = _planned_epoch(experiment, plan, _measure_steps(experiment))
+    lines += _time_and_cost(experiment, plan, placement, seconds, source)
     lines += describe_power(experiment, question, _seed_hours(plan, placement, seconds))
     lines.append("nothing was started")
     return "\n".join(lines)
@@ -284,6 +290,8 @@ def describe_plan(
 
 def size_sweep(experiment: Experiment, placement: cluster.Placement) -> SweepSize:
     """Return trials, time, money and disk of a sweep, from a few steps measured now.
+
+    Where they cannot be measured the time is that of steps on another machine's GPU, if known.
 
     Args:
         experiment: The settings of the sweep.
@@ -295,12 +303,30 @@ def size_sweep(experiment: Experiment, placement: cluster.Placement) -> SweepSiz
     plan = Plan(experiment, epochs=cost.equal_epochs(experiment))
     trials = plan.counts.total
     steps = _measure_steps(experiment)
-    if steps is None:
-        return SweepSize(trials, None, math.nan, None)
-    seconds = _epoch_seconds(experiment, steps)
-    found = estimate_plan(plan, experiment, seconds, placement.concurrent)
-    disk = trials * CHECKPOINT_COPIES * steps.weight_bytes
-    return SweepSize(trials, found, _seed_hours(plan, placement, seconds), disk)
+    disk = trials * CHECKPOINT_COPIES * steps.weight_bytes if steps else None
+    seconds, source = _planned_epoch(experiment, plan, steps)
+    found = None
+    if seconds is not None:
+        found = estimate_plan(plan, experiment, seconds, placement.concurrent)
+    return SweepSize(trials, found, source, _seed_hours(plan, placement, seconds), disk)
+
+
+def _planned_epoch(
+    experiment: Experiment, plan: Plan, steps: "StepCost | None"
+) -> tuple[float | None, str]:
+    """Return the seconds of an epoch and where they are from; None and what is not known of them.
+
+    Args:
+        experiment: The settings of the sweep.
+        plan: Its plan.
+        steps: The steps measured just now; None where none could be.
+    """
+    if steps is not None:
+        return _epoch_seconds(experiment, steps), JUST_NOW
+    found = find_measured_step(experiment, plan)
+    if isinstance(found, str):
+        return None, f"{UNKNOWN}; {found}"
+    return found.epoch_s(_items(experiment), experiment.resources.workers), found.source
 
 
 def _seed_hours(plan: Plan, placement: cluster.Placement, seconds: float | None) -> float:
@@ -326,11 +352,15 @@ def _arm_line(plan: Plan, arm: str) -> str:
 
 
 def _time_and_cost(
-    experiment: Experiment, plan: Plan, placement: cluster.Placement, seconds: float | None
+    experiment: Experiment,
+    plan: Plan,
+    placement: cluster.Placement,
+    seconds: float | None,
+    source: str,
 ) -> list[str]:
     """Return lines on time and money; `seconds` are those of an epoch, None where unknown."""
     if seconds is None:
-        return [f"time and cost: {UNKNOWN}; a sweep says them after its first epoch"]
+        return [f"time and cost: {source}; a sweep says them after its first epoch"]
     found = estimate_plan(plan, experiment, seconds, placement.concurrent)
     low, high = found["hours_range"]
     scheduler = experiment.search.scheduler.name
@@ -344,27 +374,19 @@ def _time_and_cost(
             f"and {resources.price_per_cpu_hour:g} a CPU hour"
         )
     return [
-        f"time: about {seconds:.1f} s an epoch (a few steps measured just now), so "
+        f"time: about {seconds:.1f} s an epoch ({source}), so "
         f"{range_text(3600 * low, 3600 * high)} in all{early}",
         f"cost: {price}",
     ]
 
 
-def measure_epoch_s(experiment: Experiment) -> float | None:
-    """Return the seconds of an epoch of one worker, from a few steps on noise.
-
-    The steps run on this machine, or, where trials have a GPU that it lacks, on a running node of
-    the cluster.
-
-    Returns:
-        The seconds; None where no node has such a GPU free.
-    """
-    steps = _measure_steps(experiment)
-    return None if steps is None else _epoch_seconds(experiment, steps)
-
-
 def _epoch_seconds(experiment: Experiment, steps: "StepCost") -> float:
     """Return the seconds of an epoch of one worker, given what a step takes."""
+    return _items(experiment) * steps.seconds / steps.samples / experiment.resources.workers
+
+
+def _items(experiment: Experiment) -> int:
+    """Return the items of a training epoch."""
     settings = experiment.data
     found = data.check_sources(settings, storage_root(experiment.storage.root))
     if found is not None:
@@ -374,12 +396,15 @@ def _epoch_seconds(experiment: Experiment, steps: "StepCost") -> float:
         assert settings.synth is not None  # else check_sources refuses data that are not there
         # The train share, and the refs of an image, of generated data.
         items = int(settings.synth.images * 0.75 * 2.42)
-    items = min(items, settings.train_limit or items)
-    return items * steps.seconds / steps.samples / experiment.resources.workers
+    return min(items, settings.train_limit or items)
 
 
 def _measure_steps(experiment: Experiment) -> "StepCost | None":
-    """Return what a step of one worker takes; None where no node has such a GPU free."""
+    """Return what a step of one worker takes, from a few steps on noise.
+
+    The steps run on this machine, or, where trials have a GPU that it lacks, on a running node of
+    the cluster; None where no node has such a GPU free.
+    """
     import torch
 
     from aml.training import step_seconds

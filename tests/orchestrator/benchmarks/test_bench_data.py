@@ -13,7 +13,12 @@ from aml.data.dataset import Items
 from aml.data.decode import decode_image, rasterise
 from aml.data.refer import read_refer
 from aml.data.rle import referent
-from orchestrator.benchmarks import generated_pictures, picture_profile, published_loader
+from orchestrator.benchmarks import (
+    data_scale,
+    generated_pictures,
+    picture_profile,
+    published_loader,
+)
 from tests.conftest import SIZE
 
 
@@ -93,3 +98,29 @@ def test_the_command_prints_its_ratios(ray_session):
         and "decode JPEG" in found["profile_ms"]
     )
     assert found["conversion_mb"] > 100 and found["ray_start_s"] > 0 and "Ray starts in" in text
+
+
+def test_readers_are_measured_over_images_sizes_and_processes(ray_session):
+    how = ["--images", "8", "--images", "40", "--size", "32", "--readers", "1", "--side", "128"]
+    code, text = ray_session(["bench", "readers", *how, "--samples", "32"])
+    assert code == 0, text
+    found = json.loads(text.splitlines()[-1])
+    assert [(r["images"], r["size"], r["readers"]) for r in found["rows"]] == [
+        (8, 32, 1),
+        (40, 32, 1),
+    ]
+    assert all(row["cpu_ms"] > 0 and row["samples_s"] > 0 for row in found["rows"])
+    assert "| 40 | 32 | 1 |" in text
+    code, text = ray_session(["bench", "readers", "--side", "64"])
+    assert code == 2 and "8 images of 128 px or more" in text
+
+
+def test_repeated_pictures_have_ids_of_their_own(scenes):
+    rows = read_refer(scenes, scenes / "images", "refcoco", "unc")
+    many = data_scale.repeated(rows, 3 * len(rows) - 1)
+    assert len({row["image_id"] for row in many}) == len(many) == 3 * len(rows) - 1
+    refs = [ref for row in many for ref in row["refs"]]
+    sentences = [s["sent_id"] for ref in refs for s in ref["sentences"]]
+    assert len({ref["ref_id"] for ref in refs}) == len(refs)
+    assert len(set(sentences)) == len(sentences)
+    assert many[len(rows)]["path"] == rows[0]["path"] and many[: len(rows)] == rows

@@ -17,6 +17,7 @@ from orchestrator.data import LastDecoded
 from orchestrator.matrix import command as command_module
 from orchestrator.reporting.comparison import matrix as table, splits as splits_module
 from orchestrator.storage import Filesystem, run as run_module
+from tests.support import latex
 
 ROOT = Path(__file__).parents[3]
 
@@ -143,6 +144,7 @@ def test_the_table_marks_differences_and_stands_beside_published_results(tmp_pat
         cell("mine", rows=scored(weakly), run="b-1"),
         cell("third", rows=scored(perhaps), run="c-1"),
         cell("gone", problem="no disk"),
+        cell("50% & #1_a{b}~^", model=r"a\b", problem="line 1: x_1\nline 2: $5"),
     ]
     folder = Filesystem(tmp_path)
     lines = table.write_matrix(folder, "toy", cells)
@@ -154,9 +156,9 @@ def test_the_table_marks_differences_and_stands_beside_published_results(tmp_pat
     ]
     assert (
         f"| caris | random | 3 | 75.22 ± {ends[0]} ↑* | 59.67 ± {ends[1]} ↓ | 60.67 ± {ends[2]} "
-        "| – |"
+        "| – | – |"
     ) in lines
-    assert "| caris | CARIS, 448 px (published) | – | 76.77 | – | – | – |" in lines
+    assert "| caris | CARIS, 448 px (published) | – | 76.77 | – | – | – | – |" in lines
     assert any("mIoU in % at the epoch of the best validation oIoU, mean" in one for one in lines)
     assert not any("LAVT" in line for line in lines), "another model"
     assert "missing: gone x caris: no disk" in lines
@@ -166,9 +168,40 @@ def test_the_table_marks_differences_and_stands_beside_published_results(tmp_pat
     assert found["gone", "off"]["problem"] == "no disk" and found["gone", "off"]["mIoU"] == ""
     assert found["refcoco", "random"]["seeds"] == "3"
     tex = (tmp_path / "table.tex").read_text()
+    latex.check_latex(tex, tmp_path)
     assert r"$\uparrow$*" in tex and tex.count(r"\begin{table}") == 5 and "↑" not in tex
     page = (tmp_path / "table.html").read_text()
     assert page.count("<table>") == 5 and "gone x caris: no disk" in page
+
+
+@pytest.mark.parametrize(
+    ("sound", "broken", "said"),
+    [
+        (r"a & b \\", r"a \\", "1 cells in 2 columns"),
+        (r"a & b \\", "a & b", "3 cells in 2 columns"),
+        (r"50\%", "50%", "a row has no end"),
+        (r"x\_1", "x_1", "_ is not escaped"),
+        (r"$\tau$", r"\tau", "outside of mathematics"),
+        (r"$\tau$", "τ", "character"),
+        (r"$\tau$", r"$\tau", "mathematics"),
+        (r"\caption{c}", r"\caption{c", "group"),
+        (r"\begin{table}", "x \\begin{table}", "beside the tables stands x"),
+        (r"\end{tabular}", "", "ends where it is not open"),
+        (r"\centering", r"\centre", "unknown command"),
+    ],
+)
+def test_the_check_of_latex_refuses_a_broken_table(sound, broken, said):
+    lines = [r"a & b \\", r"50\% & x\_1 $\tau$ \\"]
+    text = "\n".join(
+        [
+            *(r"\begin{table}", r"\centering", r"\caption{c}", r"\begin{tabular}{lr}"),
+            *(r"\toprule", *lines, r"\end{tabular}", r"\end{table}", ""),
+        ]
+    )
+    latex.check_source(text)
+    assert sound in text
+    with pytest.raises(AssertionError, match=re.escape(said)):
+        latex.check_source(text.replace(sound, broken))
 
 
 def test_a_failed_cell_is_named_and_an_interrupted_matrix_goes_on(
@@ -251,6 +284,7 @@ def test_the_small_paper_is_cut_off_and_goes_on_to_one_table(tmp_path, monkeypat
     arguments = ["sweep", str(ROOT / "experiments" / "paper_small.yaml"), *SMALL]
     code, text = ray_session([*arguments, "--dry-run"])
     assert code == 0 and "in all 12 trainings" in text and "nothing was started" in text
+    assert text.count("    time: a few steps measured just now") == 3
     score = splits_module.evaluation.score_conditions
     asked = []
 

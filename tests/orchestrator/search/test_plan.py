@@ -10,7 +10,7 @@ from orchestrator.cluster.placement import idle_gpus, plan_placement
 from orchestrator.config.loader import from_text
 from orchestrator.config.validation import check_sweep, setting_warnings
 from orchestrator.search import cost
-from orchestrator.search.estimate import describe_plan, estimate_at_launch
+from orchestrator.search.estimate import describe_plan, estimate_at_launch, size_sweep
 from orchestrator.search.plan import Plan
 from orchestrator.search.trial_spec import trial_from_json, trial_to_json
 from tests.support.hearing import hear
@@ -557,3 +557,50 @@ def test_two_passes_without_dropout_are_remarked_upon():
         == []
         == setting_warnings(dry, ["off"])
     )
+
+
+GPU_PLAN = """
+name: caris
+data: {train: none, synth: {dataset: refcoco, images: 100}, size: 448}
+model: {name: caris, pretrained: false}
+train: {epochs: 10, batch: 16, precision: fp16}
+search: {arms: [off, maskris], space: {}, trials: 0, seeds: {confirm: 3}}
+resources: {workers: 2, cpus_per_worker: 1, gpus_per_worker: 1}
+"""
+
+
+@pytest.mark.parametrize(
+    ("overrides", "seconds", "said"),
+    [
+        # 181 items, 16 in a step of both workers, which takes (226.35 + 466.37) / 2 ms, and 15 % of
+        # the epoch beside the steps
+        ([], 181 / 16 * 0.34636 / 0.85, "NVIDIA H200, bf16, batch 16 and not 8, with 15% of"),
+        (["train.batch=32"], 181 / 32 * 0.34636 / 0.85, "batch 16, with 15% of"),
+        (["train.batch=192"], 181 / 192 * 2 * 0.784275 / 0.85, "batch 48 and not 96"),
+        (["search.arms=[off]"], 181 / 16 * 0.22635 / 0.85, "bf16"),
+        (["data.size=480"], None, "steps of caris were measured on a GPU at 448 px, not at 480"),
+        (["model.backbone=swin_tiny"], None, "no step of caris with these options was measured"),
+        (["train.precision=fp32"], None, "no step of caris at 448 px was measured on a GPU in fp"),
+        (["search.arms=[off, oneref]"], None, "was measured on a GPU for oneref"),
+        (["resources.gpus_per_worker=0.5"], None, "these trials share one"),
+    ],
+)
+def test_a_plan_takes_the_time_of_steps_that_were_measured_on_a_gpu(
+    monkeypatch, overrides, seconds, said
+):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("orchestrator.cluster.placement.run_on_worker", lambda *of, **how: None)
+    monkeypatch.setattr("orchestrator.data.mixture.check_sources", lambda *_: None)
+    experiment = from_text(GPU_PLAN, overrides)
+    placement = plan_placement(experiment, [{"CPU": 16, "GPU": 8, "memory": 0}])
+    text = describe_plan(experiment, placement)
+    size = size_sweep(experiment, placement)
+    assert said in text and said in size.source
+    if seconds is None:
+        assert " s an epoch" not in text and size.estimate is None
+    else:
+        assert f"time: about {seconds:.1f} s an epoch (from steps measured on another" in text
+        assert size.estimate["epoch_s"] == pytest.approx(seconds)
+        trials = len(experiment.search.arms) * 3
+        hours = trials * 10 * seconds / 3600 / placement.concurrent
+        assert size.estimate["hours"] == pytest.approx(hours)
