@@ -11,7 +11,6 @@ from .cost import (
 )
 from .estimate import (
     SweepSize as SweepSize,
-    ThroughputEstimator as ThroughputEstimator,
     describe_plan as describe_plan,
     estimate_at_launch as estimate_at_launch,
     size_sweep as size_sweep,
@@ -26,6 +25,9 @@ from .power import (
     PowerQuestion as PowerQuestion,
     describe_power as describe_power,
     power_question as power_question,
+)
+from .throughput import (
+    ThroughputEstimator as ThroughputEstimator,
 )
 from .trial_spec import (
     TrialSpec as TrialSpec,

@@ -1,6 +1,8 @@
 """The compute of an arm's training step, and the epochs at which arms cost the same."""
 
+import math
 import statistics
+from typing import Any
 
 from aml.training import make_learner_and_batch, step_flops, timed_steps
 from orchestrator.config import AT_COMPUTE, Experiment, base_arm
@@ -80,23 +82,38 @@ def seconds(trials: dict[str, Experiment]) -> dict[str, float]:
 
 
 def least_share(plan: Plan) -> float:
-    """Return the share of the epochs left that ASHA trains at least if it stops all it can.
+    """Return the share of the epochs left that are trained at least if all that can be is stopped.
 
-    Of each rung one trial in search.scheduler.reduction goes on. 1 with any other scheduler.
+    Of each rung of asha, async_hyperband and hyperband one trial in the reduction factor goes on;
+    median_stopping_rule may stop all after its grace period. 1 with any other scheduler.
     """
-    scheduler = plan.experiment.search.scheduler
-    if scheduler.name != "asha":
+    rungs = _rungs(plan.experiment.search.scheduler)
+    if rungs is None:
         return 1.0
+    grace, reduction = rungs
     least = full = 0.0
     for arm, epochs in plan.epochs.items():
         ended = plan.results.num_ended[arm]
         search = max(0, plan.search.per_arm - ended["search"])
         confirm = max(0, plan.experiment.search.seeds.confirm - ended["confirm"]) * epochs
-        kept, begin, end = 0.0, 0, scheduler.grace
+        kept, begin, end = 0.0, 0.0, float(grace)
         share = 1.0
         while begin < epochs:
             kept += share * (min(end, epochs) - begin)
-            begin, end, share = end, end * scheduler.reduction, share / scheduler.reduction
+            begin, end, share = end, end * reduction, share / reduction
         least += search * kept + confirm
         full += search * epochs + confirm
     return least / full if full else 1.0
+
+
+def _rungs(scheduler: Any) -> tuple[int, float] | None:
+    """Return the first rung's epoch and the reduction of a scheduler; None where it has none."""
+    if scheduler.name == "asha":
+        return scheduler.grace, scheduler.reduction
+    if scheduler.name == "async_hyperband":
+        return scheduler.grace_period, scheduler.reduction_factor
+    if scheduler.name == "hyperband":
+        return 1, scheduler.reduction_factor
+    if scheduler.name == "median_stopping_rule":
+        return scheduler.grace_period, math.inf
+    return None

@@ -40,7 +40,7 @@ def run_facts(run: Run) -> dict[str, Any]:
     epochs = [epoch for record in records for epoch in record["history"]]
     epochs += run.state.get("history") or []
     scored = [epoch for epoch in epochs if epoch.get("val/mIoU") is not None]
-    top = max(scored, key=lambda epoch: epoch["val/mIoU"], default={})
+    top: dict = max(scored, key=lambda epoch: epoch["val/mIoU"], default={})
     return {
         "run": run.name,
         "kind": run.kind,

@@ -13,6 +13,7 @@ import numpy as np
 
 from aml.errors import UserError
 from aml.reading import MOST_PIXELS, decode_as, open_picture
+from orchestrator import utils
 from orchestrator.data import shards
 from orchestrator.data.mixture import EVALUATION_PREFIXES
 from orchestrator.storage import Filesystem
@@ -148,12 +149,11 @@ def _pictures(
         if evaluation:
             wanted = {s for s in splits if s.lower().startswith(EVALUATION_PREFIXES)} - wanted
         places = shards.picture_places(store, wanted)
-        progress = shards.Progress(len(places), 0)
-        for row in shards.read_rows(store, places):
-            held = sorted({ref["split"] for ref in row["refs"]} & wanted)
-            name = f"{store.uri}, {row['file_name']}"
-            picture = decode_as(open_picture(row["jpeg"], name, MOST_PIXELS), name)
-            place = {key: row[key] for key in ("image_id", "file_name")}
-            yield place | {"splits": held, "uri": store.uri}, picture_bits(picture)
-            progress.add(1)
-            progress.report()
+        with utils.Progress(f"reading {store.uri}", len(places), "pictures") as progress:
+            for row in shards.read_rows(store, places):
+                held = sorted({ref["split"] for ref in row["refs"]} & wanted)
+                name = f"{store.uri}, {row['file_name']}"
+                picture = decode_as(open_picture(row["jpeg"], name, MOST_PIXELS), name)
+                place = {key: row[key] for key in ("image_id", "file_name")}
+                yield place | {"splits": held, "uri": store.uri}, picture_bits(picture)
+                progress.add()

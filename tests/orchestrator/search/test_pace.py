@@ -4,8 +4,9 @@ import pytest
 
 from orchestrator.config.loader import from_text
 from orchestrator.search.cost import least_share
-from orchestrator.search.estimate import ThroughputEstimator, estimate_plan
+from orchestrator.search.estimate import estimate_plan
 from orchestrator.search.plan import Plan
+from orchestrator.search.throughput import ThroughputEstimator
 from tests.orchestrator.search.test_plan import BASE, end
 
 SWEEP = [
