@@ -27,7 +27,7 @@ from aml.models.encoders.siglip import (
     STATISTICS,
     check_tower_weights,
     names_tower,
-    vision_config,
+    patch_size,
     vision_tower,
 )
 from aml.models.encoders.text import check_text, sentence_encoder
@@ -118,7 +118,7 @@ class Compose(PlaceDecoder):
         """
         if names_tower(options.backbone):
             check_tower_weights(options.backbone, options.backbone_weights)
-            multiple = vision_config(options.backbone).patch_size
+            multiple = patch_size(options.backbone)
         else:
             multiple = plan_backbone(options.backbone).multiple
             check_weights(options.backbone, options.backbone_weights)

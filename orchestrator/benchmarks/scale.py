@@ -211,6 +211,7 @@ def open_run(root: Path, base: Experiment) -> storage.Run:
         epochs_by_arm={},
         git_sha="none",
         git_dirty=False,
+        command="bench scale",
         data={
             "fingerprint": "none",
             "uri": "none",
@@ -316,6 +317,7 @@ class CountingClient:
                 info=SimpleNamespace(run_id=f"run{self.calls['create_run']}"),
                 experiment_id="0",
                 lifecycle_stage="active",
+                tags={},
             )
 
         return call

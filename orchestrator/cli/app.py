@@ -87,8 +87,8 @@ def main(arguments: list[str] | None = None) -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, utils.stop_at_once)
     try:
-        _refuse_empty(sys.argv[1:] if arguments is None else arguments)
         given = sys.argv[1:] if arguments is None else arguments
+        _refuse_empty(given)
         _refuse_completion(given)
         told = _quietened(given)
         utils.break_silence()

@@ -12,6 +12,8 @@ EXAMPLES = {
     "synth": "synth scenes --dataset refcoco --images 2000",
     "shard": "shard --refer-root REFER --images COCO --dataset refcoco --out data/refcoco",
     "data show": "data show data/refcoco --split val --n 12 --out data.html",
+    "data diff": "data diff data/refcoco data/refcoco_of_a_colleague --run scores",
+    "data audit": "data audit data/refcoco data/mine",
     "config show": "config show experiments/quickstart.yaml aml.tau=0.4",
     "config explain": "config explain aml.tau",
     "config schema": "config schema",
@@ -35,6 +37,7 @@ EXAMPLES = {
     "bench trial": "bench trial --epochs 10",
     "bench scale": "bench scale --trials 100 --method tpe",
     "bench data": "bench data --images 2000",
+    "bench readers": "bench readers --images 2000 --size 224 --readers 2",
 }
 """A line for each command as a person types it after the program's name."""
 

@@ -45,6 +45,12 @@ FEATURES = (
         "pip install '.[photos]' in the checkout",
     ),
     (
+        "search",
+        ("hyperopt", "bayes_opt"),
+        "the search methods hyperopt and bayesopt",
+        "pip install '.[search]' in the checkout",
+    ),
+    (
         "lora",
         ("peft",),
         "low-rank adapters of the model sam3",

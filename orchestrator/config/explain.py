@@ -49,8 +49,16 @@ def every_leaf() -> list[Leaf]:
 def defaults_of(experiment: Experiment) -> dict[str, Any]:
     """Return the default of each setting that an experiment has, by its dotted key."""
     name = experiment.leaves()["model.name"]
-    every = [*leaves_of(Experiment), *leaves_of(MODELS[name], "model.", name)]
-    return {leaf.key: leaf.default for leaf in every}
+    search = experiment.search
+    chosen = ("", name, search.method.name, search.scheduler.name)
+    every = [*leaves_of(Experiment)]
+    if name in MODELS:  # options of a model of one's own have no known defaults
+        every += leaves_of(MODELS[name], "model.", name)
+    found: dict[str, Any] = {}
+    for leaf in every:
+        if leaf.within in chosen or leaf.key.endswith(".name"):
+            found.setdefault(leaf.key, leaf.default)  # the first of several sections is the default
+    return found
 
 
 def explain_settings(key: str | None = None) -> str:

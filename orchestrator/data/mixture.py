@@ -51,7 +51,8 @@ class Sources:
         """Manifest of a single store, or a combined one of several.
 
         A combined manifest holds the counts of each split over all stores, before anything leaves
-        training, and a fingerprint of the stores and their roles.
+        training, those of the split that validates of its store alone, and a fingerprint of the
+        stores and their roles.
         """
         if len(self.stores) == 1:
             return self.manifests[0]
@@ -64,6 +65,9 @@ class Sources:
                 total = splits.setdefault(name, {})
                 for key, count in counts.items():
                     total[key] = total.get(key, 0) + count
+        validates = self.manifests[val_number]["splits"]
+        if self.data.val_split in validates:
+            splits[self.data.val_split] = dict(validates[self.data.val_split])
         return {
             "dataset": " + ".join(manifest["dataset"] for manifest in self.manifests),
             "split_by": " + ".join(manifest["split_by"] for manifest in self.manifests),

@@ -3,7 +3,7 @@
 import math
 
 from aml.errors import UserError
-from orchestrator import cluster, config, search
+from orchestrator import cluster, config, search, utils
 from orchestrator.config import Cell, Matrix
 from orchestrator.matrix.cells import NOT_YET, run_of, unscored
 
@@ -32,7 +32,7 @@ def describe_matrix(matrix: Matrix, question: search.PowerQuestion | None = None
     known = [size for size in sizes if size and size.estimate]
     total = f"in all {trials} trainings"
     if known:
-        hours = math.fsum(size.estimate["hours"] for size in known if size.estimate)
+        hours = math.fsum(_most_hours(size.estimate) for size in known if size.estimate)
         price = math.fsum(size.estimate["cost"] for size in known if size.estimate)
         disk = sum(size.disk or 0 for size in known)
         total += f", at most {_hours(hours)}{_price(price)}{_disk(disk)}"
@@ -65,7 +65,7 @@ def _describe_cell(
     disk = _disk(size.disk) if size.disk else ", disk unknown"
     text = f"time unknown{disk}"
     if size.estimate:
-        hours, price = size.estimate["hours"], size.estimate["cost"]
+        hours, price = _most_hours(size.estimate), size.estimate["cost"]
         text = f"at most {_hours(hours)}{_price(price)}{disk}"
     lines = [f"{first}{trainings}, {placement.concurrent} at a time, {text}; scored on {splits}"]
     lines.append(f"    time: {size.source}")
@@ -77,8 +77,13 @@ def _describe_cell(
     return lines, planned, size
 
 
+def _most_hours(estimate: search.Estimate) -> float:
+    """Return the hours that a sweep takes at most, as its own plan says."""
+    return estimate.get("hours_range", [0.0, estimate["hours"]])[1]
+
+
 def _hours(hours: float) -> str:
-    return f"{hours * 60:.0f} min" if hours < 1.5 else f"{hours:.1f} h"
+    return utils.duration(3600 * hours)
 
 
 def _price(price: float) -> str:

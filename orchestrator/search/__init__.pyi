@@ -10,6 +10,7 @@ from .cost import (
     flops_ratios as flops_ratios,
 )
 from .estimate import (
+    Estimate as Estimate,
     SweepSize as SweepSize,
     describe_plan as describe_plan,
     estimate_at_launch as estimate_at_launch,

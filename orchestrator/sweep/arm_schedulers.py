@@ -7,6 +7,7 @@ earlier attempt before Tune runs, and stands where it stood.
 
 import itertools
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from ray.tune import create_scheduler
@@ -132,13 +133,17 @@ class ArmSchedulers:
             controller.scheduler.on_trial_error(controller, trial)
         return self._verdict(controller, TrialScheduler.CONTINUE)
 
-    def replay(self, histories: dict[str, tuple[str, list[dict]]]) -> tuple[set[str], set[str]]:
+    def replay(
+        self, histories: dict[str, tuple[str, list[dict]]], gone: Iterable[str] = ()
+    ) -> tuple[set[str], set[str]]:
         """Tell the schedulers the results of an earlier attempt, so that they stand as they stood.
 
         Results are told in the order in which their epochs ended.
 
         Args:
             histories: {trial: (arm, history)}.
+            gone: Trials of them that ended before their last epoch and not by a scheduler: they
+                failed, or their time was over.
 
         Returns:
             The trials that are stopped, and those that are paused, both after their last epoch.
@@ -154,6 +159,10 @@ class ArmSchedulers:
             paused -= {trial_id, *verdict.stopped, *verdict.resumed}
             stopped |= {*verdict.stopped, *([trial_id] if verdict.decision == STOP else [])}
             paused |= {trial_id} if verdict.decision == PAUSE else set()
+        for trial_id in gone:
+            verdict = self.on_end(trial_id, histories[trial_id][0])
+            stopped |= {*verdict.stopped}
+            paused -= {trial_id, *verdict.stopped, *verdict.resumed}
         return stopped, paused
 
     def _verdict(self, controller: Controller, decision: str) -> Verdict:

@@ -259,7 +259,12 @@ def _replay(
         for spec in unfinished
         if spec.stage == "search" and spec.id not in plan.results.records
     }
-    stopped, paused = arms.replay(ended | resumed)
+    gone = [
+        r["trial"]
+        for r in records
+        if r["stage"] == "search" and (r["state"] == "failed" or r["stopped_by"] == "time")
+    ]
+    stopped, paused = arms.replay(ended | resumed, gone)
     for spec in unfinished:
         if spec.id in paused and spec.id in resumed:
             plan.hold_trial(spec, resumed[spec.id][1][-1]["epoch"])

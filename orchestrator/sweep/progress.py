@@ -1,6 +1,7 @@
 """The progress of a sweep: a table by arm that stays on a terminal, plain lines elsewhere."""
 
 import collections
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from rich.console import Group
     from rich.live import Live
     from rich.table import Table
+
+logger = logging.getLogger(__name__)
 
 
 MAX_ROWS = 12
@@ -100,7 +103,8 @@ class ProgressTable:
         self._ended_rows.append(row | {"state": how})
         if self._live is None or record["state"] == "failed":
             ended = len(self.plan.results.records)
-            progress_logger.info(
+            say = logger if record["state"] == "failed" else progress_logger
+            say.info(
                 f"{record['trial']:28} {how} after {record['epochs']} epochs, "
                 f"{record['seconds']:.0f} s ({ended}/{self.plan.counts.total} trials)"
             )

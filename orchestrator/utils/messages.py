@@ -4,14 +4,11 @@ import logging
 import sys
 import threading
 
-from orchestrator.utils.progress import progress_logger
+from orchestrator.utils.progress import has_spoken, progress_logger
 from orchestrator.utils.redaction import redact
 
 SILENT_S = 1.5
 """Seconds after which a person at a terminal is told that a command has begun."""
-
-_has_spoken = threading.Event()
-"""Set by the first message of this process."""
 
 
 class _Screen(logging.Handler):
@@ -21,7 +18,7 @@ class _Screen(logging.Handler):
     """
 
     def emit(self, record: logging.LogRecord) -> None:
-        _has_spoken.set()
+        has_spoken.set()
         print(redact(self.format(record)), flush=True)
 
 
@@ -41,5 +38,5 @@ def break_silence() -> None:
 
 
 def _speak() -> None:
-    if not _has_spoken.wait(SILENT_S):
+    if not has_spoken.wait(SILENT_S):
         print("loading ...", file=sys.stderr, flush=True)

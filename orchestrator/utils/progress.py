@@ -24,6 +24,10 @@ AGAIN_S = 30.0
 """Seconds between two lines."""
 
 
+has_spoken = threading.Event()
+"""Set by the first message or bar of this process."""
+
+
 def quieten() -> None:
     """Log and show no progress in this process: --quiet."""
     progress_logger.setLevel(logging.WARNING)
@@ -83,6 +87,7 @@ class Progress:
         if self.total > self.done and shows_live() and Progress._one_bar.acquire(blocking=False):
             from rich import progress as rich_progress
 
+            has_spoken.set()
             self._bars = rich_progress.Progress(
                 rich_progress.TextColumn("{task.description}"),
                 rich_progress.BarColumn(bar_width=None),

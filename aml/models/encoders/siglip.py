@@ -12,6 +12,7 @@ if it were the only one, so that its attention weight is 1.
     B samples, C width, h w patches, L tokens
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,18 @@ class VisionTower(nn.Module):
         )
         state = attention.out_proj(value)
         return (state + head.mlp(head.layernorm(state))).mT.unflatten(2, last.shape[2:])
+
+
+def patch_size(name: str) -> int:
+    """Return the side of a vision tower's patches in pixels, read off a hub name where it says it.
+
+    So settings are checked without a network: every SigLIP of the hub has its patch in its name.
+
+    Raises:
+        UserError: As `vision_config`, where the name says nothing or is that of a folder.
+    """
+    found = None if Path(name).exists() else re.search(r"-patch(\d+)", name)
+    return int(found[1]) if found else vision_config(name).patch_size
 
 
 def vision_config(name: str) -> Any:

@@ -14,6 +14,7 @@ from orchestrator.cli.app import main
 from orchestrator.config import (
     active_params,
     code_version,
+    defaults_of,
     explain,
     from_stored,
     from_text,
@@ -566,3 +567,13 @@ def test_every_metric_an_epoch_reports_may_be_searched_by(items, make_model):
     unsearched = {"epoch", "optim/lr", "train/workers", "val/n", "time/ended"}
     assert result.metrics.keys() - set(METRICS) - unsearched == set()
     assert set(METRICS) - result.metrics.keys() <= {"val/N-acc", "val/T-acc"}
+
+
+def test_defaults_are_those_of_the_sections_that_an_experiment_has():
+    pbt = from_text(MINIMAL + "search: {scheduler: {name: pbt, interval: 3}}\n")
+    found = defaults_of(pbt)
+    assert found["search.scheduler.interval"] == 2 and "search.scheduler.grace" not in found
+    assert found["search.scheduler.name"] == "none" and found["search.method.name"] == "grid"
+    own = from_text(MINIMAL + "model: {name: 'my.module:Model', depth: 3}\n")
+    assert "model.depth" not in defaults_of(own)
+    assert set(defaults_of(pbt)) >= {"train.epochs", "model.width", "aml.tau"}

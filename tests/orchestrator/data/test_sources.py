@@ -334,5 +334,5 @@ def test_a_run_trains_on_a_mixture(root, ray_session, tmp_path):
     assert code == 0, text
     assert "9 of 36 images are for evaluation" in text
     n = shards.read_manifest(filesystem.Filesystem("two", root))["splits"]["val"]["sentences"]
-    assert f"on {n} sentences" in text
+    assert f"on all {n} sentences of val" in text
     assert [Path(p).name for p in root.glob("*/best")] or list(root.rglob("best"))

@@ -135,3 +135,18 @@ def test_a_nan_is_the_worst_and_a_failed_trial_keeps_no_other_waiting():
             verdict = arms.on_result(name, "off", {"epoch": number, "val/mIoU": 0.5})
     assert verdict.decision == PAUSE and not verdict.resumed
     assert len(arms.on_end(names[7], "off").resumed) == 2
+
+
+def test_a_trial_that_failed_before_a_kill_is_not_waited_for_after_it():
+    histories = {
+        f"off-search-{i:03d}": [
+            {"epoch": n, "val/mIoU": i / 10, ENDED: float(10 * n + i)} for n in (1, 2, 3)
+        ]
+        for i in range(3, 7)
+    }
+    histories["off-search-007"] = histories["off-search-003"][:1]  # failed after its first epoch
+    told = {trial: ("off", history) for trial, history in histories.items()}
+    waiting = {f"off-search-{i:03d}" for i in range(3, 7)}
+    assert make("hyperband", 8).replay(told) == (set(), waiting)
+    stopped, paused = make("hyperband", 8).replay(told, gone=["off-search-007"])
+    assert stopped == {"off-search-003", "off-search-004"} and paused == set()

@@ -222,7 +222,8 @@ def test_a_finished_sweep_given_again_with_corruptions_scores_its_confirmed_chec
     for trial, scores in measured["trials"].items():
         # the clean pictures are those of the last epoch's validation
         assert scores["clean:0"]["mIoU"] == confirmed[trial]["history"][-1]["val/mIoU"]
-    assert "mIoU in % under corruption, the first 24 of 39 validation sentences" in text
+    assert "mIoU in % on the first 24 of 39 sentences of val" in text
+    assert "the same under corruption, severity" in text
     table = (run.folder / "report" / "robust_arms.csv").read_text()
     assert table.count("\n") == 1 + 3 * 4
     client = MlflowClient(f"sqlite:///{home}/mlflow.db")
