@@ -27,6 +27,9 @@ from orchestrator import storage
 CHROMIUM = os.environ.get("CHROMIUM", "chromium")
 WIDTH = 1100
 REPORT_WIDTH = 1060
+TRAINING = "workflowType=machine_learning"
+"""Makes MLflow show its pages for trainings, not those for language models."""
+
 OVERVIEW = (3, 5)
 """Which sentences of a trial's picture README shows."""
 
@@ -126,9 +129,9 @@ def picture_mlflow(name: str, out: Path) -> None:
         ]
         chosen = quote(json.dumps(children)), quote(json.dumps([experiment]))
         pages = {
-            "mlflow_runs": (f"{home}/#/experiments/{experiment}/runs", 380),
+            "mlflow_runs": (f"{home}/#/experiments/{experiment}/runs?{TRAINING}", 380),
             "mlflow_compare": (
-                f"{home}/#/compare-runs?runs={chosen[0]}&experiments={chosen[1]}",
+                f"{home}/#/compare-runs?runs={chosen[0]}&experiments={chosen[1]}&{TRAINING}",
                 640,
             ),
         }
