@@ -211,8 +211,10 @@ class Experiment(Settings):
         may_change = (
             "tracking.",
             "storage.",
+            "resources.",
             "search.budget.",
-            "resources.price",
+            "search.max_concurrent",
+            "search.seeds.confirm",
             "evaluate.corrupt",
         )
         fixed = {k: v for k, v in self.leaves().items() if not k.startswith(may_change)}

@@ -241,7 +241,13 @@ def test_a_run_keeps_its_name_whatever_its_budget_and_prices():
         )
     }
     assert len(names) == 1
-    assert not [k for k in from_text(BASE).params() if "budget" in k or "price" in k]
+
+
+def test_params_of_mlflow_are_the_same_however_a_run_is_continued():
+    """MLflow refuses to change a param, and with it the whole request that names it."""
+    elsewhere = ["resources={workers: 2, price_per_gpu_hour: 2}", "search.budget={cost: 1}"]
+    more = ["search.seeds.confirm=5", "search.max_concurrent=1", "evaluate.corrupt=fog:2"]
+    assert from_text(BASE, [*elsewhere, *more]).params() == from_text(BASE).params()
 
 
 def test_a_plan_without_a_budget_is_not_touched_by_one():
