@@ -47,8 +47,10 @@ class ProgressTable:
         """Rows of unfinished trials."""
         self._ended_rows: collections.deque[dict] = collections.deque(maxlen=MAX_ROWS)
         self._scores: dict[tuple[str, int], dict[str, float]] = collections.defaultdict(dict)
-        """By arm and epoch, the metric of each search trial of this attempt."""
+        """By arm and epoch, the metric of each search trial."""
         self._live: Live | None = None
+        for record in plan.results.records.values():  # of earlier attempts
+            self._note_scores(record)
 
     def open(self) -> None:
         """Show the table where the output is a terminal; else say what the scores are on."""
@@ -99,6 +101,7 @@ class ProgressTable:
     def complete_trial(self, record: dict) -> None:
         """Show how a trial ended."""
         row = self._rows.pop(record["trial"], None) or dict(record)
+        self._note_scores(record)
         how = self._how(record)
         self._ended_rows.append(row | {"state": how})
         if self._live is None or record["state"] == "failed":
@@ -110,6 +113,14 @@ class ProgressTable:
             )
         self._refresh()
 
+    def _note_scores(self, record: dict) -> None:
+        """Take in the scores of a search trial that has ended."""
+        metric = self.plan.experiment.search.metric
+        if record["stage"] == "search":
+            for epoch in record["history"]:
+                if epoch.get(metric) is not None:
+                    self._scores[record["arm"], epoch["epoch"]][record["trial"]] = epoch[metric]
+
     def rung(self, record: dict) -> Rung | None:
         """Return a search trial's rank by its last epoch among those of its arm known there.
 
@@ -117,12 +128,7 @@ class ProgressTable:
         """
         search = self.plan.experiment.search
         arm, epoch = record["arm"], record["epochs"]
-        scores = dict(self._scores[arm, epoch])
-        for other in [*self.plan.results.records.values(), record]:  # earlier attempts' too
-            if other["arm"] == arm and other["stage"] == "search":
-                for entry in other["history"]:
-                    if entry["epoch"] == epoch and entry.get(search.metric) is not None:
-                        scores[other["trial"]] = entry[search.metric]
+        scores = self._scores[arm, epoch]
         if record["trial"] not in scores or len(scores) < 2:
             return None
         sign = 1 if search.mode == "max" else -1
