@@ -8,6 +8,7 @@ import pytest
 
 from orchestrator.cluster import shutdown
 from orchestrator.storage import run as run_module
+from orchestrator.utils import git_state
 from tests.orchestrator.cluster import test_job
 from tests.orchestrator.cluster.test_job import PLANTED, SMALL, call
 from tests.support.staging import BIN, ROOT, TOKEN, assert_nothing_left, holding, wait_for
@@ -37,7 +38,7 @@ def test_submit_hands_over_what_a_job_needs_and_a_second_one_finds_it_finished(
     (run,) = run_module.list_runs(home / "amlris")
     assert run.finished and len(run.ledger()) == 2
     assert json.loads((run.folder / "sweep.json").read_text())["champion"]["checkpoint"]
-    assert (run.state["git_sha"], run.state["git_dirty"]) == run_module.git_state()
+    assert (run.state["git_sha"], run.state["git_dirty"]) == git_state()
     (uploaded,) = (
         p
         for p in stage.folder.glob("ray/session_2*/runtime_resources/working_dir_files/_ray_pkg_*")
