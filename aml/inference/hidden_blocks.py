@@ -30,7 +30,7 @@ class FixedAlignmentMasker(Masker):
 
 @dataclass(frozen=True)
 class HiddenBlocks:
-    """What one mask does to a picture."""
+    """Holds how one mask changes a picture."""
 
     weak: list[Box] = field(default_factory=list)
     """The blocks called weak, the hidden ones included."""

@@ -32,7 +32,7 @@ MODELS = "others, most of which need weights: docs/models.md"
 
 @dataclass(frozen=True)
 class _Plan:
-    """What an experiment's file is written from."""
+    """Holds all that an experiment's file is written from."""
 
     name: str
     source: DataSource

@@ -27,7 +27,7 @@ MOST_WORKER_CPUS = 4
 
 @dataclass(frozen=True)
 class Machine:
-    """What a machine, or a cluster, has."""
+    """Holds the processors, memory and GPUs of a machine or a cluster."""
 
     cpus: int
     gpus: int

@@ -23,7 +23,7 @@ STOP = TrialScheduler.STOP
 
 
 class Verdict(NamedTuple):
-    """What an arm's scheduler decides at a result or the end of a trial."""
+    """Decision of an arm's scheduler at a result or the end of a trial."""
 
     decision: str
     """CONTINUE, PAUSE or STOP, as Tune spells them, for the trial itself."""

@@ -147,7 +147,8 @@ class ProgressTable:
             return f"stopped by {by}"
         text = f"stopped by {by.upper() if by == 'asha' else by}"
         if rung := self.rung(record):
-            text += f" at the rung of epoch {record['epochs']}, rank {rung.rank} of {rung.trials}"
+            place = "epoch" if by == "median_stopping_rule" else "the rung of epoch"
+            text += f" at {place} {record['epochs']}, rank {rung.rank} of {rung.trials}"
         return text
 
     def _refresh(self) -> None:

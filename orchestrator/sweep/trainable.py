@@ -58,6 +58,7 @@ def _train_schedule(
     from ray import tune
 
     notice = cluster.shutdown_notice()
+    may_pause = schedule[-1][0].search.scheduler.name == "hyperband"
 
     def upload() -> None:
         uploader.submit()
@@ -67,7 +68,8 @@ def _train_schedule(
 
     def report(metrics: dict) -> None:
         upload()
-        if metrics["epoch"] >= schedule[-1][1]:  # the process may be gone before another chance
+        # The process may be gone before another chance, at the end as where hyperband pauses it.
+        if metrics["epoch"] >= schedule[-1][1] or may_pause:
             uploader.wait()
         tune.report(utils.without_nan(metrics))
 
