@@ -5,30 +5,30 @@ from .budget import (
     is_used_up as is_used_up,
     money as money,
 )
-from .cost import (
+from .estimates.cost import (
     equal_epochs as equal_epochs,
     flops_ratios as flops_ratios,
 )
-from .estimate import (
+from .estimates.estimate import (
     Estimate as Estimate,
     SweepSize as SweepSize,
     describe_plan as describe_plan,
     estimate_at_launch as estimate_at_launch,
     size_sweep as size_sweep,
 )
-from .generations import (
-    Generations as Generations,
-)
-from .plan import (
-    Plan as Plan,
-)
-from .power import (
+from .estimates.power import (
     PowerQuestion as PowerQuestion,
     describe_power as describe_power,
     power_question as power_question,
 )
-from .throughput import (
+from .estimates.throughput import (
     ThroughputEstimator as ThroughputEstimator,
+)
+from .plan import (
+    Plan as Plan,
+)
+from .populations.generations import (
+    Generations as Generations,
 )
 from .trial_spec import (
     TrialSpec as TrialSpec,

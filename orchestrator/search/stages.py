@@ -5,11 +5,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from orchestrator.config import PACKAGES, Experiment, PbtScheduler, active_params
-from orchestrator.search.population import Population
-from orchestrator.search.space import distinct_settings, sample_config
-from orchestrator.search.study import Study
+from orchestrator.search.methods.space import distinct_settings, sample_config
+from orchestrator.search.methods.study import Study
+from orchestrator.search.methods.tune_study import TuneStudy
+from orchestrator.search.populations.population import Population
 from orchestrator.search.trial_spec import TrialSpec, slugify, trial_id
-from orchestrator.search.tune_study import TuneStudy
 
 CONFIRM_SEEDS = 1000
 """Confirmation seeds start this far above the search seeds, so that the two never coincide."""

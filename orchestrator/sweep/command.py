@@ -19,7 +19,7 @@ from orchestrator.sweep.ledger import (
     TRANSIENT_REASONS,
 )
 from orchestrator.sweep.summary import sweep_description, sweep_summary
-from orchestrator.sweep.trainable import in_process_trial, ray_train_trial
+from orchestrator.sweep.tune.trainable import in_process_trial, ray_train_trial
 from orchestrator.tracking import TrackerBase
 
 logger = logging.getLogger(__name__)

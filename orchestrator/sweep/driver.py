@@ -33,7 +33,7 @@ from orchestrator.sweep.trial_table import StopRequest, TrialTable
 if TYPE_CHECKING:
     from ray.tune import Callback
 
-    from orchestrator.sweep.arm_schedulers import ArmSchedulers
+    from orchestrator.sweep.tune.arm_schedulers import ArmSchedulers
 from orchestrator.tracking import TrackerBase
 
 logger = logging.getLogger(__name__)
@@ -93,15 +93,15 @@ class Sweep:
     def _build_tune_parts(self, records: list[dict], unfinished: list[TrialSpec]) -> None:
         """Build what Tune is given: searcher, scheduler and callbacks."""
         # Imported here, since these import Ray, which commands that start nothing do without.
-        from orchestrator.sweep.arm_schedulers import ArmSchedulers
-        from orchestrator.sweep.callbacks import (
+        from orchestrator.sweep.tune.arm_schedulers import ArmSchedulers
+        from orchestrator.sweep.tune.callbacks import (
             LostTrialCallback,
             MlflowCallback,
             PendingTrials,
             ProgressCallback,
         )
-        from orchestrator.sweep.scheduler import PerArmScheduler
-        from orchestrator.sweep.searcher import PlanSearcher
+        from orchestrator.sweep.tune.scheduler import PerArmScheduler
+        from orchestrator.sweep.tune.searcher import PlanSearcher
 
         spent = SpentTime(self.run, self.budget)
         recorder = TrialRecorder(

@@ -16,7 +16,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from aml.training import checkpoint
-from orchestrator.search import generations
+from orchestrator.search.populations import generations
 from orchestrator.storage import run as run_module
 from orchestrator.storage.paths import storage_root
 from orchestrator.tracking import resolve

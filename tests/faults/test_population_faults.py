@@ -5,7 +5,7 @@ import json
 import pytest
 
 from aml.errors import NotSaved
-from orchestrator.search import generations
+from orchestrator.search.populations import generations
 from orchestrator.storage import run as run_module
 from tests.orchestrator.search.test_population import PBT_OF_THREE
 from tests.orchestrator.sweep.test_sweep import TINY

@@ -7,7 +7,7 @@ import pytest
 
 from aml.errors import UserError
 from orchestrator.benchmarks import scale
-from orchestrator.search.study import TPE_BEST, TPE_KEPT, Study
+from orchestrator.search.methods.study import TPE_BEST, TPE_KEPT, Study
 
 
 @pytest.mark.parametrize("method", ["grid", "tpe"])

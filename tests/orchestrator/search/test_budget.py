@@ -10,8 +10,8 @@ from orchestrator.config.search import BudgetConfig
 from orchestrator.config.validation import check_sweep, hourly_price
 from orchestrator.search import budget
 from orchestrator.search.budget import BudgetTracker, Reserve, Usage, estimate, is_used_up, refuses
+from orchestrator.search.estimates.throughput import ThroughputEstimator
 from orchestrator.search.plan import Plan
-from orchestrator.search.throughput import ThroughputEstimator
 from tests.orchestrator.search.test_plan import BASE, GRID
 
 

@@ -3,10 +3,10 @@
 import pytest
 
 from orchestrator.config.loader import from_text
-from orchestrator.search.cost import least_share
-from orchestrator.search.estimate import estimate_plan
+from orchestrator.search.estimates.cost import least_share
+from orchestrator.search.estimates.estimate import estimate_plan
+from orchestrator.search.estimates.throughput import ThroughputEstimator
 from orchestrator.search.plan import Plan
-from orchestrator.search.throughput import ThroughputEstimator
 from tests.orchestrator.search.test_plan import BASE, end
 
 SWEEP = [

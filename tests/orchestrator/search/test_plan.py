@@ -9,8 +9,8 @@ from aml.training import StepCost
 from orchestrator.cluster.placement import idle_gpus, plan_placement
 from orchestrator.config.loader import from_text
 from orchestrator.config.validation import check_sweep, setting_warnings
-from orchestrator.search import cost
-from orchestrator.search.estimate import describe_plan, estimate_at_launch, size_sweep
+from orchestrator.search.estimates import cost
+from orchestrator.search.estimates.estimate import describe_plan, estimate_at_launch, size_sweep
 from orchestrator.search.plan import Plan
 from orchestrator.search.trial_spec import trial_from_json, trial_to_json
 from tests.support.hearing import hear

@@ -13,9 +13,10 @@ import pytest
 from aml.errors import NotSaved, UserError
 from orchestrator.config.loader import from_text
 from orchestrator.config.validation import check_sweep
-from orchestrator.search import generations, trial_spec
+from orchestrator.search import trial_spec
 from orchestrator.search.plan import Plan
-from orchestrator.search.population import Population, explore
+from orchestrator.search.populations import generations
+from orchestrator.search.populations.population import Population, explore
 from orchestrator.storage import paths, run as run_module, uploads
 from orchestrator.storage.records import read_history
 from orchestrator.storage.remote_folder import RemoteFolder

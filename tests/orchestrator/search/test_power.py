@@ -13,7 +13,7 @@ from orchestrator.reporting.significance import (
     pairs_needed,
     smallest_detectable_difference,
 )
-from orchestrator.search.power import describe_power, power_question
+from orchestrator.search.estimates.power import describe_power, power_question
 
 ARMS = {"off": [0.30, 0.32, 0.31], "random": [0.31, 0.34, 0.30], "maskris": [0.33, 0.33, 0.33]}
 

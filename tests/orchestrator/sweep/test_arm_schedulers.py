@@ -4,7 +4,7 @@ import pytest
 
 from aml.training.learner import ENDED
 from orchestrator.config.loader import from_text
-from orchestrator.sweep.arm_schedulers import PAUSE, STOP, ArmSchedulers
+from orchestrator.sweep.tune.arm_schedulers import PAUSE, STOP, ArmSchedulers
 
 EPOCHS = 9
 

@@ -16,10 +16,10 @@ from orchestrator import storage
 from orchestrator.cluster import placement
 from orchestrator.config.loader import from_dict
 from orchestrator.storage import run as run_module
-from orchestrator.sweep.arm_schedulers import GO_ON, STOP, Verdict, in_order
-from orchestrator.sweep.callbacks import LostTrialCallback, ProgressCallback
 from orchestrator.sweep.command import fit, has_cut_trials
 from orchestrator.sweep.driver import Sweep
+from orchestrator.sweep.tune.arm_schedulers import GO_ON, STOP, Verdict, in_order
+from orchestrator.sweep.tune.callbacks import LostTrialCallback, ProgressCallback
 from orchestrator.tracking.tracker import MemoryTracker
 from orchestrator.training.epochs import EpochListener
 from orchestrator.utils import files, signals

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 
 from orchestrator import config
 from orchestrator.config import Experiment
-from orchestrator.search import budget, cost
-from orchestrator.search.estimate import Estimate, estimate_text
+from orchestrator.search import budget
+from orchestrator.search.estimates import cost
+from orchestrator.search.estimates.estimate import Estimate, estimate_text
 from orchestrator.search.plan import Plan
 from orchestrator.utils import range_text
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from orchestrator.config import Experiment, PbtScheduler, SearchConfig
-from orchestrator.search.space import quantile
+from orchestrator.search.methods.space import quantile
 
 FACTORS = (0.8, 1.2)
 """`explore` multiplies a number by one of these (Jaderberg et al.)."""

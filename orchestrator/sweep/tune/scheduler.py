@@ -13,10 +13,10 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from aml.training import vacuous_mask
 from orchestrator.config import Experiment
 from orchestrator.search import BudgetTracker, Plan, ThroughputEstimator
-from orchestrator.sweep.arm_schedulers import GO_ON, PAUSE, STOP, ArmSchedulers, Verdict
 from orchestrator.sweep.ledger import TrialEnd, TrialRecorder
 from orchestrator.sweep.progress import ProgressTable
 from orchestrator.sweep.trial_table import NotPickled, RunningTrial, StopRequest, TrialTable
+from orchestrator.sweep.tune.arm_schedulers import GO_ON, PAUSE, STOP, ArmSchedulers, Verdict
 
 logger = logging.getLogger(__name__)
 

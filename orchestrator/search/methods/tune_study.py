@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.config import Experiment, active_params
-from orchestrator.search.space import Dimension, sample_config
+from orchestrator.search.methods.space import Dimension, sample_config
 
 SEED_ARGUMENTS = {"hyperopt": "random_state_seed", "bayesopt": "random_state"}
 """The argument by which each method's class takes a seed."""

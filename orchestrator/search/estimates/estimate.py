@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, NamedTuple, NotRequired, TypedDict
 
 from orchestrator import cluster, config, data
 from orchestrator.config import Experiment, from_dict
-from orchestrator.search import budget, cost
-from orchestrator.search.measured import find_measured_step
+from orchestrator.search import budget
+from orchestrator.search.estimates import cost
+from orchestrator.search.estimates.measured import find_measured_step
+from orchestrator.search.estimates.power import ANY_DIFFERENCE, PowerQuestion, describe_power
 from orchestrator.search.plan import Plan
-from orchestrator.search.power import ANY_DIFFERENCE, PowerQuestion, describe_power
 from orchestrator.storage import storage_root
 from orchestrator.utils import range_text
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from orchestrator.config import Experiment, OptunaMethod, active_params
-from orchestrator.search.space import optuna_distribution
+from orchestrator.search.methods.space import optuna_distribution
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler

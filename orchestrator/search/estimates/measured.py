@@ -11,7 +11,7 @@ from aml.models import make_options
 from orchestrator.config import Experiment, masking_arm
 from orchestrator.search.plan import Plan
 
-FILE = Path(__file__).parents[2] / "experiments" / "results" / "gpu.jsonl"
+FILE = Path(__file__).parents[3] / "experiments" / "results" / "gpu.jsonl"
 """What `python -m aml.bench step` printed on GPUs, one line a command; a wheel lacks it."""
 
 BESIDE_STEPS = 0.15

@@ -1,0 +1,1 @@
+"""The parts that Ray Tune calls: searcher, schedulers, callbacks and trainables."""
