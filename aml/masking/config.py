@@ -333,7 +333,7 @@ class MaskingConfig(Settings):
     def check(self, model: Any, image_size: int) -> None:
         """Refuse settings that cannot mean anything for a model at this image size.
 
-        `model` is the model, its class or its options: anything with name, sources and fuses.
+        `model` is the model, its class, its options or its traits.
         """
         method = self.method
         method.check(model, image_size)

@@ -147,7 +147,8 @@ class MaskingMethod:
         if not model.drops:
             raise UserError(
                 f"aml.fill drop leaves patches out of the encoder, and model {model.name} reads "
-                "all of them; use fill zero or mean, or a model that drops them, as clipseg"
+                "all of them; use fill zero or mean, or a model that drops them: clipseg, or "
+                "compose with a plain vision transformer"
             )
         side, patch = self.config.block_side(image_size), model.image_multiple
         if side % patch:

@@ -64,7 +64,7 @@ class Model(nn.Module):
     """The sides of an image must be multiples of it."""
     fuses: ClassVar[bool] = False
     """Whether words are read inside the visual encoder."""
-    drops: ClassVar[bool] = False
+    drops: bool = False
     """Whether `encode_visible` reads some patches alone, each `image_multiple` pixels wide."""
     encoders: tuple[str, ...] = ()
     """Prefixes of the parameters trained at optim.encoder_lr times the rate."""

@@ -10,7 +10,6 @@ than the decoder reads; and the picture is encoded once for all sentences.
     space
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +29,7 @@ from aml.models.encoders.clip_text import (
     text_states,
 )
 from aml.models.encoders.pretrained import read_weights
+from aml.models.encoders.visible import VisibleTokens, visible_tokens
 from aml.models.options import WORDS, ClipSegOptions
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -96,15 +96,9 @@ class ClipSeg(Model):
 
     @torch.no_grad()
     def encode_visible(self, x, visible):
-        grid, patch = self.patch_grid(x), self.image_multiple
-        hidden = ~visible[:, ::patch, ::patch].flatten(1)
-        hidden = torch.cat([torch.zeros_like(hidden[:, :1]), hidden], 1)  # the class token stays
-        # visible places first; as many are read as the image with most of them has
-        places = hidden.byte().argsort(dim=1, stable=True)
-        places = places[:, : int((~hidden).sum(1).max())]
-        kept = ~hidden.gather(1, places)
-        states = self._visual(x, max(self.extract) + 1, places, kept)
-        return self._maps([spread_out(s, places, kept, hidden.shape[1]) for s in states], grid)
+        grid, seen = self.patch_grid(x), visible_tokens(visible, self.image_multiple, prefix=1)
+        states = self._visual(x, max(self.extract) + 1, seen)
+        return self._maps([seen.spread(s) for s in states], grid)
 
     def _maps(self, states, grid) -> list:
         """Return the maps of `encode` from the states after each layer, as `_visual` gives them."""
@@ -156,7 +150,7 @@ class ClipSeg(Model):
             pool(text_states(self.clip.text_model, tokens), token_mask)
         )
 
-    def _visual(self, x, layers: int, places=None, kept=None) -> list:
+    def _visual(self, x, layers: int, seen: VisibleTokens | None = None) -> list:
         """Return the states after each of the first layers, layers x (B, 1 + h*w, C).
 
         The class token comes before the patches.
@@ -164,16 +158,14 @@ class ClipSeg(Model):
         Args:
             x: (B, 3, H, W) normalised images.
             layers: How many.
-            places: (B, K) int64, the tokens that are read, whose states are returned; None: all.
-            kept: (B, K) bool, those of `places` that others may attend to; the rest pads.
+            seen: The K tokens that are read, whose states are returned; None: all.
         """
         visual, states = self.clip.vision_model, []
         state = visual.pre_layrnorm(visual.embeddings(x, interpolate_pos_encoding=True))
         bias = None
-        if places is not None:
-            state = state.gather(1, places[:, :, None].expand(-1, -1, state.shape[2]))
-            bias = torch.zeros_like(kept, dtype=state.dtype).masked_fill(~kept, -math.inf)
-            bias = bias[:, None, None]
+        if seen is not None:
+            state = seen.gather(state)
+            bias = seen.bias(state)
         for layer in visual.encoder.layers[:layers]:
             state = layer(state, attention_mask=bias)
             states.append(state)
@@ -202,21 +194,6 @@ class ClipSeg(Model):
 def as_map(states: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
     """Return the patches of states (B, 1 + h*w, C), class token first, as a map (B, C, h, w)."""
     return states[:, 1:].mT.unflatten(2, tuple(grid))
-
-
-def spread_out(
-    states: torch.Tensor, places: torch.Tensor, kept: torch.Tensor, count: int
-) -> torch.Tensor:
-    """Return states (B, K, C) at their places among `count`, zero elsewhere: (B, count, C).
-
-    Args:
-        states: (B, K, C).
-        places: (B, K) int64, no two of an image alike.
-        kept: (B, K) bool; the others are zero too.
-        count: How many places there are.
-    """
-    whole = states.new_zeros(len(states), count, states.shape[2])
-    return whole.scatter(1, places[:, :, None].expand_as(states), states * kept[:, :, None])
 
 
 def random_config(options: ClipSegOptions, tokens: int) -> Any:

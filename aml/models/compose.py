@@ -21,10 +21,12 @@ from aml.models.encoders.backbone import (
     keep_statistics,
     picture_statistics,
     plan_backbone,
+    visible_patch_maps,
     visual_maps,
 )
 from aml.models.encoders.siglip import (
     STATISTICS,
+    VisionTower,
     check_tower_weights,
     names_tower,
     patch_size,
@@ -33,6 +35,7 @@ from aml.models.encoders.siglip import (
 from aml.models.encoders.text import check_text, sentence_encoder
 from aml.models.encoders.words import Text, Words
 from aml.models.options import WORDS, ComposeOptions
+from aml.models.options.base import Traits, traits_of
 from aml.models.options.compose import RANDOM
 
 TABLES = (
@@ -61,7 +64,8 @@ class Compose(PlaceDecoder):
     - prediction: the sigmoid of the logits.
 
     The maps of `encode` are fine, middle and coarse, and the backbone's last. Of a plain vision
-    transformer with patches of p pixels fine and middle are at p/4 and p/2.
+    transformer with patches of p pixels fine and middle are at p/4 and p/2. Such a transformer can
+    leave hidden patches out (`drops`); the neck's maps are zero there, too.
     """
 
     mean: torch.Tensor
@@ -110,20 +114,21 @@ class Compose(PlaceDecoder):
         self.no_decay = (*tables, *words)
 
     @classmethod
-    def side_multiple(cls, options: ComposeOptions) -> int:
-        """Return what the side of an image must be a multiple of, before the model is built.
+    def traits(cls, options: ComposeOptions) -> Traits:
+        """Return what settings are checked against, before the model is built.
 
         Raises:
             UserError: A backbone or text encoder that cannot be taken, weights that are not here.
         """
         if names_tower(options.backbone):
             check_tower_weights(options.backbone, options.backbone_weights)
-            multiple = patch_size(options.backbone)
+            multiple, drops = patch_size(options.backbone), True
         else:
-            multiple = plan_backbone(options.backbone).multiple
+            plan = plan_backbone(options.backbone)
+            multiple, drops = plan.multiple, plan.drops
             check_weights(options.backbone, options.backbone_weights)
         check_text(options.text)
-        return multiple
+        return traits_of(options, image_multiple=multiple, drops=drops)
 
     def _add_backbone(self, built: dict[str, Any]) -> tuple[Sequence[int], Sequence[int]]:
         """Add the backbone, out of the assets of a model built before where there are any.
@@ -137,6 +142,7 @@ class Compose(PlaceDecoder):
             self.backbone: Any = tower
             channels, reductions = [tower.width] * 3, [tower.patch] * 3
             self.image_multiple, mean, std = tower.patch, STATISTICS, STATISTICS
+            self.drops = True
         else:
             plan = plan_backbone(name)
             self.backbone = build_backbone(name, weights, plan, read=not built)
@@ -145,6 +151,7 @@ class Compose(PlaceDecoder):
                 [*plan.channels],
                 [*plan.reductions],
             )
+            self.drops = plan.drops
             mean, std = built.get("pictures") or picture_statistics(name, weights)
         self._add_statistics(mean, std)
         self.assets["pictures"] = [mean, std]
@@ -211,6 +218,17 @@ class Compose(PlaceDecoder):
         with torch.no_grad() if self.frozen else nullcontext():
             maps = visual_maps(self.backbone, x * self.scale + self.shift)
         return [*self.neck(maps), maps[-1]]
+
+    def encode_visible(self, x: torch.Tensor, visible: torch.Tensor) -> list[torch.Tensor]:
+        """Return the maps of `encode` as the visible patches alone give them, zero elsewhere."""
+        self.patch_grid(x)
+        x = x * self.scale + self.shift
+        with torch.no_grad() if self.frozen else nullcontext():
+            if isinstance(self.backbone, VisionTower):
+                maps = self.backbone(x, visible)
+            else:
+                maps = visible_patch_maps(self.backbone, x, visible)
+        return self.see([*self.neck(maps), maps[-1]], visible)
 
     def features(
         self,

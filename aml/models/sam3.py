@@ -37,6 +37,7 @@ from aml.models.encoders.clip_text import (
 )
 from aml.models.encoders.pretrained import read_weights
 from aml.models.options import WORDS, Sam3Options
+from aml.models.options.base import Traits, traits_of
 
 GREY = 0.5
 """Mean and spread of pictures in [0, 1] that SAM 3 takes."""
@@ -67,7 +68,7 @@ class Sam3(Model):
 
     def __init__(self, options: Sam3Options, vocabulary: list[str], assets: dict | None = None):
         super().__init__(options, vocabulary, assets)
-        self.side_multiple(options)
+        self.traits(options)
         self.tokens = clip_tokens(self, options.weights, "weights")
         network = self._network()
         check_length(options.max_tokens, network.config.text_config, "weights")
@@ -83,8 +84,8 @@ class Sam3(Model):
         )
 
     @classmethod
-    def side_multiple(cls, options: Sam3Options) -> int:
-        """Return what the side of an image must be a multiple of, before the model is built.
+    def traits(cls, options: Sam3Options) -> Traits:
+        """Return what settings are checked against, before the model is built.
 
         Raises:
             UserError: LoRA without peft.
@@ -94,7 +95,7 @@ class Sam3(Model):
                 "model.vision or model.text is lora, but the package peft is not installed; "
                 "install the extra lora (pip install '.[lora]'), or choose frozen or trained"
             )
-        return cls.image_multiple
+        return traits_of(options, image_multiple=cls.image_multiple, drops=cls.drops)
 
     def _add_parts(self, network: Any) -> None:
         """Take from a `Sam3Model` what a mask needs."""

@@ -40,8 +40,9 @@ class CheckpointConfig(Settings):
 
     @model_validator(mode="after")
     def _check_together(self):
-        if (name := self.model["name"]) in MODELS:
-            check_side(self.image_size, name, MODELS[name].image_multiple)
+        options = MODELS.get(self.model["name"])
+        if options and not options.of_parts:  # parts are known when the model is built
+            check_side(self.image_size, options.name, options.image_multiple)
         return self
 
 

@@ -88,7 +88,8 @@ def check_run(experiment: Experiment) -> None:
         cls: Any = find_class(name)
         given = make_options(name, {k: v for k, v in experiment.model.items() if k != "name"})
         if built_in:
-            model, multiple = built_in, cls.side_multiple(given)
+            model = cls.traits(given)
+            multiple = model.image_multiple
         else:
             model, multiple = cls, cls.image_multiple
             allow(name)

@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from aml.errors import UserError
 from aml.models.encoders.packages import backbone_package, package_path
+from aml.models.encoders.visible import visible_tokens
 from aml.models.options.compose import PACKAGE, PRETRAINED, RANDOM
 from aml.schema import nearest
 
@@ -46,6 +47,8 @@ class Plan(NamedTuple):
     """Pixels a place spans, of each map; never falling."""
     size: dict[str, Any]
     """What makes it take images of any size."""
+    drops: bool
+    """Whether it can read some patches alone, see `visible_patch_maps`."""
 
     @property
     def multiple(self) -> int:
@@ -83,7 +86,9 @@ def plan_backbone(name: str) -> Plan:
             indices = _indices(info)
             net, size = _create(name, out_indices=indices)
             found = net.feature_info
-            plan = Plan(indices, tuple(found.channels()), tuple(found.reduction()), size)
+            plan = Plan(
+                indices, tuple(found.channels()), tuple(found.reduction()), size, reads_tokens(net)
+            )
             height, width = (plan.multiple * n for n in (2, 3))
             with torch.no_grad():
                 maps = visual_maps(net.eval(), torch.empty(1, 3, height, width))
@@ -187,6 +192,39 @@ def visual_maps(net: Any, x: torch.Tensor) -> list[torch.Tensor]:
     maps = net(x.contiguous(memory_format=torch.channels_last))
     form = getattr(net, "output_fmt", None)
     return [m.permute(0, 3, 1, 2) for m in maps] if getattr(form, "value", "") == "NHWC" else maps
+
+
+def reads_tokens(net: Any) -> bool:
+    """Return whether a backbone is a transformer of tokens that know their places from the start.
+
+    Those with rotary embeddings, as DINOv3's, tell places inside attention, and windowed ones need
+    all of a window.
+    """
+    from timm.models.vision_transformer import Block, VisionTransformer
+
+    vit = getattr(net, "model", None)
+    return type(vit) is VisionTransformer and all(type(block) is Block for block in vit.blocks)
+
+
+def visible_patch_maps(net: Any, x: torch.Tensor, visible: torch.Tensor) -> list[torch.Tensor]:
+    """Return the maps of `visual_maps` as the visible patches alone give them, zero elsewhere.
+
+    Args:
+        net: A backbone that `reads_tokens`.
+        x: (B, 3, H, W) images, of which hidden patches are not read.
+        visible: (B, H, W) bool, the same throughout a patch.
+    """
+    vit, found = net.model, []
+    patch = vit.patch_embed.patch_size[0]
+    seen = visible_tokens(visible, patch, vit.num_prefix_tokens)
+    state = vit.norm_pre(seen.gather(vit._pos_embed(vit.patch_embed(x))))
+    bias = seen.bias(state)
+    for i, block in enumerate(vit.blocks):
+        state = block(state, attn_mask=bias)
+        if i in net.out_indices:
+            found.append(vit.norm(state) if net.norm else state)
+    grid = tuple(side // patch for side in x.shape[2:])
+    return [seen.spread(state)[:, vit.num_prefix_tokens :].mT.unflatten(2, grid) for state in found]
 
 
 def with_group_norm(net: nn.Module) -> None:

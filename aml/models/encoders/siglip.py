@@ -23,6 +23,7 @@ from torch import nn
 from aml.errors import UserError
 from aml.models.encoders.clip_text import config_assets
 from aml.models.encoders.pretrained import fetched, quiet_transformers, read_weights
+from aml.models.encoders.visible import visible_tokens
 from aml.models.options.compose import PRETRAINED, RANDOM
 
 KINDS = ("siglip", "siglip2")
@@ -61,15 +62,26 @@ class VisionTower(nn.Module):
         self.patch: int = model.config.patch_size
         self.width: int = model.config.hidden_size
 
-    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Return three maps (B, C, h, w) of images (B, 3, H, W)."""
+    def forward(self, x: torch.Tensor, visible: torch.Tensor | None = None) -> list[torch.Tensor]:
+        """Return three maps (B, C, h, w) of images (B, 3, H, W).
+
+        With `visible`, (B, H, W) bool, the visible patches alone are read, and maps are zero
+        elsewhere.
+        """
         grid = tuple(side // self.patch for side in x.shape[2:])
-        states, found = self._embedded(x, grid), []
+        states, bias, seen = self._embedded(x, grid), None, None
+        found: list[torch.Tensor] = []
+        if visible is not None:
+            seen = visible_tokens(visible, self.patch, prefix=0)
+            states = seen.gather(states)
+            bias = seen.bias(states)
         for i, layer in enumerate(self.model.encoder.layers):
-            states = layer(states, attention_mask=None)
+            states = layer(states, attention_mask=bias)
             if i in self.read_after:
                 found.append(states)
         found[-1] = self.model.post_layernorm(found[-1])
+        if seen is not None:
+            found = [seen.spread(state) for state in found]
         return [state.mT.unflatten(2, grid) for state in found]
 
     def _embedded(self, x: torch.Tensor, grid: tuple[int, ...]) -> torch.Tensor:

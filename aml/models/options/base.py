@@ -1,6 +1,6 @@
 """Base class of the options of models, and the types they share."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import Field
 
@@ -33,7 +33,22 @@ class Options(Settings):
     drops: ClassVar[bool] = False
     """Whether the visual encoder can read some patches of an image alone."""
     of_parts: ClassVar[bool] = False
-    """Whether `image_multiple`, and whether the model can be had, depend on the options.
+    """Whether the options decide on `image_multiple`, `drops` and whether the model can be had.
 
-    The model's class then has `side_multiple(options)`, which says both.
+    The model's class then has `traits(options)`, which tells.
     """
+
+
+class Traits(NamedTuple):
+    """What the settings of a run are checked against, of a model with these options."""
+
+    name: str
+    sources: tuple[str, ...]
+    image_multiple: int
+    fuses: bool
+    drops: bool
+
+
+def traits_of(options: Any, *, image_multiple: int, drops: bool) -> Traits:
+    """Return the traits of a model of parts; `options` are its options or their class."""
+    return Traits(options.name, options.sources, image_multiple, options.fuses, drops)

@@ -181,7 +181,7 @@ def test_without_peft_lora_is_refused(monkeypatch):
     with pytest.raises(UserError, match=r"peft is not installed; install the extra lora"):
         build_model("sam3", vocabulary=VOCABULARY, **TINY["sam3"], text="lora")
     with pytest.raises(UserError, match="peft is not installed"):
-        find_class("sam3").side_multiple(options("sam3", vision="lora"))
+        find_class("sam3").traits(options("sam3", vision="lora"))
 
 
 def test_a_folder_is_read_once_and_not_needed_after(folder, tmp_path):
