@@ -179,7 +179,8 @@ def kill_trial(trial: "Trial") -> None:
     import ray
 
     trial.max_failures = 0  # no restart
-    ray.kill(trial.temporary_state.ray_actor)
+    if actor := trial.temporary_state.ray_actor:
+        ray.kill(actor)
 
 
 def add_sigint_handler(trainer: "TorchTrainer", register: Callable[[], None]) -> None:
