@@ -28,6 +28,10 @@ from .placement_groups import (
     remove_placement_groups as remove_placement_groups,
     required_resources as required_resources,
 )
+from .ray_compat import (
+    add_sigint_handler as add_sigint_handler,
+    kill_trial as kill_trial,
+)
 from .session import (
     configure_tune as configure_tune,
     init_ray as init_ray,

@@ -9,17 +9,23 @@ test says that they still exist. Each is used because Ray offers no public way:
 - a `PlacementGroup` can be rebuilt in another process only from its id;
 - Ray's processes join the process group of the command that starts them;
 - Tune copies AWS keys into the runtime environment of its trials;
-- the log folder of a start that failed is not returned by it.
+- the log folder of a start that failed is not returned by it;
+- Tune has no call that ends one trial whose process hangs;
+- Ray Train's own handler of an interruption cannot be replaced.
+
+docs/ray_checkpoints.md says what would have to change in Ray for each.
 """
 
 import contextlib
 import logging
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
+    from ray.tune.experiment import Trial
     from ray.util.placement_group import PlacementGroup
 
 CHECKED_WITH = "2.60.0"
@@ -34,7 +40,9 @@ PRIVATE = (
     "ray.experimental.internal_kv:_internal_kv_get",
     "ray.experimental.internal_kv:_internal_kv_list",
     "ray.experimental.internal_kv:_internal_kv_put",
+    "ray.train.v2.api.data_parallel_trainer:DataParallelTrainer._register_sigint_handler",
     "ray.tune.execution.class_cache:ENV_VARS_TO_PROPAGATE",
+    "ray.tune.experiment.trial:_TemporaryTrialState",
 )
 """`module:attribute` of every private interface that this module uses."""
 
@@ -161,3 +169,32 @@ def own_process_groups() -> Iterator[list[subprocess.Popen]]:
         yield started
     finally:
         services.ConsolePopen = console_popen
+
+
+def kill_trial(trial: "Trial") -> None:
+    """Kill the process of a running trial of Tune, which then counts as failed for good.
+
+    Its actor is known to the trial's `_TemporaryTrialState` alone.
+    """
+    import ray
+
+    trial.max_failures = 0  # no restart
+    if actor := trial.temporary_state.ray_actor:
+        ray.kill(actor)
+
+
+def add_sigint_handler(trainer: "TorchTrainer", register: Callable[[], None]) -> None:
+    """Set a handler of SIGINT in front of Ray Train's, which aborts.
+
+    Args:
+        trainer: The trainer, before `fit()`.
+        register: Sets the handler; `fit()` calls it after it has set its own.
+    """
+    # The types that mypy sees are of Ray Train's older trainer.
+    register_of_ray = trainer._register_sigint_handler  # type: ignore[attr-defined]
+
+    def register_both(controller: object) -> None:
+        register_of_ray(controller)
+        register()
+
+    trainer._register_sigint_handler = register_both  # type: ignore[attr-defined]

@@ -212,14 +212,7 @@ def end_after_epoch(trainer: "TorchTrainer", stop: Path) -> None:
     Ray Train aborts at the first interruption. This handler is put before Ray Train's, and the
     file asks the workers to end by themselves after the current epoch; the second SIGINT aborts.
     """
-    # Ray Train has no public hook for this; its version 2 trainer has the method.
-    register_of_ray = trainer._register_sigint_handler  # type: ignore[attr-defined]
-
-    def register(controller: object) -> None:
-        register_of_ray(controller)
-        utils.on_interrupt(stop.touch)
-
-    trainer._register_sigint_handler = register  # type: ignore[attr-defined]
+    cluster.add_sigint_handler(trainer, lambda: utils.on_interrupt(stop.touch))
 
 
 def failure_of(folder: Path) -> str:

@@ -4,7 +4,6 @@ import contextlib
 import logging
 from typing import Any
 
-import ray
 from ray.tune import Callback
 
 from orchestrator import cluster, storage
@@ -134,8 +133,7 @@ class LostTrialCallback(NotPickled, Callback):
         """Kill running trials that have timed out."""
         for trial in trials:
             if trial.status == trial.RUNNING and self.check_timeout(trial.config["trial"]):
-                trial.max_failures = 0  # the trial has ended: no restart
-                ray.kill(trial.temporary_state.ray_actor)
+                cluster.kill_trial(trial)
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         self.trials.start(trial.config["trial"])
