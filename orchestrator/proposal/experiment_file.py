@@ -94,9 +94,7 @@ def write_experiment(
     machine = measure_machine()
     refs = source.splits[source.train_split][0]
     sentences = source.splits[source.val_split][1]
-    sizes = propose(
-        machine, refs, sentences, source.side, photo_encoders=has_photo_encoders()
-    )
+    sizes = propose(machine, refs, sentences, source.side, photo_encoders=has_photo_encoders())
     plan = _Plan(name, source, others, machine, sizes, program)
     body = _body(plan)
     check_sweep(from_text(body, where=str(path)))
@@ -151,8 +149,8 @@ def _messages(plan: _Plan) -> list[str]:
     lines += [f"also found, not used: {other.what}" for other in plan.others]
     lines += [
         f"this machine: {plan.machine.text}",
-        f"proposed: model {sizes.model} ({sizes.why}), {sizes.size} px, batch {sizes.batch}, {sizes.epochs} epochs, "
-        f"{sizes.max_concurrent} trials at once",
+        f"proposed: model {sizes.model} ({sizes.why}), {sizes.size} px, batch {sizes.batch}, "
+        f"{sizes.epochs} epochs, {sizes.max_concurrent} trials at once",
         "now run, in this order:",
     ]
     return lines + [f"  {command}" for command in plan.commands]
