@@ -5,6 +5,18 @@ Notebooks use: from orchestrator import load, sweep, compare, runs, report, eval
 package orchestrator.sweep, which can be called.
 """
 
-import lazy_loader
+import sys
+
+try:
+    import lazy_loader
+except ModuleNotFoundError as error:
+    missing = (
+        f"{sys.executable} does not have the packages that amlris needs; in the checkout, run "
+        "`source .venv/bin/activate` first (`make env` makes .venv), else install amlris there"
+    )
+    if sys.argv[:1] == ["-m"]:  # python -m orchestrator
+        print(f"error: {missing}", file=sys.stderr)
+        sys.exit(2)
+    raise ModuleNotFoundError(missing, name=error.name) from None
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

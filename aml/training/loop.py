@@ -34,6 +34,7 @@ def train_epochs(
     config: EvalConfig = EvalConfig(),  # noqa: B008 (frozen)
     checkpointer: MidEpochCheckpointer | None = None,
     on_step: Callable[[int, TrainSums], None] | None = None,
+    on_validation: Callable[[int, int], None] | None = None,
 ) -> Iterator[Result]:
     """Train from learner.progress to the last epoch and yield one Result an epoch.
 
@@ -46,6 +47,8 @@ def train_epochs(
         config: Settings of the validation.
         checkpointer: Is asked during an epoch whether the run should be saved there, too.
         on_step: Called after each step with the steps done of the epoch and its sums.
+        on_validation: Called before a validation and after each of its batches, with the sentences
+            that this rank has scored, and all of them.
     """
     probe = probe_indices(len(val), config.probe)
     world = learner.world
@@ -63,7 +66,7 @@ def train_epochs(
         )
         metrics = learner.train_epoch(batches, epoch, checkpointer, on_step)
         before = time.perf_counter()
-        metrics |= _validate(learner, val, config, probe, checkpointer)
+        metrics |= _validate(learner, val, config, probe, checkpointer, on_validation)
         progress = learner.progress
         score = metrics[judged_by(config.select)]
         improved = score > progress.best
@@ -95,6 +98,7 @@ def _validate(
     config: EvalConfig,
     probe: np.ndarray,
     checkpointer: MidEpochCheckpointer | None,
+    on_validation: Callable[[int, int], None] | None,
 ) -> dict[str, float]:
     """Return the scores of the validation split, and the diagnostics of the probed sentences."""
     world = learner.world
@@ -103,6 +107,8 @@ def _validate(
     )
     if checkpointer is not None:
         batches = yield_with_checkpoints(batches, checkpointer)
+    if on_validation is not None:
+        batches = _yield_counted(batches, len(val) // world.size, on_validation)
     metrics = validation_metrics(learner.evaluate(batches, config.threshold))
     if len(probe):
         mine = probe[world.rank :: world.size]
@@ -126,6 +132,18 @@ def yield_with_checkpoints(
         yield batch
         if checkpointer.due():
             checkpointer.save()
+
+
+def _yield_counted(
+    batches: Iterable[Batch], sentences: int, on_validation: Callable[[int, int], None]
+) -> Iterator[Batch]:
+    """Yield the batches of a validation, and say before and after each how many sentences came."""
+    done = 0
+    on_validation(done, sentences)
+    for batch in batches:
+        yield batch
+        done += len(batch.item)
+        on_validation(done, sentences)
 
 
 def validation_metrics(sums: Sums) -> dict[str, float]:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import typer
 from typer.models import CommandInfo
 
+from orchestrator.utils import called_as
+
 EXAMPLES = {
     "init": "init mine --data REFER",
     "synth": "synth scenes --dataset refcoco --images 2000",
@@ -42,9 +44,9 @@ EXAMPLES = {
 """A line for each command as a person types it after the program's name."""
 
 FIRST = (
-    ("sweep experiments/quickstart.yaml", "does masking help? a sweep on generated scenes"),
+    ("sweep experiments/smoke.yaml", "a first look: six short trainings and a report"),
     ("init mine --data FOLDER", "an experiment for your own data and this machine"),
-    ("demo quickstart", "drop a picture, type a sentence, see what the model finds"),
+    ("demo smoke", "drop a picture, type a sentence, see what the model finds"),
 )
 """What is shown to a person who gives no command, each with what it does."""
 
@@ -57,7 +59,7 @@ def program() -> str:
 
 def first_steps() -> str:
     """Return what is said where no command is given."""
-    called = program()
+    called = called_as()
     lines = [f"  {called} {command}\n      {what}\n" for command, what in FIRST]
     last = f"{called} --help lists all commands; the --help of each has an example."
     return "\n".join(

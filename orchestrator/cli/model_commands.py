@@ -199,8 +199,9 @@ def _show_evaluation(out: Path, found: dict[str, dict]) -> None:
     """Print the scores of an evaluation, their intervals, groups, and published neighbours."""
     from orchestrator import evaluation, reporting
 
+    echo("scores in %; the files hold shares of 1")
     for split, scores in found.items():
-        shown = [f"{name} {value:.4f}" for name, value in scores.items() if name != "n"]
+        shown = [f"{name} {100 * value:.2f}" for name, value in scores.items() if name != "n"]
         echo(f"{split:20} {'  '.join(shown)}  n {scores['n']}")
     lines = reporting.interval_lines(reporting.write_intervals(out))
     lines += reporting.published_lines(reporting.evaluation_tables([out])["evaluations"])

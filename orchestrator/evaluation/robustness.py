@@ -175,8 +175,8 @@ def measure_robustness(
 def robustness_lines(robustness: dict) -> list[str]:
     """Return what robustness.json holds as lines for a person.
 
-    There is one line a corruption: the mean over its severities, the drop, and how both compare
-    with the baseline.
+    There is one line a corruption, in per cent: the mean over its severities, the drop, and how
+    both compare with the baseline.
     """
     lines = []
     for split, corruptions in robustness.items():
@@ -186,8 +186,8 @@ def robustness_lines(robustness: dict) -> list[str]:
                 how = f"severities {','.join(map(str, line['severities']))}"
             text = (
                 f"{split:12} {name:10} {how:21}"
-                f" mIoU {line['mIoU']:.4f}  drop {_percent(line['drop_mIoU'])}"
-                f"  oIoU {line['oIoU']:.4f}  drop {_percent(line['drop_oIoU'])}"
+                f" mIoU {100 * line['mIoU']:5.2f}  drop {_percent(line['drop_mIoU'])}"
+                f"  oIoU {100 * line['oIoU']:5.2f}  drop {_percent(line['drop_oIoU'])}"
             )
             if "over_baseline_mIoU" in line:
                 ratio = line["relative_drop_mIoU"]

@@ -1,8 +1,8 @@
 """Propose an experiment for a person's data and this machine: what `init` writes.
 
 May import: orchestrator.data and what it may import.
-Public names: DataSource, Machine, Proposal, find_sources, measure_machine, propose,
-    write_experiment.
+Public names: DataSource, Machine, PHOTO_ENCODERS, Proposal, find_sources, measure_machine,
+    propose, write_experiment.
 """
 
 import lazy_loader

@@ -2,6 +2,7 @@ from .experiment_file import (
     write_experiment as write_experiment,
 )
 from .machine import (
+    PHOTO_ENCODERS as PHOTO_ENCODERS,
     Machine as Machine,
     Proposal as Proposal,
     measure_machine as measure_machine,

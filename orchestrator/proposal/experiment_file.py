@@ -10,7 +10,13 @@ from aml.errors import UserError
 from aml.files import MADE_BY, check_file
 from aml.reading import read_text
 from orchestrator.config import check_sweep, from_dict, from_text
-from orchestrator.proposal.machine import Machine, Proposal, measure_machine, propose
+from orchestrator.proposal.machine import (
+    Machine,
+    Proposal,
+    has_photo_encoders,
+    measure_machine,
+    propose,
+)
 from orchestrator.proposal.sources import DataSource, find_sources
 from orchestrator.utils import atomic_write
 
@@ -26,8 +32,6 @@ GENERATED = DataSource(
 SYNTH = (
     "  synth: {dataset: refcoco, images: 1400, size: 96, seed: 0}  # made where there are none\n"
 )
-
-MODELS = "others, most of which need weights: docs/models.md"
 
 
 @dataclass(frozen=True)
@@ -90,9 +94,8 @@ def write_experiment(
     machine = measure_machine()
     refs = source.splits[source.train_split][0]
     sentences = source.splits[source.val_split][1]
-    plan = _Plan(
-        name, source, others, machine, propose(machine, refs, sentences, source.side), program
-    )
+    sizes = propose(machine, refs, sentences, source.side, photo_encoders=has_photo_encoders())
+    plan = _Plan(name, source, others, machine, sizes, program)
     body = _body(plan)
     check_sweep(from_text(body, where=str(path)))
     atomic_write(path, _signed(body).encode())
@@ -146,8 +149,8 @@ def _messages(plan: _Plan) -> list[str]:
     lines += [f"also found, not used: {other.what}" for other in plan.others]
     lines += [
         f"this machine: {plan.machine.text}",
-        f"proposed: {sizes.size} px, batch {sizes.batch}, {sizes.epochs} epochs, "
-        f"{sizes.max_concurrent} trials at once",
+        f"proposed: model {sizes.model} ({sizes.why}), {sizes.size} px, batch {sizes.batch}, "
+        f"{sizes.epochs} epochs, {sizes.max_concurrent} trials at once",
         "now run, in this order:",
     ]
     return lines + [f"  {command}" for command in plan.commands]
@@ -187,9 +190,10 @@ data:
   val_limit: {limit}  # validates on the first so many sentences of each epoch; null on all
   size: {sizes.size}  # side of the network image in pixels, a multiple of 16
   fit: square  # letterbox keeps the aspect ratio
-model: {{name: small}}  # trained from scratch; {MODELS}
+# {sizes.why}; others, most of which need weights: docs/models.md
+model: {{name: {sizes.model}}}
 aml: {{preset: calibrated}}  # how alignment is read and blocks are hidden
-optim: {{lr: 1.5e-3, weight_decay: 0.05, warmup: 0.5epochs, loss: ce+dice}}
+optim: {{{sizes.optim}, weight_decay: 0.05, warmup: 0.5epochs, loss: ce+dice}}
 train: {{epochs: {sizes.epochs}, batch: {sizes.batch}}}
 evaluate:
   batch: 64

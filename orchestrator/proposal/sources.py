@@ -14,7 +14,7 @@ from pathlib import Path
 from aml.data import load_grefs, load_refs, peek_table
 from aml.errors import UserError
 from aml.reading import SUFFIXES, open_picture, read_picture
-from orchestrator.data import COMPLETE_MARKER, read_manifest
+from orchestrator.data import COMPLETE_MARKER, picture_places, read_manifest, read_rows
 from orchestrator.storage import Filesystem
 
 MAX_FOLDERS = 5_000
@@ -205,18 +205,21 @@ def _table(path: Path, found: _Found) -> DataSource | None:
 
 def _shards(path: Path, root: Path) -> DataSource | None:
     """Return the source of a folder of shards; None where they are incomplete."""
+    store = Filesystem(path)
     try:
-        manifest = read_manifest(Filesystem(path))
+        manifest = read_manifest(store)
         splits = {
             str(name): (int(count["refs"]), int(count["sentences"]))
             for name, count in manifest["splits"].items()
         }
         about = f"shards of {manifest['dataset']} ({manifest['split_by']}) in {path}"
+        rows = read_rows(store, picture_places(store, list(splits))[:SAMPLE])
+        side = _median([max(open_picture(row["jpeg"], str(path)).size) for row in rows])
     except (UserError, AttributeError, KeyError, TypeError, ValueError):
         return None
     inside = path.absolute().is_relative_to(root)
     place = path.absolute().relative_to(root) if inside else path.absolute()
-    return DataSource(about, shards=str(place), splits=splits)
+    return DataSource(about, shards=str(place), splits=splits, side=side)
 
 
 def _pictures_folder(refer_root: Path, found: _Found) -> Path | None:
@@ -246,4 +249,8 @@ def _median_side(files: list[Path]) -> int | None:
             sides.append(max(open_picture(read_picture(file), str(file)).size))
         except UserError:
             continue
+    return _median(sides)
+
+
+def _median(sides: list[int]) -> int | None:
     return sorted(sides)[len(sides) // 2] if sides else None

@@ -211,14 +211,14 @@ def with_published(rows: list[dict]) -> list[dict]:
 
 
 def published_lines(rows: list[dict]) -> list[str]:
-    """Return the published results beside some rows as lines for a person.
+    """Return the published results beside some rows as lines for a person, in per cent.
 
     Args:
         rows: See `published_rows`.
     """
     return [
         f"{row['split']:20} {row['model']}, published ({row['protocol']}, {row['size']} px): "
-        + "  ".join(f"{name} {row[name]:.4f}" for name in SCORES if math.isfinite(row[name]))
+        + "  ".join(f"{name} {100 * row[name]:.2f}" for name in SCORES if math.isfinite(row[name]))
         for row in published_rows(rows)
     ]
 

@@ -56,11 +56,11 @@ def write_intervals(folder: Path) -> dict[str, dict[str, list[float]]]:
 
 
 def interval_lines(intervals: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:
-    """Return what intervals.json holds as lines for a person."""
+    """Return what intervals.json holds as lines for a person, in per cent."""
     return [
         f"{split:20} 95% over images: "
         + "  ".join(
-            f"{name} {metrics[name][0]:.4f} to {metrics[name][1]:.4f}"
+            f"{name} {100 * metrics[name][0]:.2f} to {100 * metrics[name][1]:.2f}"
             for name in SHOWN
             if name in metrics
         )

@@ -32,7 +32,7 @@ from orchestrator.reporting.page.pictures import arm_pictures
 from orchestrator.reporting.page.render import render
 from orchestrator.reporting.run_folder import load_run
 from orchestrator.reporting.summaries import ArmSummary
-from orchestrator.utils import atomic_write
+from orchestrator.utils import atomic_write, ui_command
 
 Tables = dict[str, list[dict]]
 """Rows of each table by the name of its files."""
@@ -290,6 +290,9 @@ def provenance(meta: dict) -> list[tuple[str, object]]:
         f"{name}: " + ", ".join(f"{v} {k}" for k, v in split.items())
         for name, split in (data.get("splits") or {}).items()
     ]
+    store = str(mlflow.get("uri") or "none")
+    has_pages = store == "none" or store.startswith("http")
+    open_store = "" if has_pages else Markup("<code>{}</code>").format(ui_command(store))
     ids = [f"{k} {mlflow[k]}" for k in ("experiment_id", "run_id") if mlflow.get(k)]
     pairs = [
         ("command", Markup("<code>{}</code>").format(command) if command else ""),
@@ -300,6 +303,7 @@ def provenance(meta: dict) -> list[tuple[str, object]]:
         ("data counts", "; ".join(counts)),
         ("MLflow store", mlflow.get("uri")),
         ("MLflow ids", ", ".join(ids)),
+        ("in MLflow", open_store),
     ]
     return [(name, value) for name, value in pairs if value]
 

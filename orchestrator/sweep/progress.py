@@ -166,11 +166,13 @@ class ProgressTable:
         from rich.table import Table
 
         plan = self.plan
-        title = f"{len(plan.results.records)} of {plan.counts.total} trials  {self.time_left()}"
+        ended = len(plan.results.records)
+        left = f"  {self.time_left()}" if ended < plan.counts.total else ""
+        title = f"{ended} of {plan.counts.total} trials{left}"
         caption = f"scores on {self.scored}" if self.scored else None
         table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
         table.add_column("arm")
-        for name in ("running", "waiting", "finished", "stopped", "failed", "best mIoU %"):
+        for name in ("running", "waiting", "done", "stopped", "failed", "best mIoU %"):
             table.add_column(name, justify="right")
         for arm in plan.arms:
             records = [r for r in plan.results.records.values() if r["arm"] == arm]
@@ -193,9 +195,11 @@ class ProgressTable:
     def _trials(self) -> "Table":
         from rich.table import Table
 
-        table = Table()
+        # without lines whole names fit into 80 characters
+        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
         for name in COLUMNS:
-            table.add_column(name, justify="left" if name in ("trial", "state") else "right")
+            is_text = name in ("trial", "state")
+            table.add_column(name, justify="left" if is_text else "right", no_wrap=name == "trial")
         for row in [*self._ended_rows, *self._rows.values()][-MAX_ROWS:]:
             loss = row.get("train/loss")
             table.add_row(

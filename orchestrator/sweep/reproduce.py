@@ -217,7 +217,7 @@ def _train_again(
 
     def report(metrics: dict) -> None:
         found.append(utils.without_nan(metrics))
-        logger.info(f"epoch {metrics['epoch']}/{epochs}  mIoU {metrics['val/mIoU']:.4f}")
+        logger.info(f"epoch {metrics['epoch']}/{epochs}  mIoU {metrics['val/mIoU']:.2%}")
         if len(found) == epochs:
             raise _LastEpochReached
 

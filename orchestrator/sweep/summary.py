@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from orchestrator import data, reporting, search, storage
 from orchestrator.reporting import ArmSummary, Difference, Interval, RobustScore
-from orchestrator.utils import redact
+from orchestrator.utils import TRAINING_PAGES, called_as, mlflow_pages, ui_command
 
 BASELINES = {
     "random_object": "random object",
@@ -21,9 +21,6 @@ BASELINES = {
 
 CLEAR = "*"
 """Stands behind an interval that leaves out zero."""
-
-WORKFLOW = "workflowType=machine_learning"
-"""Option of an address in the MLflow UI that shows model training and not prompts."""
 
 LONGEST = 7900
 """Characters of a description; MLflow refuses tags above 8,000."""
@@ -94,7 +91,7 @@ def comparison_page(mlflow: dict[str, Any], records: list[dict]) -> str:
         return ""
     runs = json.dumps([children[trial] for trial in dict.fromkeys(chosen)], separators=(",", ":"))
     experiments = json.dumps([mlflow["experiment_id"]])
-    return f"#/compare-runs?runs={quote(runs)}&experiments={quote(experiments)}&{WORKFLOW}"
+    return f"#/compare-runs?runs={quote(runs)}&experiments={quote(experiments)}&{TRAINING_PAGES}"
 
 
 def _scores(run: storage.Run, records: list[dict]) -> tuple[list[ArmSummary], list[RobustScore]]:
@@ -264,20 +261,12 @@ def _next_lines(run: storage.Run, records: list[dict]) -> list[str]:
     champion = run.folder / run.state["champion"]["checkpoint"]
     lines = [
         f"report      {run.folder / 'report' / 'index.html'}   (open it in a browser)",
-        f"champion    {champion}   (python -m orchestrator evaluate | predict | demo)",
+        f"champion    {champion}   ({called_as()} evaluate | predict | demo)",
     ]
     if uri == "none":
         return lines
     is_server = uri.startswith("http")
-    lines.append(f"MLflow      {uri}" if is_server else f"MLflow      {ui_command(uri)}")
+    lines.append(f"MLflow      {uri if is_server else ui_command(uri, called_as())}")
     if page := comparison_page(mlflow, records):
-        base = uri.rstrip("/") if is_server else "http://127.0.0.1:5000"
-        lines.append(f"compare     {base}/{page}")
+        lines.append(f"compare     {mlflow_pages(uri)}/{page}")
     return lines
-
-
-def ui_command(uri: str) -> str:
-    """Return the command that serves the MLflow UI of a store, from any folder and shell."""
-    if redact(uri) != uri or "***" in uri:
-        return f"python -m orchestrator ui   (with MLFLOW_TRACKING_URI set to {redact(uri)})"
-    return f"python -m orchestrator ui --store {quote(uri, safe=':/+@?=&%.,~')}"

@@ -35,6 +35,9 @@ KEY_TAG = "amlris.key"
 KIND_TAG = {"mlflow.experimentKind": "custom_model_development"}
 """Tag of an experiment by which MLflow opens its page on runs and charts, not on prompts."""
 
+DEFAULT = "Default"
+"""Name of the experiment that MLflow creates in every new database."""
+
 PERMANENT_CODES = {
     "INVALID_PARAMETER_VALUE",
     "BAD_REQUEST",
@@ -283,6 +286,7 @@ def open_experiment(
     # Of two processes that create the tables or the experiment at once, one would be told that the
     # store cannot be used.
     with _sqlite_lock(uri) if uri.startswith(SQLITE) else nullcontext():
+        is_new = _is_missing(uri)
         client = client or connect(uri)
         found = client.get_experiment_by_name(experiment)
         if found is not None and found.lifecycle_stage != "active":
@@ -297,7 +301,23 @@ def open_experiment(
             for name, value in KIND_TAG.items():
                 if name not in found.tags:
                     client.set_experiment_tag(experiment_id, name, value)
+        if is_new and experiment != DEFAULT:
+            _hide_default(client)
     return ExperimentConnection(client, experiment_id, folder)
+
+
+def _hide_default(client: "MlflowClient") -> None:
+    """Delete MLflow's experiment Default, which a new database has and nothing here uses.
+
+    MLflow keeps a deleted experiment, which can be restored. One with runs stays.
+    """
+    from mlflow.entities import ViewType
+
+    found = client.get_experiment_by_name(DEFAULT)
+    if found is None or found.lifecycle_stage != "active":
+        return
+    if not client.search_runs([found.experiment_id], run_view_type=ViewType.ALL, max_results=1):
+        client.delete_experiment(found.experiment_id)
 
 
 def _sqlite_lock(uri: str) -> AbstractContextManager[Any]:

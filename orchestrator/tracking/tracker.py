@@ -28,6 +28,16 @@ DIAG = "diag/"
 DIAGNOSING = ("epoch", "optim/lr", "train/skipped", "train/workers", "val/n")
 """Metrics of an epoch that get that beginning."""
 
+MASKING = "aml/"
+COMPARED = ("aml/hidden", "aml/hidden_target", "aml/lift", "aml/probe_hidden")
+"""Metrics of masking by which arms are compared; all others under `MASKING` only diagnose."""
+
+
+def _logged_name(name: str) -> str:
+    """Return the name that an epoch's metric has in MLflow."""
+    diagnoses = name in DIAGNOSING or (name.startswith(MASKING) and name not in COMPARED)
+    return f"{DIAG}{name}" if diagnoses else name
+
 
 def _valid_name(name: str) -> str:
     """Return a metric or param name that MLflow admits: P@0.5 becomes P0.5."""
@@ -165,17 +175,13 @@ class TrackerBase(abc.ABC):
     def epoch(self, run_key: str, metrics: Mapping[str, Any]) -> None:
         """Log an epoch of the training loop, dated when it ended, which is not a metric itself.
 
-        Names in `DIAGNOSING` get the beginning diag/.
+        Names of metrics that only diagnose get the beginning diag/.
         """
         ended = metrics.get(ENDED)
         self.metrics(
             run_key,
             metrics["epoch"],
-            {
-                f"{DIAG}{name}" if name in DIAGNOSING else name: value
-                for name, value in metrics.items()
-                if name != ENDED
-            },
+            {_logged_name(name): value for name, value in metrics.items() if name != ENDED},
             time_ms=ended and int(ended * 1000),
         )
 

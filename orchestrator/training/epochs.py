@@ -162,13 +162,22 @@ class EpochListener:
         if found and found != self.progress and found["epoch"] > self.last_epoch:
             self.progress = found
             line = progress_line(found, self.experiment.train.epochs)
-            if not utils.shows_live():
+            if utils.shows_live():
+                self._show_bar(line, found)
+            else:
                 utils.progress_logger.info(line)
-                return
-            if self._bar is None:
-                epoch = line.partition("  ")[0]
-                self._bar = utils.Progress(epoch, int(found["steps"]), "steps")
-                self._bars.enter_context(self._bar)
+
+    def _show_bar(self, line: str, found: dict[str, float]) -> None:
+        """Show a report within an epoch as a bar of its steps, or of its validation."""
+        what = line.partition("  ")[0]
+        if self._bar is None or self._bar.what != what:
+            self._close_bar()
+            unit = "sentences" if "sentences" in found else "steps"
+            self._bar = utils.Progress(what, int(found[unit]), unit)
+            self._bars.enter_context(self._bar)
+        if "sentences" in found:
+            self._bar.set(int(found["scored"]), f"{found['sentences_s']:.3g} a second")
+        else:
             note = f"loss {found['loss']:.4f}, {found['items_s']:.3g} items/s"
             self._bar.set(int(found["step"]), note)
 

@@ -104,7 +104,16 @@ def _run(
     checkpointer = RunCheckpointer(learner, experiment, folder, context)
     checkpointer.begin()
     reporter = StepReporter(learner, context.on_progress) if is_first else None
-    for result in train_epochs(learner, train, val, experiment.evaluate, checkpointer, reporter):
+    results = train_epochs(
+        learner,
+        train,
+        val,
+        experiment.evaluate,
+        checkpointer,
+        on_step=reporter,
+        on_validation=reporter and reporter.validate,
+    )
+    for result in results:
         checkpointer.saved_at = time.monotonic()
         if is_first:
             if len(shown):

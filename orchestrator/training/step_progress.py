@@ -1,4 +1,4 @@
-"""How far a run is within an epoch: measured by rank 0, worded by the driver."""
+"""How far a run is within an epoch and its validation: measured by rank 0, worded by the driver."""
 
 import time
 from collections.abc import Callable
@@ -7,14 +7,14 @@ from aml.training import Learner, TrainSums
 from orchestrator.utils import duration
 
 FIRST_S = 10.0
-"""Seconds of an epoch after which its progress is reported first; shorter epochs report none."""
+"""Seconds of an epoch or a validation after which it is reported first; shorter ones are not."""
 
 AGAIN_S = 30.0
 """Seconds between two reports."""
 
 
 class StepReporter:
-    """Report steps, speed and loss of an epoch now and then: `on_step` of `train_epochs`."""
+    """Report now and then how far an epoch is: `on_step` and `on_validation` of `train_epochs`."""
 
     def __init__(self, learner: Learner, send: Callable[[dict[str, float]], None]) -> None:
         """Create a reporter.
@@ -22,7 +22,8 @@ class StepReporter:
         Args:
             learner: Trains; its progress says which epoch is under way.
             send: Takes the epoch (1-based), step, steps, loss, items_s (items a second, of all
-                workers) and seconds_a_step.
+                workers) and seconds_a_step; of a validation the epoch, and of rank 0 the sentences
+                that are scored, all of them, and sentences_s (sentences a second).
         """
         self.learner = learner
         self.send = send
@@ -67,6 +68,34 @@ class StepReporter:
         self.done = done
         self.wait_s = AGAIN_S
 
+    def validate(self, done: int, sentences: int) -> None:
+        """Report a validation if it is time, and at its end if something was reported of it.
+
+        Args:
+            done: Sentences that this rank has scored; 0 where the validation begins.
+            sentences: Sentences that it scores in all.
+        """
+        now = time.monotonic()
+        if not done:
+            self.since = now
+            self.done = 0
+            self.wait_s = FIRST_S
+            return
+        ends = done >= sentences and self.wait_s == AGAIN_S
+        if not ends and now - self.since < self.wait_s:
+            return
+        self.send(
+            {
+                "epoch": self.learner.progress.epoch + 1,
+                "scored": done,
+                "sentences": sentences,
+                "sentences_s": (done - self.done) / max(now - self.since, 1e-9),
+            }
+        )
+        self.since = now
+        self.done = done
+        self.wait_s = AGAIN_S
+
 
 def progress_line(found: dict[str, float], epochs: int) -> str:
     """Return the line that is logged of a report of `StepReporter`.
@@ -75,6 +104,13 @@ def progress_line(found: dict[str, float], epochs: int) -> str:
         found: The report.
         epochs: Epochs of the run.
     """
+    if "sentences" in found:
+        left_s = (found["sentences"] - found["scored"]) / max(found["sentences_s"], 1e-9)
+        return (
+            f"epoch {found['epoch']:.0f}/{epochs} validation  "
+            f"{found['scored']:,.0f} of {found['sentences']:,.0f} sentences  "
+            f"{found['sentences_s']:.3g} a second  {duration(left_s)} left"
+        )
     left = found["steps"] - found["step"]
     left_s = left * found["seconds_a_step"]
     then = f"{duration(left_s)} left" if left else "validation follows"

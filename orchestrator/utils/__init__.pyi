@@ -1,6 +1,9 @@
 from .addresses import (
+    TRAINING_PAGES as TRAINING_PAGES,
     check_address as check_address,
     is_address as is_address,
+    mlflow_pages as mlflow_pages,
+    ui_command as ui_command,
 )
 from .failures import (
     NON_RETRYABLE as NON_RETRYABLE,
@@ -22,6 +25,7 @@ from .locks import (
 )
 from .messages import (
     break_silence as break_silence,
+    called_as as called_as,
     print_messages as print_messages,
 )
 from .network import (

@@ -1,7 +1,7 @@
-"""Addresses of places in buckets: which are served, and which hold what must not be printed."""
+"""Addresses of buckets and of MLflow: what is served, and what must not be printed."""
 
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from aml.errors import UserError
 from aml.files import scheme_of
@@ -11,6 +11,32 @@ SCHEMES = ("s3",)
 """Schemes of the buckets that are read and written."""
 
 SERVED = " or ".join(["a folder", *(f"{scheme}://BUCKET/PREFIX" for scheme in SCHEMES)])
+
+MLFLOW_UI = "http://127.0.0.1:5000"
+"""Address of the pages that the command `ui` serves, where no other port is given."""
+
+TRAINING_PAGES = "workflowType=machine_learning"
+"""Option of an address in the MLflow UI that shows model training and not prompts."""
+
+
+def mlflow_pages(uri: str) -> str:
+    """Return what the addresses of a tracking store's pages begin with.
+
+    A server has its own pages; those of a database are there while the command `ui` runs.
+    """
+    return uri.rstrip("/") if uri.startswith(("http://", "https://")) else MLFLOW_UI
+
+
+def ui_command(uri: str, program: str = "python -m orchestrator") -> str:
+    """Return the command that serves the MLflow UI of a database, from any folder and shell.
+
+    Args:
+        uri: Address of the database.
+        program: How the command begins.
+    """
+    if redact(uri) != uri or "***" in uri:
+        return f"{program} ui   (with MLFLOW_TRACKING_URI set to {redact(uri)})"
+    return f"{program} ui --store {quote(uri, safe=':/+@?=&%.,~')}"
 
 
 def is_address(text: str | Path | None) -> bool:

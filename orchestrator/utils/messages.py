@@ -1,8 +1,12 @@
 """Messages to a person: modules log them, the command line prints them."""
 
 import logging
+import os
+import shlex
+import shutil
 import sys
 import threading
+from pathlib import Path
 
 from orchestrator.utils.progress import has_spoken, progress_logger
 from orchestrator.utils.redaction import redact
@@ -29,6 +33,22 @@ def print_messages() -> None:
         logger.setLevel(logging.INFO)
         if not any(isinstance(handler, _Screen) for handler in logger.handlers):
             logger.addHandler(_Screen())
+
+
+def called_as() -> str:
+    """Return the beginning of a command that calls this program again from the same shell.
+
+    Where the shell's `python` is another, as after `make`, this process's own is named by its path.
+    """
+    if os.path.basename(sys.argv[0]) == "amlris":
+        return "amlris"
+    own = Path(sys.executable)
+    found = shutil.which("python")
+    if found and Path(found).parent.resolve() == own.parent.resolve():
+        return "python -m orchestrator"
+    if own.is_relative_to(Path.cwd()):
+        own = own.relative_to(Path.cwd())
+    return f"{shlex.quote(str(own))} -m orchestrator"
 
 
 def break_silence() -> None:

@@ -4,6 +4,7 @@ Each page is one file with its pictures inside; it loads nothing.
 """
 
 import base64
+import hashlib
 from collections.abc import Sequence
 from html import escape
 from typing import TypeVar
@@ -17,10 +18,13 @@ from aml.inference import encode_png
 Element = TypeVar("Element")
 
 STYLE = """
-:root { --ink: #1b2430; --soft: #5c6675; --line: #e3e7ed; --wash: #f6f8fa; --accent: #1f5fae; }
+:root { --paper: #fff; --ink: #1b2430; --soft: #5c6675; --line: #e3e7ed; --wash: #f6f8fa;
+  --accent: #1f5fae; color-scheme: light dark; }
+@media screen and (prefers-color-scheme: dark) { :root { --paper: #12171e; --ink: #e4e8ee;
+  --soft: #a3adba; --line: #2a323d; --wash: #1b222c; --accent: #7fb2f5; } }
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
-body { margin: 0; background: #fff; color: var(--ink);
+body { margin: 0; background: var(--paper); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial,
     sans-serif; }
 main { max-width: 1080px; margin: 0 auto; padding: 40px 24px 72px; }
@@ -76,9 +80,19 @@ tr.here td:first-child { box-shadow: inset 3px 0 0 var(--accent); }
 """
 
 
-def html_page(title: str, body: list[str]) -> str:
-    """Return a whole page: its title as a heading, then the parts of the body."""
+def html_page(title: str, body: list[str], script: str = "") -> str:
+    """Return a whole page: its title as a heading, then the parts of the body.
+
+    Args:
+        title: The title.
+        body: HTML.
+        script: A script to run when the page is read; the page admits no other.
+    """
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    if script:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        policy += f"; script-src 'sha256-{digest}'"
+        body = [*body, f"<script>{script}</script>"]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

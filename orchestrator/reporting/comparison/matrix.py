@@ -5,6 +5,7 @@ Files in the folder:
 table.csv: one row for each data set, split, model and arm, and for each published result, with
     means, 95 % t intervals over seeds, and the differences to off and random, paired by seed.
 table.md, table.tex, table.html: a table for each metric, one column for each data set and split.
+    The tables of the page sort by a click and are filtered by words.
 """
 
 import math
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 from orchestrator import evaluation, storage
 from orchestrator.reporting import evidence, export, robust_arms, wording
 from orchestrator.reporting.comparison.splits import METRICS, PRECISIONS
+from orchestrator.reporting.page import render
 from orchestrator.reporting.significance import LEVEL, holm
 
 CAPTION = (
@@ -24,6 +26,21 @@ CAPTION = (
     "* one whose p value is below {level:g} after Holm's correction over the table's {tests} "
     "differences. Published results are as their authors report them; a dash is what is missing."
 )
+
+STYLE = """<style>
+main { max-width: 1500px; }
+[hidden] { display: none !important; }
+.filter { display: flex; flex-wrap: wrap; gap: 6px 16px; align-items: center; margin: 8px 0;
+  font-size: 13.5px; color: var(--soft); }
+.filter input { font: inherit; color: var(--ink); background: var(--wash); flex: 0 1 320px;
+  border: 1px solid var(--line); border-radius: 6px; padding: 3px 9px; min-width: 0; }
+th button { all: unset; cursor: pointer; }
+th button:hover { color: var(--accent); }
+th button:focus-visible { outline: 2px solid var(--accent); }
+th[aria-sort="ascending"] button::after { content: " ▲"; }
+th[aria-sort="descending"] button::after { content: " ▼"; }
+</style>"""
+"""Style of what the script adds to the tables."""
 
 INTERVAL = " ± half of the 95% t interval"
 
@@ -267,7 +284,7 @@ def _latex(name: str, tables: list[PaperTable], notes: list[str]) -> str:
 
 
 def _html(name: str, tables: list[PaperTable], notes: list[str]) -> str:
-    body = ["<style>main { max-width: 1500px; }</style>"]
+    body = [STYLE]
     if notes:
         listed = "<br>".join(map(escape, notes))
         body.append(f'<p class="note">Missing: {listed}</p>')
@@ -275,10 +292,11 @@ def _html(name: str, tables: list[PaperTable], notes: list[str]) -> str:
         head = _html_cells(table.headers, "th")
         lines = "".join(f"<tr>{_html_cells(line, 'td')}</tr>" for line in table.lines)
         body.append(
-            f'<h2>{escape(table.metric)}</h2><div class="scroll"><table><tr>{head}</tr>{lines}'
-            f'</table></div><p class="how">{escape(table.caption)}</p>'
+            f'<h2>{escape(table.metric)}</h2><div class="scroll"><table><thead><tr>{head}</tr>'
+            f"</thead><tbody>{lines}</tbody></table></div>"
+            f'<p class="how">{escape(table.caption)}</p>'
         )
-    return evaluation.html_page(name, body)
+    return evaluation.html_page(name, body, render.tables_script())
 
 
 def _html_cells(texts: list[str], tag: str) -> str:

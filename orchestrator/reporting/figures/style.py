@@ -130,7 +130,10 @@ def _spare_style(arm: str) -> tuple[str, str, str]:
 
 
 def legend(arms: list[str]) -> list[dict[str, str]]:
-    """Return each arm with a sample of its line and marker, as {"arm": ..., "svg": ...}."""
+    """Return each arm with a sample of its line and marker: arm, color and svg.
+
+    The sample has the colour --arm-shown of the page, which is lighter on a dark one.
+    """
 
     def sample(fig: Figure, arm: str) -> None:
         fig.set_layout_engine("none")
@@ -145,9 +148,12 @@ def legend(arms: list[str]) -> list[dict[str, str]]:
         )
         axes.set_axis_off()
 
-    return [
-        {"arm": arm, "svg": drawing(f"key-{arm}", "", (0.55, 0.18), sample, arm)} for arm in arms
-    ]
+    keys = []
+    for arm in arms:
+        color = style_of(arm)["color"]
+        svg = drawing(f"key-{arm}", "", (0.55, 0.18), sample, arm)
+        keys.append({"arm": arm, "color": color, "svg": svg.replace(color, "var(--arm-shown)")})
+    return keys
 
 
 def edges(values: list[float]) -> dict[float, tuple[float, float]]:

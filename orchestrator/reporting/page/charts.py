@@ -18,6 +18,7 @@ from orchestrator.reporting.robust_arms import REFERENCES, RobustScore
 from orchestrator.reporting.rows import by_setting, furthest
 from orchestrator.reporting.significance import Difference, mean_interval
 from orchestrator.reporting.summaries import ArmSummary
+from orchestrator.utils import TRAINING_PAGES, mlflow_pages
 
 SCORES = {
     "val/mIoU": "mIoU",
@@ -89,7 +90,9 @@ def chart_data(
 
 
 def mlflow_link(meta: Mapping[str, Any], trial: str) -> str:
-    """Return the address in MLflow's pages that shows a trial's run; "" without a web address.
+    """Return the address in MLflow's pages that shows a trial's run; "" where it is not known.
+
+    The pages of a database are those that the command `ui` serves.
 
     Args:
         meta: Content of sweep.json or train.json.
@@ -98,15 +101,19 @@ def mlflow_link(meta: Mapping[str, Any], trial: str) -> str:
     store = meta.get("mlflow") or {}
     address = str(store.get("uri") or "")
     experiment = str(store.get("experiment_id") or "")
+    pages = mlflow_pages(address)
     # a password is never shown, and without it the address is of no use
-    if not address.startswith(("http://", "https://")) or "***" in address or not experiment:
+    if not address or address == "none" or "***" in pages or not experiment:
         return ""
-    base = f"{address.rstrip('/')}/#/experiments/{quote(experiment, safe='')}/runs"
-    if meta.get("kind") != "sweep":
-        run_id = str(store.get("run_id") or "")
-        return f"{base}/{quote(run_id, safe='')}" if run_id else base
+    runs = f"{pages}/#/experiments/{quote(experiment, safe='')}/runs"
+    is_sweep = meta.get("kind") == "sweep"
+    run_id = (store.get("children") or {}).get(trial) if is_sweep else store.get("run_id")
+    if run_id:
+        return f"{runs}/{quote(str(run_id), safe='')}?{TRAINING_PAGES}"
+    if not is_sweep:
+        return f"{runs}?{TRAINING_PAGES}"
     chosen = f"tags.trial_id = '{trial}' AND tags.sweep = '{meta.get('run')}'"
-    return f"{base}?searchFilter={quote(chosen, safe='')}"
+    return f"{runs}?searchFilter={quote(chosen, safe='')}&{TRAINING_PAGES}"
 
 
 def map_points(

@@ -1,8 +1,8 @@
 """Render the page: the template with style, script, data and the library of figures inside.
 
-The page loads nothing. Its content policy admits exactly two scripts, by their hashes: report.js
-and plotly's bundle, which is stored compressed and unpacked by the browser. So a script that a
-name or a sentence might carry never runs, even if it were not escaped.
+The page loads nothing. Its content policy admits exactly two scripts, by their hashes: the page's
+own, of the files in `SCRIPTS`, and plotly's bundle, which is stored compressed and unpacked by the
+browser. So a script that a name or a sentence might carry never runs, even if it were not escaped.
 """
 
 import base64
@@ -17,6 +17,9 @@ import jinja2
 from markupsafe import Markup
 
 from orchestrator.reporting import wording
+
+SCRIPTS = ("tables.js", "arms.js", "figures.js", "comparisons.js", "report.js")
+"""Files of the page's script, in order; each uses names of those before it."""
 
 
 def render(page: dict[str, Any]) -> str:
@@ -35,11 +38,11 @@ def render(page: dict[str, Any]) -> str:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    script = _file("report.js")
+    script = _script(SCRIPTS)
     library, library_hash = _plotly()
     own = {
         "style": Markup(_file("report.css")),  # noqa: S704 (a file of this package)
-        "script": Markup(script),  # noqa: S704 (a file of this package)
+        "script": Markup(script),  # noqa: S704 (files of this package)
         "hashes": [_hash(script.encode()), library_hash],
         "plotly": library,
         "data_json": script_json(page["data"]),
@@ -56,6 +59,16 @@ def script_json(value: Any) -> Markup:
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return Markup(text)  # noqa: S704 (nothing in it is a tag)
+
+
+def tables_script() -> str:
+    """Return the script by which the tables of a page sort and are filtered."""
+    return _script(SCRIPTS[:1])
+
+
+def _script(names: tuple[str, ...]) -> str:
+    """Return files as one script, whose names no other script sees."""
+    return '"use strict";\n(() => {\n' + "\n".join(map(_file, names)) + "})();\n"
 
 
 def _file(name: str) -> str:

@@ -4,6 +4,7 @@ Evaluation images leave training, wrong mixtures are refused, and a run logs wha
 """
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from orchestrator.config.schema import DataConfig
 from orchestrator.data import block_choice, decoded, mixture, shards
 from orchestrator.evaluation.pages import masking_preview
 from orchestrator.storage import filesystem
+from orchestrator.utils import progress
 from tests.support.hearing import hear
 from tests.support.stores import write_store
 
@@ -318,7 +320,9 @@ def test_settings_of_a_mixture():
 # ---- a run ---------------------------------------------------------------------------------------
 
 
-def test_a_run_trains_on_a_mixture(root, ray_session, tmp_path):
+def test_a_run_trains_on_a_mixture(root, ray_session, tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, "FIRST_S", 0.0)
+    monkeypatch.setattr(progress, "AGAIN_S", 0.0)
     tree = {
         "name": "mix",
         "data": {"train": ["one", "two"], "val": "two", "size": 32},
@@ -333,6 +337,8 @@ def test_a_run_trains_on_a_mixture(root, ray_session, tmp_path):
     code, text = ray_session(["train", str(tmp_path / "mix.yaml")])
     assert code == 0, text
     assert "9 of 36 images are for evaluation" in text
+    counts = re.findall(r"^decoding: (\d+) of (\d+) pictures, .* left$", text, re.M)
+    assert counts and all(0 < int(done) < int(total) <= 40 for done, total in counts)
     n = shards.read_manifest(filesystem.Filesystem("two", root))["splits"]["val"]["sentences"]
     assert f"on all {n} sentences of val" in text
     assert [Path(p).name for p in root.glob("*/best")] or list(root.rglob("best"))

@@ -18,6 +18,7 @@ from orchestrator.matrix import command as command_module
 from orchestrator.reporting.comparison import matrix as table, splits as splits_module
 from orchestrator.storage import Filesystem, run as run_module
 from tests.support import latex
+from tests.support.browser import Browser
 
 ROOT = Path(__file__).parents[3]
 
@@ -172,6 +173,21 @@ def test_the_table_marks_differences_and_stands_beside_published_results(tmp_pat
     assert r"$\uparrow$*" in tex and tex.count(r"\begin{table}") == 5 and "↑" not in tex
     page = (tmp_path / "table.html").read_text()
     assert page.count("<table>") == 5 and "gone x caris: no disk" in page
+    browser = Browser(tmp_path / "profile")  # without Chromium the test ends here
+    try:
+        browser.open((tmp_path / "table.html").as_uri())
+        arms = "[...document.querySelector('tbody').rows].filter((row) => !row.hidden)"
+        arms += ".map((row) => row.cells[1].innerText)"
+        before = browser.ask(arms)
+        browser.ask("document.querySelectorAll('th button')[3].click()")  # of refcoco's val
+        after = browser.ask(arms)
+        browser.set(".filter input", "random")
+        kept = browser.ask(arms)
+        assert browser.problems == []
+    finally:
+        browser.close()
+    assert before != after and after[2:5] == ["CARIS, 448 px (published)", "random", "off"]
+    assert set(kept) == {"random"}
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,11 @@ import shlex
 import shutil
 
 import pytest
+from PIL import Image
 
 from orchestrator.cli.app import main
 from orchestrator.config import check_sweep, load
-from orchestrator.proposal import Machine, propose
+from orchestrator.proposal import Machine, experiment_file, propose
 from tests.support.stores import write_store
 
 
@@ -76,8 +77,23 @@ def test_tables_and_shards_are_found(place, scenes, rows, capsys):
     experiment = load(place / "two.yaml")
     check_sweep(experiment)
     assert experiment.data.train == str(place / "ready")
+    assert (experiment.model["name"], experiment.data.size) == ("small", 64), "96 px in shards"
     code, text = run(capsys, *named_commands(place / "two.yaml")[0])
     assert code == 0 and "two: 18 trials" in text
+
+
+def test_photographs_get_the_pretrained_encoders_that_are_installed(
+    place, scenes, capsys, monkeypatch
+):
+    write_table(place / "mine.csv", scenes)
+    for picture in place.glob("*.jpg"):
+        Image.open(picture).resize((320, 240)).save(picture)
+    for installed, model in ((True, "compose"), (False, "small")):
+        monkeypatch.setattr(experiment_file, "has_photo_encoders", lambda here=installed: here)
+        code, text = run(capsys, "init", model)
+        assert code == 0 and f"proposed: model {model} (" in text
+        assert load(place / f"{model}.yaml").model["name"] == model
+    assert "pip install '.[photos]'" in (place / "small.yaml").read_text()
 
 
 def test_without_data_scenes_are_generated_but_a_folder_must_hold_some(place, scenes, capsys):
@@ -117,5 +133,11 @@ def test_sizes_fit_the_machine():
     assert (server.size, server.batch, server.epochs) == (224, 64, 10)
     assert (server.max_concurrent, server.cpus_per_worker, server.gpus_per_worker) == (4, 4, 1)
     assert server.val_limit is None
+    assert {laptop.model, server.model} == {"small"} and "not installed" in laptop.why
+    photos = propose(Machine(8, 0, 9.0), 42_404, 10_834, side=640, photo_encoders=True)
+    assert (photos.model, photos.size, photos.max_concurrent) == ("compose", 160, 3)
+    assert photos.epochs == 4 and "pretrained encoders" in photos.why
+    drawn = propose(Machine(8, 0, 9.0), 42_404, 10_834, side=96, photo_encoders=True)
+    assert (drawn.model, drawn.size) == ("small", 64) and "96 px" in drawn.why
     tiny = propose(Machine(1, 0, 0.5), refs=50, val_sentences=20, side=96)
     assert (tiny.size, tiny.batch, tiny.epochs, tiny.max_concurrent) == (64, 4, 40, 1)

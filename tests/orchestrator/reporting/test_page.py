@@ -82,14 +82,25 @@ def test_the_curves_hold_every_epoch_in_per_cent_with_settings_and_a_link(data):
 
 
 @pytest.mark.parametrize(
-    ("uri", "linked"),
-    [("http://host:5000", True), ("sqlite:///x.db", False), ("https://***@host", False)],
+    ("uri", "pages"),
+    [
+        ("http://host:5000/", "http://host:5000"),
+        ("sqlite:///x.db", "http://127.0.0.1:5000"),  # where the command ui serves them
+        ("https://***@host", ""),
+        ("none", ""),
+    ],
 )
-def test_only_a_store_with_a_web_address_is_linked(uri, linked):
-    store = {"uri": uri, "experiment_id": "1", "run_id": "r"}
-    assert bool(charts.mlflow_link({"kind": "sweep", "mlflow": store}, "t")) == linked
-    single = charts.mlflow_link({"kind": "train", "mlflow": store}, "t")
-    assert single == ("http://host:5000/#/experiments/1/runs/r" if linked else "")
+def test_a_trial_is_linked_to_its_own_run_in_mlflow(uri, pages):
+    store = {"uri": uri, "experiment_id": "1", "run_id": "r", "children": {"t": "c"}}
+    runs, training = f"{pages}/#/experiments/1/runs", "workflowType=machine_learning"
+    sweep = {"kind": "sweep", "run": "s-1", "mlflow": store}
+    assert charts.mlflow_link(sweep, "t") == (pages and f"{runs}/c?{training}")
+    assert charts.mlflow_link({"kind": "train", "mlflow": store}, "t") == (
+        pages and f"{runs}/r?{training}"
+    )
+    searched = charts.mlflow_link(sweep, "of a sweep that runs")
+    assert searched.startswith(pages and f"{runs}?searchFilter=tags.trial_id%20%3D%20%27of%20a")
+    assert searched.endswith(pages and f"%27s-1%27&{training}")
 
 
 def test_settings_that_some_trials_lack_are_choices_in_order():

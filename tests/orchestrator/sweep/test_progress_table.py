@@ -30,7 +30,7 @@ def test_a_trial_stopped_by_its_scheduler_is_told_with_rung_and_rank(sweep):
 def test_a_terminal_shows_each_arm_and_how_long_it_takes(sweep, monkeypatch):
     sweep, said = sweep
     monkeypatch.setattr(sys, "stdout", Terminal())
-    monkeypatch.setenv("COLUMNS", "140")
+    monkeypatch.setenv("COLUMNS", "80")
     sweep.progress.open()
     trial = begin(sweep)
     report(sweep, trial, epoch(1) | {"val/mIoU": 0.3})
@@ -40,6 +40,7 @@ def test_a_terminal_shows_each_arm_and_how_long_it_takes(sweep, monkeypatch):
     begin(sweep)
     sweep.progress.close()
     shown = sys.stdout.getvalue()
+    assert trial in shown and "…" not in shown, "names are whole"
     row = [line for line in shown.splitlines() if " off " in line and "confirm" not in line][-1]
     # of three trials one runs, one waits and one has finished, with 30 % as its best
     assert [cell.strip() for cell in row.split("│")[1:-1]] == ["off", "1", "1", "1", "", "", "30.0"]

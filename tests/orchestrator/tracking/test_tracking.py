@@ -146,6 +146,9 @@ def test_a_sweep_is_a_parent_with_children_that_compare(store):
     assert store.look("t0")["params"] == {"aml.tau": "0", "aml.rho": "0"}
     assert store.count() == 3
     assert t.close() == ""
+    if isinstance(store, Real):  # the database is new, so its unused experiment is hidden
+        shown = mlflow_client(store.root).search_experiments()
+        assert "Default" not in {one.name for one in shown} >= {store.experiment}
 
 
 def test_data_sets_are_inputs_of_a_run_and_logged_twice_they_are_there_once(store):
@@ -199,12 +202,16 @@ def test_an_epoch_is_as_of_when_it_ended_which_is_no_metric(store):
     """An epoch logged late, after its driver was lost, has its own place on a chart over time."""
     t = store.start()
     t.run("a", "a")
-    t.epoch("a", {"epoch": 3, "val/mIoU": 0.25, "val/n": 8, "aml/hidden": 0.5, ENDED: 1234.5})
+    masking = {"aml/hidden": 0.5, "aml/probe_hidden": 0.5, "aml/auroc": 0.75, "aml/own": 2}
+    t.epoch("a", {"epoch": 3, "val/mIoU": 0.25, "val/n": 8, **masking, ENDED: 1234.5})
     assert store.look("a")["metrics"] == {
         "diag/epoch": [(3, 3.0)],
         "val/mIoU": [(3, 0.25)],
         "diag/val/n": [(3, 8.0)],
         "aml/hidden": [(3, 0.5)],
+        "aml/probe_hidden": [(3, 0.5)],
+        "diag/aml/auroc": [(3, 0.75)],
+        "diag/aml/own": [(3, 2.0)],
     }
     if isinstance(store, Real):
         (metric,) = mlflow_client(store.root).get_metric_history(
