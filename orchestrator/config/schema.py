@@ -248,13 +248,16 @@ class Experiment(Settings):
         """Return the settings that decide what is computed.
 
         Where, on how many machines and within what budget it runs, and what its checkpoints are
-        scored under at the end, is left out: a run may continue elsewhere, or with more.
+        scored under at the end, is left out: a run may continue elsewhere, or with more. What a
+        search goes by stays, corruptions too.
         """
         elsewhere = ("resources", "tracking", "storage")
         tree = {k: v for k, v in self.to_dict().items() if k not in elsewhere}
         if tree["evaluate"]["select"] is None:  # names of runs from before the setting
             del tree["evaluate"]["select"]
-        del tree["search"]["max_concurrent"], tree["search"]["budget"], tree["evaluate"]["corrupt"]
+        del tree["search"]["max_concurrent"], tree["search"]["budget"]
+        if not self.search.needs_corruption:
+            del tree["evaluate"]["corrupt"]
         return tree
 
     def run_name(self, fingerprint: str) -> str:

@@ -104,7 +104,9 @@ def _begin(
     epochs = run.state.get("epochs_by_arm")
     if epochs is None:  # else the first attempt's: a machine's seconds may differ today
         epochs = search.equal_epochs(experiment)
-    run.update(metric=experiment.search.metric, mode=experiment.search.mode, epochs_by_arm=epochs)
+    metric, mode = experiment.search.objective
+    objectives = [list(objective) for objective in experiment.search.objectives]
+    run.update(metric=metric, mode=mode, objectives=objectives, epochs_by_arm=epochs)
     if "estimate" not in run.state:
         run.update(estimate=search.estimate_at_launch(experiment, epochs, placement))
 

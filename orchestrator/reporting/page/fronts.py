@@ -6,6 +6,7 @@ from typing import Any
 
 from orchestrator.reporting import numbers
 from orchestrator.reporting.numbers import Trial
+from orchestrator.reporting.pareto import undominated
 from orchestrator.reporting.robust_arms import CLEAN, MEAN, RobustScore
 from orchestrator.reporting.significance import Interval, mean_interval
 from orchestrator.reporting.summaries import ArmSummary
@@ -20,24 +21,14 @@ CLEAN_LABEL = "mIoU on clean pictures (%)"
 
 
 def pareto_front(points: Mapping[str, Point], *, less_is_better: bool) -> list[str]:
-    """Return the names of the points that no other point dominates, by x.
-
-    A point dominates another if it is at least as good in both x and y, and better in one. In y
-    more is better.
+    """Return the names of the points that no other point dominates, by x; in y more is better.
 
     Args:
         points: (x, y) by name.
         less_is_better: Whether a small x is good, as a cost is, or a large one.
     """
     sign = -1 if less_is_better else 1
-    gains = {name: (sign * x, y) for name, (x, y) in points.items()}
-    front = [
-        name
-        for name, own in gains.items()
-        if not any(
-            other != own and other[0] >= own[0] and other[1] >= own[1] for other in gains.values()
-        )
-    ]
+    front = undominated({name: (sign * x, y) for name, (x, y) in points.items()})
     return sorted(front, key=lambda name: points[name])
 
 
