@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from aml.conditions import Condition
 from aml.errors import UserError
 from aml.masking import MaskingConfig, preset
 from aml.models import resolved
@@ -175,6 +176,12 @@ class Experiment(Settings):
         search = self.search
         check_space(search.space, search.method.name, self.model["name"], DataConfig)
         return self
+
+    @property
+    def searched_conditions(self) -> list[Condition]:
+        """The corruptions that search trials are scored under, as search.metric asks for it."""
+        is_scored = self.search.needs_corruption and self.search.trials != 0
+        return self.evaluate.conditions if is_scored else []
 
     def for_workers(self) -> dict[str, Any]:
         """Return what those who train get, and Ray keeps.

@@ -28,7 +28,7 @@ from .numbers import (
 )
 from .pareto import (
     best_compromise as best_compromise,
-    front_line as front_line,
+    front_lines as front_lines,
     mean_gains as mean_gains,
     objectives_of as objectives_of,
     search_fronts as search_fronts,

@@ -105,6 +105,11 @@ class SearchedSetting:
     """Each metric over the seeds of its confirmation; () where it was not confirmed."""
 
     @property
+    def seeds(self) -> int:
+        """Seeds of its confirmation."""
+        return max((interval.n for interval in self.confirmed), default=0)
+
+    @property
     def text(self) -> str:
         """The setting in words."""
         params = self.trials[0].get("params") or {}
@@ -116,7 +121,7 @@ class SearchedSetting:
         columns = {"arm": self.arm, "setting": self.text, "on_front": int(self.on_front)}
         columns["search_trials"] = len(self.trials)
         columns |= {o.metric: v for o, v in zip(objectives, self.values, strict=True)}
-        columns["confirmed_seeds"] = self.confirmed[0].n if self.confirmed else 0
+        columns["confirmed_seeds"] = self.seeds
         missing = [Interval(0, math.nan, math.nan, math.nan, math.nan)] * len(objectives)
         for o, i in zip(objectives, self.confirmed or missing, strict=True):
             columns |= {
@@ -191,7 +196,7 @@ def shown(metric: str, value: object) -> str:
     return f"{found:.4g}" if math.isfinite(found) else "–"
 
 
-def label(metric: str) -> str:
+def metric_label(metric: str) -> str:
     """Return a metric's name with its unit."""
     return f"{metric} (%)" if metric.startswith(SHARES) else metric
 
@@ -200,7 +205,7 @@ def front_table(
     settings: Sequence[SearchedSetting], objectives: Sequence[Objective]
 ) -> tuple[list[str], list[list[str]]]:
     """Return headers and cells of the table of the settings on the fronts, the first best first."""
-    names = [label(o.metric) for o in objectives]
+    names = [metric_label(o.metric) for o in objectives]
     headers = ["arm", "setting", *names, "seeds confirmed", *(f"confirmed {n}" for n in names)]
     first = objectives[0]
     rows = []
@@ -209,26 +214,24 @@ def front_table(
             continue
         searched = [shown(o.metric, v) for o, v in zip(objectives, s.values, strict=True)]
         means = [shown(o.metric, i.mean) for o, i in zip(objectives, s.confirmed, strict=False)]
-        seeds = str(s.confirmed[0].n) if s.confirmed else ""
+        seeds = str(s.seeds or "")
         rows.append([s.arm, s.text, *searched, seeds, *(means or [""] * len(objectives))])
     return headers, rows
 
 
-def front_line(settings: Sequence[SearchedSetting], objectives: Sequence[Objective]) -> str:
-    """Return in one line how many settings are on each arm's front, and what was confirmed."""
+def front_lines(settings: Sequence[SearchedSetting], objectives: Sequence[Objective]) -> list[str]:
+    """Return a line on how many settings are on each arm's front, and what was confirmed."""
     if not settings:
-        return ""
-    metrics = " and ".join(o.metric for o in objectives)
-    arms = list(dict.fromkeys(s.arm for s in settings))
+        return []
     counts = []
-    for arm in arms:
+    for arm in dict.fromkeys(s.arm for s in settings):
         own = [s for s in settings if s.arm == arm]
         counts.append(f"{arm} {sum(s.on_front for s in own)} of {len(own)} settings")
-    chosen = [
-        f"{s.arm} "
-        + " and ".join(shown(o.metric, i.mean) for o, i in zip(objectives, s.confirmed, strict=True))
-        for s in settings
-        if s.confirmed
-    ]
-    text = f"Pareto front of {metrics}: {', '.join(counts)}"
-    return f"{text}; confirmed as the best compromise: {', '.join(chosen)}" if chosen else text
+    text = f"Pareto front of {' and '.join(o.metric for o in objectives)}: {', '.join(counts)}"
+    chosen = []
+    for s in settings:
+        if s.seeds:
+            pairs = zip(objectives, s.confirmed, strict=True)
+            means = " and ".join(shown(o.metric, interval.mean) for o, interval in pairs)
+            chosen.append(f"{s.arm} {means}")
+    return [f"{text}; confirmed, as the best compromise: {', '.join(chosen)}" if chosen else text]

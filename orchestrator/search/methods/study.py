@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from orchestrator.config import Experiment, OptunaMethod, active_params
-from orchestrator.search.methods.space import optuna_distribution
+from orchestrator.search.methods.space import optuna_distribution, sample_config
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
@@ -40,7 +40,8 @@ class Study:
         self.seed = experiment.seed
         method = experiment.search.method
         self.method = method if isinstance(method, OptunaMethod) else OptunaMethod()
-        self.directions = ["maximize"] * len(experiment.search.objectives)
+        maximize = optuna.study.StudyDirection.MAXIMIZE
+        self.directions = [maximize] * len(experiment.search.objectives)
         self.study = optuna.create_study(directions=self.directions)
         self.told = 0
         """Number of trials the present study was told of."""
@@ -134,7 +135,6 @@ class Study:
         self.told = len(kept)
 
 
-
 class ReplayedStudy(Study):
     """One arm's study by a sampler that keeps its state in its own trials: NSGA-II or CMA-ES.
 
@@ -145,6 +145,8 @@ class ReplayedStudy(Study):
 
     def __init__(self, experiment: Experiment, arm: str) -> None:
         super().__init__(experiment, arm)
+        searched = experiment.search.space
+        self.searched = {key: searched[key] for key in self.space}
         self.settings: dict[int, dict] = {}
         """Settings of trials by their indices."""
         self.ended: dict[int, Sequence[float] | None] = {}
@@ -158,21 +160,26 @@ class ReplayedStudy(Study):
         self.study = optuna.create_study(directions=self.directions)
         for earlier in sorted(self.settings):
             self.study.enqueue_trial(self.settings[earlier])
-            trial = self._ask(earlier)
+            trial, _ = self._ask(earlier)
             if earlier in self.ended:
                 values = self.ended[earlier]
                 state = TrialState.FAIL if values is None else TrialState.COMPLETE
                 self.study.tell(trial, values, state=state)
-        params = dict(self._ask(index).params)
-        self.settings[index] = params
-        return params
+        drawn = sample_config(self.searched, [self.seed, index])
+        self.settings[index] = drawn | self._ask(index)[1]
+        return dict(self.settings[index])
 
-    def _ask(self, index: int) -> "Trial":
+    def _ask(self, index: int) -> "tuple[Trial, dict]":
+        """Return a new trial of the study, and what the sampler proposes for it.
+
+        The sampler notes the trial's generation, also where its settings are given. Where it
+        proposes nothing it would draw from a generator that is seeded as the one of its decisions,
+        so that a value would depend on why it is drawn: `ask` draws it instead.
+        """
         self.study.sampler = self._sampler(index)
-        trial = self.study.ask(self.space)
-        if self.space:
-            _ = trial.relative_params  # so the sampler notes the generation of given ones, too
-        return trial
+        fixed = self.space if index in self.settings else None
+        trial = self.study.ask(fixed)
+        return trial, dict(trial.relative_params) if self.space else {}
 
     def join(self, trial_id: str, overrides: dict) -> None:
         """Take in a trial that an earlier attempt asked for and that has not ended."""

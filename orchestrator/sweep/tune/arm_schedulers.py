@@ -180,9 +180,7 @@ class ArmSchedulers:
         if self.search.scheduler.name in ("none", "pbt"):
             return None
         controller = Controller()
-        controller.scheduler = make_scheduler(
-            self.search.scheduler, self.search.objective, epochs
-        )
+        controller.scheduler = make_scheduler(self.search.scheduler, self.search.objective, epochs)
         for index in range(per_arm):
             trial = SearchTrial(search.trial_id(arm, "search", index))
             controller.trials[trial.trial_id] = trial

@@ -113,6 +113,7 @@ class PlanSearcher(NotPickled, Searcher):
         return {
             "trial": spec.id,
             "arm": spec.arm,
+            "stage": spec.stage,
             "segment": f"{spec.id}-to-{spec.pause_at_epoch}" if is_member else segment,
             "config_schedule": [(settings.for_workers(), end) for settings, end in schedule],
             "folder": storage.to_uri(folder),
