@@ -101,7 +101,7 @@ PACKAGES = {
 }
 """Methods that Ray Tune asks a package for: the package's module, and what `pip install` takes."""
 
-SAMPLER_PACKAGES = {"cmaes": ("cmaes", "cmaes")}
+SAMPLER_PACKAGES = {"cmaes": ("cmaes", "cmaes==0.13.1")}
 """The same of Optuna's samplers."""
 
 RANGES_ONLY = ("bayesopt", "cmaes")
