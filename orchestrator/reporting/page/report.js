@@ -84,7 +84,7 @@ async function unpack() {
 
 // A browser that cannot do this keeps the still figures.
 unpack().then(() => {
-  const parts = { fronts, map, robust, curves, diagnostics, parallel };
+  const parts = { fronts, searched, map, robust, curves, diagnostics, parallel };
   for (const [name, fill] of Object.entries(parts)) section(name, fill);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
   const print = (on) => () => {
