@@ -116,7 +116,7 @@ def _run(
         experiment.evaluate,
         checkpointer,
         on_step=reporter,
-        on_validation=reporter and reporter.validate,
+        on_validation=reporter.validate if reporter else None,
         corrupted=corrupted,
     )
     for result in results:
