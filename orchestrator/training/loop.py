@@ -111,7 +111,7 @@ def _run(
         experiment.evaluate,
         checkpointer,
         on_step=reporter,
-        on_validation=reporter and reporter.validate,
+        on_validation=reporter.validate if reporter else None,
     )
     for result in results:
         checkpointer.saved_at = time.monotonic()
