@@ -104,7 +104,7 @@ def _validate(
     config: EvalConfig,
     probe: np.ndarray,
     checkpointer: MidEpochCheckpointer | None,
-    on_validation: Callable[[int, int], None] | None,
+    on_validation: Callable[[int, int], None] | None = None,
 ) -> dict[str, float]:
     """Return the scores of the validation split, and the diagnostics of the probed sentences."""
     world = learner.world

@@ -403,7 +403,7 @@ def test_robustness_against_a_baseline_by_hand():
     text = "\n".join(robustness.robustness_lines({"val": found}))
     assert (
         "fog        severities 1,5" in text
-        and "drop 37.5%" in text
+        and "mIoU 50.00  drop 37.5%" in text
         and "+30.00 points, loses x1.00 of its loss" in text
     )
     nothing = robustness.measure_robustness(of(0.0, 0.0, 0.0), of(0.5, 0.5, 0.5))["val"]["fog"]
