@@ -14,6 +14,7 @@ encoder behind the vectors of its tokens, to which it adds the places itself.
     P background prompts, D text width
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -46,18 +47,19 @@ class Caris(Model):
 
     def __init__(self, options: CarisOptions, vocabulary: list[str], assets: dict | None = None):
         super().__init__(options, vocabulary, assets)
+        self.roles: Callable[..., tuple[torch.Tensor, torch.Tensor]]
         self.reads_bert = "bert" in assets if assets else is_bert(options.text)
         if self.reads_bert:
             self.text, words, self.assets = bert.bert(options, self.vocabulary, self.assets)
             self.mask_token, self.special_tokens = words.mask, words.special
-            self.word_ids, self.roles = words.word_ids, words.words
+            self.word_ids = words.word_ids
+            self.tokenise, self.roles = words, words.words
         else:
-            self.text, words, self.assets = prompted_encoder(
+            self.text, pieces, self.assets = prompted_encoder(
                 options.text, options.max_tokens, PROMPTS, self.assets
             )
-            self.take_tokens(words)
-            self.roles = words.roles
-        self.tokenise = words
+            self.take_tokens(pieces)
+            self.tokenise, self.roles = pieces, pieces.roles
         self.visual: Any
         if options.backbone in swin.SWINS:
             self.normalise = swin.Normalise()

@@ -84,9 +84,10 @@ def plan_backbone(name: str, others: Iterable[str] = ()) -> Plan:
     import timm
 
     if not timm.is_model(name):
+        meant = nearest(name, [*others, *timm.list_models()])
         raise UserError(
-            f"model.backbone {name!r} is not a model of timm{nearest(name, [*others, *timm.list_models()])}; "
-            "timm.list_models() has their names"
+            f"model.backbone {name!r} is not a model of timm{meant}; timm.list_models() has their "
+            "names"
         )
     arch, _, tag = name.partition(".")
     tagged = timm.list_models(f"{arch}.*", pretrained=True)
@@ -206,7 +207,7 @@ def centred_statistics(
     They are its own, unless it reads pictures in [0, 1]: a hidden block is 0, which shall be the
     mean of pictures and not black.
     """
-    return (mean, std) if any(mean) else tuple((one,) * 3 for one in PICTURES)
+    return (mean, std) if any(mean) else ((PICTURES[0],) * 3, (PICTURES[1],) * 3)
 
 
 class Pyramid(nn.Module):
