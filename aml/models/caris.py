@@ -6,9 +6,16 @@ maps from the words, with deformable attention among pixels; learned background 
 the words. At 1/4 each pixel is compared with [CLS] and with the mean background prompt: the logit
 is the difference, so that its sigmoid is the softmax of the pair.
 
+A backbone of timm with such maps may stand in for Swin, and another text encoder of transformers
+for BERT. BERT's prompts are joined behind its embeddings with their places, those of another
+encoder behind the vectors of its tokens, to which it adds the places itself.
+
     B samples, H W image, h w a map, N places of the three maps, C decoder width, L tokens,
     P background prompts, D text width
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,14 +24,17 @@ from torch import nn
 from aml.models.base import Features, Model
 from aml.models.decoders.caris import POOLS, PixelDecoder, small_weights
 from aml.models.encoders import bert, swin
+from aml.models.encoders.backbone import TABLES, Pyramid, check_weights, plan_pyramid
+from aml.models.encoders.text import check_text, is_bert, prompted_encoder, read_prompted
 from aml.models.options import CarisOptions
+from aml.models.options.compose import PRETRAINED, RANDOM
 
 
 class Caris(Model):
     """CARIS, see the module. Alignment is read from:
 
-    - encoder: Swin's last map, normalised, and BERT's output (1024 and 768 wide), which has read
-      the prompts and so the picture;
+    - encoder: the backbone's last map (Swin's normalised) and the text encoder's output (1024 and
+      768 wide as published), which has read the prompts and so the picture;
     - joint: keys of the 1/16 map and queries of the words in the decoder's first attention, words
       reading pixels (equal widths, all heads); of its three levels the one with a place for every
       32-px block when stage 1 sees the image at half size;
@@ -37,25 +47,51 @@ class Caris(Model):
 
     def __init__(self, options: CarisOptions, vocabulary: list[str], assets: dict | None = None):
         super().__init__(options, vocabulary, assets)
-        self.normalise = swin.Normalise()
-        self.text, words, self.assets = bert.bert(options, self.vocabulary, self.assets)
-        self.tokens = words
-        self.tokenise = words
-        self.mask_token = words.mask
-        self.special_tokens = words.special
-        self.word_ids = words.word_ids
-        self.visual = swin.Swin(
-            options.backbone,
-            options.window,
-            options.drop_path,
-            False if assets else options.pretrained,
-        )
+        self.roles: Callable[..., tuple[torch.Tensor, torch.Tensor]]
+        self.reads_bert = "bert" in assets if assets else is_bert(options.text)
+        if self.reads_bert:
+            self.text, words, self.assets = bert.bert(options, self.vocabulary, self.assets)
+            self.mask_token, self.special_tokens = words.mask, words.special
+            self.word_ids = words.word_ids
+            self.tokenise, self.roles = words, words.words
+        else:
+            self.text, pieces, self.assets = prompted_encoder(
+                options.text, options.max_tokens, PROMPTS, self.assets
+            )
+            self.take_tokens(pieces)
+            self.tokenise, self.roles = pieces, pieces.roles
+        self.visual: Any
+        if options.backbone in swin.SWINS:
+            self.normalise = swin.Normalise()
+            self.visual = swin.Swin(
+                options.backbone,
+                options.window,
+                options.drop_path,
+                False if assets else options.pretrained,
+            )
+        else:
+            self.visual = Pyramid(options.backbone, timm_weights(options), read=not assets)
+            self.normalise = swin.Normalise(self.visual.mean, self.visual.std)
         width = self.text.config.hidden_size
         self.prompts = LanguagePrompts(self.visual.channels[3], width)
         self.decoder = PixelDecoder(self.visual.channels, width, options)
         self.no_decay = bert.undecayed(
-            self, swin.TABLE, "embeddings", "prompts.learned", "decoder.background"
+            self, *TABLES, "embeddings", "prompts.learned", "decoder.background"
         )
+
+    @classmethod
+    def side_multiple(cls, options: CarisOptions) -> int:
+        """Return what the side of an image must be a multiple of, before the model is built.
+
+        Raises:
+            UserError: A backbone or text encoder that cannot be taken, weights that are not here.
+        """
+        if options.backbone not in swin.SWINS:
+            plan_pyramid(options.backbone, swin.SWINS)
+            check_weights(options.backbone, timm_weights(options))
+        if options.text != CarisOptions().text:
+            check_text(options.text)
+        return cls.image_multiple
 
     def encode(self, x):
         return self.visual(x)
@@ -71,10 +107,21 @@ class Caris(Model):
         maps = self.encode(x) if maps is None else maps
         text = self._read(maps[3], tokens, token_mask)
         visual, text = self.decoder.joint(maps, text) if upto == "joint" else (maps[3], text)
-        return Features(visual, text, *self.tokens.words(tokens, token_mask))
+        return Features(visual, text, *self.roles(tokens, token_mask))
 
     def _read(self, last, tokens, token_mask):
-        return bert.read(self.text, tokens, token_mask, self.prompts(last))
+        read = bert.read if self.reads_bert else read_prompted
+        return read(self.text, tokens, token_mask, self.prompts(last))
+
+
+def timm_weights(options: CarisOptions) -> str:
+    """Return the weights of a timm backbone as `build_backbone` takes them."""
+    given = options.pretrained
+    return given if isinstance(given, str) else PRETRAINED if given else RANDOM
+
+
+PROMPTS = sum(side * side for side in POOLS)
+"""Vectors that the text encoder reads of the picture."""
 
 
 class LanguagePrompts(nn.Module):
@@ -84,7 +131,7 @@ class LanguagePrompts(nn.Module):
         super().__init__()
         self.inner = nn.ModuleList([nn.Linear(channels, width) for _ in POOLS])
         self.outer = nn.ModuleList([nn.Linear(width, width) for _ in POOLS])
-        self.learned = nn.Parameter(torch.randn(sum(side * side for side in POOLS), width))
+        self.learned = nn.Parameter(torch.randn(PROMPTS, width))
         self.norm = nn.LayerNorm(width)
         self.apply(small_weights)
 

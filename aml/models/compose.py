@@ -16,7 +16,9 @@ from aml.errors import UserError
 from aml.models.base import Features, Tokens
 from aml.models.decoders.places import PlaceDecoder, norm
 from aml.models.encoders.backbone import (
+    TABLES,
     build_backbone,
+    centred_statistics,
     check_weights,
     keep_statistics,
     picture_statistics,
@@ -37,19 +39,6 @@ from aml.models.encoders.words import Text, Words
 from aml.models.options import WORDS, ComposeOptions
 from aml.models.options.base import Traits, traits_of
 from aml.models.options.compose import RANDOM
-
-TABLES = (
-    "pos_embed",
-    "position_embedding",
-    "relative_position_bias_table",
-    "reg_token",
-    "register_tokens",
-)
-"""Parts of a backbone's parameters that are tables of places or tokens, which are not decayed."""
-
-
-PICTURES = (0.45, 0.25)
-"""Mean and spread, in [0, 1], of pictures where a backbone takes them as they are."""
 
 
 class Compose(PlaceDecoder):
@@ -183,8 +172,7 @@ class Compose(PlaceDecoder):
         Both are the backbone's own, and nothing is to be turned, unless it reads pictures in
         [0, 1]: a hidden block is 0, which shall be the mean of pictures and not black.
         """
-        own = torch.tensor([mean, std])
-        centred = own if any(mean) else torch.tensor([PICTURES] * 3).T
+        own, centred = torch.tensor([mean, std]), torch.tensor(centred_statistics(mean, std))
         for name, value in (
             ("mean", 255 * centred[0]),
             ("std", 255 * centred[1]),

@@ -158,6 +158,8 @@ def evaluate(
         )
         for text in lines:
             echo(text)
+        if track:
+            reporting.log_arms(out)
         if as_json:
             echo(json.dumps(rows))
         return

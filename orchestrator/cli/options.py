@@ -53,7 +53,8 @@ def result_place(text: str | Path) -> Path:
 
 SHARDS = (
     "Shards: a folder below the current one that holds some, or whose path begins with ./; else a "
-    "data set's folder below the results root (AMLRIS_HOME, or runs); or an s3:// address."
+    "data set's folder below the results root (AMLRIS_HOME, or runs); or an s3://, gs://, abfs:// "
+    "or hf:// address."
 )
 """How shards are named on a command line, for --help; `orchestrator.data.named_shards` reads it."""
 

@@ -42,7 +42,7 @@ A leading slash means the top-level folder of the project only.
 LIMIT_MB = 100
 """Ray's own limit for a package, in MiB."""
 
-BY_REFERENCE = ("MLFLOW_TRACKING_URI", "AWS_", "HF_")
+BY_REFERENCE = ("MLFLOW_TRACKING_URI", "AWS_", "GOOGLE_", "AZURE_", "HF_")
 """Beginnings of variable names that a job takes from where its cluster runs."""
 
 STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
@@ -220,11 +220,11 @@ def runtime_environment(named: list[str], *, secret_from_env: bool = False) -> d
         STOP_WAIT: os.environ.get(STOP_WAIT, "60"),
     }
     if home := os.environ.get("AMLRIS_HOME"):
-        utils.check_address(home, "AMLRIS_HOME")
+        utils.check_address(home, "AMLRIS_HOME", results=True)
         if not (home.startswith(("/", "~")) or utils.is_address(home)):
             raise UserError(
                 f"AMLRIS_HOME is {home!r}, which a job's throw-away folder would take with it; "
-                "give it from / or ~, as the cluster's nodes see it, or as s3://BUCKET/PREFIX"
+                "give it from / or ~, as the cluster's nodes see it, or as s3:// or gs://BUCKET/PREFIX"
             )
         found["AMLRIS_HOME"] = home
     for name in named:

@@ -41,7 +41,7 @@ def check_shared_folder(folder: Path) -> None:
         raise UserError(
             f"results go to {folder}, which {', '.join(blind)} of the cluster cannot see: what is "
             "trained there would stay there; set AMLRIS_HOME (or storage.root) to a folder that "
-            "all nodes share, or to s3://BUCKET/PREFIX"
+            "all nodes share, or to s3:// or gs://BUCKET/PREFIX"
         )
 
 

@@ -139,16 +139,15 @@ class StorageConfig(Settings):
     section: ClassVar[str] = "storage"
 
     root: Text | None = leaf(
-        "A folder or an s3:// address; null takes AMLRIS_HOME, else runs/ here, or ~/amlris "
-        "inside a "
-        "Ray job.",
+        "A folder, or an s3:// or gs:// address; null takes AMLRIS_HOME, else runs/ here, or "
+        "~/amlris inside a Ray job.",
         None,
     )
 
     @model_validator(mode="after")
     def _check_address(self):
         if self.root is not None:
-            check_address(self.root, "storage.root")
+            check_address(self.root, "storage.root", results=True)
         return self
 
 

@@ -18,7 +18,7 @@ def named_shards(text: str, root: Path) -> Filesystem:
     with ./ or ../; any other is a data set of the results root.
 
     Args:
-        text: A path or an s3:// address.
+        text: A path, or the address of a place in a bucket.
         root: The storage root.
 
     Raises:

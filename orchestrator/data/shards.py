@@ -255,7 +255,7 @@ def _name_damage(store: Filesystem, name: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # pyarrow raises several kinds on truncated or altered files
-        if "AWS Error" in str(error):
+        if store.is_silent(error):
             raise store.unreachable(error, name) from None
         what = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         raise UserError(f"{store.uri}/{name} is damaged ({what}); write the shards again") from None

@@ -22,6 +22,7 @@ from .masks.writing import (
 )
 from .mlflow_logging import (
     log_evaluation as log_evaluation,
+    log_evaluations as log_evaluations,
 )
 from .pages.data_page import (
     show_data as show_data,
@@ -48,9 +49,13 @@ from .robustness import (
     METRICS as METRICS,
     mean_over_severities as mean_over_severities,
     robustness_lines as robustness_lines,
-    score_conditions as score_conditions,
 )
 from .samples import (
     check_protocol as check_protocol,
     chosen_splits as chosen_splits,
+)
+from .together import (
+    SharedRequest as SharedRequest,
+    evaluate_together as evaluate_together,
+    score_conditions as score_conditions,
 )

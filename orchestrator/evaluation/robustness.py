@@ -1,114 +1,14 @@
-"""Score checkpoints under corruption, and compare that with clean scores and with a baseline."""
+"""Compare scores under corruption with clean scores and with a baseline."""
 
-import itertools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 
 from aml.conditions import CLEAN, CORRUPTIONS, Condition, mean_by_corruption
-from aml.errors import UserError
-from orchestrator import data, storage
 
 logger = logging.getLogger(__name__)
 
 METRICS = ("mIoU", "oIoU")
 """The metrics that are reported under corruption, and compared between evaluations."""
-
-
-def score_conditions(
-    checkpoints: Mapping[str, Path],
-    shards: storage.Filesystem,
-    split: str,
-    conditions: Sequence[Condition],
-    *,
-    protocol: str = "square",
-    limit: int | None = None,
-    workers: int | None = None,
-) -> dict[str, dict[str, dict]]:
-    """Score several checkpoints on the same clean and corrupted pictures of a split.
-
-    Every picture is decoded, corrupted and resized once for all checkpoints. The scores are those
-    that `evaluate_checkpoint` gives.
-
-    Args:
-        checkpoints: Folders of checkpoints by name, all of one image size and fit.
-        shards: Shards of the data set.
-        split: Name of the split.
-        conditions: Corruptions with their severities; the clean pictures are scored beside them.
-        protocol: square or original, see `orchestrator.evaluation.command`.
-        limit: Number of sentences, the first ones as validation takes them; None for all.
-        workers: Ray tasks that share the pictures; 1 scores in this process, None takes as many
-            as the cluster has GPUs or, without GPUs, cores.
-
-    Returns:
-        {name: {"clean:0": {"mIoU", "oIoU", ..., "n"}, "fog:3": ...}}, scores in [0, 1].
-
-    Raises:
-        UserError: A checkpoint or picture cannot be read, or the checkpoints were trained at
-            different sizes.
-    """
-    import ray
-    import torch
-
-    from aml.inference import Segmenter, default_precision
-    from aml.training import read_checkpoint_config
-    from orchestrator.evaluation import worker
-    from orchestrator.evaluation.samples import SampleLoader
-    from orchestrator.evaluation.scoring import SharedScoringTask
-
-    configs = {name: read_checkpoint_config(folder) for name, folder in checkpoints.items()}
-    sizes = {(config["image_size"], config["fit"]) for config in configs.values()}
-    if len(sizes) > 1:
-        raise UserError(
-            f"the checkpoints were trained at {len(sizes)} different sizes ("
-            + ", ".join(f"{size} px {fit}" for size, fit in sorted(sizes))
-            + "), so they cannot share pictures; score each with `evaluate`"
-        )
-    ((size, fit),) = sizes
-    generalised = data.read_manifest(shards)["splits"][split].get("no_target")
-    places = data.picture_places(shards, [split])
-    chosen = None
-    if limit is not None:
-        found = list(itertools.islice(_sentences(shards, places, split), limit))
-        pictures = {picture for picture, _ in found}
-        places = [place for place in places if place[0] in pictures]
-        chosen = frozenset(sentence for _, sentence in found)
-    workers = workers or worker.most_workers()
-    device = worker.choose_device(workers)
-    batch = worker.DEFAULT_BATCH[device]
-    chunk = worker.chunk_size(len(places), batch)
-    workers = min(workers, -(-len(places) // chunk))
-    task = SharedScoringTask(
-        segmenters={},
-        loader=SampleLoader([split], [CLEAN, *conditions], protocol, size, fit, chosen),
-        batch=batch,
-        chunk=chunk,
-        generalised={split} if generalised else set(),
-        device=torch.device(device),
-    )
-    for name, folder in checkpoints.items():
-        precision = default_precision(configs[name], device)
-        if workers > 1:
-            task.segmenters[name] = ray.put(Segmenter.load(folder, "cpu", precision))
-        else:
-            task.segmenters[name] = Segmenter.load(folder, device, precision)
-    what = f"scoring {len(checkpoints)} checkpoints under {len(conditions) + 1} conditions"
-    sums = worker.score_pictures(task, shards, places, workers, what).sums
-    scores: dict[str, dict[str, dict]] = {name: {} for name in checkpoints}
-    for (name, corruption, severity), found_sums in sums.items():
-        scores[name][f"{corruption}:{severity}"] = found_sums.scores()
-    return scores
-
-
-def _sentences(
-    shards: storage.Filesystem, places: list, split: str
-) -> Iterator[tuple[int, tuple[int, int]]]:
-    """Yield image_id and (ref_id, sent_id) of a split's sentences in the order of validation."""
-    for row in data.read_rows(shards, places, jpeg=False):
-        for ref in sorted(row["refs"], key=lambda ref: ref["ref_id"]):
-            if ref["split"] == split:
-                for sentence in ref["sentences"]:
-                    yield row["image_id"], (ref["ref_id"], sentence["sent_id"])
 
 
 def mean_over_severities(scores: Mapping[str, dict], metric: str = "mIoU") -> dict[str, float]:

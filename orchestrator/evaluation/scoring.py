@@ -34,6 +34,9 @@ class PartialScores:
     """Number of words in the sentences; 0 for a model without a vocabulary."""
     unknown_words: int = 0
     """Number of those words that are not in the model's vocabulary."""
+    by_checkpoint: dict[str, "PartialScores"] = field(default_factory=dict)
+    """The scores of each checkpoint by name, where several score the same pictures; the sums and
+    rows beside it are then empty."""
 
     @property
     def unknown_share(self) -> float | None:
@@ -48,6 +51,8 @@ class PartialScores:
         self.pictures += other.pictures
         self.words += other.words
         self.unknown_words += other.unknown_words
+        for name, scores in other.by_checkpoint.items():
+            self.by_checkpoint.setdefault(name, PartialScores()).__iadd__(scores)
         return self
 
 
@@ -89,12 +94,16 @@ class ScoringTask:
         variants = itertools.chain.from_iterable(map(self.loader.variants, rows))
         scores = self.score_variants(variants, device_lock)
         scores.pictures = len(rows)
+        self.count_words(scores, rows)
+        return scores
+
+    def count_words(self, scores: PartialScores, rows: list[dict]) -> None:
+        """Count in the scores of some pictures the words that the model does not know."""
         if self.vocabulary:
             sentences = [s for row in rows for s in self.loader.sentences(row)]
             words = [word for sentence in sentences for word in split_words(sentence)]
             scores.words = len(words)
             scores.unknown_words = sum(word not in self.vocabulary for word in words)
-        return scores
 
     def score_variants(
         self, variants: Iterable[ImageVariant], device_lock: AbstractContextManager | None = None
@@ -163,8 +172,8 @@ class ScoringTask:
 class SharedScoringTask:
     """A ScoringTask of several checkpoints, which score the same pictures.
 
-    A picture is decoded, corrupted and resized once for all checkpoints. Its `score` returns sums
-    whose keys begin with the checkpoint's name in place of the split, and no rows.
+    A picture is decoded, corrupted and resized once for all checkpoints. Its `score` returns
+    scores by checkpoint.
     """
 
     segmenters: dict[str, Any]
@@ -175,6 +184,9 @@ class SharedScoringTask:
     chunk: int
     generalised: set[str]
     device: torch.device
+    keep_rows: bool = False
+    """Whether the scores have the rows of sentences, which many checkpoints and conditions make
+    large."""
 
     def to(self, device: str) -> None:
         """Name the device on which the models compute."""
@@ -183,16 +195,18 @@ class SharedScoringTask:
     def score(
         self, rows: list[dict], device_lock: AbstractContextManager | None = None
     ) -> PartialScores:
-        """Return the sums of every checkpoint over a chunk of pictures; see ScoringTask.score."""
+        """Return every checkpoint's scores of a chunk of pictures; see ScoringTask.score."""
         variants = list(itertools.chain.from_iterable(map(self.loader.variants, rows)))
         scores = PartialScores(pictures=len(rows))
         for name, given in self.segmenters.items():
             segmenter = given if isinstance(given, Segmenter) else _fetched(given, self.device)
             task = ScoringTask(segmenter, self.loader, self.batch, self.chunk, self.generalised)
-            sums = task.score_variants(variants, device_lock).sums
-            for (_, corruption, severity), found in sums.items():
-                key = name, corruption, severity
-                scores.sums[key] = scores.sums.get(key, Sums()) + found
+            found = task.score_variants(variants, device_lock)
+            if self.keep_rows:
+                task.count_words(found, rows)
+            else:
+                found = PartialScores(sums=found.sums)
+            scores.by_checkpoint[name] = found
         return scores
 
 

@@ -92,7 +92,7 @@ def evaluate(
 
     Args:
         checkpoint: A folder, a run, or models:/NAME@champion.
-        shards: A folder of shards, a data set of the storage root, or an s3:// address.
+        shards: A folder of shards, a data set of the storage root, or an address in a bucket.
         out: Folder of the results; new, or filled by an evaluation before.
         splits: As "val,testA".
         corrupt: Corruptions beside the clean pictures, as "fog:3,noise:1"; empty for none.

@@ -10,6 +10,7 @@ from .comparison.runs import (
 )
 from .comparison.splits import (
     evaluate_arms as evaluate_arms,
+    log_arms as log_arms,
 )
 from .evidence import (
     evaluation_tables as evaluation_tables,

@@ -1,4 +1,4 @@
-"""Files at a local path or an s3:// address, through pyarrow."""
+"""Files at a local path or in a bucket (s3://, gs://, abfs://, hf://), through pyarrow."""
 
 import contextlib
 import os
@@ -6,15 +6,25 @@ import posixpath
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
+from urllib.parse import parse_qsl, urlencode
 
 from aml import files
 from aml.errors import NotSaved, Unreachable, UserError
-from aml.files import home_expanded
+from aml.files import home_expanded, scheme_of
 from orchestrator.storage import paths
 from orchestrator.utils import announced_wait, check_address, is_address, redact
 
 if TYPE_CHECKING:
     from pyarrow import fs as pyarrow_fs
+
+
+AZURE = ("abfs", "abfss")
+
+GS_RETRY_S = (90, 5)
+"""Seconds for which a silent bucket at gs:// is asked again: patiently, and impatiently."""
+
+VARIABLES = {"s3": "AWS_*", "gs": "GOOGLE_*", **dict.fromkeys(AZURE, "AZURE_*"), "hf": "HF_*"}
+"""The variables that say how a bucket is reached, by its scheme."""
 
 
 class Filesystem:
@@ -28,7 +38,9 @@ class Filesystem:
     path: str
     """The folder in `fs`."""
     uri: str
-    """The folder as a local path or an s3:// address."""
+    """The folder as a local path or an address."""
+    errors: tuple[type[Exception], ...]
+    """What reading raises where the folder does not answer."""
 
     def __init__(
         self, uri: str | Path, root: Path | None = None, *, impatient: bool = False
@@ -36,7 +48,7 @@ class Filesystem:
         """Open a folder; it need not exist.
 
         Args:
-            uri: a local path or an s3:// address.
+            uri: a local path or the address of a place in a bucket.
             root: the storage root that a relative path is below, or below whose bucket it is.
             impatient: give a silent bucket up after ten seconds instead of a minute and a half, for
                 requests that are repeated anyway.
@@ -46,6 +58,7 @@ class Filesystem:
         """
         from pyarrow import fs
 
+        self.errors = (OSError,)
         text = str(uri)
         check_address(text)
         if not is_address(text):
@@ -57,11 +70,13 @@ class Filesystem:
         else:
             try:
                 with announced_wait(f"{redact(text)} to answer"):
-                    self.fs, self.path = fs.FileSystem.from_uri(text)
+                    self.fs, self.path = _OPENERS[scheme_of(text)](text, impatient)
             except (OSError, ValueError) as error:  # pyarrow's own error is a ValueError
                 raise _unreachable(text, error) from None
-            if impatient:
-                self.fs = _with_few_retries(self.fs)
+            if scheme_of(text) == "hf":
+                from huggingface_hub.errors import HfHubHTTPError
+
+                self.errors = HfHubHTTPError.__bases__  # its HTTP client's, and OSError
         self.uri = text
 
     def unreachable(self, error: Exception, *names: str) -> Unreachable:
@@ -90,7 +105,7 @@ class Filesystem:
                 return stream.read()
         except FileNotFoundError:
             return None
-        except OSError as error:
+        except self.errors as error:
             raise self._unread(error) from None
 
     def write(self, name: str, data: bytes) -> None:
@@ -105,7 +120,11 @@ class Filesystem:
                 self.fs.create_dir(self.path)
                 with self.fs.open_output_stream(draft) as stream:
                     stream.write(data)
-                self.fs.move(draft, self.join(name))
+                if scheme_of(self.uri) in AZURE:  # an account without folders moves nothing
+                    self.fs.copy_file(draft, self.join(name))
+                    self.fs.delete_file(draft)
+                else:
+                    self.fs.move(draft, self.join(name))
         except OSError as error:
             if is_address(self.uri):
                 raise self.unreachable(error) from None
@@ -120,7 +139,7 @@ class Filesystem:
         try:
             with self.answering():
                 found = self.fs.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
-        except OSError as error:
+        except self.errors as error:
             raise self._unread(error) from None
         return [posixpath.basename(info.path) for info in found]
 
@@ -128,12 +147,28 @@ class Filesystem:
         """Delete a file of the folder."""
         self.fs.delete_file(self.join(name))
 
+    def is_silent(self, error: Exception) -> bool:
+        """Return whether an error says that a bucket does not answer, and nothing of its files."""
+        if scheme_of(self.uri) == "hf":
+            return isinstance(error, self.errors)
+        return any(mark in str(error) for mark in ("AWS Error", "google::cloud", "Azure Error"))
+
     def check_kind(self, given_as: str) -> None:
-        """Check, as `aml.files.check_kind_of_folder` does, that a local folder is one or nothing.
+        """Check that the folder is one that is written, before anything is.
+
+        Of a local one, as `aml.files.check_kind_of_folder` does, that it is a folder or nothing.
 
         Args:
             given_as: how the person gave the folder, as --out.
+
+        Raises:
+            UserError: something else is there, or the address is only read.
         """
+        if scheme_of(self.uri) == "hf":
+            raise UserError(
+                f"{given_as} is {redact(self.uri)}, which is only read; write to a folder, and "
+                "upload that with: hf upload"
+            )
         if not is_address(self.uri):
             files.check_kind_of_folder(self.path, given_as)
 
@@ -146,21 +181,24 @@ class Filesystem:
             given_as: how the person gave the folder, as --out.
             wanted: bytes.
         """
+        self.check_kind(given_as)
         if not is_address(self.uri):
             files.check_folder(self.path, given_as, wanted)
 
-    def _unread(self, error: OSError) -> Exception:
+    def _unread(self, error: Exception) -> Exception:
         if is_address(self.uri):
             return self.unreachable(error)
         return UserError(
-            f"{self.uri} cannot be read ({os.strerror(error.errno or 0)}); give a folder of shards"
+            f"{self.uri} cannot be read ({os.strerror(getattr(error, 'errno', 0) or 0)}); give a "
+            "folder of shards"
         )
 
 
 def _unreachable(uri: str, error: Exception) -> Unreachable:
+    variables = VARIABLES.get(scheme_of(uri), VARIABLES["s3"])
     return Unreachable(
         f"{redact(uri)} cannot be reached ({_reason(error)}); check the endpoint, the "
-        "bucket and what AWS_* is exported here and on the cluster"
+        f"bucket and what {variables} is exported here and on the cluster"
     )
 
 
@@ -168,9 +206,77 @@ def _reason(error: Exception) -> str:
     return " ".join(redact(error).split())[:200]
 
 
-def _with_few_retries(s3: "pyarrow_fs.FileSystem") -> "pyarrow_fs.FileSystem":
-    """Return the same S3 file system with 3 tries a request instead of 31, of 3 s each."""
+def _open_s3(address: str, impatient: bool) -> tuple["pyarrow_fs.FileSystem", str]:
+    """Return the file system of an address and the path in it.
+
+    An impatient one makes 3 tries a request instead of 31, of 3 s each.
+    """
     from pyarrow import fs
 
-    _, (options,) = s3.__reduce__()
-    return fs.S3FileSystem(**options, retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=3))
+    s3, path = fs.FileSystem.from_uri(address)
+    if impatient:
+        _, (options,) = s3.__reduce__()
+        s3 = fs.S3FileSystem(
+            **options, retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=3)
+        )
+    return s3, path
+
+
+def _open_gs(address: str, impatient: bool) -> tuple["pyarrow_fs.FileSystem", str]:
+    """Return the file system of an address and the path in it.
+
+    Credentials are not looked for where the connection is not encrypted, as an emulator's.
+    """
+    from pyarrow import fs
+
+    place, _, query = address.partition("?")
+    options = dict(parse_qsl(query))
+    options["retry_limit_seconds"] = str(GS_RETRY_S[impatient])
+    if options.get("scheme") == "http":
+        place = place.replace("://", "://anonymous@", 1)
+    return fs.FileSystem.from_uri(f"{place}?{urlencode(options)}")
+
+
+def _open_azure(address: str, _impatient: bool) -> tuple["pyarrow_fs.FileSystem", str]:
+    """Return the file system of an address and the path in it.
+
+    The account's key or the SAS token is taken from AZURE_STORAGE_KEY or AZURE_STORAGE_SAS_TOKEN;
+    without them the library looks for credentials as Azure's other programs do.
+    """
+    from pyarrow import fs
+
+    place, _mark, query = address.partition("?")
+    options = dict(parse_qsl(query))
+    container, rest = place.partition("://")[2].split("@", 1)
+    host, _slash, inner = rest.partition("/")
+    account, _kind, domain = host.split(".", 2)
+    endpoint, scheme = options.get("endpoint_override"), options.get("scheme", "https")
+    key = os.environ.get("AZURE_STORAGE_KEY") or None
+    azure = fs.AzureFileSystem(
+        account,
+        account_key=key,
+        sas_token=None if key else os.environ.get("AZURE_STORAGE_SAS_TOKEN") or None,
+        blob_storage_authority=endpoint or f".blob.{domain}",
+        dfs_storage_authority=endpoint or f".dfs.{domain}",
+        blob_storage_scheme=scheme,
+        dfs_storage_scheme=scheme,
+    )
+    return azure, posixpath.join(container, inner).rstrip("/")
+
+
+def _open_hub(address: str, _impatient: bool) -> tuple["pyarrow_fs.FileSystem", str]:
+    """Return the file system of an address of Hugging Face's hub and the path in it."""
+    from huggingface_hub import HfFileSystem
+    from pyarrow import fs
+
+    hub = HfFileSystem(endpoint=os.environ.get("HF_ENDPOINT"))
+    return fs.PyFileSystem(fs.FSSpecHandler(hub)), address.removeprefix("hf://").rstrip("/")
+
+
+_OPENERS = {
+    "s3": _open_s3,
+    "gs": _open_gs,
+    "abfs": _open_azure,
+    "abfss": _open_azure,
+    "hf": _open_hub,
+}

@@ -71,6 +71,7 @@ def bucket_lease(run: Path) -> Iterator[None]:
     store = Filesystem(paths.bucket_of(run) or "", impatient=True)
     mine = utils.lease_text()
     _wait_until_free(store, run.name)
+    _make_folder(store)
     write_object(store, LEASE, mine)
     if store.read(LEASE) != mine.encode():
         raise UserError(
@@ -115,6 +116,15 @@ def write_object(store: "Filesystem", name: str, text: str) -> None:
             stream.write(text.encode())
     except OSError as error:
         raise store.unreachable(error, name) from None
+
+
+def _make_folder(store: "Filesystem") -> None:
+    """Make the folder of a run, which is not listed without that at gs://."""
+    try:
+        with store.answering():
+            store.fs.create_dir(store.path)
+    except OSError as error:
+        raise store.unreachable(error) from None
 
 
 def _wait_until_free(store: "Filesystem", name: str) -> None:

@@ -31,7 +31,7 @@ def storage_root(configured: str | None = None) -> Path:
     given = configured or os.environ.get("AMLRIS_HOME")
     given_as = "storage.root" if configured else "AMLRIS_HOME"
     if given:
-        check_address(given, given_as)
+        check_address(given, given_as, results=True)
         if is_address(given):
             return working_root(given)
         return check_kind_of_folder(home_expanded(given), given_as)
@@ -46,7 +46,7 @@ def working_root(uri: str) -> Path:
         UserError: the address is not served, or holds keys.
         NotSaved: the folder cannot be made.
     """
-    check_address(uri)
+    check_address(uri, results=True)
     uri = join_uri(uri)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     root = (cache / "amlris" / _digest(uri)).absolute()

@@ -1,16 +1,37 @@
 """Addresses of buckets and of MLflow: what is served, and what must not be printed."""
 
+import re
 from pathlib import Path
 from urllib.parse import quote, unquote
 
 from aml.errors import UserError
 from aml.files import scheme_of
-from orchestrator.utils.redaction import OPEN_OPTIONS, learn_secrets, redact
+from orchestrator.utils.redaction import AZURE_PLACE, OPEN_OPTIONS, learn_secrets, redact
 
-SCHEMES = ("s3",)
-"""Schemes of the buckets that are read and written."""
+RESULTS = ("s3", "gs")
+"""Schemes of the buckets that may hold results.
 
-SERVED = " or ".join(["a folder", *(f"{scheme}://BUCKET/PREFIX" for scheme in SCHEMES)])
+Azure's are not among them: pyarrow empties an object there before it writes it anew, so that a run
+whose machine is lost in that moment would be lost, and its lease would look free.
+"""
+
+SCHEMES = (*RESULTS, "abfs", "abfss", "hf")
+"""Schemes of the buckets that may hold shards; those of hf:// are only read."""
+
+FORMS = {
+    "abfs": "abfs://CONTAINER@ACCOUNT.dfs.core.windows.net/PREFIX",
+    "hf": "hf://datasets/OWNER/NAME",
+}
+"""How an address is spelt where that is not SCHEME://BUCKET/PREFIX."""
+
+KEYS = {
+    "s3": "AWS_ACCESS_KEY_ID and the like",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "abfs": "AZURE_STORAGE_KEY, AZURE_STORAGE_SAS_TOKEN or AZURE_CLIENT_ID and the like",
+    "abfss": "AZURE_STORAGE_KEY, AZURE_STORAGE_SAS_TOKEN or AZURE_CLIENT_ID and the like",
+    "hf": "HF_TOKEN",
+}
+"""The variables from which the keys of a bucket are taken, by its scheme."""
 
 MLFLOW_UI = "http://127.0.0.1:5000"
 """Address of the pages that the command `ui` serves, where no other port is given."""
@@ -44,48 +65,80 @@ def is_address(text: str | Path | None) -> bool:
     return str(text or "").startswith(tuple(f"{scheme}://" for scheme in SCHEMES))
 
 
-def check_address(text: str, given_as: str = "the address") -> None:
+def check_address(text: str, given_as: str = "the address", *, results: bool = False) -> None:
     """Check a folder or an address as a person gave it, wherever one is given.
 
     Args:
         text: a path, or the address of a place in a bucket.
         given_as: what the message calls it, as AMLRIS_HOME.
+        results: whether results are to be kept there, not only shards.
 
     Raises:
         UserError: it is empty, its scheme is not served, it names no bucket, or it holds keys,
             which the message does not repeat.
     """
+    served = _served(RESULTS if results else SCHEMES)
     if not text or "\0" in text:
-        raise UserError(f"{given_as} is {text!r}; give {SERVED}")
+        raise UserError(f"{given_as} is {text!r}; give {served}")
     if text.startswith("~"):
         try:
             Path(text).expanduser()
         except RuntimeError:
             raise UserError(
-                f"{given_as} is {text!r}, and there is no user of that name; give {SERVED}"
+                f"{given_as} is {text!r}, and there is no user of that name; give {served}"
             ) from None
     scheme = scheme_of(text)
     if not scheme and text.partition(":")[0] not in SCHEMES:
         return
     learn_secrets(text)
     if scheme and scheme not in SCHEMES:
-        raise UserError(f"{given_as} is {redact(text)}, which is not served; give {SERVED}")
+        raise UserError(f"{given_as} is {redact(text)}, which is not served; give {served}")
+    _check_no_keys(text, scheme or text.partition(":")[0], given_as)
+    if not _names_bucket(text, scheme):
+        raise UserError(
+            f"{given_as} is {redact(text)!r}, which names no bucket; give {served} without spaces "
+            "and #"
+        )
+    if results and scheme not in RESULTS:
+        why = (
+            "which is only read"
+            if scheme == "hf"
+            else "where shards may be but no results: an object is empty there while it is "
+            "written anew, and a run whose machine is lost in that moment would be lost"
+        )
+        raise UserError(f"{given_as} is {redact(text)}, {why}; give {served}")
+
+
+def _check_no_keys(text: str, scheme: str, given_as: str) -> None:
+    """Raise UserError where an address holds keys, or what may be one."""
     place, _, query = text.partition("?")
     bucket = place.partition("://")[2].partition("/")[0]
     options = dict(option.partition("=")[::2] for option in query.split("&") if option)
-    if "@" in bucket or ":" in bucket or any("@" in unquote(one) for one in options.values()):
+    plain = scheme.startswith("abfs") and re.fullmatch(AZURE_PLACE, bucket)
+    in_bucket = not plain and ("@" in bucket or ":" in bucket)
+    if in_bucket or any("@" in unquote(one) for one in options.values()):
         raise UserError(
             f"{given_as} of {bucket.rpartition('@')[2] if '@' in bucket else 'a bucket'} holds "
-            "keys, and addresses are logged; export AWS_ACCESS_KEY_ID and the like instead"
+            f"keys, and addresses are logged; export {KEYS[scheme]} instead"
         )
     if not OPEN_OPTIONS.issuperset(options):  # a name may be a key, too
         raise UserError(
             f"{given_as} of {bucket or 'a bucket'} holds keys or an unknown option behind its "
             "question mark, and addresses are logged; give endpoint_override, region and scheme "
-            "there, and export AWS_ACCESS_KEY_ID and the like"
+            f"there, and export {KEYS[scheme]}"
         )
+
+
+def _names_bucket(text: str, scheme: str) -> bool:
+    """Return whether an address is complete, of the form that its scheme has."""
+    bucket, _, inner = text.partition("?")[0].partition("://")[2].partition("/")
     if not is_address(text) or not bucket or not text.isprintable() or set(text) & set("# "):
-        raise UserError(
-            f"{given_as} is {redact(text)!r}, which names no bucket; give {SERVED} without spaces "
-            "and #"
-        )
+        return False
+    if scheme == "hf":
+        return bucket == "datasets" and len([part for part in inner.split("/") if part]) >= 2
+    return not scheme.startswith("abfs") or bool(re.fullmatch(AZURE_PLACE, bucket))
+
+
+def _served(schemes: tuple[str, ...]) -> str:
+    forms = [FORMS.get(one, f"{one}://BUCKET/PREFIX") for one in schemes if one != "abfss"]
+    return f"a folder, {', '.join(forms[:-1])} or {forms[-1]}"

@@ -14,6 +14,7 @@ from urllib.parse import quote, unquote, unquote_plus
 
 SECRET = re.compile(
     r"(?i)secret|token|passw|credential|private|api_?key|access_?key|(^|_)key($|_)|(^|_)auth($|_)"
+    r"|connection_string"
 )
 """Names of variables whose values are secret, except for those that `ABOUT` matches."""
 
@@ -23,7 +24,12 @@ ABOUT = re.compile(r"(?i)_(mode|type|name|prefix|provider|path|file|dir|url)$")
 SHORTEST = 8
 """Characters: a shorter value may be a common word and is not removed."""
 
-USER_INFO = re.compile(r"(?<=://)[^\s'\"/]*@")
+AZURE_PLACE = r"[a-z0-9$-]{3,63}@[a-z0-9]{3,24}\.(?:dfs|blob)\.[a-z0-9.-]+"
+"""The container and the account of an abfs:// address, neither of which is secret."""
+
+USER_INFO = re.compile(
+    rf"(?<=://)(?!(?:(?<=abfs://)|(?<=abfss://)){AZURE_PLACE}(?:[/?\s'\"]|$))[^\s'\"/]*@"
+)
 
 USER_INFO_WITH_SLASH = re.compile(
     r"(?<=://)[^\s'\"/@:]+:[^\s'\"/@]*/[^\s'\"@]*@(?=[^\s'\"@/]+[:/])"
@@ -51,7 +57,7 @@ OPEN_OPTIONS = frozenset(
         *("runs", "experiments", "workflowType"),
     }
 )
-"""Options of an s3:// address, and of the page of MLflow that compares runs, none of which is
+"""Options of the address of a bucket, and of MLflow's page that compares runs, none of which is
 secret; any other option of an address may be."""
 
 _learned: set[str] = set()
@@ -101,7 +107,9 @@ def _secrets_of_addresses(text: str) -> frozenset[str]:
     whole = re.fullmatch(r"(?:[\w.]+=)?[A-Za-z][A-Za-z0-9+.-]*://.*", text, re.DOTALL)
     found = []
     for address in [text] if whole else ADDRESS.findall(text):
-        if user := USER.match(address.partition("://")[2]):
+        scheme, _, rest = address.partition("://")
+        plain = scheme in ("abfs", "abfss") and re.match(rf"{AZURE_PLACE}(?:[/?]|$)", rest)
+        if (user := USER.match(rest)) and not plain:
             found.append(user[1] or user[2])
         query = ADDRESS.search(address)
         for name, sign, value in QUERY.findall(query[0] if query else ""):

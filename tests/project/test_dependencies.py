@@ -15,6 +15,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[2]
 BROUGHT = {
     "aiohttp": "ray[default]",
+    "huggingface_hub": "transformers",
     "markupsafe": "jinja2",
     "pandas": "mlflow",
     "pydantic_core": "pydantic",

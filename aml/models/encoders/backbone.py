@@ -9,7 +9,7 @@ vision transformer block by block.
 import contextlib
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +36,21 @@ SIZES: tuple[dict[str, Any], ...] = (
 FILES = ("model.safetensors", "pytorch_model.bin", "model.pth", "model.pt")
 """Names of a weights file in a folder."""
 
+PICTURES = (0.45, 0.25)
+"""Mean and spread, in [0, 1], of pictures where a backbone takes them as they are."""
+
+TABLES = (
+    "pos_embed",
+    "position_embedding",
+    "relative_position_bias_table",
+    "reg_token",
+    "register_tokens",
+)
+"""Parts of a backbone's parameters that are tables of places or tokens, which are not decayed."""
+
+PYRAMID = (4, 8, 16, 32)
+"""Pixels that a place of each map spans, of a hierarchical network."""
+
 
 class Plan(NamedTuple):
     """Maps that are read of a backbone, known before its weights are."""
@@ -56,11 +71,15 @@ class Plan(NamedTuple):
         return math.lcm(*self.reductions)
 
 
-def plan_backbone(name: str) -> Plan:
+def plan_backbone(name: str, others: Iterable[str] = ()) -> Plan:
     """Return which maps of a timm backbone are read; no memory is taken for its weights.
 
     Of a network whose maps become smaller the last of each size is taken, of a plain transformer
     those after a third, two thirds and all of its blocks.
+
+    Args:
+        name: timm's name.
+        others: Names that the model takes beside timm's, for the message.
 
     Raises:
         UserError: timm does not know the name, or it gives no maps of images of any size.
@@ -68,9 +87,10 @@ def plan_backbone(name: str) -> Plan:
     import timm
 
     if not timm.is_model(name):
+        meant = nearest(name, [*others, *timm.list_models()])
         raise UserError(
-            f"model.backbone {name!r} is not a model of timm{nearest(name, timm.list_models())}; "
-            "timm.list_models() has their names"
+            f"model.backbone {name!r} is not a model of timm{meant}; timm.list_models() has their "
+            "names"
         )
     arch, _, tag = name.partition(".")
     tagged = timm.list_models(f"{arch}.*", pretrained=True)
@@ -182,6 +202,76 @@ def picture_statistics(name: str, weights: str) -> tuple[list[float], list[float
         found = timm.get_pretrained_cfg(name)
     mean, std = (list(getattr(found, key, None) or (0.5,) * 3) for key in ("mean", "std"))
     return mean, std
+
+
+def centred_statistics(
+    mean: Sequence[float], std: Sequence[float]
+) -> tuple[Sequence[float], Sequence[float]]:
+    """Return mean and spread by which pictures are normalised for a backbone, in [0, 1].
+
+    They are its own, unless it reads pictures in [0, 1]: a hidden block is 0, which shall be the
+    mean of pictures and not black.
+    """
+    return (mean, std) if any(mean) else ((PICTURES[0],) * 3, (PICTURES[1],) * 3)
+
+
+class Pyramid(nn.Module):
+    """The maps of a timm backbone at 1/4, 1/8, 1/16 and 1/32."""
+
+    scale: torch.Tensor
+    shift: torch.Tensor
+
+    def __init__(self, name: str, weights: str, read: bool):
+        """Build the backbone.
+
+        Args:
+            name: timm's name.
+            weights: As `build_backbone` takes them.
+            read: Whether the weights are read.
+
+        Raises:
+            UserError: See `plan_pyramid` and `build_backbone`.
+        """
+        super().__init__()
+        plan = plan_pyramid(name)
+        self.net = build_backbone(name, weights, plan, read)
+        self.channels = list(plan.channels)
+        own = picture_statistics(name, weights)
+        self.mean, self.std = centred_statistics(*own)
+        scale = torch.tensor(self.std) / torch.tensor(own[1])
+        shift = (torch.tensor(self.mean) - torch.tensor(own[0])) / torch.tensor(own[1])
+        self.register_buffer("scale", scale[:, None, None], persistent=False)
+        self.register_buffer("shift", shift[:, None, None], persistent=False)
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Return the maps of images (B, 3, H, W) normalised by `mean` and `std`."""
+        return visual_maps(self.net, x * self.scale + self.shift)
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        keep_statistics(self.net)
+        return self
+
+
+def plan_pyramid(name: str, others: Iterable[str] = ()) -> Plan:
+    """Return the plan of a backbone that gives maps at 1/4, 1/8, 1/16 and 1/32.
+
+    Args:
+        name: timm's name.
+        others: As `plan_backbone` takes them.
+
+    Raises:
+        UserError: See `plan_backbone`; or the maps are others.
+    """
+    plan = plan_backbone(name, others)
+    if plan.reductions != PYRAMID:
+        found = ", ".join(f"1/{reduction}" for reduction in plan.reductions)
+        raise UserError(
+            f"model.backbone {name!r} gives maps at {found}, and caris reads 1/4, 1/8, 1/16 and "
+            "1/32; take one that gives these, as convnext_tiny, or model.name compose, which reads "
+            "any"
+        )
+    return plan
 
 
 def visual_maps(net: Any, x: torch.Tensor) -> list[torch.Tensor]:

@@ -1,5 +1,6 @@
 """Swin, the visual encoder of CARIS and LAVT, and its original weights."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -224,15 +225,16 @@ def fitting(
 
 
 class Normalise(nn.Module):
-    """Turns uint8 images into float, ImageNet's mean at 0; its constants lie in no checkpoint."""
+    """Turns uint8 images into float, their mean at 0; its constants lie in no checkpoint."""
 
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self):
+    def __init__(self, mean: Sequence[float] = MEAN, std: Sequence[float] = STD):
+        """Take mean and spread of pictures in [0, 1]; ImageNet's by default."""
         super().__init__()
-        self.register_buffer("mean", 255 * torch.tensor(MEAN)[:, None, None], persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(STD)[:, None, None], persistent=False)
+        self.register_buffer("mean", 255 * torch.tensor(mean)[:, None, None], persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(std)[:, None, None], persistent=False)
 
     def forward(self, image):
         return (image.float() - self.mean) / self.std

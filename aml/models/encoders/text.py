@@ -6,6 +6,7 @@ transformers and tokenizers are imported where they are used.
     B sentences, L tokens, C width
 """
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,70 @@ def check_text(name: str) -> None:
             f"model.text {name!r} is no folder; give one in Hugging Face format, a hub name, "
             f"{PACKAGE} or {WORDS}"
         )
+
+
+def prompted_encoder(
+    name: str, length: int, prompts: int, assets: dict[str, Any]
+) -> tuple[Any, Pieces, dict[str, Any]]:
+    """Return a text encoder that reads vectors behind a sentence, and a token in front of it.
+
+    Args:
+        name: As model.text.
+        length: Tokens of a sentence.
+        prompts: Vectors that it has to read besides.
+        assets: Of a model built before, see `sentence_encoder`.
+
+    Returns:
+        transformers' model, its tokens, and the assets of a rebuild.
+
+    Raises:
+        UserError: See `sentence_encoder`; or it reads no vectors, or has no token in front.
+    """
+    encoder, made = sentence_encoder(name, length, False, assets)
+    model, tokens = encoder.model, encoder.tokens
+    if "inputs_embeds" not in inspect.signature(model.forward).parameters or not tokens.first:
+        raise UserError(
+            f"model.text {name!r} is a {model.config.model_type}, which takes no vectors beside "
+            "its tokens or has no token in front of a sentence, and caris needs both; take one as "
+            "BERT, RoBERTa or ModernBERT, or model.name compose, which takes any"
+        )
+    if not assets:
+        _check_length(encoder, name, length + prompts)
+    return model, tokens, made
+
+
+def read_prompted(
+    model: Any, tokens: torch.Tensor, token_mask: torch.Tensor, prompts: torch.Tensor
+) -> torch.Tensor:
+    """Run an encoder of `prompted_encoder` on sentences.
+
+    Args:
+        model: The encoder.
+        tokens: (B, L) int64.
+        token_mask: (B, L) bool.
+        prompts: (B, P, C), joined behind the embeddings of the tokens and dropped at the end.
+
+    Returns:
+        States (B, L, C).
+    """
+    x = model.get_input_embeddings()(tokens)
+    x = torch.cat([x, prompts.to(x.dtype)], 1)
+    seen = torch.cat([token_mask, token_mask.new_ones(prompts.shape[:2])], 1)
+    states = model(inputs_embeds=x, attention_mask=seen.to(torch.int64)).last_hidden_state
+    return states[:, : tokens.shape[1]]
+
+
+def is_bert(name: str) -> bool:
+    """Return whether a name means a BERT, or an encoder whose configuration cannot be had."""
+    from transformers import PreTrainedConfig
+
+    if name in (WORDS, PACKAGE):
+        return name == WORDS
+    try:
+        given, _ = PreTrainedConfig.get_config_dict(name, **_how(name))
+    except Exception:  # what is missing is said by whoever reads the weights
+        return True
+    return given.get("model_type", "bert") == "bert"
 
 
 def read_tokenizer(place: str, name: str, *, lower: bool = False) -> dict[str, Any]:

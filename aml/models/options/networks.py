@@ -43,13 +43,10 @@ class SmallOptions(Options):
 
 
 class SwinBertOptions(Options):
-    """Holds the options of the encoders that CARIS and LAVT share."""
+    """Holds the options of the encoders that CARIS and LAVT share; each has its `backbone`."""
 
     image_multiple: ClassVar[int] = 32
 
-    backbone: Literal["swin_test", "swin_tiny", "swin_small", "swin_base"] = leaf(
-        "Size of Swin; swin_test is for tests.", "swin_base"
-    )
     window: Annotated[int, Field(ge=2, le=64)] = leaf("Side of Swin's windows.", 7, unit="places")
     pretrained: Weights = leaf(
         "Swin's weights: true takes ImageNet-22k from the hub, a file the original .pth or "
@@ -87,6 +84,25 @@ class CarisOptions(SwinBertOptions):
 
     name: ClassVar[str] = "caris"
     built_by: ClassVar[str] = "aml.models.caris:Caris"
+    of_parts: ClassVar[bool] = True
+
+    backbone: Text = leaf(
+        "swin_tiny, swin_small, swin_base, or swin_test for tests; or a timm backbone with maps at "
+        "1/4, 1/8, 1/16 and 1/32, with its tag where pretrained is to mean that one.",
+        "swin_base",
+    )
+    pretrained: Weights = leaf(
+        "Swin's weights: true takes ImageNet-22k from the hub, a file the original .pth or "
+        "timm's, false random ones; of a timm backbone true takes timm's from the hub, a file "
+        "weights under timm's names, package an installed package's.",
+        True,
+    )
+    text: Text = leaf(
+        "A BERT: a hub name, a folder in Hugging Face format, or words for a random one that "
+        "knows the data set's words; or another text encoder of transformers that puts a token in "
+        "front of a sentence, whose dropout is its own.",
+        "bert-base-uncased",
+    )
 
     width: Width = leaf(
         "Width of the decoder; a multiple of heads, of 4 and of 32 (or below 32).",
@@ -119,6 +135,9 @@ class LavtOptions(SwinBertOptions):
     built_by: ClassVar[str] = "aml.models.lavt:Lavt"
     fuses: ClassVar[bool] = True
 
+    backbone: Literal["swin_test", "swin_tiny", "swin_small", "swin_base"] = leaf(
+        "Size of Swin; swin_test is for tests.", "swin_base"
+    )
     window: Annotated[int, Field(ge=2, le=64)] = leaf("Side of Swin's windows.", 12, unit="places")
     text: Text = leaf(
         "A BERT: a hub name, a folder in Hugging Face format, or words for a random one that knows "

@@ -6,6 +6,8 @@ scores.json: which checkpoints were scored on which data, and {trial: {split: {"
     "P@0.5" ... "n"}}}, shares in [0, 1].
 arms_on_splits.csv, .md, .tex: one row for each split and arm, with means and 95 % t intervals over
     seeds, and the differences to off and random, paired by seed.
+TRIAL/: for each confirmed trial what `evaluate` writes of its checkpoint, with per_sentence.jsonl,
+    which `compare` reads; about.json says its arm and seed.
 """
 
 import json
@@ -111,6 +113,19 @@ def evaluate_arms(
     )
     wrote = ", ".join(str(Path(out).absolute() / name) for name in files)
     return [caption, *arm_lines(rows), *published, f"wrote {wrote}"], nan_to_none(rows)
+
+
+def log_arms(out: Path) -> None:
+    """Log the scores that `evaluate_arms` wrote on the MLflow runs of their trials.
+
+    Args:
+        out: The folder it wrote.
+    """
+    out = Path(out).absolute()
+    folders = [out / trial for trial in json.loads((out / SCORES).read_text("utf-8"))["scores"]]
+    written = {folder: evaluation.read_evaluation(folder)[0] for folder in folders}
+    outs = {Path(about["checkpoint"]): folder for folder, about in written.items()}
+    evaluation.log_evaluations(outs, out.name)
 
 
 def arm_rows(
@@ -234,11 +249,10 @@ def _score(
     for split in splits:
         left = {trial: path for trial, path in checkpoints.items() if split not in scores[trial]}
         if left:
-            found = evaluation.score_conditions(
-                left, shards, split, [], protocol=about["protocol"], workers=workers
-            )
-            for trial, conditions in found.items():
-                scores[trial][split] = conditions["clean:0"]
+            request = evaluation.SharedRequest(left, shards, split, about["protocol"], workers)
+            beside = keep or split != splits[0]
+            for trial, found in evaluation.evaluate_together(request, out, beside=beside).items():
+                scores[trial][split] = found
             text = json.dumps(about | {"scores": scores}, indent=1)
             atomic_write(out / SCORES, text.encode())
     return scores

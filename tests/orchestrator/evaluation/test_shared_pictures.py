@@ -9,7 +9,7 @@ from aml.data.dataset import Items
 from aml.data.decode import decode_row, rows_of_block
 from aml.data.refer_counts import vocabulary
 from aml.errors import UserError
-from orchestrator.evaluation import command, robustness, samples
+from orchestrator.evaluation import command, robustness, samples, together
 from tests.support.stores import save_model
 
 CONDITIONS = parse_corruptions("fog:2,fog:4,occlusion:3")
@@ -30,7 +30,7 @@ def evaluated_by_hand(checkpoint, store, out):
 
 
 def test_scores_are_those_of_an_evaluation_by_hand(checkpoints, data, tmp_path):
-    found = robustness.score_conditions(checkpoints, data.store, "val", CONDITIONS, workers=1)
+    found = together.score_conditions(checkpoints, data.store, "val", CONDITIONS, workers=1)
     assert list(found["low"]) == ["clean:0", "fog:2", "fog:4", "occlusion:3"]
     assert found == {
         name: evaluated_by_hand(folder, data.store, tmp_path / name)
@@ -48,7 +48,7 @@ def test_each_picture_is_corrupted_once_for_all_checkpoints(checkpoints, data, m
         return corrupt(image, name, severity, image_id)
 
     monkeypatch.setattr(samples, "corrupt", counted)
-    robustness.score_conditions(checkpoints, data.store, "val", CONDITIONS, workers=1)
+    together.score_conditions(checkpoints, data.store, "val", CONDITIONS, workers=1)
     assert seen and len(seen) == len(set(seen))
 
 
@@ -67,15 +67,15 @@ def test_a_limit_takes_the_sentences_that_validation_takes(checkpoints, data, mo
         chosen.append(arguments[-1])
         return loader(*arguments)
 
-    monkeypatch.setattr(samples, "SampleLoader", watched)
-    found = robustness.score_conditions(checkpoints, data.store, "val", [], limit=5, workers=1)
+    monkeypatch.setattr(together, "SampleLoader", watched)
+    found = together.score_conditions(checkpoints, data.store, "val", [], limit=5, workers=1)
     assert found["low"]["clean:0"]["n"] == 5 and chosen == [wanted]
 
 
 def test_checkpoints_of_two_sizes_are_refused(checkpoints, data, tmp_path):
     other = save_model(tmp_path / "other", vocabulary(data.rows), size=64)
     with pytest.raises(UserError, match=r"2 different sizes \(32 px square, 64 px square\)"):
-        robustness.score_conditions(
+        together.score_conditions(
             checkpoints | {"other": other}, data.store, "val", CONDITIONS, workers=1
         )
 

@@ -57,6 +57,13 @@ def test_every_confirmed_seed_is_scored_as_alone_and_the_arms_are_compared(
     how = ["--data", data.store.path, "--splits", "testA,testB", "--out", alone]
     code, _ = command(capsys, "evaluate", sweep.folder / "trials/random-12", *how, "--no-track")
     assert code == 0 and json.loads((alone / "metrics.json").read_text()) == scores["random-12"]
+    beside = out / "random-12"
+    assert sorted(per_sentence(beside)) == sorted(per_sentence(alone))
+    for name in ("metrics.json", "breakdown.json"):
+        assert json.loads((beside / name).read_text()) == json.loads((alone / name).read_text())
+    about, own = (json.loads((one / "about.json").read_text()) for one in (beside, alone))
+    differ = {key for key in own if about[key] != own[key]}
+    assert about.keys() == own.keys() and differ <= {"seconds"}
     rows = list(csv.DictReader((out / "arms_on_splits.csv").open()))
     assert [(r["split"], r["arm"]) for r in rows] == [
         (split, arm) for split in ("testA", "testB") for arm in ARMS
@@ -82,6 +89,54 @@ def test_every_confirmed_seed_is_scored_as_alone_and_the_arms_are_compared(
     assert json.loads(text.splitlines()[-1])[0]["mIoU_vs_off_p"] is None
 
 
+def per_sentence(folder):
+    return (folder / "per_sentence.jsonl").read_text().splitlines()
+
+
+def test_the_scores_are_logged_on_the_mlflow_runs_of_the_trials(
+    data, sweep, tmp_path, capsys, monkeypatch
+):
+    logged = []
+
+    class Tracker:
+        def data(self, key, described):
+            assert [one["name"] for one in described]
+
+        def metrics(self, key, step, values):
+            logged.append((key, values))
+
+        def artifact(self, key, path, folder):
+            logged.append((key, folder, path.name))
+
+        def ready(self, seconds):
+            return True
+
+        def close(self, seconds):
+            return ""
+
+    (sweep.folder.parent / "mlflow.db").write_text("")
+    monkeypatch.setattr("orchestrator.tracking.open_tracker", lambda *_: Tracker())
+    how = ["--data", data.store.path, "--splits", "testA", "--out", tmp_path / "out"]
+    code, text = command(capsys, "evaluate", "toy", "--arms", *how)
+    assert code == 0 and "logged on toy-00000001 off-11, off-12, random-11, random-12" in text
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())["scores"]
+    values = {line[0]: line[1] for line in logged if len(line) == 2}
+    assert {
+        key: {name: found[f"eval/refcoco/testA/square/{name}"] for name in ("mIoU", "oIoU")}
+        for key, found in values.items()
+    } == {
+        trial: {name: of["testA"][name] for name in ("mIoU", "oIoU")}
+        for trial, of in scores.items()
+    }
+    assert ("off-11", "evaluations/out", "metrics.json") in logged
+    sides = [tmp_path / "out" / trial for trial in ("off-12", "random-12")]
+    code, told = command(capsys, "compare", *sides, "--json")
+    assert code == 0 and json.loads(told.splitlines()[-1])["kind"] == "images", told
+    logged.clear()
+    code, _ = command(capsys, "evaluate", "toy", "--arms", *how, "--no-track")
+    assert code == 0 and not logged
+
+
 def test_lost_checkpoints_are_named_and_a_sweep_without_any_is_refused(
     data, sweep, tmp_path, capsys
 ):
@@ -102,13 +157,13 @@ def test_lost_checkpoints_are_named_and_a_sweep_without_any_is_refused(
 
 def test_scores_are_kept_of_the_same_protocol_alone(data, sweep, tmp_path, monkeypatch):
     asked = []
-    score = splits.evaluation.score_conditions
+    score = splits.evaluation.evaluate_together
 
-    def noted(checkpoints, shards, split, *rest, **more):
-        asked.append((split, len(checkpoints), more["protocol"]))
-        return score(checkpoints, shards, split, *rest, **more)
+    def noted(request, *rest, **more):
+        asked.append((request.split, len(request.checkpoints), request.protocol))
+        return score(request, *rest, **more)
 
-    monkeypatch.setattr(splits.evaluation, "score_conditions", noted)
+    monkeypatch.setattr(splits.evaluation, "evaluate_together", noted)
     out = tmp_path / "kept"
     tables = [
         splits.evaluate_arms(sweep, data.store, names, out, protocol=protocol, keep=True)[1]
@@ -121,6 +176,8 @@ def test_scores_are_kept_of_the_same_protocol_alone(data, sweep, tmp_path, monke
     ]
     assert asked == [("testA", 4, "square"), ("testB", 4, "square"), ("testB", 4, "original")]
     assert tables[0][0]["mIoU"] == tables[1][0]["mIoU"]
+    held = [json.loads(line)["split"] for line in per_sentence(out / "off-11")]
+    assert set(held) == {"testB"}, "another protocol is written anew"
     assert tables[1] == tables[2] and tables[3][0]["mIoU"] != tables[2][2]["mIoU"]
 
 

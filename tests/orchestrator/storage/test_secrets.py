@@ -105,6 +105,9 @@ ENVIRONMENT = {
             "MLFLOW_TRACKING_PASSWORD",
             "RAY_AUTH_TOKEN",
             "HF_TOKEN",
+            "AZURE_STORAGE_KEY",
+            "AZURE_STORAGE_SAS_TOKEN",
+            "AZURE_CLIENT_SECRET",
         ),
         SECRET,
     ),
@@ -123,6 +126,7 @@ ADDRESSES = [
     f"s3://AKIA:{SECRET}@bucket/x",
     f"s3://bucket/x?endpoint_override=http%3A%2F%2Fme%3A{quote(ENCODED)}%40127.0.0.1",
     f"gs://me:{ENCODED}@bucket/x",
+    f"abfss://:{ENCODED}@account.dfs.core.windows.net/x",
 ]
 
 
