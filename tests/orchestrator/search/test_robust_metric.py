@@ -22,9 +22,13 @@ NUMBERS = ("train/loss", "val/mIoU", "robust/fog", "robust/noise", "robust/mIoU"
 @pytest.fixture
 def train(data, tmp_path):
     """Return a function that trains two epochs on the stored scenes, scored under corruption."""
-    experiment = from_dict(
-        TREE | {"train": {"epochs": 2, "batch": 8}, "evaluate": {"probe": 0, "batch": 2}}
-    )
+    more = {
+        "model": {"name": "small", "width": 32, "stem": 16},
+        "optim": {"lr": 1e-5},  # the masks stay as they are, neither empty nor full
+        "train": {"epochs": 2, "batch": 8},
+        "evaluate": {"probe": 0, "batch": 2},
+    }
+    experiment = from_dict(TREE | more)
     decoded = [decode_row(row | {"jpeg": Path(row["path"]).read_bytes()}, 64) for row in data.rows]
     val = [ShardSelection(data.store, frozenset({"val"}), {})]
     windows = corrupted_windows(val, 64, "square", CONDITIONS)
@@ -34,7 +38,8 @@ def train(data, tmp_path):
         heard = []
         folder = tmp_path / name
         words = refer_counts.vocabulary(data.rows)
-        context = loop.RunContext(corrupted=sources, **more)
+        begin = data.checkpoint
+        context = loop.RunContext(corrupted=sources, init_checkpoint=begin, **more)
         blocks = [rows_of_block(decoded)]
         loop.run_training(experiment, lambda: blocks, words, folder, heard.append, context)
         return heard, folder / "last"
@@ -47,6 +52,7 @@ def test_the_last_epoch_is_scored_as_an_evaluation_of_its_checkpoint_is(train, d
     assert not any(key.startswith("robust/") for key in first)
     found = score_conditions({"t": checkpoint}, data.store, "val", CONDITIONS, limit=4, workers=1)
     scores = {key: score["mIoU"] for key, score in found["t"].items()}
+    assert len(set(scores.values())) == 4 and min(scores.values()) > 1e-3
     noise = (scores["noise:1"] + scores["noise:5"]) / 2
     assert last["robust/fog"] == pytest.approx(scores["fog:3"], abs=1e-6)
     assert last["robust/noise"] == pytest.approx(noise, abs=1e-6)
