@@ -5,6 +5,7 @@ are checked at once.
 """
 
 import difflib
+from collections.abc import Mapping
 
 from aml.errors import UserError
 
@@ -63,6 +64,14 @@ def parse_corruptions(text: str) -> list[Condition]:
         levels = SEVERITIES if level == "all" else (int(level),)
         pairs.update(((n, s), None) for n in names for s in levels)
     return list(pairs)
+
+
+def mean_by_corruption(scores: Mapping[Condition, float]) -> dict[str, float]:
+    """Return the mean score of each corruption over its severities, in the order given."""
+    found: dict[str, list[float]] = {}
+    for (name, _), score in scores.items():
+        found.setdefault(name, []).append(score)
+    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def check_corruption(name: str) -> None:

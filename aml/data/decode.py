@@ -14,6 +14,7 @@ import json
 import numpy as np
 from PIL import Image
 
+from aml.conditions import CLEAN, Condition
 from aml.data.rle import rasterise, referent
 from aml.reading import (
     MAX_PIXELS,
@@ -140,19 +141,25 @@ def fit_mask(mask: np.ndarray, size: int, fit: str) -> np.ndarray:
     return out
 
 
-def decode_row(row: dict, size: int, fit: str = "square") -> dict:
+def decode_row(row: dict, size: int, fit: str = "square", condition: Condition = CLEAN) -> dict:
     """Decode a row to network size.
 
     Args:
         row: a row with its `jpeg`.
         size: side of the network image.
         fit: see `placement`.
+        condition: corruption and severity of the picture, which acts before the resize.
 
     Returns:
         `image`, (size, size, 3) uint8; `masks`, bytes with one bit a pixel, one ref after the
         other, each padded to whole bytes; `meta`, the rest of the row as JSON text.
     """
-    image = fit_image(row_picture(row), size, fit)
+    picture: Image.Image | np.ndarray = row_picture(row)
+    if condition != CLEAN:
+        from aml.data.corruptions import corrupt  # imports OpenCV, which clean pictures do without
+
+        picture = corrupt(np.asarray(picture), *condition, row["image_id"])
+    image = fit_image(picture, size, fit)
     masks = [
         fit_mask(rasterise(referent(row, ref), row["height"], row["width"]), size, fit)
         for ref in row["refs"]

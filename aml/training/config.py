@@ -211,7 +211,8 @@ class EvalConfig(Settings):
     corrupt: Corruptions = leaf(
         "Under which corruptions of the validation pictures a sweep scores every confirmed "
         "checkpoint at its end, as fog:3,low_light:all; null under none. A finished sweep that is "
-        "given again with others scores under these.",
+        "given again with others scores under these. A search by robust/mIoU scores its trials "
+        "under them, too.",
         None,
     )
 

@@ -2,11 +2,12 @@
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
+from aml.conditions import Condition, mean_by_corruption
 from aml.data import Batch, Items, eval_batches, some_batches, train_batches
 from aml.masking import MaskingConfig
 from aml.metrics import THRESHOLDS, Sums
@@ -34,6 +35,7 @@ def train_epochs(
     config: EvalConfig = EvalConfig(),  # noqa: B008 (frozen)
     checkpointer: MidEpochCheckpointer | None = None,
     on_step: Callable[[int, TrainSums], None] | None = None,
+    corrupted: Mapping[Condition, Callable[[], Items]] | None = None,
 ) -> Iterator[Result]:
     """Train from learner.progress to the last epoch and yield one Result an epoch.
 
@@ -46,6 +48,8 @@ def train_epochs(
         config: Settings of the validation.
         checkpointer: Is asked during an epoch whether the run should be saved there, too.
         on_step: Called after each step with the steps done of the epoch and its sums.
+        corrupted: Returns the items of the validation split under each corruption, which are
+            scored after the last epoch; None for none.
     """
     probe = probe_indices(len(val), config.probe)
     world = learner.world
@@ -64,11 +68,13 @@ def train_epochs(
         metrics = learner.train_epoch(batches, epoch, checkpointer, on_step)
         before = time.perf_counter()
         metrics |= _validate(learner, val, config, probe, checkpointer)
+        val_s = time.perf_counter() - before
+        if corrupted and epoch + 1 == learner.config.epochs:
+            metrics |= robust_metrics(learner, corrupted, config, checkpointer)
         progress = learner.progress
         score = metrics[judged_by(config.select)]
         improved = score > progress.best
         learner.end_epoch(score)
-        val_s = time.perf_counter() - before
         metrics |= {
             "epoch": epoch + 1,
             "train/workers": world.size,
@@ -112,6 +118,40 @@ def _validate(
             config.threshold,
         )
     return metrics
+
+
+def robust_metrics(
+    learner: Learner,
+    corrupted: Mapping[Condition, Callable[[], Items]],
+    config: EvalConfig,
+    checkpointer: MidEpochCheckpointer | None = None,
+) -> dict[str, float]:
+    """Return the validation mIoU under each corruption and in their mean.
+
+    Args:
+        learner: Predicts.
+        corrupted: See `train_epochs`.
+        config: Settings of the validation.
+        checkpointer: Is asked whether the run should be saved meanwhile.
+
+    Returns:
+        robust/<corruption>, a mean over its severities, robust/mIoU, the mean of these, and
+        time/robust_s, the seconds it took.
+    """
+    world = learner.world
+    before = time.perf_counter()
+    scores: dict[Condition, float] = {}
+    for condition, items in corrupted.items():
+        batches = eval_batches(
+            items(), learner.model, batch=config.batch, rank=world.rank, world=world.size
+        )
+        if checkpointer is not None:
+            batches = yield_with_checkpoints(batches, checkpointer)
+        scores[condition] = learner.evaluate(batches, config.threshold).scores()["mIoU"]
+    means = mean_by_corruption(scores)
+    found = {f"robust/{name}": score for name, score in means.items()}
+    found["robust/mIoU"] = sum(means.values()) / len(means)
+    return found | {"time/robust_s": time.perf_counter() - before}
 
 
 def yield_with_checkpoints(

@@ -46,8 +46,8 @@ FEATURES = (
     ),
     (
         "search",
-        ("hyperopt", "bayes_opt"),
-        "the search methods hyperopt and bayesopt",
+        ("hyperopt", "bayes_opt", "cmaes"),
+        "the search methods hyperopt and bayesopt, and Optuna's sampler cmaes",
         "pip install '.[search]' in the checkout",
     ),
     (

@@ -10,11 +10,11 @@ This package starts in a fraction of a second: it imports no torch, Ray or MLflo
 
 May import: orchestrator.utils and torch-free modules of aml.
 Public names: ARMS, AT_COMPUTE, AshaScheduler, BudgetConfig, CHANGEABLE, Cell, DataConfig,
-    Experiment, METHODS, Matrix, MatrixConfig, NoScheduler, OptunaMethod, PACKAGES, PbtScheduler,
-    ResourcesConfig, SCHEDULERS, SearchConfig, SeedsConfig, StorageConfig, SynthConfig, TpeMethod,
-    TrackingConfig, active_params, base_arm, check_budget, check_run, check_sweep, code_version,
-    defaults_of, explain_settings, from_dict, from_stored, from_text, hourly_price, json_schema,
-    load, load_matrix, masking_arm, setting_warnings,
+    Experiment, METHODS, Matrix, MatrixConfig, NoScheduler, Objective, OptunaMethod, PACKAGES,
+    PbtScheduler, ResourcesConfig, SCHEDULERS, SearchConfig, SeedsConfig, StorageConfig,
+    SynthConfig, TpeMethod, TrackingConfig, active_params, base_arm, check_budget, check_run,
+    check_sweep, code_version, defaults_of, explain_settings, from_dict, from_stored, from_text,
+    hourly_price, json_schema, load, load_matrix, masking_arm, setting_warnings,
     settings_reference, show_settings, stored_settings, unbundle, upgrade_overrides.
 """
 

@@ -50,6 +50,7 @@ from .schema import (
 )
 from .search import (
     BudgetConfig as BudgetConfig,
+    Objective as Objective,
     SearchConfig as SearchConfig,
     SeedsConfig as SeedsConfig,
 )

@@ -50,11 +50,15 @@ class OptunaMethod(Settings):
     section: ClassVar[str] = "search.method"
 
     name: Literal["optuna"] = leaf("Proposes settings by a sampler of Optuna.", "optuna")
-    sampler: Literal["tpe", "gp"] = leaf(
-        "Optuna's sampler: tpe (Parzen estimators) or gp (Gaussian process).", "tpe"
+    sampler: Literal["tpe", "gp", "nsga2", "cmaes"] = leaf(
+        "Optuna's sampler: tpe (Parzen estimators), gp (Gaussian process), nsga2 (NSGA-II, made "
+        "for several metrics) or cmaes (CMA-ES: one metric, ranges only).",
+        "tpe",
     )
     startup: Annotated[int, Field(ge=0, le=10_000)] = leaf(
-        "Random trials before results are read.", 4, unit="trials"
+        "Random trials before results are read; for nsga2 the size of a generation.",
+        4,
+        unit="trials",
     )
 
 
@@ -97,17 +101,34 @@ PACKAGES = {
 }
 """Methods that Ray Tune asks a package for: the package's module, and what `pip install` takes."""
 
+SAMPLER_PACKAGES = {"cmaes": ("cmaes", "cmaes==0.13.1")}
+"""The same of Optuna's samplers."""
 
-def check_installed(method: str) -> None:
+RANGES_ONLY = ("bayesopt", "cmaes")
+"""Methods, and samplers of Optuna, that take no lists."""
+
+ONE_METRIC = ("hyperopt", "bayesopt", "cmaes")
+"""Methods, and samplers of Optuna, that compare trials by one number."""
+
+
+def method_words(method: "AnyMethod") -> tuple[str, str]:
+    """Return what decides a method's abilities, its name or its sampler's, and how it is told."""
+    if isinstance(method, OptunaMethod) and method.sampler != "tpe":
+        return method.sampler, f"optuna with sampler {method.sampler}"
+    return method.name, method.name
+
+
+def check_installed(method: "AnyMethod") -> None:
     """Refuse a search method whose package is not installed.
 
     Raises:
         UserError: What is missing, and how it is installed.
     """
-    module, package = PACKAGES.get(method, ("", ""))
+    name, words = method_words(method)
+    module, package = (PACKAGES | SAMPLER_PACKAGES).get(name, ("", ""))
     if module and find_spec(module) is None:
         raise UserError(
-            f"search.method {method} needs a package that is not installed; install it with "
+            f"search.method {words} needs a package that is not installed; install it with "
             f"pip install {package}, or use search.method optuna"
         )
 

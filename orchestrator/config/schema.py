@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from aml.conditions import Condition
 from aml.errors import UserError
 from aml.masking import MaskingConfig, preset
 from aml.models import resolved
@@ -176,6 +177,12 @@ class Experiment(Settings):
         check_space(search.space, search.method.name, self.model["name"], DataConfig)
         return self
 
+    @property
+    def searched_conditions(self) -> list[Condition]:
+        """The corruptions that search trials are scored under, as search.metric asks for it."""
+        is_scored = self.search.needs_corruption and self.search.trials != 0
+        return self.evaluate.conditions if is_scored else []
+
     def for_workers(self) -> dict[str, Any]:
         """Return what those who train get, and Ray keeps.
 
@@ -248,13 +255,16 @@ class Experiment(Settings):
         """Return the settings that decide what is computed.
 
         Where, on how many machines and within what budget it runs, and what its checkpoints are
-        scored under at the end, is left out: a run may continue elsewhere, or with more.
+        scored under at the end, is left out: a run may continue elsewhere, or with more. What a
+        search goes by stays, corruptions too.
         """
         elsewhere = ("resources", "tracking", "storage")
         tree = {k: v for k, v in self.to_dict().items() if k not in elsewhere}
         if tree["evaluate"]["select"] is None:  # names of runs from before the setting
             del tree["evaluate"]["select"]
-        del tree["search"]["max_concurrent"], tree["search"]["budget"], tree["evaluate"]["corrupt"]
+        del tree["search"]["max_concurrent"], tree["search"]["budget"]
+        if not self.search.needs_corruption:
+            del tree["evaluate"]["corrupt"]
         return tree
 
     def run_name(self, fingerprint: str) -> str:

@@ -1,6 +1,6 @@
 """Settings of a search: arms, space, method, scheduler, seeds, budget."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
@@ -16,15 +16,33 @@ from aml.schema import (
 )
 from orchestrator.config import arms
 from orchestrator.config.methods import (
-    BayesOptMethod,
+    ONE_METRIC,
+    RANGES_ONLY,
     GridMethod,
     Method,
     NoScheduler,
     Scheduler,
+    method_words,
 )
-from orchestrator.config.space import check_metric
+from orchestrator.config.space import ROBUST, check_metric
 
 Trials = Annotated[int, Field(ge=1, le=10**6)]
+
+Mode = Literal["max", "min"]
+
+MOST_METRICS = 3
+"""Metrics that a search is judged by at most: of more, nearly every trial is on the front."""
+
+
+class Objective(NamedTuple):
+    """A metric that trials are judged by."""
+
+    metric: str
+    mode: Mode
+
+    def gain(self, value: float) -> float:
+        """Return the value so that more is better."""
+        return value if self.mode == "max" else -value
 
 
 class SeedsConfig(Settings):
@@ -95,8 +113,15 @@ class SearchConfig(Settings):
     )
     method: Method = leaf("How settings are chosen.", GridMethod())
     scheduler: Scheduler = leaf("What stops or moves search trials on their way.", NoScheduler())
-    metric: Text = leaf("The number of an epoch that trials are judged by.", "val/mIoU")
-    mode: Literal["max", "min"] = leaf("Whether more or less of the metric is better.", "max")
+    metric: Annotated[Text | list[Text], Wanted("a metric, or a list of two or three")] = leaf(
+        "The number of an epoch that trials are judged by, or a list of two or three, whose first "
+        "is the one that schedulers and the champion go by; robust/mIoU is the mean over the "
+        "corruptions of evaluate.corrupt, scored at a search trial's last epoch.",
+        "val/mIoU",
+    )
+    mode: Annotated[Mode | list[Mode], Wanted("max or min, or a list of them")] = leaf(
+        "Whether more or less of the metric is better; a list says it of each metric.", "max"
+    )
     trials: Annotated[int, Field(ge=0, le=10**6)] | None = leaf(
         "Search trials of every arm; null takes the whole grid, 0 confirms the one setting of each "
         "arm without a search.",
@@ -114,6 +139,23 @@ class SearchConfig(Settings):
         "epochs",
     )
     budget: BudgetConfig = leaf("Where the sweep stops.", BudgetConfig())
+
+    @property
+    def objectives(self) -> list[Objective]:
+        """What trials are judged by, the first one first."""
+        metrics = [self.metric] if isinstance(self.metric, str) else self.metric
+        modes = [self.mode] * len(metrics) if isinstance(self.mode, str) else self.mode
+        return [Objective(*pair) for pair in zip(metrics, modes, strict=True)]
+
+    @property
+    def objective(self) -> Objective:
+        """What schedulers, populations and the choice of the champion go by."""
+        return self.objectives[0]
+
+    @property
+    def needs_corruption(self) -> bool:
+        """Whether search trials are scored under evaluate.corrupt, as a metric asks for it."""
+        return any(objective.metric.startswith(ROBUST) for objective in self.objectives)
 
     @property
     def dimensions(self) -> set[str]:
@@ -139,7 +181,7 @@ class SearchConfig(Settings):
                 "out of "
                 f"{', '.join(arms.ARMS)}"
             )
-        check_metric(self.metric)
+        self._check_metrics()
         if self.method.name != "grid" and self.trials is None:
             raise UserError(
                 f"search.method {self.method.name} needs search.trials, the number of trials of "
@@ -151,12 +193,35 @@ class SearchConfig(Settings):
             self._check_nothing_to_search()
         return self
 
-    def _check_method(self) -> None:
-        lists = [key for key, values in self.space.items() if isinstance(values, list)]
-        if isinstance(self.method, BayesOptMethod) and lists:
+    def _check_metrics(self) -> None:
+        metrics = [self.metric] if isinstance(self.metric, str) else self.metric
+        for metric in metrics:
+            check_metric(metric)
+        is_list = not isinstance(self.metric, str)
+        if is_list and not (1 < len(set(metrics)) == len(metrics) <= MOST_METRICS):
             raise UserError(
-                f"search.method bayesopt takes ranges only, and search.space has a list for "
+                f"search.metric is {shown(self.metric)}; name one metric, or list two or three, "
+                "each once"
+            )
+        if not isinstance(self.mode, str) and len(self.mode) != len(metrics):
+            raise UserError(
+                f"search.mode is {shown(self.mode)} for {len(metrics)} metric(s); give max or min "
+                "for all of them, or a list with one for each"
+            )
+
+    def _check_method(self) -> None:
+        name, words = method_words(self.method)
+        lists = [key for key, values in self.space.items() if isinstance(values, list)]
+        if name in RANGES_ONLY and lists:
+            raise UserError(
+                f"search.method {words} takes ranges only, and search.space has a list for "
                 f"{', '.join(lists)}; give low and high, or use method optuna"
+            )
+        if name in ONE_METRIC and len(self.objectives) > 1:
+            raise UserError(
+                f"search.method {words} compares trials by one number, and search.metric lists "
+                f"{len(self.objectives)}; use search.method optuna (sampler tpe, gp or nsga2), "
+                "grid or random, or name one metric"
             )
 
     def _check_nothing_to_search(self) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any, get_args
 
+from aml.conditions import CORRUPTIONS
 from aml.errors import UserError
 from aml.masking import MaskingConfig
 from aml.models import MODELS
@@ -23,6 +24,13 @@ METRICS = (
 )
 """What training reports at the end of an epoch, and a search may be judged by."""
 
+ROBUST = "robust/"
+"""Beginning of the metrics under evaluate.corrupt, which search trials report of their last epoch
+where search.metric names one."""
+
+ROBUST_METRICS = tuple(f"{ROBUST}{name}" for name in ("mIoU", *CORRUPTIONS))
+"""The mean of validation mIoU over all corruptions, and over the severities of each."""
+
 OF_DATA = ("unit", "augment", "train_limit")
 """Settings of data that a trial reads for itself; the data are read and decoded once for all."""
 
@@ -34,11 +42,12 @@ LARGEST_GRID = 100_000
 
 def check_metric(metric: str) -> None:
     """Refuse a metric that no epoch reports."""
-    if metric not in METRICS:
+    known = METRICS + ROBUST_METRICS
+    if metric not in known:
         raise UserError(
-            f"search.metric is {shown(metric)}{nearest(metric, METRICS)}; no epoch reports it: "
+            f"search.metric is {shown(metric)}{nearest(metric, known)}; no epoch reports it: "
             "choose "
-            f"one of {', '.join(METRICS)}"
+            f"one of {', '.join(known)}"
         )
 
 

@@ -11,6 +11,7 @@ from orchestrator.config.methods import PbtScheduler, check_installed
 from orchestrator.config.resources import ResourcesConfig
 from orchestrator.config.schema import Experiment
 from orchestrator.config.search import BudgetConfig
+from orchestrator.config.space import ROBUST
 
 CHANGEABLE = ("optim.lr", "optim.weight_decay")
 """Settings besides masking's that may change while a model trains."""
@@ -24,7 +25,8 @@ def check_sweep(experiment: Experiment) -> None:
             "resources.min_workers is for `train`: a sweep's trials must not compete for workers; "
             "leave it out and set resources.workers"
         )
-    check_installed(search.method.name)
+    check_installed(search.method)
+    _check_robust_metrics(experiment)
     if isinstance(search.scheduler, PbtScheduler):
         _check_populations(experiment, search.scheduler)
     price = hourly_price(experiment.resources)
@@ -41,6 +43,28 @@ def check_sweep(experiment: Experiment) -> None:
             if overrides not in seen[-1:]:
                 check_run(experiment.for_arm(arm, overrides))
             seen = [overrides]
+
+
+def _check_robust_metrics(experiment: Experiment) -> None:
+    search = experiment.search
+    corrupted = {name for name, _ in experiment.evaluate.conditions}
+    for objective in search.objectives:
+        if not objective.metric.startswith(ROBUST):
+            continue
+        corruption = objective.metric.removeprefix(ROBUST)
+        if not corrupted or (corruption != "mIoU" and corruption not in corrupted):
+            raise UserError(
+                f"search.metric {objective.metric} is a score under corruption, and "
+                f"evaluate.corrupt is {experiment.evaluate.corrupt or 'null'}; name the "
+                "corruptions there, as "
+                f"evaluate.corrupt={'fog' if corruption == 'mIoU' else corruption}:3"
+            )
+    if search.objective.metric.startswith(ROBUST) and search.scheduler.name != "none":
+        raise UserError(
+            f"search.scheduler {search.scheduler.name} compares trials on their way by "
+            f"{search.objective.metric}, which is scored at their last epoch only; name another "
+            "metric first, as search.metric=[val/mIoU, robust/mIoU], or use scheduler none"
+        )
 
 
 def _check_populations(experiment: Experiment, scheduler: PbtScheduler) -> None:
@@ -146,6 +170,23 @@ def hourly_price(resources: ResourcesConfig) -> float:
 
 def setting_warnings(experiment: Experiment, trial_arms: list[str]) -> list[str]:
     """Return what a person should know of settings that say less than they seem to."""
+    return [*_several_metrics(experiment), *_idle_two_pass(experiment, trial_arms)]
+
+
+def _several_metrics(experiment: Experiment) -> list[str]:
+    search = experiment.search
+    if len(search.objectives) < 2 or search.scheduler.name == "none":
+        return []
+    text = (
+        f"search.scheduler {search.scheduler.name} compares trials by {search.objective.metric}, "
+        "the first of search.metric"
+    )
+    if search.needs_corruption and search.scheduler.name != "pbt":
+        text += "; a trial that it stops has no score under corruption and is on no front"
+    return [text]
+
+
+def _idle_two_pass(experiment: Experiment, trial_arms: list[str]) -> list[str]:
     noise = max(float(experiment.model.get(name, 0) or 0) for name in ("dropout", "drop_path"))
     twice = [arm for arm in trial_arms if arms.masking_arm(arm) == "two_pass"]
     if not twice or noise:

@@ -1,9 +1,10 @@
 """Choose between pictures in Ray's object store and a window; keep copies of decoded blocks."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from aml.conditions import CLEAN, Condition
 from aml.data import WINDOW_BYTES
 from orchestrator.data.decoded import ObjectStoreBlocks, ShardSelection, decode_shards
 from orchestrator.data.streaming import StreamingBlocks
@@ -63,14 +64,48 @@ def choose_blocks(
     return StreamingBlocks(tuple(train), size, fit, _decode_all(val, size, fit))
 
 
-def _decode_all(parts: list[ShardSelection], size: int, fit: str) -> ObjectStoreBlocks:
+def choose_corrupted(
+    val: list[ShardSelection], size: int, fit: str, conditions: Sequence[Condition]
+) -> dict[Condition, ObjectStoreBlocks | StreamingBlocks]:
+    """Corrupt and decode the validation pictures of as many conditions as fit the object store.
+
+    Each trial corrupts those of the others for itself, picture by picture; this is logged.
+
+    Args:
+        val: Shards to validate on.
+        size: Width and height of the decoded pictures in pixels.
+        fit: Setting data.fit.
+        conditions: Corruptions with their severities.
+    """
+    each = sum(part.decoded_bytes(size) for part in val)
+    fitting = int(free_object_store_bytes() * USABLE_SHARE // max(1, each))
+    if fitting < len(conditions):
+        logger.info(
+            f"validation pictures take {each / 1e9:.2f} GB under each corruption, and those of "
+            f"{fitting} of {len(conditions)} fit the object store: trials read and corrupt the "
+            "others for themselves"
+        )
+    shared = {c: _decode_all(val, size, fit, c) for c in conditions[:fitting]}
+    return shared | corrupted_windows(val, size, fit, conditions[fitting:])
+
+
+def corrupted_windows(
+    val: list[ShardSelection], size: int, fit: str, conditions: Sequence[Condition]
+) -> dict[Condition, StreamingBlocks]:
+    """Return the validation pictures under each condition, read and corrupted through a window."""
+    return {c: StreamingBlocks(tuple(val), size, fit, condition=c) for c in conditions}
+
+
+def _decode_all(
+    parts: list[ShardSelection], size: int, fit: str, condition: Condition = CLEAN
+) -> ObjectStoreBlocks:
     return ObjectStoreBlocks(
-        tuple(ref for part in parts for ref in decode_shards(part, size, fit).refs)
+        tuple(ref for part in parts for ref in decode_shards(part, size, fit, condition).refs)
     )
 
 
 @contextmanager
-def pin_blocks(shared: ObjectStoreBlocks | StreamingBlocks) -> Iterator[None]:
+def pin_blocks(*shared: ObjectStoreBlocks | StreamingBlocks) -> Iterator[None]:
     """Keep a copy of every decoded block on this node inside the `with` block.
 
     If a node that decoded blocks is lost, trials get this copy. Without it they would wait for
@@ -78,8 +113,9 @@ def pin_blocks(shared: ObjectStoreBlocks | StreamingBlocks) -> Iterator[None]:
     """
     import ray
 
-    resident = shared if isinstance(shared, ObjectStoreBlocks) else shared.resident
-    blocks = ray.get(list(resident.refs)) if resident else []  # mapped as long as this frame lives
+    residents = [s if isinstance(s, ObjectStoreBlocks) else s.resident for s in shared]
+    refs = [ref for resident in residents if resident for ref in resident.refs]
+    blocks = ray.get(refs)  # mapped as long as this frame lives
     yield
     del blocks
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from aml.conditions import CLEAN, Condition
 from aml.data import decode_row, rows_of_block
 from aml.errors import UserError
 from orchestrator import cluster
@@ -100,7 +101,9 @@ class _BinaryColumn:
         return self.column[row].as_buffer()
 
 
-def decode_shards(part: ShardSelection, size: int, fit: str) -> ObjectStoreBlocks:
+def decode_shards(
+    part: ShardSelection, size: int, fit: str, condition: Condition = CLEAN
+) -> ObjectStoreBlocks:
     """Decode every selected image into the object store, with one Ray Data task a row group.
 
     Each row group is read once, and its JPEGs stay in the task.
@@ -109,6 +112,7 @@ def decode_shards(part: ShardSelection, size: int, fit: str) -> ObjectStoreBlock
         part: Shards to read.
         size: Width and height of the decoded pictures in pixels.
         fit: How pictures are fitted into the square; setting data.fit.
+        condition: Corruption of the pictures, and its severity.
 
     Raises:
         UserError: A file is damaged or cannot be reached.
@@ -125,6 +129,7 @@ def decode_shards(part: ShardSelection, size: int, fit: str) -> ObjectStoreBlock
     if not groups:
         return ObjectStoreBlocks(())
     arguments = {"part": part, "footers": footers, "size": size, "fit": fit}
+    arguments |= {"condition": condition}
     listed = ray.data.from_items(groups, override_num_blocks=len(groups))
     try:
         with announced_wait(f"pictures of {len(groups)} row groups to be decoded"):
@@ -150,6 +155,7 @@ def _decode(
     footers: "dict[str, pq.FileMetaData]",
     size: int,
     fit: str,
+    condition: Condition,
 ) -> dict[str, Any]:
     """Decode row groups in a Ray Data task.
 
@@ -159,6 +165,7 @@ def _decode(
         footers: Footers by file.
         size: Width and height of the decoded pictures in pixels.
         fit: Setting data.fit.
+        condition: Corruption of the pictures, and its severity.
 
     Returns:
         Columns image (n, size, size, 3) uint8, masks (n,) bytes and meta (n,) JSON text.
@@ -174,7 +181,7 @@ def _decode(
         ):
             row = part.filter_row(splits, meta)
             if row:
-                rows.append(decode_row(row | {"jpeg": jpeg.as_py()}, size, fit))
+                rows.append(decode_row(row | {"jpeg": jpeg.as_py()}, size, fit, condition))
     if not rows:
         return {
             "image": np.zeros((0, size, size, 3), np.uint8),

@@ -7,16 +7,23 @@ one data set trains on may be one that another tests with. Evaluation images lea
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aml.conditions import Condition
 from aml.data import PUBLISHED, decode_row, rows_of_block
 from aml.errors import UserError
 from orchestrator import storage, utils
 from orchestrator.config import DataConfig
 from orchestrator.data import convert, shards
-from orchestrator.data.block_choice import choose_blocks, merge_selections
+from orchestrator.data.block_choice import (
+    choose_blocks,
+    choose_corrupted,
+    corrupted_windows,
+    merge_selections,
+)
 from orchestrator.data.decoded import ObjectStoreBlocks, ShardSelection
 from orchestrator.data.streaming import StreamingBlocks
 
@@ -85,6 +92,16 @@ class Sources:
         return choose_blocks(
             self._train, self._val, self.data.size, self.data.fit, windowed=windowed
         )
+
+    def decode_corrupted(
+        self, conditions: Sequence[Condition]
+    ) -> dict[Condition, ObjectStoreBlocks | StreamingBlocks]:
+        """Decode the validation pictures under each condition, as far as the object store goes."""
+        return choose_corrupted(self._val, self.data.size, self.data.fit, conditions)
+
+    def corrupted(self, conditions: Sequence[Condition]) -> dict[Condition, StreamingBlocks]:
+        """Return the validation pictures under each condition, through a window without Ray."""
+        return corrupted_windows(self._val, self.data.size, self.data.fit, conditions)
 
     def windowed(self) -> StreamingBlocks:
         """Return all pictures, read through a window without Ray."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from aml.conditions import CLEAN, Condition
 from aml.data import Window, decode_row
 from aml.errors import Unreachable
 from orchestrator.data.decoded import ObjectStoreBlocks, ShardSelection
@@ -58,11 +59,13 @@ class StreamingBlocks:
     fit: str
     """Setting data.fit."""
     resident: ObjectStoreBlocks | None = None
+    condition: Condition = CLEAN
+    """Corruption of the pictures that are read, and its severity."""
 
     def open(self) -> Window:
         """Read the annotations and return the blocks as aml.data.Items takes them."""
         return Window(
-            RowGroupReader(self.parts, self.size, self.fit),
+            RowGroupReader(self.parts, self.size, self.fit, self.condition),
             self.resident.open() if self.resident else (),
         )
 
@@ -92,6 +95,8 @@ class RowGroupReader:
     """Width and height of the decoded pictures in pixels."""
     fit: str
     """Setting data.fit."""
+    condition: Condition = CLEAN
+    """Corruption of the pictures, and its severity."""
     groups: list[_RowGroup] = field(default_factory=list)
     meta: list[list[str]] = field(default_factory=list)
     """Rows of each block as JSON."""
@@ -137,7 +142,7 @@ class RowGroupReader:
             image (size, size, 3) uint8, masks bytes, and meta JSON text.
         """
         meta = json.loads(self.meta[block][row])
-        return decode_row(meta | {"jpeg": encoded[row]}, self.size, self.fit)
+        return decode_row(meta | {"jpeg": encoded[row]}, self.size, self.fit, self.condition)
 
 
 def _annotations(part: ShardSelection) -> "dict[str, tuple[pq.FileMetaData, GroupRows]]":

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from aml.conditions import CLEAN, CORRUPTIONS, Condition
+from aml.conditions import CLEAN, CORRUPTIONS, Condition, mean_by_corruption
 from aml.errors import UserError
 from orchestrator import data, storage
 
@@ -122,10 +122,11 @@ def mean_over_severities(scores: Mapping[str, dict], metric: str = "mIoU") -> di
         {"clean": ..., "fog": ..., "mean": ...}: each corruption's mean over its severities, and
         the mean over the corruptions, where there are any.
     """
-    found: dict[str, list[float]] = {}
+    by_condition: dict[Condition, float] = {}
     for key, score in scores.items():
-        found.setdefault(key.partition(":")[0], []).append(score[metric])
-    means = {name: _mean(values) for name, values in found.items()}
+        name, _, severity = key.partition(":")
+        by_condition[name, int(severity)] = score[metric]
+    means = mean_by_corruption(by_condition)
     corrupted = [value for name, value in means.items() if name != CLEAN[0]]
     return means | ({"mean": _mean(corrupted)} if corrupted else {})
 

@@ -26,6 +26,14 @@ from .numbers import (
     by_seed as by_seed,
     counted as counted,
 )
+from .pareto import (
+    best_compromise as best_compromise,
+    front_lines as front_lines,
+    mean_gains as mean_gains,
+    objectives_of as objectives_of,
+    search_fronts as search_fronts,
+    searched_settings as searched_settings,
+)
 from .report import (
     write_report as write_report,
 )

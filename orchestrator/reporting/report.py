@@ -20,6 +20,7 @@ from orchestrator.reporting import (
     evidence,
     export,
     numbers,
+    pareto,
     robust_arms,
     rows,
     significance,
@@ -28,6 +29,7 @@ from orchestrator.reporting import (
 from orchestrator.reporting.figures import curves, lines, maps, style
 from orchestrator.reporting.numbers import Trial
 from orchestrator.reporting.page import charts
+from orchestrator.reporting.page.fronts import searched_points
 from orchestrator.reporting.page.pictures import arm_pictures
 from orchestrator.reporting.page.render import render
 from orchestrator.reporting.run_folder import load_run
@@ -58,7 +60,8 @@ def write_report(
     """Write the page index.html and the tables beside it.
 
     A sweep gives the tables arms, robust_arms, trials, map, line, importance, paths, curves and
-    diagnostics; a training gives only the last two. Evaluations add evaluations, breakdown and
+    diagnostics, one that searches by several metrics pareto too; a training gives only curves and
+    diagnostics. Evaluations add evaluations, breakdown and
     robustness. Every table is a CSV file; those that a paper shows are written in Markdown and
     LaTeX too.
 
@@ -137,7 +140,7 @@ def _page_and_tables(
     )
     pictures = {p.arm: {"epochs": p.epochs, "urls": p.urls[:-1]} for p in page["pictures"]}
     page["data"] = charts.chart_data(trials, meta, page["arms"], page["robust"])
-    page["data"]["pictures"] = pictures
+    page["data"] |= {"pictures": pictures, "searched": page["searched"]}
     return page, tables
 
 
@@ -173,6 +176,8 @@ def _training_page(trials: list[Trial], meta: dict) -> dict[str, Any]:
         ],
         "arms": [],
         "robust": [],
+        "pareto": None,
+        "searched": None,
         "curves": [
             {"svg": curves.curves_figure(key, trials, factor, True), "text": ""}
             for key, factor in (("val/mIoU", 100), ("val/oIoU", 100), ("train/loss", 1))
@@ -193,6 +198,9 @@ def _sweep_page(trials: list[Trial], meta: dict) -> tuple[dict[str, Any], Tables
     points = rows.line_points(trials, full)
     trial_rows = rows.trial_rows(trials)
     own = evidence.arm_evaluation_rows(arms, meta)
+    counted = numbers.counted(trials, numbers.selected(meta))
+    objectives = pareto.objectives_of(meta)
+    settings = pareto.search_fronts(trials, counted, meta)
     tables: Tables = {
         "arms": [arm.row() for arm in arms],
         "robust_arms": [score.row() for score in robust],
@@ -203,12 +211,20 @@ def _sweep_page(trials: list[Trial], meta: dict) -> tuple[dict[str, Any], Tables
         "paths": evidence.config_history_rows(trials),
         "evaluations": own if evidence.published_rows(own) else [],
     }
+    if settings:
+        tables["pareto"] = [setting.row(objectives) for setting in settings]
     scored = [a for a in arms if a.seeds]
     page = {
         "arms": arms,
         "trials": trial_rows,
-        "summary": [*wording.summary(arms, meta), *robust_arms.robust_summary(robust, meta)],
+        "summary": [
+            *wording.summary(arms, meta),
+            *robust_arms.robust_summary(robust, meta),
+            *pareto.front_lines(settings, objectives),
+        ],
         "robust": robust,
+        "pareto": pareto.front_table(settings, objectives) if settings else None,
+        "searched": searched_points(settings, objectives) if settings else None,
         "robust_figures": curves.robust_figures(robust),
         "robust_sentences": robust_arms.sentences(meta),
         "baselines": baselines(meta),
@@ -219,7 +235,7 @@ def _sweep_page(trials: list[Trial], meta: dict) -> tuple[dict[str, Any], Tables
         "cost": curves.cost_figures(arms),
         "lines": lines.line_figures(points),
         "line_notes": wording.line_notes(points),
-        "noise": _seed_noise(arms, numbers.counted(trials, numbers.selected(meta))),
+        "noise": _seed_noise(arms, counted),
         "counted": wording.counted_epoch(meta),
         "curves": curves.curve_figures(trials),
         "failed": [t for t in trial_rows if t["state"] == "failed"],

@@ -83,7 +83,7 @@ def add_robustness(trials: Iterable[Trial], sweep: Mapping[str, Any]) -> list[Tr
     """Return the trials with their scores under corruption as metrics of their last epoch.
 
     The metrics are robust/clean, robust/<corruption>, each a mean over severities, and
-    robust/mean, the mean over the corruptions, of mIoU.
+    robust/mean, the mean over the corruptions, of mIoU; robust/mIoU is the same as robust/mean.
 
     Args:
         trials: Records of the ledger.
@@ -99,6 +99,8 @@ def _with_scores(trial: Trial, scores: Mapping[str, dict] | None) -> Trial:
         return trial
     found = evaluation.mean_over_severities(scores)
     metrics = {f"{PREFIX}{name}": value for name, value in found.items()}
+    if MEAN in found:  # as a search trial names it
+        metrics[f"{PREFIX}mIoU"] = found[MEAN]
     return trial | {"history": [*history[:-1], history[-1] | metrics]}
 
 

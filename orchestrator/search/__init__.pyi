@@ -24,6 +24,10 @@ from .estimates.power import (
 from .estimates.throughput import (
     ThroughputEstimator as ThroughputEstimator,
 )
+from .methods.dashboard import (
+    STUDIES as STUDIES,
+    write_studies as write_studies,
+)
 from .plan import (
     Plan as Plan,
 )

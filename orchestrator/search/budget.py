@@ -106,6 +106,7 @@ def estimate(
     epoch_s: float,
     concurrent: int,
     price: float,
+    beside_s: float = 0.0,
 ) -> tuple[float, float]:
     """Return the hours and the money that a sweep takes at most.
 
@@ -115,12 +116,13 @@ def estimate(
         epoch_s: Seconds of an epoch.
         concurrent: Trials that run at a time.
         price: Price of an hour of one trial.
+        beside_s: Seconds of all trials together beside their epochs.
     """
     epochs = plan.counts.total_epochs
     if limits.trials is not None and limits.trials < plan.counts.total:
         epochs = min(epochs, limits.trials * max(plan.epochs.values()))
     epochs = min(epochs, limits.epochs or epochs)
-    hours = epochs * epoch_s / 3600
+    hours = (epochs * epoch_s + beside_s) / 3600
     if limits.hours is not None:
         hours = min(hours, limits.hours * concurrent)
     cost = hours * price

@@ -202,7 +202,7 @@ class Plan:
         self.held.pop(record["trial"], None)
         self.results.add(record)
         if record["stage"] == "search":
-            self.search.on_trial_complete(record, self.results.score(record))
+            self.search.on_trial_complete(record, self.results.gains(record))
 
     def initial_spec(self, spec: TrialSpec) -> TrialSpec:
         """Return the trial as it began; the same object where its settings cannot change."""
@@ -277,6 +277,6 @@ class Plan:
             return False
         if not population.generation_end <= epoch["epoch"] < population.epochs:
             return False
-        population.scores[spec.id] = epoch.get(self.experiment.search.metric)
+        population.scores[spec.id] = epoch.get(self.experiment.search.objective.metric)
         self.paused[spec.id] = spec
         return True

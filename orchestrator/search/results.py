@@ -3,6 +3,7 @@
 import json
 
 from orchestrator.config import Experiment
+from orchestrator.reporting import best_compromise, mean_gains, searched_settings
 from orchestrator.search.trial_spec import value_of
 
 
@@ -44,10 +45,21 @@ class TrialResults:
         self.epochs_left[arm] -= self.epochs[arm]
         self.epochs_trained += record["epochs"]
 
+    def gains(self, record: dict) -> tuple[float, ...] | None:
+        """Return the trial's last metrics, so that more is better; None where it lacks one."""
+        found = []
+        for objective in self.search.objectives:
+            value = value_of(record, objective.metric)
+            if value is None:
+                return None
+            found.append(objective.gain(value))
+        return tuple(found)
+
     def score(self, record: dict) -> float | None:
-        """Return the trial's last metric, so that more is better; None where it has none."""
-        value = value_of(record, self.search.metric)
-        return value if value is None or self.search.mode == "max" else -value
+        """Return the first of the trial's last metrics, more is better; None where it has none."""
+        objective = self.search.objective
+        value = value_of(record, objective.metric)
+        return value if value is None else objective.gain(value)
 
     def best_config(self, arm: str) -> dict | None:
         """Return the arm's best setting: the overrides of `best_record`."""
@@ -58,7 +70,9 @@ class TrialResults:
         """Return a record of the arm's best setting; None where no search trial has a value.
 
         The best setting has the best mean over its search seeds, among those that got furthest.
-        Where nothing is searched it is the one given.
+        By several metrics it is the best compromise (`best_compromise`) of those that have all of
+        them; where none has, the first metric decides. Where nothing is searched it is the one
+        given.
         """
         if arm in self.given_configs:
             return {"overrides": self.given_configs[arm]}
@@ -71,7 +85,19 @@ class TrialResults:
                 by_config.setdefault(json.dumps(config, sort_keys=True), []).append(record)
         if not by_config:
             return None
+        if compromise := self._compromise(arm):
+            return compromise
         return max(by_config.values(), key=self._rank)[0]
+
+    def _compromise(self, arm: str) -> dict | None:
+        """Return a record of the best compromise between several metrics; None where none is."""
+        objectives = self.search.objectives
+        own = (record for record in self.records.values() if record["arm"] == arm)
+        settings = searched_settings(own, objectives) if len(objectives) > 1 else {}
+        if not settings:
+            return None
+        gains = {key: mean_gains(records, objectives) for key, records in settings.items()}
+        return settings[best_compromise(gains)][0]
 
     def _rank(self, records: list[dict]) -> tuple[int, float]:
         furthest = max(record["epochs"] for record in records)

@@ -1,12 +1,12 @@
 """The two stages of an arm, search and confirmation, and the number of trials in each."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from orchestrator.config import PACKAGES, Experiment, PbtScheduler, active_params
+from orchestrator.config import PACKAGES, Experiment, OptunaMethod, PbtScheduler, active_params
 from orchestrator.search.methods.space import distinct_settings, sample_config
-from orchestrator.search.methods.study import Study
+from orchestrator.search.methods.study import REPLAYED, ReplayedStudy, Study
 from orchestrator.search.methods.tune_study import TuneStudy
 from orchestrator.search.populations.population import Population
 from orchestrator.search.trial_spec import TrialSpec, slugify, trial_id
@@ -48,7 +48,7 @@ class SearchStage:
         """The order in which an arm tries its grid where it cannot try all of it."""
         self.studies: dict[str, Study | TuneStudy] = {}
         if search.method.name not in ("grid", "random"):
-            study = TuneStudy if search.method.name in PACKAGES else Study
+            study = _kind_of_study(search.method)
             self.studies = {arm: study(experiment, arm) for arm in search.arms}
         self.populations: dict[str, Population] = {}
         if search.scheduler.name == "pbt":
@@ -101,16 +101,16 @@ class SearchStage:
         if (population := self.population_of(spec)) is not None:
             population.initial_configs.setdefault(spec.id, spec.overrides)
 
-    def on_trial_complete(self, record: dict, score: float | None) -> None:
+    def on_trial_complete(self, record: dict, gains: Sequence[float] | None) -> None:
         """Tell the arm's study or population that a search trial has ended.
 
         Args:
             record: The trial's ledger record.
-            score: Its last metric, more is better; None where it has none.
+            gains: Its last metrics, more is better; None where it lacks one.
         """
         arm = record["arm"]
         if arm in self.studies:
-            self.studies[arm].tell(record, score)
+            self.studies[arm].tell(record, gains)
         if population := self.populations.get(arm):
             population.initial_configs.setdefault(record["trial"], record["overrides"])
             population.terminated.add(record["trial"])
@@ -123,6 +123,14 @@ class SearchStage:
         if not isinstance(scheduler, PbtScheduler):
             return 1
         return -(-self.epochs[arm] // scheduler.interval)
+
+
+def _kind_of_study(method: object) -> type[Study] | type[TuneStudy]:
+    """Return the class of the studies that a search method has."""
+    if getattr(method, "name", "") in PACKAGES:
+        return TuneStudy
+    is_replayed = isinstance(method, OptunaMethod) and method.sampler in REPLAYED
+    return ReplayedStudy if is_replayed else Study
 
 
 def confirmation_spec(experiment: Experiment, arm: str, index: int, best: dict) -> TrialSpec:

@@ -125,6 +125,7 @@ class _State(_Record):
     epochs_by_arm: dict[str, int] | None = None
     metric: str | None = None
     mode: str | None = None
+    objectives: list[Annotated[list[str], Field(min_length=2, max_length=2)]] | None = None
     windowed: bool | None = None
     init: str | None = None
     arm: str | None = None

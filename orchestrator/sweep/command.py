@@ -19,7 +19,7 @@ from orchestrator.sweep.ledger import (
     TRANSIENT_REASONS,
 )
 from orchestrator.sweep.summary import sweep_description, sweep_summary
-from orchestrator.sweep.tune.trainable import in_process_trial, ray_train_trial
+from orchestrator.sweep.tune.trainable import Corrupted, in_process_trial, ray_train_trial
 from orchestrator.tracking import TrackerBase
 
 logger = logging.getLogger(__name__)
@@ -104,7 +104,9 @@ def _begin(
     epochs = run.state.get("epochs_by_arm")
     if epochs is None:  # else the first attempt's: a machine's seconds may differ today
         epochs = search.equal_epochs(experiment)
-    run.update(metric=experiment.search.metric, mode=experiment.search.mode, epochs_by_arm=epochs)
+    metric, mode = experiment.search.objective
+    objectives = [list(objective) for objective in experiment.search.objectives]
+    run.update(metric=metric, mode=mode, objectives=objectives, epochs_by_arm=epochs)
     if "estimate" not in run.state:
         run.update(estimate=search.estimate_at_launch(experiment, epochs, placement))
 
@@ -136,8 +138,10 @@ def _search(
                 f"tracking: {tracker.problem}; training goes on, what it misses is kept in "
                 f"{run.folder}"
             )
-        with pin_blocks(shared):
-            fit(sweep, shared, sources.words())
+        conditions = experiment.searched_conditions
+        corrupted = sources.decode_corrupted(conditions) if conditions else {}
+        with pin_blocks(shared, *corrupted.values()):
+            fit(sweep, shared, sources.words(), corrupted)
             for problem in storage.upload_from_every_node(run.folder):
                 logger.info(f"{problem}; the same command delivers it while that machine is there")
             code = sweep.finish(shared, sources.val_store)
@@ -174,13 +178,19 @@ def _end_tracking(tracker: TrackerBase, run: storage.Run, code: int) -> None:
     tracker.end(SWEEP_KEY, status, tags=tags)
 
 
-def fit(sweep: Sweep, shared: ObjectStoreBlocks | StreamingBlocks, vocabulary: list[str]) -> None:
+def fit(
+    sweep: Sweep,
+    shared: ObjectStoreBlocks | StreamingBlocks,
+    vocabulary: list[str],
+    corrupted: Corrupted,
+) -> None:
     """Run every trial the plan has with Tune; return when none is left.
 
     Args:
         sweep: The sweep, started.
         shared: The decoded data.
         vocabulary: The words of the data set.
+        corrupted: Validation pictures under the corruptions that search trials are scored under.
 
     Raises:
         RunError: A decision could not be written.
@@ -200,6 +210,7 @@ def fit(sweep: Sweep, shared: ObjectStoreBlocks | StreamingBlocks, vocabulary: l
         in_process_trial if is_in_process else ray_train_trial,
         shared=shared,
         vocabulary=vocabulary,
+        corrupted=corrupted,
     )
     tuner = tune.Tuner(
         tune.with_resources(trainable, sweep.placement.resources),

@@ -9,7 +9,7 @@ from aml.data import Items
 from aml.errors import RunError
 from aml.training import counted_epochs
 from orchestrator import evaluation, reporting, search, storage
-from orchestrator.config import Experiment
+from orchestrator.config import Experiment, Objective
 from orchestrator.data import ObjectStoreBlocks, StreamingBlocks
 from orchestrator.sweep.ledger import SWEEP_KEY
 from orchestrator.sweep.summary import sweep_summary
@@ -49,11 +49,15 @@ def finish_sweep(
         The exit code: 0 where at least one trial of each arm finished.
     """
     run = sweep.run
+    ended = time.time()
     settings = sweep.experiment.search
     finished_arms = {r["arm"] for r in sweep.records if r["state"] != "failed"}
     missing_arms = [arm for arm in settings.arms if arm not in finished_arms]
     select = sweep.experiment.evaluate.select
-    best = find_champion(sweep.records, settings.metric, settings.mode, select)
+    # The champion of a search by a score under corruption follows from the confirmed checkpoints'.
+    robustness = _robustness(sweep, val_store) if finished_arms else None
+    records = reporting.add_robustness(sweep.records, {"robustness": robustness})
+    best = find_champion(records, settings.objective, select)
     if best is None:
         run.update(
             state="failed",
@@ -76,10 +80,8 @@ def finish_sweep(
     is_known = all(before.get(key) == champion[key] for key in ("trial", "checkpoint"))
     baselines = run.state.get("baselines") if is_known else None
     checkpoint = _champion_checkpoint(run, best, folder, needed=not baselines)
-    ended = time.time()
     if checkpoint and not baselines:
         baselines = _baselines(sweep.experiment, checkpoint, shared)
-    robustness = _robustness(sweep, val_store)
     configs = {arm: config for arm, config in sweep.best_configs.items() if config is not None}
     run.update(
         state="failed" if missing_arms else "done",
@@ -225,6 +227,7 @@ def _track(sweep: FinishedSweep, best: dict, checkpoint: Path | None) -> None:
     tracker.flush(10 if tracker.problem else 60)  # the ids of all trials are known then
     children = tracker.children(SWEEP_KEY)
     run.update(mlflow=tracker.record(SWEEP_KEY) | {"children": children})
+    search.write_studies(run.folder, sweep.experiment, sweep.records)
     page = reporting.write_report(run.folder)
     tracker.artifact(SWEEP_KEY, page.parent, "report")
     last_epoch = counted_epochs(best["history"], sweep.experiment.evaluate.select)[-1]
@@ -247,7 +250,7 @@ def _track(sweep: FinishedSweep, best: dict, checkpoint: Path | None) -> None:
 
 
 def find_champion(
-    records: list[dict], metric: str, mode: str, select: str | None = None
+    records: list[dict], objective: Objective, select: str | None = None
 ) -> dict | None:
     """Return the champion's ledger record; None where no trial has a value.
 
@@ -255,22 +258,26 @@ def find_champion(
     Without a confirmation it is the best of the trials that trained longest.
 
     Args:
-        records: Ledger records.
-        metric: The metric that trials are judged by.
-        mode: max or min: whether more or less of it is better.
+        records: Ledger records, with their scores under corruption.
+        objective: The metric that trials are judged by, of several the first.
         select: The setting evaluate.select.
     """
-    sign = 1 if mode == "max" else -1
+    metric = objective.metric
+
+    def value(record: dict) -> float | None:
+        # A score under corruption is of the checkpoint that counts, and stands at the end.
+        epochs = record["history"]
+        if not metric.startswith(reporting.PREFIX):
+            epochs = counted_epochs(epochs, select)
+        return epochs[-1].get(metric)
 
     def score(record: dict) -> float:
-        return sign * counted_epochs(record["history"], select)[-1][metric]
+        found = value(record)
+        assert found is not None  # as of all usable ones
+        return objective.gain(found)
 
     usable = [
-        r
-        for r in records
-        if r["state"] != "failed"
-        and r["history"]
-        and counted_epochs(r["history"], select)[-1].get(metric) is not None
+        r for r in records if r["state"] != "failed" and r["history"] and value(r) is not None
     ]
     if confirmed := [r for r in usable if r["stage"] == "confirm" and r["state"] == "done"]:
         return max(confirmed, key=score)

@@ -105,7 +105,7 @@ class MlflowRuns:
 
     def log_epoch(self, trial: RunningTrial, epoch: dict) -> None:
         """Log an epoch's metrics, and a PBT member's present settings as metrics."""
-        metric = self.experiment.search.metric
+        metric = self.experiment.search.objective.metric
         metrics = {metric: epoch.get(metric)} | epoch  # MLflow's comparison opens with the first
         if trial.spec.pause_at_epoch:
             overrides = trial.spec.overrides.items()

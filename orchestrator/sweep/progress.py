@@ -80,7 +80,7 @@ class ProgressTable:
         """Show an epoch of a trial."""
         row = summary_row
         self._rows[row["trial"]] = row | {"state": "training"} | epoch
-        value = epoch.get(self.plan.experiment.search.metric)
+        value = epoch.get(self.plan.experiment.search.objective.metric)
         if row["stage"] == "search" and value is not None:
             self._scores[row["arm"], epoch["epoch"]][row["trial"]] = value
         if self._live is None:
@@ -115,7 +115,7 @@ class ProgressTable:
 
     def _note_scores(self, record: dict) -> None:
         """Take in the scores of a search trial that has ended."""
-        metric = self.plan.experiment.search.metric
+        metric = self.plan.experiment.search.objective.metric
         if record["stage"] == "search":
             for epoch in record["history"]:
                 if epoch.get(metric) is not None:
@@ -131,9 +131,9 @@ class ProgressTable:
         scores = self._scores[arm, epoch]
         if record["trial"] not in scores or len(scores) < 2:
             return None
-        sign = 1 if search.mode == "max" else -1
-        own = sign * scores[record["trial"]]
-        return Rung(1 + sum(sign * value > own for value in scores.values()), len(scores))
+        gain = search.objective.gain
+        own = gain(scores[record["trial"]])
+        return Rung(1 + sum(gain(value) > own for value in scores.values()), len(scores))
 
     def _how(self, record: dict) -> str:
         """Return how a trial ended, in words."""

@@ -60,7 +60,9 @@ def reproduce_run(name: str, root: Path) -> dict:
     logger.info(f"running {full_name} again for {len(history)} epochs in {folder}")
     blocks = sources.windowed().open if run.state.get("windowed") else sources.blocks
     init = run.state.get("init")
-    context = training.RunContext(init_checkpoint=Path(init) if init else None)
+    scored_under = schedule[-1][0].searched_conditions if _has_robust(history) else []
+    corrupted = {c: pictures.open for c, pictures in sources.corrupted(scored_under).items()}
+    context = training.RunContext(init_checkpoint=Path(init) if init else None, corrupted=corrupted)
     found = _train_again(schedule, sources, blocks, folder, len(history), context)
     values, differ = differences(history, found)
     logger.info(result_text(full_name, len(history), values, differ))
@@ -72,6 +74,11 @@ def reproduce_run(name: str, root: Path) -> dict:
         "values": values,
         "differ": differ,
     }
+
+
+def _has_robust(history: list[dict]) -> bool:
+    """Return whether the trial was scored under corruption after its last epoch."""
+    return "robust/mIoU" in history[-1]
 
 
 def _read_training(run: storage.Run, trial_name: str) -> tuple[Schedule, list[dict]]:

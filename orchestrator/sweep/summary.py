@@ -46,7 +46,7 @@ def sweep_summary(run: storage.Run) -> str:
     lines += [f"  {record['trial']} failed: {record['error']}" for record in failed]
     for title, rows in tables(run, records):
         lines += ["", title, *aligned(rows)]
-    lines += ["", *verdicts(run, records), "", *_champion_lines(run)]
+    lines += ["", *verdicts(run, records), *_front(run, records), "", *_champion_lines(run)]
     if state.get("budget"):
         lines.append(search.budget_message(state["budget"]))
     return "\n".join([*lines, *_cost_lines(state), "", *_next_lines(run, records)])
@@ -67,7 +67,8 @@ def sweep_description(run: storage.Run) -> str:
         links.insert(0, f"[all trials compared]({page})")
     # MLflow folds what follows the first lines.
     parts = [f"{_counts(records)} · {' · '.join(links)}"]
-    parts.append("  \n".join([*verdicts(run, records), *_champion_lines(run)]))
+    found = [*verdicts(run, records), *_front(run, records), *_champion_lines(run)]
+    parts.append("  \n".join(found))
     for title, rows in tables(run, records):
         parts += [f"**{title}**", _markdown(rows)]
     parts += _cost_lines(state)
@@ -103,6 +104,14 @@ def _scores(run: storage.Run, records: list[dict]) -> tuple[list[ArmSummary], li
     trials = reporting.add_robustness(records, meta)
     arms = [arm for arm in reporting.arm_summaries(trials, meta) if arm.seeds]
     return arms, reporting.robust_scores(trials, meta)
+
+
+def _front(run: storage.Run, records: list[dict]) -> list[str]:
+    """Return a line on the Pareto fronts of a search by several metrics; [] of any other."""
+    trials = reporting.add_robustness(records, run.state)
+    counted = reporting.counted(trials, run.experiment().evaluate.select)
+    settings = reporting.search_fronts(trials, counted, run.state)
+    return reporting.front_lines(settings, reporting.objectives_of(run.state))
 
 
 def _counts(records: list[dict]) -> str:
@@ -266,6 +275,8 @@ def _next_lines(run: storage.Run, records: list[dict]) -> list[str]:
         f"report      {run.folder / 'report' / 'index.html'}   (open it in a browser)",
         f"champion    {champion}   (python -m orchestrator evaluate | predict | demo)",
     ]
+    if (run.folder / search.STUDIES).exists():
+        lines.append(f"search      {run.folder / search.STUDIES}   (optuna-dashboard FILE)")
     if uri == "none":
         return lines
     is_server = uri.startswith("http")

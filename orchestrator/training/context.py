@@ -1,11 +1,12 @@
 """Device, data source and hooks that a process gives to the training loop."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from aml.conditions import Condition
 from aml.data import Window
 
 BlockSource = Callable[[], list[dict] | Window]
@@ -35,6 +36,9 @@ class RunContext:
     """What checkpoints call the arm; None: what the masking settings say."""
     init_checkpoint: Path | None = None
     """A checkpoint whose weights a run without a checkpoint of its own starts from."""
+    corrupted: Mapping[Condition, BlockSource] = field(default_factory=dict)
+    """Returns the validation pictures under each corruption that a search trial is scored under
+    after its last epoch."""
     stop_epoch: int | None = None
     """Number of finished epochs at which `run_training` returns; None: train.epochs."""
     should_checkpoint: Callable[[], str] = _no_notice

@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,7 +33,7 @@ from aml.training import (
     train_epochs,
 )
 from orchestrator import storage
-from orchestrator.config import Experiment
+from orchestrator.config import DataConfig, Experiment
 from orchestrator.storage import add_note, drop_drafts
 from orchestrator.training.checkpoints import RunCheckpointer, save_epoch, write_history
 from orchestrator.training.context import BlockSource, RunContext
@@ -104,7 +105,13 @@ def _run(
     checkpointer = RunCheckpointer(learner, experiment, folder, context)
     checkpointer.begin()
     reporter = StepReporter(learner, context.on_progress) if is_first else None
-    for result in train_epochs(learner, train, val, experiment.evaluate, checkpointer, reporter):
+    corrupted = {
+        condition: partial(_val_items, experiment.data, source)
+        for condition, source in context.corrupted.items()
+    }
+    for result in train_epochs(
+        learner, train, val, experiment.evaluate, checkpointer, reporter, corrupted
+    ):
         checkpointer.saved_at = time.monotonic()
         if is_first:
             if len(shown):
@@ -253,17 +260,21 @@ def load_items(experiment: Experiment, blocks: BlockSource) -> tuple[Items, Item
             limit=data.train_limit,
             augment=data.augment,
         )
-        val = Items(
-            opened,
-            data.val_split,
-            size=data.size,
-            fit=data.fit,
-            unit="sentence",
-            limit=data.val_limit,
-            meta=train.meta,
-        )
-        _ITEMS[key] = train, val
+        _ITEMS[key] = train, _val_items(data, lambda: opened, train.meta)
     return _ITEMS[key]
+
+
+def _val_items(data: DataConfig, blocks: BlockSource, meta: list | None = None) -> Items:
+    """Return the validation items; `meta` holds the rows of the blocks where they are parsed."""
+    return Items(
+        blocks(),
+        data.val_split,
+        size=data.size,
+        fit=data.fit,
+        unit="sentence",
+        limit=data.val_limit,
+        meta=meta,
+    )
 
 
 def make_learner(

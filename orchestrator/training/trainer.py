@@ -4,10 +4,11 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aml.conditions import Condition
 from aml.errors import NonFinite, NotSaved, Unreachable, UserError
 from orchestrator import cluster, storage, utils
 from orchestrator.config import Experiment, from_dict
@@ -35,7 +36,7 @@ def worker_loop(config: dict) -> None:
     """Train one worker of Ray Train: `train_loop_per_worker` of the trainer.
 
     Args:
-        config: As `make_trainer` builds it: experiment, shared, vocabulary, folder and init.
+        config: As `make_trainer` builds it.
     """
     import ray.train
     import ray.train.torch
@@ -79,6 +80,7 @@ def worker_loop(config: dict) -> None:
             wrap_model=_ddp_wrapper(device, world_size),
             arm=config["arm"],
             init_checkpoint=init,
+            corrupted={c: blocks.open for c, blocks in config["corrupted"].items()},
             should_checkpoint=cluster.shutdown_notice(),
             on_checkpoint=deliver,
             on_progress=lambda found: cluster.put_progress(folder.name, found),
@@ -139,6 +141,7 @@ def make_trainer(
     callbacks: Iterable = (),
     init: Path | None = None,
     arm: str | None = None,
+    corrupted: Mapping[Condition, ObjectStoreBlocks | StreamingBlocks] | None = None,
 ) -> "TorchTrainer":
     """Return a TorchTrainer that trains or resumes the run in `folder`.
 
@@ -153,6 +156,7 @@ def make_trainer(
         callbacks: Callbacks of Ray Train.
         init: A checkpoint whose weights a new run starts from.
         arm: See `RunContext.arm`.
+        corrupted: Validation pictures under the corruptions that it is scored under at its end.
     """
     import ray.train
     from ray.train.torch import TorchTrainer
@@ -172,6 +176,7 @@ def make_trainer(
             "folder": storage.to_uri(folder),
             "init": init and storage.to_uri(init),
             "arm": arm,
+            "corrupted": dict(corrupted or {}),
         },
         # The types that mypy sees are of Ray Train's older ScalingConfig.
         scaling_config=ray.train.ScalingConfig(  # type: ignore[call-arg]

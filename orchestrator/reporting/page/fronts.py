@@ -1,11 +1,16 @@
-"""Find the Pareto fronts of the arms: cost and score, clean score and score under corruption."""
+"""Find the Pareto fronts of the arms: cost and score, clean score and score under corruption.
+
+And put the settings of a search by several metrics into the form that the page draws.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from orchestrator.config import Objective
 from orchestrator.reporting import numbers
 from orchestrator.reporting.numbers import Trial
+from orchestrator.reporting.pareto import SHARES, SearchedSetting, metric_label, undominated
 from orchestrator.reporting.robust_arms import CLEAN, MEAN, RobustScore
 from orchestrator.reporting.significance import Interval, mean_interval
 from orchestrator.reporting.summaries import ArmSummary
@@ -20,24 +25,14 @@ CLEAN_LABEL = "mIoU on clean pictures (%)"
 
 
 def pareto_front(points: Mapping[str, Point], *, less_is_better: bool) -> list[str]:
-    """Return the names of the points that no other point dominates, by x.
-
-    A point dominates another if it is at least as good in both x and y, and better in one. In y
-    more is better.
+    """Return the names of the points that no other point dominates, by x; in y more is better.
 
     Args:
         points: (x, y) by name.
         less_is_better: Whether a small x is good, as a cost is, or a large one.
     """
     sign = -1 if less_is_better else 1
-    gains = {name: (sign * x, y) for name, (x, y) in points.items()}
-    front = [
-        name
-        for name, own in gains.items()
-        if not any(
-            other != own and other[0] >= own[0] and other[1] >= own[1] for other in gains.values()
-        )
-    ]
+    front = undominated({name: (sign * x, y) for name, (x, y) in points.items()})
     return sorted(front, key=lambda name: points[name])
 
 
@@ -69,6 +64,38 @@ def fronts(
     return [view for view in views if len(view["points"]) > 1]
 
 
+def searched_points(
+    settings: Sequence[SearchedSetting], objectives: Sequence[Objective]
+) -> dict[str, Any]:
+    """Return the plot of the settings of a search by several metrics.
+
+    Args:
+        settings: The settings of all arms.
+        objectives: The metrics.
+
+    Returns:
+        The metrics, each with its label and whether less is better, and the settings: arm, text,
+        values, whether it is on its arm's front, number of trials, and of a confirmed one the
+        interval of each metric and the number of seeds.
+    """
+    factors = [100 if o.metric.startswith(SHARES) else 1 for o in objectives]
+    return {
+        "metrics": [{"label": metric_label(o.metric), "less": o.mode == "min"} for o in objectives],
+        "settings": [
+            {
+                "arm": s.arm,
+                "text": s.text,
+                "values": [_shown(f * v) for f, v in zip(factors, s.values, strict=True)],
+                "front": s.on_front,
+                "trials": len(s.trials),
+                "confirmed": [_ends(i, f) for f, i in zip(factors, s.confirmed, strict=False)],
+                "seeds": s.seeds,
+            }
+            for s in settings
+        ],
+    }
+
+
 def _minutes(arm: str, counted: Sequence[Trial]) -> float:
     """Return the mean over an arm's confirmed trials of the minutes of training, validation not."""
     done = [t for t in counted if (t["arm"], t["stage"], t["state"]) == (arm, "confirm", "done")]
@@ -90,17 +117,23 @@ def _view(
     names = [a for a in x if a in y and math.isfinite(x[a].mean) and math.isfinite(y[a].mean)]
     front = pareto_front({a: (x[a].mean, y[a].mean) for a in names}, less_is_better=less_is_better)
 
-    def ends(interval: Interval, scale: float) -> list[float | None]:
-        parts = (interval.mean, interval.low, interval.high)
-        return [float(f"{scale * v:.6g}") if math.isfinite(v) else None for v in parts]
-
     return {
         "x": x_label,
         "y": y_label,
         "less": less_is_better,
         "front": front,
         "points": [
-            {"arm": a, "x": ends(x[a], factor), "y": ends(y[a], 100), "seeds": y[a].n}
+            {"arm": a, "x": _ends(x[a], factor), "y": _ends(y[a], 100), "seeds": y[a].n}
             for a in names
         ],
     }
+
+
+def _ends(interval: Interval, scale: float) -> list[float | None]:
+    """Return mean and ends of an interval in the unit of the page."""
+    return [_shown(scale * v) for v in (interval.mean, interval.low, interval.high)]
+
+
+def _shown(value: float) -> float | None:
+    """Return a number with six significant digits; None for NaN."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None

@@ -467,6 +467,64 @@ function fronts(box, controls) {
   box.after(words);
 }
 
+// Settings of a search by several metrics: those on their arm's front filled and joined, and the
+// means of what was confirmed as rings.
+function searched(box, controls) {
+  const { metrics, settings } = data.searched;
+  const pairs = metrics.flatMap((_, x) => metrics.map((_, y) => [x, y])).filter(([x, y]) => x < y);
+  const names = pairs.map(([x, y], i) => [i, `${metrics[y].label} by ${metrics[x].label}`]);
+  const chosen = menu("show", names, () => show());
+  controls.append(chosen.label);
+  box.style.gridTemplateColumns = "minmax(0, 720px)";
+  const show = figure(box, () => {
+    const [x, y] = pairs[chosen.value || 0];
+    const at = (s, k) => s.values[k];
+    const text = (s, values, more) => `<b>${plain(s.arm)}</b><br>${plain(s.text) || "–"}`
+      + metrics.map((m, k) => `<br>${plain(m.label)}: ${values[k]?.toPrecision(4) ?? "–"}`).join("")
+      + `<br>${more}`;
+    const traces = shownArms().flatMap((arm) => {
+      const own = settings.filter((s) => s.arm === arm.name);
+      const front = own.filter((s) => s.front).sort((a, b) => at(a, x) - at(b, x));
+      const rings = own.filter((s) => s.confirmed.length && s.confirmed[x][0] !== null
+        && s.confirmed[y][0] !== null);
+      const bars = (k) => ({ type: "data", symmetric: false, thickness: 1, width: 3,
+        color: shade(arm.color, 0.6),
+        array: rings.map((s) => (s.confirmed[k][2] ?? s.confirmed[k][0]) - s.confirmed[k][0]),
+        arrayminus: rings.map((s) => s.confirmed[k][0] - (s.confirmed[k][1] ?? s.confirmed[k][0])) });
+      const line = metrics.length > 2 ? [] : [{ x: front.map((s) => at(s, x)), mode: "lines",
+        y: front.map((s) => at(s, y)), hoverinfo: "skip", showlegend: false,
+        line: { width: 1.5, dash: "dot", shape: metrics[x].less ? "hv" : "vh",
+          color: shade(arm.color, 0.7) } }];
+      return [...line,
+        { x: own.map((s) => at(s, x)), y: own.map((s) => at(s, y)), mode: "markers",
+          name: arm.name, legendgroup: arm.name, marker: { color: shade(arm.color), size: 9,
+            symbol: own.map((s) => arm.symbol + (s.front || arm.symbol.endsWith("-open")
+              ? "" : "-open")), opacity: own.map((s) => s.front ? 1 : 0.55) },
+          text: own.map((s) => text(s, s.values, `${s.trials} search trial(s)`
+            + `${s.front ? ", on the front" : ""}`)),
+          hovertemplate: "%{text}<extra></extra>" },
+        { x: rings.map((s) => s.confirmed[x][0]), y: rings.map((s) => s.confirmed[y][0]),
+          mode: "markers", showlegend: false, error_x: bars(x), error_y: bars(y),
+          marker: { color: shade(arm.color), size: 17, symbol: "circle-open", line: { width: 3 } },
+          text: rings.map((s) => text(s, s.confirmed.map((c) => c[0]),
+            `confirmed, mean of ${s.seeds} seed(s)`)),
+          hovertemplate: "%{text}<extra></extra>" }];
+    });
+    // intervals of two seeds are very long: the points set the range
+    const range = (k) => {
+      const values = settings.filter((s) => !hiddenArms.has(s.arm)).flatMap((s) =>
+        [at(s, k), ...(s.confirmed.length ? [s.confirmed[k][0]] : [])]).filter((v) => v !== null);
+      const [low, high] = [Math.min(...values), Math.max(...values)];
+      const room = 0.15 * (high - low || Math.abs(low) || 1);
+      return [low - room, high + room];
+    };
+    const title = (m) => ({ text: `${m.label}${m.less ? ", less is better" : ""}` });
+    return [traces, { height: 420, showlegend: true, legend: { orientation: "h", y: -0.2 },
+      xaxis: { title: title(metrics[x]), range: range(x) },
+      yaxis: { title: title(metrics[y]), range: range(y) } }];
+  });
+}
+
 // Returns an axis of the parallel coordinates: each trial's place in [0, 1], and [place, text] of
 // its ticks.
 function coordinate(label, values, names, scale = (v) => v) {
@@ -550,7 +608,7 @@ async function unpack() {
 
 // A browser that cannot do this keeps the still figures.
 unpack().then(() => {
-  const parts = { fronts, map, robust, curves, diagnostics, parallel };
+  const parts = { fronts, searched, map, robust, curves, diagnostics, parallel };
   for (const [name, fill] of Object.entries(parts)) section(name, fill);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
   const print = (on) => () => {

@@ -30,6 +30,9 @@ the start allows for."""
 REMOTE_STEPS_S = 180.0
 """Seconds a node has for a few steps: its process starts, imports torch and builds the model."""
 
+FORWARD_SHARE = 1 / 3
+"""Share of a training step that a forward pass is assumed to take: a backward takes two of them."""
+
 JUST_NOW = "a few steps measured just now"
 
 UNKNOWN = (
@@ -78,14 +81,35 @@ def estimate_plan(plan: Plan, experiment: Experiment, epoch_s: float, concurrent
         concurrent: Trials that run at a time.
     """
     price = config.hourly_price(experiment.resources)
+    scoring = scoring_s(experiment, epoch_s) * plan.search.per_arm * len(plan.arms)
     hours, total = budget.estimate(
-        experiment.search.budget, plan, epoch_s=epoch_s, concurrent=concurrent, price=price
+        experiment.search.budget,
+        plan,
+        epoch_s=epoch_s,
+        concurrent=concurrent,
+        price=price,
+        beside_s=scoring,
     )
     most = UNMEASURED * hours + START_S / 3600
     if experiment.search.budget.hours is not None:
         most = min(most, experiment.search.budget.hours)
     ends = [min(hours * cost.least_share(plan), most), most]
     return {"epoch_s": epoch_s, "hours": hours, "cost": total, "hours_range": ends}
+
+
+def scoring_s(experiment: Experiment, epoch_s: float) -> float:
+    """Return the seconds that a search trial is scored under corruption at its end; 0 if it is not.
+
+    A sentence under a corruption is reckoned at a third of a training item: the forward pass alone.
+
+    Args:
+        experiment: The settings of the sweep.
+        epoch_s: Seconds of a training epoch.
+    """
+    if not experiment.searched_conditions:
+        return 0.0
+    sentences = _sentences(experiment) * len(experiment.searched_conditions)
+    return sentences * epoch_s / _items(experiment) * FORWARD_SHARE
 
 
 def estimate_text(estimate: Estimate) -> str:
@@ -139,6 +163,9 @@ def describe_plan(
     search = experiment.search
     lines = [f"{experiment.name}: {plan.counts.total} trials of {experiment.train.epochs} epochs"]
     lines += [_arm_line(plan, arm) for arm in search.arms]
+    if len(search.objectives) > 1:
+        metrics = " and ".join(f"{o.metric} ({o.mode})" for o in search.objectives)
+        lines.append(f"  judged by {metrics}: the best compromise of an arm's front is confirmed")
     if search.scheduler.name != "none" and plan.search.per_arm:
         own = {k: v for k, v in search.scheduler.to_dict().items() if k != "name"}
         settings = ", ".join(f"{key} {value:g}" for key, value in own.items())
@@ -239,11 +266,20 @@ def _time_and_cost(
             f"at most {budget.money(found['cost'])} at {resources.price_per_gpu_hour:g} a GPU hour "
             f"and {resources.price_per_cpu_hour:g} a CPU hour"
         )
-    return [
+    lines = [
         f"time: about {seconds:.1f} s an epoch ({source}), so "
         f"{range_text(3600 * low, 3600 * high)} in all{early}",
         f"cost: {price}",
     ]
+    if conditions := experiment.searched_conditions:
+        scoring = scoring_s(experiment, seconds)
+        lines.insert(
+            1,
+            f"in it: each search trial scores {_sentences(experiment):,} validation sentences "
+            f"under {len(conditions)} corruption(s) after its last epoch, about {scoring:.1f} s or "
+            f"{scoring / seconds:.2g} epochs a trial",
+        )
+    return lines
 
 
 def _epoch_seconds(experiment: Experiment, steps: "StepCost") -> float:
@@ -263,6 +299,19 @@ def _items(experiment: Experiment) -> int:
         # The train share, and the refs of an image, of generated data.
         items = int(settings.synth.images * 0.75 * 2.42)
     return min(items, settings.train_limit or items)
+
+
+def _sentences(experiment: Experiment) -> int:
+    """Return the sentences that validate."""
+    settings = experiment.data
+    found = data.check_sources(settings, storage_root(experiment.storage.root))
+    if found is not None:
+        sentences = found.manifest["splits"][settings.val_split]["sentences"]
+    else:
+        assert settings.synth is not None  # else check_sources refuses data that are not there
+        # The share of a split of evaluation, and the sentences of an image, of generated data.
+        sentences = int(settings.synth.images * 0.125 * 7.0)
+    return min(sentences, settings.val_limit or sentences)
 
 
 def _measure_steps(experiment: Experiment) -> "StepCost | None":

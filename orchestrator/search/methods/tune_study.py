@@ -1,6 +1,7 @@
 """A search method that Ray Tune brings, asked for one arm."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -55,14 +56,15 @@ class TuneStudy:
         """Take in a trial that an earlier attempt asked for and that has not ended."""
         self.settings.setdefault(trial_id, {k: v for k, v in overrides.items() if k in self.space})
 
-    def tell(self, record: dict, value: float | None) -> None:
+    def tell(self, record: dict, values: Sequence[float] | None) -> None:
         """Take in how a trial ended.
 
         Args:
             record: The trial's record in the ledger.
-            value: The value to maximise; None where the trial failed.
+            values: The one value to maximise; None where the trial failed.
         """
         self.join(record["trial"], record["overrides"])
+        value = values[0] if values else None
         self.values[record["trial"]] = value if value is not None and math.isfinite(value) else None
 
     def _suggest(self, trial_id: str, index: int, earlier: dict[str, dict]) -> Any:

@@ -16,7 +16,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from aml.training import ENDED
 from orchestrator import search
-from orchestrator.config import AshaScheduler, Experiment
+from orchestrator.config import AshaScheduler, Experiment, Objective
 
 PAUSE = TrialScheduler.PAUSE
 STOP = TrialScheduler.STOP
@@ -180,7 +180,7 @@ class ArmSchedulers:
         if self.search.scheduler.name in ("none", "pbt"):
             return None
         controller = Controller()
-        controller.scheduler = make_scheduler(self.search.scheduler, self.search, epochs)
+        controller.scheduler = make_scheduler(self.search.scheduler, self.search.objective, epochs)
         for index in range(per_arm):
             trial = SearchTrial(search.trial_id(arm, "search", index))
             controller.trials[trial.trial_id] = trial
@@ -192,19 +192,20 @@ class ArmSchedulers:
 
         They never stop a trial whose metric is NaN, so the worst number stands for NaN.
         """
-        value = epoch.get(self.search.metric)
+        metric, mode = self.search.objective
+        value = epoch.get(metric)
         if not isinstance(value, (int, float)) or not math.isfinite(value):
-            value = -1e9 if self.search.mode == "max" else 1e9
+            value = -1e9 if mode == "max" else 1e9
         number = epoch["epoch"]
-        return {"epoch": number, "training_iteration": number, self.search.metric: value}
+        return {"epoch": number, "training_iteration": number, metric: value}
 
 
-def make_scheduler(settings: Any, judged_by: Any, epochs: int) -> TrialScheduler:
+def make_scheduler(settings: Any, judged_by: Objective, epochs: int) -> TrialScheduler:
     """Return Tune's scheduler of these settings for trials of so many epochs.
 
     Args:
         settings: `search.scheduler`, with the names and arguments of Tune; asha has its own.
-        judged_by: Has the metric and its mode.
+        judged_by: The metric that trials are compared by.
         epochs: Epochs of a trial.
     """
     arguments = settings.to_dict()

@@ -20,7 +20,7 @@ from orchestrator.sweep.tune.arm_schedulers import GO_ON, PAUSE, STOP, ArmSchedu
 
 logger = logging.getLogger(__name__)
 
-METRIC_PREFIXES = ("train", "val", "aml", "time", "mem", "optim")
+METRIC_PREFIXES = ("train", "val", "robust", "aml", "time", "mem", "optim")
 """Families of the loop's metrics; Tune adds keys of its own to each result."""
 
 

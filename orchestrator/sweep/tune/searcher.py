@@ -39,8 +39,8 @@ class PlanSearcher(NotPickled, Searcher):
             ended_on_replay: History of each unfinished trial that its arm's scheduler stops at its
                 last epoch. Its driver was interrupted or killed before it could say so.
         """
-        search = plan.experiment.search
-        super().__init__(metric=search.metric, mode=search.mode)
+        judged_by = plan.experiment.search.objective
+        super().__init__(metric=judged_by.metric, mode=judged_by.mode)
         self.run = run
         self.plan = plan
         self.trials = trials
@@ -113,6 +113,7 @@ class PlanSearcher(NotPickled, Searcher):
         return {
             "trial": spec.id,
             "arm": spec.arm,
+            "stage": spec.stage,
             "segment": f"{spec.id}-to-{spec.pause_at_epoch}" if is_member else segment,
             "config_schedule": [(settings.for_workers(), end) for settings, end in schedule],
             "folder": storage.to_uri(folder),

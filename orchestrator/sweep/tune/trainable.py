@@ -1,17 +1,25 @@
 """The trainables of Tune: the training loop itself, or the driver of a Ray Train run."""
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from aml.conditions import Condition
 from aml.errors import NotSaved
 from orchestrator import cluster, storage, training, utils
 from orchestrator.config import Experiment, from_dict
 from orchestrator.data import ObjectStoreBlocks, StreamingBlocks
 
+Corrupted = Mapping[Condition, ObjectStoreBlocks | StreamingBlocks]
+"""Validation pictures by the corruption they are under."""
+
 
 def in_process_trial(
-    config: dict, shared: ObjectStoreBlocks | StreamingBlocks, vocabulary: list[str]
+    config: dict,
+    shared: ObjectStoreBlocks | StreamingBlocks,
+    vocabulary: list[str],
+    corrupted: Corrupted,
 ) -> None:
     """Train a trial of one worker in the Tune process itself, which may be reused.
 
@@ -19,6 +27,7 @@ def in_process_trial(
         config: The trial's Tune config, as PlanSearcher makes it.
         shared: The decoded data.
         vocabulary: The words of the data set.
+        corrupted: Validation pictures under the corruptions that search trials are scored under.
     """
     import torch
     from ray import tune
@@ -36,7 +45,8 @@ def in_process_trial(
         tune.report(training.failure_metrics(error))
         return
     try:
-        context = training.RunContext(device=device, arm=config["arm"])
+        sources = {c: blocks.open for c, blocks in _scored_under(config, corrupted).items()}
+        context = training.RunContext(device=device, arm=config["arm"], corrupted=sources)
         _train_schedule(schedule, shared, vocabulary, folder, context, uploader)
     except utils.NON_RETRYABLE as error:  # a restart would repeat it: the trial fails alone
         with contextlib.suppress(NotSaved):  # the failure itself is the one to report
@@ -78,8 +88,16 @@ def _train_schedule(
         training.run_training(experiment, shared.open, vocabulary, folder, report, part)
 
 
+def _scored_under(config: dict, corrupted: Corrupted) -> Corrupted:
+    """Return what a trial is scored under; confirmed checkpoints are scored at a sweep's end."""
+    return corrupted if config["stage"] == "search" else {}
+
+
 def ray_train_trial(
-    config: dict, shared: ObjectStoreBlocks | StreamingBlocks, vocabulary: list[str]
+    config: dict,
+    shared: ObjectStoreBlocks | StreamingBlocks,
+    vocabulary: list[str],
+    corrupted: Corrupted,
 ) -> None:
     """Drive a trial of several workers: start a Ray Train run and wait for it.
 
@@ -89,6 +107,7 @@ def ray_train_trial(
         config: The trial's Tune config, as PlanSearcher makes it.
         shared: The decoded data.
         vocabulary: The words of the data set.
+        corrupted: See `in_process_trial`.
     """
     from ray import tune
     from ray.train import TrainingFailedError
@@ -101,7 +120,13 @@ def ray_train_trial(
     callbacks = [TuneReportCallback()]
     try:
         trainer = training.make_trainer(
-            experiment, shared, vocabulary, folder, callbacks=callbacks, arm=config["arm"]
+            experiment,
+            shared,
+            vocabulary,
+            folder,
+            callbacks=callbacks,
+            arm=config["arm"],
+            corrupted=_scored_under(config, corrupted),
         )
         trainer.fit()
     except TrainingFailedError as error:

@@ -20,6 +20,7 @@ from aml.data.refer import read_refer
 from aml.synthetic.refer_files import generate_dataset
 from orchestrator import storage
 from orchestrator.cli.app import main
+from orchestrator.config import Objective
 from orchestrator.config.loader import from_text
 from orchestrator.config.schema import code_version
 from orchestrator.data import shards
@@ -245,7 +246,9 @@ def test_the_epoch_that_counts_is_the_one_that_select_names(root, result, refuse
         (row, *_) = rows.arm_summaries(records, run.state | {"config": run.experiment().to_dict()})
         assert row.mIoU.mean == pytest.approx(expected) and row.epochs == 3
     refused("compare", "s1:off", "s3:off", said="(evaluate.select) is last and best_oIoU")
-    assert finish.find_champion(records, "val/oIoU", "max", "best_oIoU")["trial"] == "off-1"
+    assert (
+        finish.find_champion(records, Objective("val/oIoU", "max"), "best_oIoU")["trial"] == "off-1"
+    )
 
 
 def test_two_sweeps_are_compared_arm_by_arm(root, result):

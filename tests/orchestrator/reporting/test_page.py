@@ -180,13 +180,19 @@ def test_pictures_leave_epochs_out_before_they_make_the_page_large(tmp_path, mon
     assert pictures.arm_pictures(tmp_path, [one]) == ([], ["training"])
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
-def test_a_browser_draws_every_figure_and_runs_nothing_of_strangers(page, tmp_path):
+def dump_of(page, folder):
+    """Return the page as a browser has it when its script is done, without its scripts."""
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
-    options = ["--virtual-time-budget=30000", f"--user-data-dir={tmp_path}", f"file://{page}"]
+    options = ["--virtual-time-budget=30000", f"--user-data-dir={folder}", f"file://{page}"]
     done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=240)
     dom = re.sub(r"<script.*?</script>", "", done.stdout, flags=re.S)
     assert 'data-drawn="yes"' in dom, done.stderr[-2000:]
+    return dom
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+def test_a_browser_draws_every_figure_and_runs_nothing_of_strangers(page, tmp_path):
+    dom = dump_of(page, tmp_path)
     drawn = re.findall(r'<div class="plots[^"]*" data-plot="(\w+)">.*?main-svg', dom, re.S)
     assert drawn == ["fronts", "map", "robust", "curves", "diagnostics", "parallel"]
     assert "<title>taken" not in dom and 'aria-pressed="true"' in dom

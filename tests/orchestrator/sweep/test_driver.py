@@ -488,7 +488,7 @@ def test_a_disk_that_takes_nothing_of_the_driver_ends_the_sweep_and_the_next_com
             assert report(sweep, name, epoch(4)) == ("done", "")
         assert suggest(sweep) is None and suggest(sweep) is None
         with pytest.raises(NotSaved, match=file):
-            fit(sweep, None, [])
+            fit(sweep, None, [], {})
     assert sweep.run.ledger() == [] and begin(make_sweep(tmp_path, [])) == name
 
 
