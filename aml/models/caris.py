@@ -27,6 +27,7 @@ from aml.models.encoders import bert, swin
 from aml.models.encoders.backbone import TABLES, Pyramid, check_weights, plan_pyramid
 from aml.models.encoders.text import check_text, is_bert, prompted_encoder, read_prompted
 from aml.models.options import CarisOptions
+from aml.models.options.base import Traits, traits_of
 from aml.models.options.compose import PRETRAINED, RANDOM
 
 
@@ -80,8 +81,8 @@ class Caris(Model):
         )
 
     @classmethod
-    def side_multiple(cls, options: CarisOptions) -> int:
-        """Return what the side of an image must be a multiple of, before the model is built.
+    def traits(cls, options: CarisOptions) -> Traits:
+        """Return what settings are checked against, before the model is built.
 
         Raises:
             UserError: A backbone or text encoder that cannot be taken, weights that are not here.
@@ -91,7 +92,7 @@ class Caris(Model):
             check_weights(options.backbone, timm_weights(options))
         if options.text != CarisOptions().text:
             check_text(options.text)
-        return cls.image_multiple
+        return traits_of(options, image_multiple=cls.image_multiple, drops=cls.drops)
 
     def encode(self, x):
         return self.visual(x)
