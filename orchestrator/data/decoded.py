@@ -5,6 +5,7 @@ shards (orchestrator.data.streaming), and gather items by index. Both open as th
 aml.data.Items takes, so training does not see the difference.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -84,10 +85,26 @@ class ObjectStoreBlocks:
                 {
                     "image": images,
                     "masks": _BinaryColumn(table["masks"]),
-                    "meta": table["meta"].to_pylist(),
+                    "meta": _TextColumn(table["meta"]),
                 }
             )
         return blocks
+
+
+class _TextColumn:
+    """Arrow text column of which a value is copied when it is read."""
+
+    def __init__(self, column: "pa.ChunkedArray"):
+        self.column = column
+
+    def __len__(self) -> int:
+        return len(self.column)
+
+    def __getitem__(self, row: int) -> str:
+        return self.column[row].as_py()
+
+    def __iter__(self) -> Iterator[str]:
+        return (text.as_py() for text in self.column)
 
 
 class _BinaryColumn:
