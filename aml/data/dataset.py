@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from aml.data import augment as augment_module
-from aml.data.decode import placement
+from aml.data.decode import parse_rows, placement
 from aml.data.refer_counts import generalised, targets_of
 from aml.data.window import Window
 from aml.draws import uniform
@@ -127,7 +127,7 @@ class Items:
             u(seed, epoch, ref); "sentence" makes one item a sentence.
         limit: keep the first items only.
         augment: augmentations that `batch` applies, of "flip", "crop" and "colour".
-        meta: the parsed rows of the blocks, where the items of another split have them.
+        meta: `meta` of the items of another split of the same blocks.
 
     Raises:
         UserError: the split holds nothing.
@@ -151,9 +151,7 @@ class Items:
         self.fit = fit
         self.unit = unit
         self.augment = tuple(augment)
-        self.meta: list[list[dict]] = meta or [
-            [json.loads(text) for text in block["meta"]] for block in blocks
-        ]
+        self.meta: list[list[dict]] = meta or [parse_rows(block["meta"]) for block in blocks]
         self.refs = [
             (b, r, k)
             for b, rows in enumerate(self.meta)
@@ -236,8 +234,12 @@ class Items:
         return bits.reshape(self.size, self.size).astype(bool)
 
     def row(self, item: Item) -> dict:
-        """Return the row of an item, without picture and masks."""
+        """Return the row of an item, without picture, masks and the objects of the picture."""
         return self.meta[item.block][item.row]
+
+    def objects(self, block: int, row: int) -> list[dict]:
+        """Return the objects of a picture, which are parsed anew: they are half of all memory."""
+        return json.loads(self.blocks[block]["meta"][row])["objects"]
 
     def ref(self, item: Item) -> dict:
         """Return the ref of an item."""

@@ -10,6 +10,7 @@ The module does not import torch, so that processes that only decode start witho
 """
 
 import json
+from collections.abc import Iterable
 
 import numpy as np
 from PIL import Image
@@ -179,3 +180,14 @@ def rows_of_block(decoded: list[dict]) -> dict:
         "masks": [d["masks"] for d in decoded],
         "meta": [d["meta"] for d in decoded],
     }
+
+
+def parse_rows(texts: Iterable[str]) -> list[dict]:
+    """Return the rows of a block without their objects.
+
+    They are parsed together, so that the names of their entries are in memory once a block.
+    """
+    rows: list[dict] = json.loads(f"[{','.join(texts)}]")
+    for row in rows:
+        row.pop("objects", None)
+    return rows

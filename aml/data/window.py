@@ -36,10 +36,12 @@ Place = tuple[int, int]
 class Pictures(Protocol):
     """Source of the pictures."""
 
-    meta: list[list[str]]
-    """JSON of each row of each block."""
     nbytes: list[int]
     """Bytes of each block, encoded and decoded."""
+
+    @property
+    def meta(self) -> Sequence[Sequence[str]]:
+        """JSON of each row of each block."""
 
     def read(self, block: int) -> Sequence:
         """Return the encoded rows of a block for `decode`."""

@@ -6,6 +6,7 @@ aml.data.Items takes, so training does not see the difference.
 """
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -86,10 +87,26 @@ class ObjectStoreBlocks:
                 {
                     "image": images,
                     "masks": _BinaryColumn(table["masks"]),
-                    "meta": table["meta"].to_pylist(),
+                    "meta": _TextColumn(table["meta"]),
                 }
             )
         return blocks
+
+
+class _TextColumn:
+    """Arrow text column of which a value is copied when it is read."""
+
+    def __init__(self, column: "pa.ChunkedArray"):
+        self.column = column
+
+    def __len__(self) -> int:
+        return len(self.column)
+
+    def __getitem__(self, row: int) -> str:
+        return self.column[row].as_py()
+
+    def __iter__(self) -> Iterator[str]:
+        return (text.as_py() for text in self.column)
 
 
 class _BinaryColumn:

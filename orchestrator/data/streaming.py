@@ -3,11 +3,12 @@
 import json
 import threading
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from aml.conditions import CLEAN, Condition
 from aml.data import Window, decode_row
@@ -27,7 +28,7 @@ RETRY_PAUSE_S = 5.0
 
 Answer = TypeVar("Answer")
 
-GroupRows = dict[int, dict[int, str]]
+GroupRows = dict[int, dict[int, bytes]]
 """By row group and row, the row as JSON with its selected refs."""
 
 
@@ -83,6 +84,30 @@ class _RowGroup:
     rows: tuple[int, ...]
 
 
+class PackedTexts(Sequence[str]):
+    """Texts that are compressed one by one, in two fifths of the memory."""
+
+    def __init__(self, packed: list[bytes]):
+        """Take over the texts.
+
+        Args:
+            packed: Each as UTF-8, compressed by zlib.
+        """
+        self.packed = packed
+
+    def __len__(self) -> int:
+        return len(self.packed)
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[str]: ...
+    def __getitem__(self, row: int | slice) -> str | list[str]:
+        if isinstance(row, slice):
+            return [zlib.decompress(one).decode() for one in self.packed[row]]
+        return zlib.decompress(self.packed[row]).decode()
+
+
 @dataclass
 class RowGroupReader:
     """Pictures for aml.data.Window: each row group of some shards is a block.
@@ -98,7 +123,7 @@ class RowGroupReader:
     condition: Condition = CLEAN
     """Corruption of the pictures, and its severity."""
     groups: list[_RowGroup] = field(default_factory=list)
-    meta: list[list[str]] = field(default_factory=list)
+    meta: list["PackedTexts"] = field(default_factory=list)
     """Rows of each block as JSON."""
     nbytes: list[int] = field(default_factory=list)
     """Bytes of each block, encoded and decoded."""
@@ -108,10 +133,11 @@ class RowGroupReader:
             for name, (footer, used) in retry_unreachable(_annotations, part).items():
                 for group, rows in used.items():
                     self._add(
-                        _RowGroup(number, name, footer, group, tuple(rows)), list(rows.values())
+                        _RowGroup(number, name, footer, group, tuple(rows)),
+                        PackedTexts(list(rows.values())),
                     )
 
-    def _add(self, group: _RowGroup, meta: list[str]) -> None:
+    def _add(self, group: _RowGroup, meta: "PackedTexts") -> None:
         held = group.footer.row_group(group.number)
         self.groups.append(group)
         self.meta.append(meta)
@@ -164,7 +190,11 @@ def _used_rows(part: ShardSelection, name: str, footer: "pq.FileMetaData") -> Gr
                 continue
             table = file.read_row_group(group, columns=["splits", "meta"], use_threads=False)
             rows = map(part.filter_row, table["splits"].to_pylist(), table["meta"].to_pylist())
-            kept = {number: json.dumps(row) for number, row in enumerate(rows) if row}
+            kept = {
+                number: zlib.compress(json.dumps(row).encode(), 1)
+                for number, row in enumerate(rows)
+                if row
+            }
             if kept:
                 used[group] = kept
     return used

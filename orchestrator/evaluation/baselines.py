@@ -193,7 +193,7 @@ def _score_objects(items: Items, chosen: list[Item]) -> tuple[dict, dict]:
         meta = items.meta[block][row]
         height = meta["height"]
         width = meta["width"]
-        masks = [rasterise(o["rle"], height, width) for o in meta["objects"]]
+        masks = [rasterise(o["rle"], height, width) for o in items.objects(block, row)]
         if not masks:
             # There is no object to choose, so the prediction is empty.
             masks = [np.zeros((height, width), np.uint8)]
