@@ -25,21 +25,24 @@ export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
 
 # Before its time is up the job is told, and tells the command, which saves what it trains where it stands. The command alone, which runs on
 # this node: a signal to the whole step would end Ray first.
-command=$(mktemp)
+command=$(mktemp) # its process id; how it ended stands in a file beside it
 trap 'kill -TERM "$(cat "$command")" || true' TERM
 
 # RAY_ADDRESS is for the command alone: `ray start` must not see it
 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --cpus-per-task="$SLURM_CPUS_PER_TASK" \
     ray symmetric-run --address "$head:$port" --min-nodes "$SLURM_JOB_NUM_NODES" \
-    --num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus="${GPUS_PER_NODE}" --include-dashboard=false -- \
-    env RAY_ADDRESS="$head:$port" bash -c 'echo $$ > "$0"; exec "$@"' "$command" python -m orchestrator ${COMMAND} &
-step=$! code=0
-while kill -0 "$step" 2> /dev/null; do # a signal ends a `wait`
-    wait "$step" && code=0 || code=$?
-done
-if [ "$code" = 0 ] && [ ! -s "$command" ]; then # symmetric-run ends well where Ray did not start
-    echo "Ray did not start, and the command did not run" >&2
-    code=1
+    --num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus="${GPUS_PER_NODE}" -- \
+    env RAY_ADDRESS="$head:$port" bash -c '"$@" & echo $! > "$0"; wait $!; echo $? > "$0.ended"' "$command" python -m orchestrator ${COMMAND} &
+step=$!
+pause() { sleep 1 & wait $! || true; } # a signal ends a `wait`, not a `sleep`
+while kill -0 "$step" 2> /dev/null && [ ! -s "$command.ended" ]; do pause; done
+# symmetric-run stops Ray now. On several nodes it takes another minute to see that Ray is gone, and ends with 1 (Ray 2.60): it ends with this script.
+for _ in {1..30}; do kill -0 "$step" 2> /dev/null && pause; done
+if [ -s "$command.ended" ]; then
+    code=$(cat "$command.ended")
+else
+    wait "$step" && code=1 || code=$?
+    [ -s "$command" ] || echo "Ray did not start, and the command did not run" >&2
 fi
-rm "$command"
+rm -f "$command" "$command.ended"
 exit "$code"

@@ -7,6 +7,9 @@ from .data_scale import (
 from .scale import (
     measure_scale as measure_scale,
 )
+from .search_replay import (
+    measure_search as measure_search,
+)
 from .trial_start import (
     measure_trial as measure_trial,
 )

@@ -1,7 +1,11 @@
-"""Commands that measure; each prints JSON on its last line: bench trial, scale, data, readers."""
+"""Commands that measure; each prints JSON on its last line.
+
+bench trial, scale, search, data, readers.
+"""
 
 import importlib.util
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -42,6 +46,29 @@ def scale(
     from orchestrator import benchmarks
 
     echo(json.dumps(benchmarks.measure_scale(trials or [100, 1000, 10000], method)))
+
+
+@bench_app.command()
+def search(
+    ledger: Annotated[
+        Path,
+        typer.Argument(
+            metavar="LEDGER", help="ledger.jsonl of a sweep that trained a whole grid, seeds too."
+        ),
+    ],
+    arm: Annotated[
+        str | None, typer.Option(help="The arm that is read. Default: the only one.")
+    ] = None,
+    metric: Annotated[
+        str, typer.Option(help="A metric of every epoch of which more is better.")
+    ] = "val/mIoU",
+    repetitions: Annotated[int, typer.Option(help="Searches of each kind.")] = 20,
+) -> None:
+    """Measure after how many epochs each search method and scheduler has found a good setting."""
+    from orchestrator import benchmarks
+
+    found = benchmarks.measure_search(ledger, arm, metric=metric, repetitions=repetitions)
+    echo(json.dumps(found))
 
 
 @bench_app.command()

@@ -36,6 +36,7 @@ EXAMPLES = {
     "submit": "submit --follow sweep experiments/quickstart.yaml",
     "bench trial": "bench trial --epochs 10",
     "bench scale": "bench scale --trials 100 --method tpe",
+    "bench search": "bench search experiments/results/search_grid.ledger.jsonl",
     "bench data": "bench data --images 2000",
     "bench readers": "bench readers --images 2000 --size 224 --readers 2",
 }

@@ -4,7 +4,8 @@ In a notebook the package itself is called, `from orchestrator import sweep; swe
 its name is that of the command, see `sweep_in_notebook`.
 
 May import: orchestrator.search and what it may import.
-Public names: Sweep, SweepEnd, reproduce_run, run_sweep, sweep_in_notebook.
+Public names: ArmSchedulers, PAUSE, STOP, Sweep, SweepEnd, reproduce_run, run_sweep,
+sweep_in_notebook.
 """
 
 import sys

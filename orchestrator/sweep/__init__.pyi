@@ -11,3 +11,8 @@ from .notebook_call import (
 from .reproduce import (
     reproduce_run as reproduce_run,
 )
+from .tune.arm_schedulers import (
+    PAUSE as PAUSE,
+    STOP as STOP,
+    ArmSchedulers as ArmSchedulers,
+)
