@@ -84,16 +84,12 @@ class _RowGroup:
     rows: tuple[int, ...]
 
 
+@dataclass(frozen=True)
 class PackedTexts(Sequence[str]):
     """Texts that are compressed one by one, in two fifths of the memory."""
 
-    def __init__(self, packed: list[bytes]):
-        """Take over the texts.
-
-        Args:
-            packed: Each as UTF-8, compressed by zlib.
-        """
-        self.packed = packed
+    packed: list[bytes]
+    """Each as UTF-8, compressed by zlib."""
 
     def __len__(self) -> int:
         return len(self.packed)
