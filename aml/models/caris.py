@@ -89,7 +89,7 @@ class Caris(Model):
         """
         if options.backbone not in swin.SWINS:
             plan_pyramid(options.backbone, swin.SWINS)
-            check_weights(options.backbone, timm_weights(options))
+            check_weights(options.backbone, timm_weights(options), "pretrained")
         if options.text != CarisOptions().text:
             check_text(options.text)
         return traits_of(options, image_multiple=cls.image_multiple, drops=cls.drops)

@@ -50,9 +50,9 @@ def evaluate(
         bool,
         typer.Option(
             "--arms",
-            help="Of a sweep: score every confirmed seed of every arm, and compare the arms. No "
-            "rows of single sentences are written and MLflow gets nothing: evaluate a trial's "
-            "checkpoint for these.",
+            help="Of a sweep: score every confirmed seed of every arm, and compare the arms. Each "
+            "trial gets a folder below --out with what evaluate writes, and its scores go to its "
+            "run in MLflow.",
         ),
     ] = False,
     splits: Annotated[str, typer.Option(help="As val,testA.")] = "val",

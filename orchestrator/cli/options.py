@@ -53,8 +53,8 @@ def result_place(text: str | Path) -> Path:
 
 SHARDS = (
     "Shards: a folder below the current one that holds some, or whose path begins with ./; else a "
-    "data set's folder below the results root (AMLRIS_HOME, or runs); or an s3://, gs://, abfs:// "
-    "or hf:// address."
+    "data set's folder below the results root (AMLRIS_HOME, or runs); or an s3://, gs:// or "
+    "abfs:// address, or one at hf://, which is only read."
 )
 """How shards are named on a command line, for --help; `orchestrator.data.named_shards` reads it."""
 

@@ -127,9 +127,10 @@ def check_installed(method: "AnyMethod") -> None:
     name, words = method_words(method)
     module, package = (PACKAGES | SAMPLER_PACKAGES).get(name, ("", ""))
     if module and find_spec(module) is None:
+        other = "sampler tpe" if method.name == "optuna" else "search.method optuna"
         raise UserError(
             f"search.method {words} needs a package that is not installed; install it with "
-            f"pip install {package}, or use search.method optuna"
+            f"pip install {package}, or use {other}"
         )
 
 

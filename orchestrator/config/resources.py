@@ -54,8 +54,9 @@ class ResourcesConfig(Settings):
         "Restarts of a run or trial after a killed worker.", 2, unit="restarts"
     )
     epoch_timeout_s: Positive | None = leaf(
-        "How long an epoch may take, start included: a sweep's trial that is silent for longer has "
-        "failed, the workers of train start again after the last epoch; null waits for ever.",
+        "How long an epoch may take, start included, and after the last one of a search by "
+        "robust/mIoU the scoring under corruption: a sweep's trial that is silent for longer "
+        "has failed, the workers of train start again after the last epoch; null waits for ever.",
         None,
         unit="seconds",
     )

@@ -213,9 +213,10 @@ class SearchConfig(Settings):
         name, words = method_words(self.method)
         lists = [key for key, values in self.space.items() if isinstance(values, list)]
         if name in RANGES_ONLY and lists:
+            other = "sampler tpe" if self.method.name == "optuna" else "method optuna"
             raise UserError(
                 f"search.method {words} takes ranges only, and search.space has a list for "
-                f"{', '.join(lists)}; give low and high, or use method optuna"
+                f"{', '.join(lists)}; give low and high, or use {other}"
             )
         if name in ONE_METRIC and len(self.objectives) > 1:
             raise UserError(

@@ -188,7 +188,7 @@ data:
   train_split: {_yaml(source.train_split)}  # {source.splits[source.train_split][0]:,} referents
   val_split: {_yaml(source.val_split)}  # {source.splits[source.val_split][1]:,} sentences{val_note}
   val_limit: {limit}  # validates on the first so many sentences of each epoch; null on all
-  size: {sizes.size}  # side of the network image in pixels, a multiple of 16
+  size: {sizes.size}  # side of the network image in pixels, a multiple of {sizes.multiple}
   fit: square  # letterbox keeps the aspect ratio
 # {sizes.why}; others, most of which need weights: docs/models.md
 model: {{name: {sizes.model}}}

@@ -63,6 +63,8 @@ class Proposal:
     """The entries of optim that differ between models, as YAML."""
     size: int
     """Side of the network image in pixels."""
+    multiple: int
+    """What the side must be a multiple of."""
     batch: int
     epochs: int
     max_concurrent: int
@@ -127,6 +129,7 @@ def propose(
         why=why,
         optim="lr: 1e-3, encoder_lr: 0.1" if composed else "lr: 1.5e-3",
         size=size,
+        multiple=32 if composed else 16,
         batch=batch,
         epochs=epochs,
         max_concurrent=max(1, min(slots, fitting)),

@@ -209,8 +209,13 @@ def summary(arms: list[ArmSummary], meta: dict) -> list[str]:
         lines.append(equality(scored, matched_quantity(meta)))
     if missing:
         lines.append(f"Not confirmed yet: {', '.join(missing)}.")
-    metric = meta.get("metric") or "val/mIoU"
-    if metric != "val/mIoU":
+    metrics = [name for name, _ in meta.get("objectives") or ()]
+    if len(metrics) > 1:
+        lines.append(
+            f"The search chose each arm's best compromise of {' and '.join(metrics)}; this page "
+            "ranks by val/mIoU."
+        )
+    elif (metric := meta.get("metric") or "val/mIoU") != "val/mIoU":
         lines.append(f"The search chose settings by {metric}; this page ranks by val/mIoU.")
     return lines
 

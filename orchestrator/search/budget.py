@@ -116,12 +116,13 @@ def estimate(
         epoch_s: Seconds of an epoch.
         concurrent: Trials that run at a time.
         price: Price of an hour of one trial.
-        beside_s: Seconds of all trials together beside their epochs.
+        beside_s: Seconds beside the epochs of all trials that are planned.
     """
     epochs = plan.counts.total_epochs
     if limits.trials is not None and limits.trials < plan.counts.total:
         epochs = min(epochs, limits.trials * max(plan.epochs.values()))
     epochs = min(epochs, limits.epochs or epochs)
+    beside_s *= epochs / plan.counts.total_epochs if plan.counts.total_epochs else 1
     hours = (epochs * epoch_s + beside_s) / 3600
     if limits.hours is not None:
         hours = min(hours, limits.hours * concurrent)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from aml.errors import Unreachable
 from orchestrator.storage import paths
+from orchestrator.storage.filesystem import is_bucket_error
 from orchestrator.utils import redact
 
 OPEN_S = 30.0
@@ -40,7 +41,7 @@ def circuit_breaker(folder: Path, *, force: bool) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, Unreachable) or "AWS Error" in str(error):
+        if isinstance(error, Unreachable) or is_bucket_error(error):
             why = " ".join(redact(error).split())[:200]
             _circuit_open_until[root] = (time.monotonic() + OPEN_S, why)
         raise

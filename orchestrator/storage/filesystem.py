@@ -23,8 +23,16 @@ AZURE = ("abfs", "abfss")
 GS_RETRY_S = (90, 5)
 """Seconds for which a silent bucket at gs:// is asked again: patiently, and impatiently."""
 
+BUCKET_ERRORS = ("AWS Error", "google::cloud", "Azure Error")
+"""Words by which pyarrow's errors of a bucket are known."""
+
 VARIABLES = {"s3": "AWS_*", "gs": "GOOGLE_*", **dict.fromkeys(AZURE, "AZURE_*"), "hf": "HF_*"}
 """The variables that say how a bucket is reached, by its scheme."""
+
+
+def is_bucket_error(error: Exception) -> bool:
+    """Return whether an error of pyarrow comes from a bucket, and not from a file in it."""
+    return any(mark in str(error) for mark in BUCKET_ERRORS)
 
 
 class Filesystem:
@@ -150,8 +158,8 @@ class Filesystem:
     def is_silent(self, error: Exception) -> bool:
         """Return whether an error says that a bucket does not answer, and nothing of its files."""
         if scheme_of(self.uri) == "hf":
-            return isinstance(error, self.errors)
-        return any(mark in str(error) for mark in ("AWS Error", "google::cloud", "Azure Error"))
+            return isinstance(error, self.errors[0])  # OSError may be a damaged file
+        return is_bucket_error(error)
 
     def check_kind(self, given_as: str) -> None:
         """Check that the folder is one that is written, before anything is.

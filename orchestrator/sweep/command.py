@@ -138,7 +138,7 @@ def _search(
                 f"tracking: {tracker.problem}; training goes on, what it misses is kept in "
                 f"{run.folder}"
             )
-        conditions = experiment.searched_conditions
+        conditions = experiment.searched_conditions if sweep.is_searching else []
         corrupted = sources.decode_corrupted(conditions) if conditions else {}
         with pin_blocks(shared, *corrupted.values()):
             fit(sweep, shared, sources.words(), corrupted)

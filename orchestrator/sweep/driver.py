@@ -90,6 +90,17 @@ class Sweep:
         self.generation_step = GenerationStep(self.plan, self.generations, self.trials, self.stop)
         self._build_tune_parts(records, unfinished)
 
+    @property
+    def is_searching(self) -> bool:
+        """Whether search trials may still run, begun ones included."""
+        plan = self.plan
+        ended = [
+            r
+            for r in plan.results.records.values()
+            if r["stage"] == "search" and r["state"] != "failed"
+        ]
+        return len(ended) < plan.search.per_arm * len(plan.arms)
+
     def _build_tune_parts(self, records: list[dict], unfinished: list[TrialSpec]) -> None:
         """Build what Tune is given: searcher, scheduler and callbacks."""
         # Imported here, since these import Ray, which commands that start nothing do without.

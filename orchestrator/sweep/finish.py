@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aml.data import Items
-from aml.errors import RunError
+from aml.errors import NotSaved, RunError
 from aml.training import counted_epochs
 from orchestrator import evaluation, reporting, search, storage
 from orchestrator.config import Experiment, Objective
@@ -56,6 +56,7 @@ def finish_sweep(
     select = sweep.experiment.evaluate.select
     # The champion of a search by a score under corruption follows from the confirmed checkpoints'.
     robustness = _robustness(sweep, val_store) if finished_arms else None
+    run.update(robustness=robustness)  # what follows may fail
     records = reporting.add_robustness(sweep.records, {"robustness": robustness})
     best = find_champion(records, settings.objective, select)
     if best is None:
@@ -90,7 +91,6 @@ def finish_sweep(
         settings_tried=sweep.num_configs_tried,
         champion=champion,
         baselines=baselines,
-        robustness=robustness,
         cost=search.flops_ratios(sweep.experiment, configs),
     )
     _track(sweep, best, checkpoint)
@@ -227,7 +227,10 @@ def _track(sweep: FinishedSweep, best: dict, checkpoint: Path | None) -> None:
     tracker.flush(10 if tracker.problem else 60)  # the ids of all trials are known then
     children = tracker.children(SWEEP_KEY)
     run.update(mlflow=tracker.record(SWEEP_KEY) | {"children": children})
-    search.write_studies(run.folder, sweep.experiment, sweep.records)
+    try:
+        search.write_studies(run.folder, sweep.experiment, sweep.records)
+    except (ValueError, OSError, NotSaved) as error:
+        logger.info(f"note: no {search.STUDIES} for Optuna's dashboard ({error})")
     page = reporting.write_report(run.folder)
     tracker.artifact(SWEEP_KEY, page.parent, "report")
     last_epoch = counted_epochs(best["history"], sweep.experiment.evaluate.select)[-1]

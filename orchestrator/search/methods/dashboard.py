@@ -23,18 +23,16 @@ STUDIES = "optuna.journal"
 """Name of the file in the run's folder: a journal storage of Optuna, with a study for each arm."""
 
 
-def write_studies(folder: Path, experiment: Experiment, records: Iterable[dict]) -> Path:
+def write_studies(folder: Path, experiment: Experiment, records: Iterable[dict]) -> None:
     """Write the search trials of each arm as a study of Optuna, whatever the search method was.
 
-    `optuna-dashboard FILE` opens the file. An earlier one is replaced.
+    `optuna-dashboard FILE` opens the file. An earlier one is replaced; without any search trial
+    there is no file.
 
     Args:
         folder: The folder of the run.
         experiment: The settings of the sweep.
         records: Ledger records.
-
-    Returns:
-        The path of the file.
 
     Raises:
         NotSaved: The disk takes no more.
@@ -48,6 +46,9 @@ def write_studies(folder: Path, experiment: Experiment, records: Iterable[dict])
     path = folder / STUDIES
     draft = path.with_name(STUDIES + DRAFT)
     searched = sorted((r for r in records if r["stage"] == "search"), key=lambda r: r["trial"])
+    if not searched:
+        path.unlink(missing_ok=True)
+        return
     with writing(path):
         draft.unlink(missing_ok=True)
         storage = JournalStorage(JournalFileBackend(str(draft)))
@@ -67,7 +68,6 @@ def write_studies(folder: Path, experiment: Experiment, records: Iterable[dict])
             space = _space(experiment, arm, own)
             study.add_trials([_frozen(experiment, record, space) for record in own])
         os.replace(draft, path)
-    return path
 
 
 def _space(experiment: Experiment, arm: str, records: list[dict]) -> "dict[str, BaseDistribution]":

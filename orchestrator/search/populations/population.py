@@ -93,11 +93,10 @@ class Population:
             "moves": {member: {"from": source, "overrides": settings}}}.
         """
         scores = {m: self.scores[m] for m in sorted(self.scores.keys() - self.terminated)}
-        sign = 1 if self.search.mode == "max" else -1
 
         def rank(member: str) -> float:
             score = scores[member]
-            return -math.inf if score is None else sign * score
+            return -math.inf if score is None else self.search.objective.gain(score)
 
         ranked = sorted(scores, key=rank)  # stable: members of equal score stay in name order
         count = min(len(ranked) // 2, math.ceil(self.scheduler.quantile * len(ranked)))

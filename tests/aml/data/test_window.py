@@ -207,7 +207,9 @@ def placed(store, monkeypatch, free, **how):
     monkeypatch.setattr(
         block_choice,
         "decode_shards",
-        lambda part, size, fit: made.append(set(part.splits)) or decoded.ObjectStoreBlocks((0,)),
+        lambda part, size, fit, *_: (
+            made.append(set(part.splits)) or decoded.ObjectStoreBlocks((0,))
+        ),
     )
     used = mixture.check_sources(DataConfig(train=store.uri, size=SIZE), None)
     return used.decode(**how), made, said

@@ -100,5 +100,5 @@ def test_the_report_shows_and_words_them_and_compare_takes_them_as_a_metric(tmp_
 
 def test_a_sweep_without_corruptions_has_no_such_section(tmp_path):
     page = report.write_report(folder_of(tmp_path, SWEEP, ledger()))
-    assert "under corruption" not in page.read_text("utf-8").lower()
+    assert "arms under corruption" not in page.read_text("utf-8").lower()
     assert not (page.parent / "robust_arms.csv").exists()

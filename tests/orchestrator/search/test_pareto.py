@@ -10,7 +10,7 @@ from orchestrator.config.loader import from_text
 from orchestrator.config.validation import check_sweep, setting_warnings
 from orchestrator.reporting.pareto import best_compromise, undominated
 from orchestrator.search.estimates.estimate import estimate_plan
-from orchestrator.search.methods.dashboard import write_studies
+from orchestrator.search.methods.dashboard import STUDIES, write_studies
 from orchestrator.search.plan import Plan
 from orchestrator.search.trial_spec import trial_from_json, trial_to_json
 from tests.orchestrator.search.test_plan import BASE, end
@@ -212,9 +212,10 @@ def test_optuna_opens_the_search_as_studies_that_say_what_the_ledger_says(tmp_pa
         robust = None if state == "stopped" else 0.1 + k / 100
         plan.on_trial_complete(ended(trial, experiment, k / 10, robust, state=state))
     records = list(plan.results.records.values())
-    path = write_studies(tmp_path, experiment, records)
-    write_studies(tmp_path, experiment, records)  # as the next end of the sweep does
-    assert [p.name for p in tmp_path.iterdir()] == ["optuna.journal"]
+    path = tmp_path / STUDIES
+    for _ in range(2):  # the next end of the sweep writes it again
+        write_studies(tmp_path, experiment, records)
+        assert list(tmp_path.iterdir()) == [path]
     backend = optuna.storages.journal.JournalFileBackend(str(path))
     storage = optuna.storages.JournalStorage(backend)
     assert optuna.get_all_study_names(storage) == ["off", "aml/calibrated"]
@@ -242,7 +243,8 @@ def test_a_search_by_one_metric_has_its_epochs_as_intermediate_values(tmp_path):
         record = end(plan.suggest(), experiment, 0.5 + k, state="stopped" if k else "done")
         record["history"].insert(0, {"epoch": 1, "val/mIoU": 0.25})
         plan.on_trial_complete(record)
-    path = write_studies(tmp_path, experiment, plan.results.records.values())
+    path = tmp_path / STUDIES
+    write_studies(tmp_path, experiment, plan.results.records.values())
     backend = optuna.storages.journal.JournalFileBackend(str(path))
     study = optuna.load_study(
         study_name="aml/calibrated", storage=optuna.storages.JournalStorage(backend)
@@ -256,3 +258,5 @@ def test_a_search_by_one_metric_has_its_epochs_as_intermediate_values(tmp_path):
         {"aml.tau": 0.4, "aml.rho": 1.0},
     ]
     assert study.best_value == 0.5  # of the complete ones
+    write_studies(tmp_path, experiment, [])
+    assert not path.exists(), "nothing was searched"

@@ -49,6 +49,16 @@ def population(*overrides, members=4, epochs=6):
     return found
 
 
+@pytest.mark.parametrize(
+    ("modes", "best"), [("max", "m3"), ("min", "m0"), ("[max, min]", "m3"), ("[min, max]", "m0")]
+)
+def test_members_are_ranked_by_the_first_metric_of_a_search(modes, best):
+    p = population("search.metric=[val/mIoU, train/loss]", f"search.mode={modes}")
+    p.scores = {f"m{k}": float(k) for k in range(4)}
+    moves = p.decide()["moves"]
+    assert [move["from"] for move in moves.values()] == [best]
+
+
 def test_the_worst_go_on_from_the_best_with_other_settings():
     p = population()
     assert (p.generation_start, p.generation_end) == (0, 2) and not p.is_complete()

@@ -9,7 +9,7 @@ from aml.training import loop as epoch_loop
 from orchestrator.config.loader import from_dict
 from orchestrator.data.block_choice import corrupted_windows
 from orchestrator.data.decoded import ShardSelection
-from orchestrator.evaluation.robustness import score_conditions
+from orchestrator.evaluation.together import score_conditions
 from orchestrator.training import loop
 from tests.orchestrator.storage.test_survival import TREE
 
