@@ -19,7 +19,7 @@ SCHEMES = (*RESULTS, "abfs", "abfss", "hf")
 """Schemes of the buckets that may hold shards; those of hf:// are only read."""
 
 FORMS = {
-    "abfs": "abfs://CONTAINER@ACCOUNT.dfs.core.windows.net/PREFIX",
+    "abfs": "abfs://container@account.dfs.core.windows.net/PREFIX",
     "hf": "hf://datasets/OWNER/NAME",
 }
 """How an address is spelt where that is not SCHEME://BUCKET/PREFIX."""

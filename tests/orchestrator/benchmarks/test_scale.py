@@ -35,11 +35,11 @@ def test_tpe_reads_the_best_and_the_latest_of_many_trials(tmp_path):
     study = Study(scale.experiment(tmp_path, 9, "tpe"), "aml/calibrated")
     asked = study.ask("still running", 0)
     for i in range(2 * TPE_KEPT):
-        study.tell({"trial": f"t{i}", "overrides": {"aml.tau": 0.2, "aml.rho": 0.3}}, 100.0 - i)
+        study.tell({"trial": f"t{i}", "overrides": {"aml.tau": 0.2, "aml.rho": 0.3}}, [100.0 - i])
     *done, running = study.study.get_trials()
     best_and_latest = [*range(TPE_BEST), *range(TPE_KEPT, 2 * TPE_KEPT)]
     assert [t.value for t in done] == [100.0 - i for i in best_and_latest]
     assert running.params == asked and running.value is None
-    study.tell({"trial": "still running", "overrides": asked}, 7.0)
+    study.tell({"trial": "still running", "overrides": asked}, [7.0])
     assert study.study.get_trials()[-1].value == 7.0 and not study.running
     assert set(study.ask("next", 1)) == {"aml.tau", "aml.rho"}

@@ -10,6 +10,7 @@ import typer.main
 
 from orchestrator.cli.app import app, main
 from orchestrator.cli.examples import EXAMPLES, FIRST
+from orchestrator.utils import called_as
 
 
 def commands(group, above=()):
@@ -45,7 +46,7 @@ def test_every_command_has_an_example_that_parses(capsys):
 def test_without_a_command_three_examples_are_shown(capsys):
     text = said([], capsys)
     for command, _ in FIRST:
-        assert f"  python -m orchestrator {command}\n" in text
+        assert f"  {called_as()} {command}\n" in text
         group = typer.main.get_command(app)
         name, *given = shlex.split(command)
         group.commands[name].make_context(name, given)

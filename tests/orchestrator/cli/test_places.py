@@ -164,10 +164,10 @@ def test_what_was_written_is_said_with_its_whole_path(data, tmp_path, monkeypatc
 
 ADDRESSES = [
     "~no-such-user/x",
-    "gs://b/x",
+    "gcs://b/x",
     "http://h/x",
     "file:///x",
-    "abfs://c@a/x",
+    "abfs://container/x",
     "s3://",
     "s3:b",
     "gs:/b",
@@ -179,7 +179,7 @@ ADDRESSES = [
 def test_addresses_that_are_not_served_are_refused_wherever_one_is_given(
     there, address, monkeypatch
 ):
-    says = "give a folder or s3://BUCKET/PREFIX"
+    says = "give a folder, s3://BUCKET/PREFIX"
     refused(there(["data", "show", address]), says)
     refused(there([*SHARD, "--out", address]), says)
     refused(there(["shard", "--verify", address]), says)

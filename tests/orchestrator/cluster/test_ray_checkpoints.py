@@ -169,8 +169,9 @@ def test_tune_raises_in_a_trial_where_the_store_is_away(tmp_path):
         storage.persist_current_checkpoint(tune.Checkpoint.from_directory(str(tmp_path / "saved")))
 
 
-def test_tune_takes_no_checkpoint_from_within_an_epoch():
+def test_tune_takes_no_checkpoint_from_within_an_epoch(monkeypatch):
     """What is reported with one must have the metric that schedulers and searchers judge by."""
+    monkeypatch.delenv("TUNE_DISABLE_STRICT_METRIC_CHECKING", raising=False)
     judged = SimpleNamespace(metric="val/mIoU")
     controller = SimpleNamespace(_metric="val/mIoU", _scheduler_alg=judged, _search_alg=judged)
     with pytest.raises(ValueError, match="did not include the specified metric"):

@@ -122,7 +122,7 @@ def in_store(root, which, monkeypatch):
     """Return what Sources.decode puts into the object store, as one block a store."""
     blocks = []
 
-    def decode(part, size, fit):
+    def decode(part, size, fit, *_):
         footers = shards.files_with(part.store, part.splits)
         groups = [
             (name, group)

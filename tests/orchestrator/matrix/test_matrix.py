@@ -301,30 +301,27 @@ def test_the_small_paper_is_cut_off_and_goes_on_to_one_table(tmp_path, monkeypat
     code, text = ray_session([*arguments, "--dry-run"])
     assert code == 0 and "in all 12 trainings" in text and "nothing was started" in text
     assert text.count("    time: a few steps measured just now") == 3
-    score = splits_module.evaluation.score_conditions
+    score = splits_module.evaluation.evaluate_together
     asked = []
 
-    def cut_off(checkpoints, shards, split, *rest, **more):
-        asked.append((Path(shards.path).name, split))
-        if asked[-1] == ("refcoco+", "testA"):
+    def noted(request, out, **more):
+        asked.append((Path(request.shards.path).name, request.split))
+        return score(request, out, **more)
+
+    def cut_off(request, out, **more):
+        if request.split == "testA" and Path(request.shards.path).name == "refcoco+":
+            asked.append(("refcoco+", "testA"))
             raise KeyboardInterrupt
-        return score(checkpoints, shards, split, *rest, **more)
+        return noted(request, out, **more)
 
     with monkeypatch.context() as patched:
-        patched.setattr(splits_module.evaluation, "score_conditions", cut_off)
+        patched.setattr(splits_module.evaluation, "evaluate_together", cut_off)
         code, text = ray_session(arguments)
         assert code == 130, text
         assert asked[-2:] == [("refcoco+", "val"), ("refcoco+", "testA")]
         folder = tmp_path / "paper_small-matrix"
         assert "refcocog x small: has not run yet" in (folder / "table.md").read_text()
-        patched.setattr(
-            splits_module.evaluation,
-            "score_conditions",
-            lambda checkpoints, shards, split, *rest, **more: (
-                asked.append((Path(shards.path).name, split))
-                or score(checkpoints, shards, split, *rest, **more)
-            ),
-        )
+        patched.setattr(splits_module.evaluation, "evaluate_together", noted)
         code, text = ray_session(arguments)
     assert code == 0, text
     assert text.count(" has finished ") == 2, "no cell is trained twice"
