@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from aml.conditions import CLEAN
 from aml.data import dataset as dataset_module, decode as decode_module, rle
 from aml.errors import UserError
 from orchestrator.config.loader import from_dict
@@ -122,7 +123,7 @@ def in_store(root, which, monkeypatch):
     """Return what Sources.decode puts into the object store, as one block a store."""
     blocks = []
 
-    def decode(part, size, fit, *_):
+    def decode(part, size, fit, condition=CLEAN):
         footers = shards.files_with(part.store, part.splits)
         groups = [
             (name, group)
@@ -132,7 +133,12 @@ def in_store(root, which, monkeypatch):
         names, numbers = zip(*groups, strict=True)
         blocks.append(
             decoded._decode(
-                {"file": names, "group": numbers}, part=part, footers=footers, size=size, fit=fit
+                {"file": names, "group": numbers},
+                part=part,
+                footers=footers,
+                size=size,
+                fit=fit,
+                condition=condition,
             )
         )
         return decoded.ObjectStoreBlocks(())
