@@ -22,7 +22,7 @@ Setting = tuple
 
 @dataclass(frozen=True)
 class SearchTable:
-    """What every setting of an arm's grid scored in each epoch, with each of its seeds."""
+    """Scores of every setting of an arm's grid, in each epoch and with each of its seeds."""
 
     arm: str
     metric: str

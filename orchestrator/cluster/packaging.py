@@ -224,7 +224,8 @@ def runtime_environment(named: list[str], *, secret_from_env: bool = False) -> d
         if not (home.startswith(("/", "~")) or utils.is_address(home)):
             raise UserError(
                 f"AMLRIS_HOME is {home!r}, which a job's throw-away folder would take with it; "
-                "give it from / or ~, as the cluster's nodes see it, or as s3:// or gs://BUCKET/PREFIX"
+                "give it from / or ~, as the cluster's nodes see it, or as s3://BUCKET/PREFIX or "
+                "gs://BUCKET/PREFIX"
             )
         found["AMLRIS_HOME"] = home
     for name in named:

@@ -142,14 +142,14 @@ class SearchConfig(Settings):
 
     @property
     def objectives(self) -> list[Objective]:
-        """What trials are judged by, the first one first."""
+        """Return the metrics that trials are judged by, in the order given."""
         metrics = [self.metric] if isinstance(self.metric, str) else self.metric
         modes = [self.mode] * len(metrics) if isinstance(self.mode, str) else self.mode
         return [Objective(*pair) for pair in zip(metrics, modes, strict=True)]
 
     @property
     def objective(self) -> Objective:
-        """What schedulers, populations and the choice of the champion go by."""
+        """Return the first metric, by which schedulers, populations and the champion are judged."""
         return self.objectives[0]
 
     @property

@@ -104,7 +104,7 @@ def check_run(experiment: Experiment) -> None:
     name = experiment.model["name"]
     built_in = MODELS.get(name)
     model: Any  # the options of a built-in model, or the class of one's own
-    if built_in and not built_in.of_parts:
+    if built_in and not built_in.needs_lookup(experiment.model):
         model, multiple = built_in, built_in.image_multiple
     else:
         from aml.models import find_class, make_options  # imports torch, as the class itself may

@@ -13,7 +13,7 @@ import torch
 
 
 class VisibleTokens(NamedTuple):
-    """Which tokens of a batch a transformer reads."""
+    """The tokens of a batch that a transformer reads."""
 
     places: torch.Tensor
     """(B, K) int64: the tokens that are read, no two of an image alike."""

@@ -1,5 +1,6 @@
 """Base class of the options of models, and the types they share."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import Field
@@ -38,9 +39,18 @@ class Options(Settings):
     The model's class then has `traits(options)`, which tells.
     """
 
+    @classmethod
+    def needs_lookup(cls, given: Mapping[str, Any]) -> bool:
+        """Return whether `traits` must be asked, which imports torch and the libraries of parts.
+
+        Args:
+            given: Options by name; those that are not given have their defaults.
+        """
+        return cls.of_parts
+
 
 class Traits(NamedTuple):
-    """What the settings of a run are checked against, of a model with these options."""
+    """Facts of a model with its options, against which the settings of a run are checked."""
 
     name: str
     sources: tuple[str, ...]

@@ -1,12 +1,16 @@
 """Options of the networks that are one piece each."""
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from aml.errors import UserError
 from aml.models.options.base import WORDS, Fraction, Options, Tokens, Weights
 from aml.schema import Layers, Side, Text, Width, leaf, shown
+
+BERT = "bert-base-uncased"
+"""The text encoder of CARIS and LAVT as published, on the hub."""
 
 
 class SmallOptions(Options):
@@ -42,6 +46,9 @@ class SmallOptions(Options):
         return self
 
 
+SwinName = Literal["swin_test", "swin_tiny", "swin_small", "swin_base"]
+
+
 class SwinBertOptions(Options):
     """Holds the options of the encoders that CARIS and LAVT share; each has its `backbone`."""
 
@@ -56,7 +63,7 @@ class SwinBertOptions(Options):
     text: Text = leaf(
         "A BERT: a hub name, a folder in Hugging Face format, or words for a random one that "
         "knows the data set's words.",
-        "bert-base-uncased",
+        BERT,
     )
     text_width: Width = leaf("Width of a BERT of text words.", 768, unit="channels")
     text_layers: Layers = leaf("Layers of a BERT of text words.", 12, unit="layers")
@@ -86,6 +93,12 @@ class CarisOptions(SwinBertOptions):
     built_by: ClassVar[str] = "aml.models.caris:Caris"
     of_parts: ClassVar[bool] = True
 
+    @classmethod
+    def needs_lookup(cls, given: Mapping[str, Any]) -> bool:
+        """Return whether a part is another than the published ones, which need no library."""
+        has_swin = given.get("backbone", "swin_base") in get_args(SwinName)
+        return not (has_swin and given.get("text", BERT) in (BERT, WORDS))
+
     backbone: Text = leaf(
         "swin_tiny, swin_small, swin_base, or swin_test for tests; or a timm backbone with maps at "
         "1/4, 1/8, 1/16 and 1/32, with its tag where pretrained is to mean that one.",
@@ -101,7 +114,7 @@ class CarisOptions(SwinBertOptions):
         "A BERT: a hub name, a folder in Hugging Face format, or words for a random one that "
         "knows the data set's words; or another text encoder of transformers that puts a token in "
         "front of a sentence, whose dropout is its own.",
-        "bert-base-uncased",
+        BERT,
     )
 
     width: Width = leaf(
@@ -135,15 +148,13 @@ class LavtOptions(SwinBertOptions):
     built_by: ClassVar[str] = "aml.models.lavt:Lavt"
     fuses: ClassVar[bool] = True
 
-    backbone: Literal["swin_test", "swin_tiny", "swin_small", "swin_base"] = leaf(
-        "Size of Swin; swin_test is for tests.", "swin_base"
-    )
+    backbone: SwinName = leaf("Size of Swin; swin_test is for tests.", "swin_base")
     window: Annotated[int, Field(ge=2, le=64)] = leaf("Side of Swin's windows.", 12, unit="places")
     text: Text = leaf(
         "A BERT: a hub name, a folder in Hugging Face format, or words for a random one that knows "
         "the data set's words; of a pretrained one the embeddings and the last two layers are not "
         "trained, as published.",
-        "bert-base-uncased",
+        BERT,
     )
     norm: Literal["group", "batch_frozen"] = leaf(
         "Norm of the decoder: group is GroupNorm, batch_frozen BatchNorm's scale and shift with "

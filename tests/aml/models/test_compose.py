@@ -22,6 +22,7 @@ from aml.models.encoders import packages
 from aml.models.encoders.backbone import plan_backbone
 from aml.models.encoders.sentences import SentenceCache
 from aml.models.encoders.text import sentence_encoder
+from aml.models.options import resolved
 from aml.models.registry import build_model
 from aml.training.checkpoint import load_model, save_checkpoint
 from aml.training.config import EvalConfig, OptimConfig, TrainConfig
@@ -155,6 +156,16 @@ def test_what_cannot_be_had_is_refused_before_anything_starts(changes, words, tm
     with pytest.raises(UserError, match=words) as caught:
         check_run(experiment(**changes))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["nowhere.pth", "package"])
+def test_weights_are_called_what_the_option_of_the_model_is_called(name):
+    """CARIS names the weights of a timm backbone by an option of another name."""
+    given = experiment().replace(
+        model=resolved({"name": "caris", "backbone": "convnext_tiny", "pretrained": name})
+    )
+    with pytest.raises(UserError, match=r"^model\.pretrained .*(true or false|other weights)$"):
+        check_run(given)
 
 
 def test_a_missing_package_is_named_with_the_line_that_installs_it(monkeypatch):

@@ -106,6 +106,16 @@ def test_tasks_that_decode_wait_for_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
+def test_the_published_caris_is_checked_without_torch():
+    code = (
+        "import sys\n"
+        "from orchestrator.config import check_run, load\n"
+        "check_run(load('experiments/caris_refcoco.yaml', []))\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 @pytest.mark.parametrize("command", ["train", "sweep"])
 def test_wrong_settings(command, experiment, capsys):
     refused([command, experiment, "optm.lr=1"], capsys, "unknown key optm", "did you mean optim")

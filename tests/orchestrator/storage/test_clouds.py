@@ -10,7 +10,7 @@ from aml.errors import Unreachable, UserError
 from orchestrator.cli.app import main
 from orchestrator.config.resources import StorageConfig
 from orchestrator.data import convert, shards
-from orchestrator.storage import filesystem, lease, paths, run as run_module
+from orchestrator.storage import circuit_breaker, filesystem, lease, paths, run as run_module
 from orchestrator.utils import redaction
 from orchestrator.utils.redaction import redact
 from tests.orchestrator.storage.test_mirror import a_run
@@ -110,6 +110,27 @@ def test_a_bucket_that_is_away_is_said_with_what_to_check(scheme, unused_port, m
     variables = {"gs": "GOOGLE_", "abfs": "AZURE_", "hf": "HF_"}
     with pytest.raises(Unreachable, match=f"what {variables[scheme]}"):
         filesystem.Filesystem(uri[scheme], impatient=True).read("x")
+
+
+def test_a_damaged_file_is_no_bucket_that_is_away():
+    hub = filesystem.Filesystem("hf://datasets/me/mine")
+    google = filesystem.Filesystem("gs://bucket/x?scheme=http&endpoint_override=127.0.0.1:9")
+    away = hub.errors[0]("no answer")
+    assert hub.is_silent(away) and not hub.is_silent(OSError("Corrupt snappy compressed data."))
+    refused = OSError("google::cloud::Status(UNAVAILABLE: Retry policy exhausted)")
+    assert google.is_silent(refused) and not google.is_silent(OSError("Corrupt snappy data."))
+
+
+def test_a_bucket_of_google_that_does_not_answer_is_not_asked_again_at_once(tmp_path):
+    folder = paths.working_root("gs://bucket/x") / "run"
+    try:
+        with pytest.raises(OSError), circuit_breaker.circuit_breaker(folder, force=False):
+            raise OSError("google::cloud::Status(UNAVAILABLE: Retry policy exhausted)")
+        again = circuit_breaker.circuit_breaker(folder, force=False)
+        with pytest.raises(Unreachable, match="not asked for"), again:
+            pass
+    finally:
+        circuit_breaker.reset_circuit(folder)
 
 
 def test_results_at_gs_are_one_machines_at_a_time_and_outlive_its_disk(

@@ -202,9 +202,16 @@ def test_an_epoch_is_as_of_when_it_ended_which_is_no_metric(store):
     """An epoch logged late, after its driver was lost, has its own place on a chart over time."""
     t = store.start()
     t.run("a", "a")
-    masking = {"aml/hidden": 0.5, "aml/probe_hidden": 0.5, "aml/auroc": 0.75, "aml/own": 2}
-    t.epoch("a", {"epoch": 3, "val/mIoU": 0.25, "val/n": 8, **masking, ENDED: 1234.5})
+    masking = {
+        "aml/leak": 0.1,
+        "aml/hidden": 0.5,
+        "aml/probe_hidden": 0.5,
+        "aml/auroc": 0.75,
+        "aml/own": 2,
+    }
+    t.epoch("a", {"epoch": 3, "val/mIoU": 0.25, "val/n": 8, **masking, ENDED: 1234.5}, ["aml/leak"])
     assert store.look("a")["metrics"] == {
+        "aml/leak": [(3, 0.1)],  # the run is judged by it
         "diag/epoch": [(3, 3.0)],
         "val/mIoU": [(3, 0.25)],
         "diag/val/n": [(3, 8.0)],
