@@ -9,6 +9,7 @@ import torch
 
 from aml.data.batches import train_batches
 from aml.errors import UserError
+from aml.inference.visualize import example_panels
 from aml.masking.alignment import word_scores
 from aml.masking.config import preset
 from aml.masking.diagnostics import MaskSums
@@ -67,6 +68,20 @@ def test_one_word_of_a_sentence_always_stays():
     tie = torch.tensor([[0.1, 0.2, 0.9, 0.5]]).expand(4, 4)
     left = leave_one_word(hidden, words, score, tie)
     assert left.int().tolist() == [[0, 1, 0, 1], [0, 1, 1, 0], [0] * 4, [0] * 4]
+
+
+@pytest.mark.parametrize("settings", [{**BLIND, "rate": 1.0}, {**WORDS, "tau": 1.0, "rho": 1.0}])
+def test_of_a_sentence_that_would_be_hidden_whole_one_word_stays(make_model, batch, settings):
+    _, one = step_of(make_model, batch, **settings)
+    words, hidden = one.mask.blocks.real[:, 0].bool(), one.mask.hidden[:, 0]
+    stays = words & ~hidden
+    assert (stays.sum(1) == 1).all() and words.sum(1).amax() > 2
+    if settings.get("mode") != "random":
+        score = one.mask.blocks.score[:, 0].masked_fill(~words, -1)
+        assert torch.equal(score[stays], score.amax(1)), "the best aligned one"
+    (picture,) = example_panels(batch.image[:1], one.mask._replace(hidden=hidden[:1, None]), 5)
+    assert [title for title, _ in picture] == ["image", "hidden in training"]
+    assert (picture[0][1] == picture[1][1]).all(), "the picture is whole"
 
 
 @pytest.mark.parametrize("weak", ["lowest", "highest"])
