@@ -15,10 +15,12 @@ to 1 and `last=False` on all but the last one. Where it wants a mask it calls `s
    on the image resized by aml.stage1_scale, no deeper than aml.source needs. It is skipped where
    `step.mask` is given the logits or features of a clean pass of the same step. With aml.stage1
    cached it never runs: what the first pass of a step predicts is kept for later epochs, and a
-   block without such a prediction may not be hidden.
+   block without such a prediction may not be hidden. With teacher it always runs, on an average of
+   the model's weights.
 2. `method.draw(blocks)` gets a `BlockDraw` and returns two tensors (B, G) bool over the G blocks of
    each image: the blocks called weak, and those of them that are hidden. Draws must come from
    `blocks.uniform` or what is built on it, so that a mask is a function of seed, epoch and item.
+   With aml.level words the places are the tokens of the sentence in place of blocks.
    `draw` is not called while an automatic scale is being calibrated: nothing is hidden then.
    Of a sample that aml.batch_share leaves out nothing is hidden either, whatever was drawn.
 
