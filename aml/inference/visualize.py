@@ -84,7 +84,10 @@ def example_panels(
     """
     size = image.shape[2], image.shape[3]
     pictures = image.permute(0, 2, 3, 1).cpu().numpy()
-    hidden = blocks_to_pixels(mask.hidden, block, *size).cpu().numpy()
+    if mask.words:
+        hidden = np.zeros((len(image), *size), bool)
+    else:
+        hidden = blocks_to_pixels(mask.hidden, block, *size).cpu().numpy()
     scores = _alignment_scores(mask, size)
     rows = []
     for i, picture in enumerate(pictures):
@@ -152,7 +155,7 @@ def encode_png(picture: Image.Image) -> bytes:
 
 def _alignment_scores(mask: Mask, size: tuple[int, int]) -> np.ndarray | None:
     """Return the alignment maps resized to (B, *size) float, or None where there are none."""
-    if mask.alignment is None:
+    if mask.alignment is None or mask.words:
         return None
     maps = mask.alignment.map[:, None].float()
     resized = F.interpolate(maps, size, mode="bilinear", align_corners=False)

@@ -2,7 +2,6 @@ from .alignment import (
     Alignment as Alignment,
 )
 from .config import (
-    PRESETS as PRESETS,
     SCORES as SCORES,
     MaskingConfig as MaskingConfig,
     preset as preset,
@@ -25,6 +24,9 @@ from .passes import (
     Mask as Mask,
     MaskInputs as MaskInputs,
     Pass as Pass,
+)
+from .presets import (
+    PRESETS as PRESETS,
 )
 from .selection import (
     blocks_to_pixels as blocks_to_pixels,

@@ -23,7 +23,7 @@ class Alignment(NamedTuple):
     """Scores of how well the patches of a batch match their expressions."""
 
     map: torch.Tensor
-    """(B, h, w) float in [0, 1]: how well a patch matches the expression."""
+    """(B, h, w) float in [0, 1]: how well a patch matches the expression; of words (B, 1, L)."""
     informative: torch.Tensor
     """(B,) bool: the map is not constant over the image."""
     known: torch.Tensor | None = None
@@ -98,6 +98,33 @@ def patch_scores(
         p = s.masked_fill(~real[..., None], -math.inf).softmax(1)
         return (p / p.amax(1, keepdim=True)).nan_to_num(0.0).amax(-1)
     return min_max(s.amax(-1).nan_to_num(neginf=0.0), real)  # cosine
+
+
+def word_scores(
+    s: torch.Tensor, score: str, kept: torch.Tensor, words: torch.Tensor, real: torch.Tensor
+) -> torch.Tensor:
+    """Return one score a word in [0, 1] out of similarities: that of its best patch.
+
+    token_softmax is the highest share of a patch's softmax over tokens, patch_softmax that of the
+    word's softmax over patches, cosine the highest similarity, min-max over the sentence.
+
+    Args:
+        s: (B, N, L) similarities.
+        score: Name of the score, see aml.score; sentence has none a word.
+        kept: (B, L) bool, the tokens that take part.
+        words: (B, L) bool, the words.
+        real: (B, N) bool, patches with some of the picture.
+
+    Returns:
+        (B, L) float32.
+    """
+    if score == "token_softmax":
+        s = s.masked_fill(~kept[:, None], -math.inf).softmax(-1).nan_to_num(0.0)
+    s = s.masked_fill(~real[..., None], -math.inf)
+    if score == "patch_softmax":
+        s = s.softmax(1)
+    best = s.amax(1).nan_to_num(neginf=0.0)
+    return min_max(best, words) if score == "cosine" else best
 
 
 def token_entropy(s: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from aml.errors import UserError
 from aml.masking.method import MaskingMethod
+from aml.masking.presets import PRESETS
 from aml.own_classes import FORMS, load_class, names_own_class
 from aml.schema import Count, Epochs, Settings, Share, ShareBelowOne, Wanted, Width, leaf, not_among
 
@@ -56,6 +57,9 @@ MASKRIS_RATE, MASKRIS_TEXT = 0.75, 0.15
 
 ONEREF_RATE, ONEREF_REGION = 0.35, 0.75
 """OneRef (2024): share of blocks hidden outside the referred region and inside it."""
+
+TEACHER_DECAY = 0.99
+"""How much of its weights a teacher keeps in a step, without aml.teacher_decay."""
 
 SOFTMAX_SCORES = ("token_softmax", "patch_softmax")
 """The scores a scale changes; others are min-max normalised per image or probabilities already."""
@@ -148,9 +152,10 @@ class MaskingConfig(Settings):
         "this image; drop leaves hidden patches out of the encoder, where the model can.",
         "zero",
     )
-    level: Literal["image", "feature", "loss"] = leaf(
+    level: Literal["image", "feature", "loss", "words"] = leaf(
         "Where blocks are hidden: in the image, in the encoder's maps (feature), or by leaving "
-        "them out of the loss.",
+        "them out of the loss; words hides words of the sentence in their place, by the alignment "
+        "of each with its best patch, and leaves the picture whole.",
         "image",
     )
     sentence: Literal["own", "other"] = leaf(
@@ -213,11 +218,18 @@ class MaskingConfig(Settings):
         unit="share",
     )
 
-    stage1: Literal["fresh", "cached"] = leaf(
+    stage1: Literal["fresh", "cached", "teacher"] = leaf(
         "Where alignment comes from: fresh is a forward pass before each masked step, cached what "
         "the model predicted in an earlier epoch when it trained on the item, which costs "
-        "nothing; items not predicted yet are trained clean.",
+        "nothing; items not predicted yet are trained clean; teacher a forward pass of the moving "
+        "average of the model's weights.",
         "fresh",
+    )
+    teacher_decay: ShareBelowOne = leaf(
+        "How much of its weights the teacher of aml.stage1 teacher keeps in each optimizer step; "
+        "the rest is the model's.",
+        TEACHER_DECAY,
+        unit="share",
     )
 
     @model_validator(mode="before")
@@ -271,6 +283,12 @@ class MaskingConfig(Settings):
                 f"aml.fill {self.fill} says what becomes of hidden pixels, but aml.level "
                 f"{self.level} leaves the image whole; use fill zero"
             )
+        self._check_words()
+        if self.teacher_decay != TEACHER_DECAY and self.stage1 != "teacher":
+            raise UserError(
+                f"aml.teacher_decay is {self.teacher_decay}, but aml.stage1 {self.stage1} has no "
+                "teacher; set aml.stage1 to teacher, or drop it"
+            )
         if self.sentence == "other" and self.projection == "learned":
             raise UserError(
                 "aml.sentence other with aml.projection learned: a projection learns from a "
@@ -282,6 +300,21 @@ class MaskingConfig(Settings):
                 "hidden never, or as often as others"
             )
         return self
+
+    def _check_words(self) -> None:
+        """Refuse what says where in a picture is hidden, or whose words, with aml.level words."""
+        if self.level != "words":
+            return
+        for name, unfit, wanted in (
+            ("sentence", "other", "own"),
+            ("protect_target", True, "false"),
+            ("balance_target", True, "false"),
+        ):
+            if getattr(self, name) == unfit:
+                raise UserError(
+                    f"aml.level words with aml.{name} {str(unfit).lower()}: words of the item's "
+                    f"own sentence are hidden, and nothing of the picture; set it to {wanted}"
+                )
 
     @property
     def arm(self) -> str:
@@ -324,6 +357,11 @@ class MaskingConfig(Settings):
         """Whether masks are made of the predictions of earlier epochs."""
         return self.stage1 == "cached" and self.method.reads_alignment
 
+    @property
+    def reads_teacher(self) -> bool:
+        """Whether masks are made by a moving average of the model."""
+        return self.stage1 == "teacher" and self.method.reads_alignment
+
     def share_at(self, epoch: int) -> float:
         """Return the factor of the share in an epoch (0-based): below 1 while it ramps up."""
         if not self.ramp_epochs:
@@ -339,50 +377,6 @@ class MaskingConfig(Settings):
         method.check(model, image_size)
         if method.hides and self.fill == "drop":
             method.check_drop(model, image_size)
-
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "calibrated": {},
-    "balanced": {"balance_target": True},
-    "both": {"clean_weight": 0.5},
-    "confusable": {"sentence": "other", "weak": "highest"},
-    "cached": {"stage1": "cached"},
-    "cached_confusable": {"stage1": "cached", "sentence": "other", "weak": "highest"},
-    "paper": {
-        "source": "encoder",
-        "score": "token_softmax",
-        "projection": "gaussian",
-        "width": 2048,
-        "scale": 1.0,
-        "tokens": "all",
-        "threshold_mode": "absolute",
-        "tau": 0.4,
-        "rho": 0.25,
-        "selection": "pixel",
-        "stage1_scale": 1.0,
-    },
-    "release": {
-        "source": "encoder",
-        "score": "token_softmax",
-        "projection": "linear",
-        "normalise": False,
-        "scale": 1.0,
-        "tokens": "all",
-        "threshold_mode": "absolute",
-        "tau": 0.4,
-        "rho": 0.25,
-        "selection": "release",
-        "clean_weight": 0.5,
-        "stage1_scale": 1.0,
-    },
-}
-"""calibrated: this project's defaults; balanced and both: the same hiding target and background
-alike, and training the clean image too. confusable: what the prediction for another item's sentence
-finds likeliest is hidden: objects, the referent or not. cached: calibrated with the alignment of an
-earlier epoch; cached_confusable: what was found likeliest for any referent of the picture. paper:
-the formulas as printed (tau 0.4, rho 0.25, D_a 2048, block 32 at 448 px). release: what the
-released code computes (PMME, AFM, draws, both passes back-propagated at 0.5), without its third run
-of the backbone."""
 
 
 def preset(name: str = "calibrated", **overrides) -> MaskingConfig:

@@ -2,7 +2,8 @@
 
 Sums over samples add over batches and workers; means are taken at the end:
 
-- weak, hidden: share of real pixels in blocks called weak, and hidden;
+- weak, hidden: share of real pixels in blocks called weak, and hidden; with aml.level words the
+  share of words, and then neither the target nor an AUROC is defined;
 - hidden_target: share of the target's pixels that is hidden; lift is its ratio to hidden (1: the
   mask knows nothing of the target);
 - auroc: probability that a target pixel is better aligned than another pixel (0.5: the alignment
@@ -78,7 +79,10 @@ def measure_masks(mask: Mask, target: torch.Tensor, block: int) -> torch.Tensor:
         stage 1, nothing hidden).
     """
     real = mask.blocks.real.flatten(1).double()
-    on_target = block_sums((target & mask.pixels).float(), block).flatten(1).double()
+    if mask.words:
+        on_target = torch.zeros_like(real)
+    else:
+        on_target = block_sums((target & mask.pixels).float(), block).flatten(1).double()
     weak = mask.weak.flatten(1)
     hidden = mask.hidden.flatten(1)
     shares = [

@@ -26,7 +26,7 @@ from aml.masking.selection import (
 
 @dataclass(frozen=True)
 class BlockDraw:
-    """The blocks of a batch, and the draws that may hide them.
+    """The blocks of a batch, and the draws that may hide them; words with aml.level words.
 
     Every draw is a function of seed, epoch, item and the draw's name: the same on any number of
     workers and after a resume.
@@ -40,7 +40,8 @@ class BlockDraw:
     item: torch.Tensor
     """(B,) int64: keys the draws."""
     candidate: torch.Tensor
-    """(B, G) bool: blocks that may be hidden: with real pixels and, where protected, no target."""
+    """(B, G) bool: blocks that may be hidden: with real pixels and, where protected, no target.
+    With aml.level words G is the number of tokens, and words may be hidden."""
     on_target: torch.Tensor
     """(B, G) bool: blocks that hold pixels of the target."""
     blocks: Blocks

@@ -8,6 +8,7 @@ loop of one's own needs; the methods themselves are in aml.masking.methods.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,6 +28,8 @@ from aml.masking.selection import (
     to_blocks,
 )
 from aml.masking.stage1 import AlignmentCache, Predictions, Stage1
+from aml.masking.teacher import Teacher
+from aml.masking.words import leave_one_word, replace_words, words_of
 
 
 def _same(x: torch.Tensor) -> torch.Tensor:
@@ -39,7 +42,9 @@ class Masker:
     mask = masker(model, x, tokens, token_mask, epoch=e, item=ids)      stage 1, forward only
     loss = criterion(model(masker.hide(x, mask), tokens, token_mask))   stage 2, the training step
 
-    A `Step` leads a whole training step in any mode and at any level, as the learner does it.
+    A `Step` leads a whole training step in any mode and at any level, as the learner does it. With
+    aml.stage1 teacher a loop calls `teacher.start(model)` before its first step and
+    `teacher.update()` after each one; a teacher that has not started is the model itself.
     """
 
     def __init__(
@@ -72,6 +77,7 @@ class Masker:
         if config.reads_cache:
             other = config.sentence == "other"
             self.cache = AlignmentCache(self.block, image_size, seed=seed, any_referent=other)
+        self.teacher = Teacher(config.teacher_decay) if config.reads_teacher else None
 
     @property
     def scale(self) -> float:
@@ -141,28 +147,35 @@ class Masker:
         `name` is that of the mask, see `Step.mask`.
         """
         pixels = real_pixels(inputs.real, *inputs.x.shape[2:])
-        count = block_sums(pixels.float(), self.block)
+        words = self.method.level == "words"
+        if words:
+            count = words_of(inputs.model, inputs.tokens, inputs.token_mask)[:, None].float()
+        else:
+            count = block_sums(pixels.float(), self.block)
         nothing = torch.zeros_like(count, dtype=torch.bool)
         blank = Blocks(count.new_zeros(count.shape), count)
         if not probe and not self.active(epoch):
-            return Mask(nothing, nothing, blank, None, pixels)
+            return Mask(nothing, nothing, blank, None, pixels, words)
         alignment = None
         blocks = blank
         if self.cache is not None and not probe:
             alignment = self.cache.read(inputs, epoch, pixels)
             blocks = Blocks(alignment.map, count)
-        elif self.method.reads_alignment or probe:
+        elif self.method.reads_alignment or (probe and not words):
             if self.config.sentence == "other":
                 inputs = inputs.with_sentence_of_the_sample_before()
             alignment = self.align(inputs, calibrate=not probe)
-            blocks = to_blocks(alignment.map, pixels, self.block)
+            if words:
+                blocks = Blocks(alignment.map, count)
+            else:
+                blocks = to_blocks(alignment.map, pixels, self.block)
         if not self.method.hides or (self.calibrating and self.method.reads_alignment):
-            return Mask(nothing, nothing, blocks, alignment, pixels)
+            return Mask(nothing, nothing, blocks, alignment, pixels, words)
         candidate = (count > 0).flatten(1)
         if alignment is not None and alignment.known is not None:
             candidate = candidate & alignment.known.flatten(1)
         on_target = torch.zeros_like(candidate)
-        if inputs.target is not None:
+        if inputs.target is not None and not words:
             on_target = (block_sums((inputs.target & pixels).float(), self.block) > 0).flatten(1)
         if self.config.protect_target:
             candidate = candidate & ~on_target
@@ -181,13 +194,25 @@ class Masker:
                 name=name,
             )
         )
+        if words:
+            score = blocks.score.flatten(1)
+            score = 1 - score if self.config.weak == "highest" else score
+            tie = uniform(self.seed, epoch, inputs.item, name + "stays", score.shape[1])
+            hidden = leave_one_word(hidden, candidate, score, tie)
         if self.config.batch_share < 1:
             hidden = hidden & self.masked_samples(inputs.item, epoch)
-        return Mask(hidden.view_as(nothing), weak.view_as(nothing), blocks, alignment, pixels)
+        return Mask(
+            hidden.view_as(nothing), weak.view_as(nothing), blocks, alignment, pixels, words
+        )
 
     def align(self, inputs: MaskInputs, *, calibrate: bool = False) -> Alignment:
-        """Return the alignment of stage 1, see `Stage1.align`."""
-        return self.stage1.align(inputs, self.mean_over_ranks, calibrate=calibrate)
+        """Return the alignment of stage 1, see `Stage1.align`; the teacher's, if there is one."""
+        if self.teacher is not None and self.teacher.model is not None:
+            inputs = replace(inputs, model=self.teacher.model, logits=None, features=None)
+        of_words = self.method.level == "words"
+        return self.stage1.align(
+            inputs, self.mean_over_ranks, calibrate=calibrate, of_words=of_words
+        )
 
     def predicted(
         self, logits: torch.Tensor, inputs: MaskInputs, mask: Mask | None
@@ -232,17 +257,31 @@ class Masker:
         """Return images (B, C, H, W) with the hidden blocks blanked, by zero where they drop."""
         return hide_pixels(x, mask.hidden, self.block, self.config.fill, mask.pixels)
 
+    def hide_words(
+        self, model: Any, tokens: torch.Tensor, mask: Mask, *, epoch: int, item: torch.Tensor
+    ) -> torch.Tensor:
+        """Return sentences (B, L) without the words that a mask hides; see `replace_words`."""
+        if not mask.words:
+            return tokens
+        return replace_words(model, tokens, mask.hidden[:, 0], self.seed, epoch, item)
+
     def spread(self, mask: Mask) -> torch.Tensor:
         """Return the hidden blocks as pixels, (B, H, W) bool."""
         return blocks_to_pixels(mask.hidden, self.block, *mask.pixels.shape[1:])
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs of the masker."""
-        cached = {"cache": self.cache.state_dict()} if self.cache is not None else {}
-        return self.stage1.state_dict() | cached
+        state = self.stage1.state_dict()
+        if self.cache is not None:
+            state["cache"] = self.cache.state_dict()
+        if self.teacher is not None and self.teacher.model is not None:
+            state["teacher"] = self.teacher.state_dict()
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over the state of the run that goes on."""
         self.stage1.load_state_dict(state)
         if self.cache is not None and "cache" in state:
             self.cache.load_state_dict(state["cache"])
+        if self.teacher is not None and "teacher" in state:
+            self.teacher.load_state_dict(state["teacher"])

@@ -15,10 +15,12 @@ to 1 and `last=False` on all but the last one. Where it wants a mask it calls `s
    on the image resized by aml.stage1_scale, no deeper than aml.source needs. It is skipped where
    `step.mask` is given the logits or features of a clean pass of the same step. With aml.stage1
    cached it never runs: what the first pass of a step predicts is kept for later epochs, and a
-   block without such a prediction may not be hidden.
+   block without such a prediction may not be hidden. With teacher it always runs, on an average of
+   the model's weights.
 2. `method.draw(blocks)` gets a `BlockDraw` and returns two tensors (B, G) bool over the G blocks of
    each image: the blocks called weak, and those of them that are hidden. Draws must come from
    `blocks.uniform` or what is built on it, so that a mask is a function of seed, epoch and item.
+   With aml.level words the places are the tokens of the sentence in place of blocks.
    `draw` is not called while an automatic scale is being calibrated: nothing is hidden then.
    Of a sample that aml.batch_share leaves out nothing is hidden either, whatever was drawn.
 
@@ -63,6 +65,11 @@ class MaskingMethod:
     def reads_alignment(self) -> bool:
         """Return whether stage 1 runs before each mask."""
         return self.selects_by_alignment
+
+    @property
+    def level(self) -> str:
+        """Where it hides: aml.level; image where it reads no such setting."""
+        return self.config.level if self.hides else "image"
 
     @property
     def share(self) -> float:
@@ -135,11 +142,37 @@ class MaskingMethod:
             )
 
     def check_level(self, model: Any) -> None:
-        """Refuse to hide places of maps in which the words are read already."""
+        """Refuse maps in which the words are read already, and words that nothing tells apart."""
+        if self.level == "words":
+            self._check_words(model)
         if self.config.level == "feature" and model.fuses:
             raise UserError(
                 "aml.level feature masks the maps of an encoder that has read no word, but "
                 f"{model.name} reads them inside; use level image or loss"
+            )
+
+    def _check_words(self, model: Any) -> None:
+        """Refuse settings by which words cannot be hidden."""
+        config = self.config
+        if not self.share:
+            raise UserError(
+                f"aml.level words hides a share of {self.share:g} of the words; raise aml.tau, "
+                "aml.rho or aml.rate, or use aml.mode off"
+            )
+        if not self.reads_alignment:
+            return
+        if config.source == "prediction" or config.score == "sentence":
+            of_tokens = [source for source in model.sources if source != "prediction"]
+            raise UserError(
+                f"aml.level words with aml.source {config.source} and aml.score {config.score}: "
+                "there is no number for each word; use score cosine, token_softmax or "
+                "patch_softmax and a source with tokens, of which model "
+                f"{model.name} has {' and '.join(of_tokens) or 'none'}"
+            )
+        if config.selection != "block":
+            raise UserError(
+                f"aml.level words with aml.selection {config.selection}, which draws pixels; use "
+                "selection block, which draws words here"
             )
 
     def check_drop(self, model: Any, image_size: int) -> None:
@@ -158,7 +191,9 @@ class MaskingMethod:
             )
 
     def check_one_block(self, image_size: int) -> None:
-        """Refuse a share of which not even one block an image is hidden."""
+        """Refuse a share of which not even one block an image is hidden; words have no such."""
+        if self.level == "words":
+            return
         side = self.config.block_side(image_size)
         blocks = math.ceil(image_size / side) ** 2
         if self.share * blocks < 1:
@@ -172,5 +207,5 @@ class MaskingMethod:
     def _reusable(self, model: Any) -> str | None:
         """Return the source whose features the clean pass should bring along; None for none."""
         config = self.config
-        own = self.reads_alignment and config.sentence == "own"
+        own = self.reads_alignment and config.sentence == "own" and config.stage1 != "teacher"
         return config.source if own and config.source != "prediction" and not model.fuses else None

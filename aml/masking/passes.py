@@ -68,6 +68,9 @@ class Mask(NamedTuple):
     """None where no stage 1 ran."""
     pixels: torch.Tensor
     """(B, H, W) bool: real pixels."""
+    words: bool = False
+    """Whether words are hidden, with aml.level words: hidden, weak, blocks and the alignment's map
+    are then (B, 1, L), of the L tokens."""
 
 
 class Pass(NamedTuple):

@@ -24,7 +24,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from aml.draws import uniform
-from aml.masking.alignment import FLAT, Alignment, patch_scores, similarity, solve_scale
+from aml.masking.alignment import (
+    FLAT,
+    Alignment,
+    patch_scores,
+    similarity,
+    solve_scale,
+    word_scores,
+)
 from aml.masking.config import SOFTMAX_SCORES, MaskingConfig
 from aml.masking.passes import MaskInputs
 from aml.masking.projections import Projections
@@ -68,7 +75,12 @@ class Stage1:
         return measured and len(self.log_scales) < CALIBRATION_BATCHES
 
     def align(
-        self, inputs: MaskInputs, mean_over_ranks: Callable, *, calibrate: bool = False
+        self,
+        inputs: MaskInputs,
+        mean_over_ranks: Callable,
+        *,
+        calibrate: bool = False,
+        of_words: bool = False,
     ) -> Alignment:
         """Return the alignment of a batch.
 
@@ -79,6 +91,8 @@ class Stage1:
             inputs: The batch; its target (B, H, W) trains learned projections.
             mean_over_ranks: Averages a tensor over the workers.
             calibrate: Also measure the automatic scale and train learned projections.
+            of_words: Return the alignment of each token with its best patch, (B, 1, L), which a
+                prediction has not.
         """
         x = inputs.x
         if self.config.source == "prediction":
@@ -104,7 +118,9 @@ class Stage1:
             real = _real_cells(inputs.real, x.shape[2:], grid)
             # thresholds compare small differences: float32 throughout
             with torch.autocast(x.device.type, enabled=False):
-                scores = self._scores(features, real, inputs, mean_over_ranks, calibrate)
+                scores = self._scores(features, real, inputs, mean_over_ranks, calibrate, of_words)
+            if of_words:
+                real, grid = features.words, torch.Size((1, scores.shape[1]))
         low = scores.masked_fill(~real, math.inf).amin(1)
         high = scores.masked_fill(~real, -math.inf).amax(1)
         return Alignment(scores.unflatten(1, grid), high - low >= FLAT)
@@ -140,8 +156,9 @@ class Stage1:
         inputs: MaskInputs,
         mean_over_ranks: Callable,
         calibrate: bool,
+        of_words: bool,
     ) -> torch.Tensor:
-        """Return the scores of the patches out of features, float32 (B, N); real is (B, N) bool."""
+        """Return the scores out of features, float32 (B, N), of words (B, L); real is (B, N)."""
         config = self.config
         kept = {
             "all": torch.ones_like(features.words),
@@ -164,7 +181,10 @@ class Stage1:
         )
         if calibrate and self.calibrating:
             self.log_scales.append(math.log(solve_scale(s, kept & counted, mean_over_ranks)))
-        return patch_scores(self.scale * s, config.score, kept, features.pooled, real)
+        s = self.scale * s
+        if of_words:
+            return word_scores(s, config.score, kept, features.words, real)
+        return patch_scores(s, config.score, kept, features.pooled, real)
 
 
 @contextmanager

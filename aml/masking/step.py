@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 
-from aml.draws import uniform
-from aml.masking.config import MASKRIS_TEXT
 from aml.masking.masker import Masker
 from aml.masking.passes import Mask, MaskInputs, Pass
+from aml.masking.words import change_words
 
 Answer = tuple[torch.Tensor, Any]
 """Logits (B, h, w) of a pass without gradient, and its features or None."""
@@ -63,12 +62,15 @@ class Step:
     def masked(self, mask: Mask, level: str | None = None, **changes: Any) -> Pass:
         """Return the pass under a mask, some of its fields replaced.
 
-        `level` is where blocks are hidden, without it aml.level.
+        `level` is where blocks are hidden, without it that of the method.
         """
-        level = level or self.masker.config.level
+        level = level or self.masker.method.level
         shown, extras = self.masker.view(self.x, mask, level)
         counted = ~self.masker.spread(mask) if level == "loss" else None
-        one = self.clean(x=shown, counted=counted, mask=mask, **extras)
+        tokens = self.masker.hide_words(
+            self.model, self.batch.tokens, mask, epoch=self.epoch, item=self.batch.item
+        )
+        one = self.clean(x=shown, tokens=tokens, counted=counted, mask=mask, **extras)
         return one._replace(**changes)
 
     def mask(
@@ -117,40 +119,3 @@ class Step:
         )
         masked = self.masker.masked_samples(batch.item, self.epoch)
         return torch.where(masked, changed, batch.tokens)
-
-
-def change_words(
-    model: Any,
-    tokens: torch.Tensor,
-    token_mask: torch.Tensor,
-    seed: int,
-    epoch: int,
-    item: torch.Tensor,
-) -> torch.Tensor:
-    """Return sentences of which 15 % of the words are changed, as MaskRIS does.
-
-    Of the chosen words 80 % become the mask token, 10 % a random word, and 10 % stay. A tokenizer
-    without a mask token gets a random word in its place.
-
-    Args:
-        model: Gives mask_token, special_tokens and word_ids.
-        tokens: (B, L) int64.
-        token_mask: (B, L) bool.
-        seed: Of the run.
-        epoch: 0-based.
-        item: (B,) int64, keys the draws.
-
-    Returns:
-        (B, L) int64.
-    """
-    special = torch.zeros_like(token_mask)
-    for token in model.special_tokens:
-        special |= tokens == token
-    length = tokens.shape[1]
-    first, end = model.word_ids
-    chosen = (uniform(seed, epoch, item, "word", length) < MASKRIS_TEXT) & token_mask & ~special
-    how = uniform(seed, epoch, item, "word-how", length)
-    other = first + (uniform(seed, epoch, item, "word-which", length) * (end - first)).long()
-    masked = other if model.mask_token is None else torch.full_like(tokens, model.mask_token)
-    changed = torch.where(how < 0.8, masked, torch.where(how < 0.9, other, tokens))
-    return torch.where(chosen, changed, tokens)

@@ -111,6 +111,9 @@ class Learner(Predictor):
             factor = lr_factor(done, self.total_steps, warmup, optim, self.steps)
             group["lr"] = group["base_lr"] * factor
         batch = batch.to(self.device)
+        teacher = self.masker.teacher
+        if teacher is not None and teacher.model is None:
+            teacher.start(self.model)
         loss_before = sums.loss.clone()
         parts = self.config.accumulate
         size = len(batch.valid) // parts
@@ -118,6 +121,8 @@ class Learner(Predictor):
             part = batch.part(slice(micro * size, (micro + 1) * size))
             self._accumulate(part, epoch, sums, last=micro == parts - 1)
         skipped = self._update()
+        if teacher is not None:
+            teacher.update()
         sums.skipped += skipped
         sums.loss = torch.where(skipped > 0, loss_before, sums.loss)
 
@@ -330,5 +335,7 @@ class Learner(Predictor):
         for group, settings in zip(self.optimizer.param_groups, own, strict=True):
             group.update(settings)
         self.scaler.load_state_dict(state["scaler"])
+        if self.masker.teacher is not None:
+            self.masker.teacher.start(self.model)
         self.masker.load_state_dict(state["masker"])
         self.progress = Progress(**state["progress"])

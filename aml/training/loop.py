@@ -222,9 +222,10 @@ def vacuous_mask(config: MaskingConfig, metrics: dict[str, float]) -> str:
     hidden /= config.batch_share  # the mean holds the samples that stay clean
     if 0.001 < hidden < 0.9:
         return ""
-    what = "nearly the whole image" if hidden >= 0.9 else "almost nothing"
+    whole = "sentence" if config.method.level == "words" else "image"
+    what = f"nearly the whole {whole}" if hidden >= 0.9 else "almost nothing"
     return (
         f"{config.arm} with tau {config.tau} and rho {config.rho} called "
-        f"{metrics['aml/weak']:.1%} of the image weak and hid {hidden:.1%}, {what}; its settings "
+        f"{metrics['aml/weak']:.1%} of the {whole} weak and hid {hidden:.1%}, {what}; its settings "
         "say little about alignment (aml.threshold_mode quantile hides tau*rho exactly)"
     )

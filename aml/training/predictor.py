@@ -133,8 +133,11 @@ class Predictor:
         mask = self.mask(x, batch)
         if sums is not None:
             sums.add(mask, batch.mask, batch.valid, self.masker.block)
-        x, extras = self.masker.view(x, mask, self.masker.config.level)
-        return self.model(x, batch.tokens, batch.token_mask, **extras)
+        x, extras = self.masker.view(x, mask, self.masker.method.level)
+        tokens = self.masker.hide_words(
+            self.model, batch.tokens, mask, epoch=self.progress.epoch, item=batch.item
+        )
+        return self.model(x, tokens, batch.token_mask, **extras)
 
     def _over_ranks(self, sums: Sums) -> Sums:
         return Sums.from_tensor(self.world.sum(sums.to_tensor().to(self.device)))

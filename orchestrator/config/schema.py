@@ -262,6 +262,8 @@ class Experiment(Settings):
         tree = {k: v for k, v in self.to_dict().items() if k not in elsewhere}
         if tree["evaluate"]["select"] is None:  # names of runs from before the setting
             del tree["evaluate"]["select"]
+        if tree["aml"]["stage1"] != "teacher":  # as above, and nothing reads it
+            del tree["aml"]["teacher_decay"]
         del tree["search"]["max_concurrent"], tree["search"]["budget"]
         if not self.search.needs_corruption:
             del tree["evaluate"]["corrupt"]

@@ -64,6 +64,11 @@ class MaskRis(Blind):
     name = "maskris"
 
     @property
+    def level(self) -> str:
+        """The image; besides it hides words of its own."""
+        return "image"
+
+    @property
     def share(self) -> float:
         """Share of blocks that the second pass hides: aml.rate, else three quarters."""
         return self.rate_or(MASKRIS_RATE)
@@ -98,12 +103,13 @@ class Consistency(Blind):
     name = "consistency"
 
     def check(self, model: Any, image_size: int) -> None:
-        """Refuse what `Blind.check` names, and level loss, which masks no picture."""
+        """Refuse what `Blind.check` names, and levels loss and words, which mask no picture."""
         super().check(model, image_size)
-        if self.config.level == "loss":
+        level = self.config.level
+        if level in ("loss", "words"):
             raise UserError(
-                "aml.mode consistency with aml.level loss: it compares predictions of two masked "
-                "pictures, and level loss masks none; use level image or feature"
+                f"aml.mode consistency with aml.level {level}: it compares predictions of two "
+                f"masked pictures, and level {level} masks none; use level image or feature"
             )
 
     def train(self, step: "Step") -> None:

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from aml.errors import UserError
 from aml.masking.config import ONEREF_RATE, ONEREF_REGION
 from aml.masking.method import MaskingMethod
 
@@ -40,7 +41,12 @@ class OneRef(MaskingMethod):
         return self.rate_or(ONEREF_RATE)
 
     def check(self, model: Any, image_size: int) -> None:
-        """Refuse to hide places of maps in which the words are read already."""
+        """Refuse to hide words, and places of maps in which the words are read already."""
+        if self.config.level == "words":
+            raise UserError(
+                "aml.mode oneref with aml.level words: it hides the referred region of a picture; "
+                "use level image, feature or loss"
+            )
         self.check_level(model)
 
     def draw(self, blocks: "BlockDraw") -> tuple["torch.Tensor", "torch.Tensor"]:

@@ -97,6 +97,11 @@ def preview_masks(
     """
     if n < 1:
         raise UserError(f"n is {n}; ask for at least one item")
+    if experiment.aml.method.level == "words":
+        raise UserError(
+            "preview shows what of a picture is hidden, and aml.level words hides words; set "
+            "another level"
+        )
     check_file(out, "--out")
     root = storage_root(experiment.storage.root)
     if check_sources(experiment.data, root) is None:

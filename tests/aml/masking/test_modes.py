@@ -19,7 +19,8 @@ from aml.masking.passes import MaskInputs
 from aml.masking.projections import Learned
 from aml.masking.selection import block_sums, blocks_to_pixels, select_pixels, select_released
 from aml.masking.stage1 import frozen
-from aml.masking.step import Step, change_words
+from aml.masking.step import Step
+from aml.masking.words import change_words
 from aml.training.config import OptimConfig, TrainConfig
 from aml.training.learner import Learner
 from aml.training.losses import sample_losses, soft_losses

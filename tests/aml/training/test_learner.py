@@ -42,12 +42,22 @@ CALIBRATED = {
     "projection": "identity",
     "scale": "auto",
 }
+TEACHER = {
+    "stage1": "teacher",
+    "teacher_decay": 0.5,
+    "level": "words",
+    "source": "joint",
+    "score": "cosine",
+}
+ONCE = ("aml/cached", "words by a teacher")
+"""Arms whose own state is saved alike at every place: one place is tried."""
 ARMS = {
     "off": {"mode": "off"},
     "random": {"mode": "random"},
     "aml": {"tau": 0.4},
     "aml, auto scale": CALIBRATED,
     "aml/cached": {"stage1": "cached"},
+    "words by a teacher": TEACHER,
 }
 
 
@@ -442,8 +452,8 @@ PLACES = [(0, 1), (1, 2), (1, STEPS), (0, STEPS + 1)]
 @pytest.mark.parametrize(
     "arm, epoch, time",
     [
-        *[(arm, *place) for place in PLACES for arm in ARMS if arm != "aml/cached"],
-        ("aml/cached", 1, 2),
+        *[(arm, *place) for place in PLACES for arm in ARMS if arm not in ONCE],
+        *[(arm, 1, 2) for arm in ONCE],
     ],
 )
 def test_a_run_saved_in_the_middle_of_an_epoch_is_the_same_run(
@@ -465,7 +475,7 @@ def test_a_run_saved_in_the_middle_of_an_epoch_is_the_same_run(
         resumed.progress.step,
     ) == (epoch, min(time, STEPS))
     assert train(resumed, items) == expected[epoch:]
-    assert equal(weights(resumed.model), weights(straight.model)) and resumed.progress.step == 0
+    assert equal(trained(resumed), trained(straight)) and resumed.progress.step == 0
 
 
 class TwoRanks:
@@ -611,6 +621,7 @@ WORKERS = [
     ({"mode": "off"}, 3, 48),
     (CALIBRATED, 1, 48),
     ({}, 1, 17),
+    (TEACHER, 1, 48),
     ({"stage1": "cached", "sentence": "other"}, 2, 48),
 ]
 """Masking, micro-steps, training refs: two steps of 24, or one of 17 that leaves the second worker
@@ -630,8 +641,10 @@ def run_epochs(learner, items, keep=None):
 
 
 def trained(learner):
-    """Return the weights, and what the cache holds."""
-    return weights(learner.model) | learner.masker.state_dict().get("cache", {})
+    """Return the weights, what the cache holds and the teacher's weights."""
+    state = learner.masker.state_dict()
+    teacher = {f"teacher.{name}": w.clone() for name, w in state.get("teacher", {}).items()}
+    return weights(learner.model) | state.get("cache", {}) | teacher
 
 
 def short_run(blocks, spec, vocabulary, state, aml, accumulate, limit):
@@ -651,7 +664,7 @@ def short_run(blocks, spec, vocabulary, state, aml, accumulate, limit):
         accumulate=accumulate,
         steps=steps_per_epoch(limit, BATCH),
         optim={"lr": LR},
-        epochs=1 + ("stage1" in aml),
+        epochs=1 + (aml.get("stage1") == "cached"),
     )
     world = learner.world
     metrics = run_epochs(learner, items)
@@ -691,7 +704,7 @@ def in_halves(blocks, spec, vocabulary, state, aml, accumulate, limit):
             accumulate=accumulate,
             steps=steps_per_epoch(limit, BATCH),
             optim={"lr": LR},
-            epochs=1 + ("stage1" in aml),
+            epochs=1 + (aml.get("stage1") == "cached"),
         )
         if half:
             learner.load_state_dict(keep.state[1])

@@ -138,6 +138,12 @@ def test_the_run_name_follows_settings_and_data_but_not_the_machines():
         == 4
     )
     assert a.run_name("f").startswith("x-") and len(a.run_name("f")) == 10
+    assert "teacher_decay" not in a.computed()["aml"]
+    names = [
+        from_text(MINIMAL, ["aml.stage1=teacher", f"aml.teacher_decay={decay}"]).run_name("f")
+        for decay in (0.9, 0.99)
+    ]
+    assert len({a.run_name("f"), *names}) == 3
 
 
 def test_a_resolved_experiment_reads_back_as_itself():
@@ -271,6 +277,8 @@ def test_settings_of_its_own_are_fixed_in_an_arm():
         ("off(rate=0.1)", "the setting of the arm off is 'rate'; known: none"),
         ("random(score=cosine)", "the setting of the arm random is 'score'"),
         ("random(mode=aml)", "the setting of the arm random is 'mode'"),
+        ("random(stage1=teacher)", "the setting of the arm random is 'stage1'"),
+        ("aml/calibrated(teacher_decay=0.5)", "aml.stage1 fresh has no teacher"),
         ("random()", "what is in brackets must be settings of masking"),
         ("off(rate=match)", "the setting of the arm off is 'rate'; known: none"),
         ("maskris(rate=match)", "which random alone does"),

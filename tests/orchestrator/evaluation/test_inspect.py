@@ -91,7 +91,10 @@ def test_pages_refuse_what_cannot_be_shown(data, tmp_path):
     for call in (
         lambda: data_page.show_data(data.store, "tset", 2, tmp_path / "p.html"),
         lambda: data_page.show_data(data.store, "val", 0, tmp_path / "p.html"),
+        lambda: masking_preview.preview_masks(
+            experiment(data, mode="random", level="words"), 1, tmp_path / "p.html"
+        ),
     ):
-        with pytest.raises(UserError, match="no split 'tset'|at least one"):
+        with pytest.raises(UserError, match="no split 'tset'|at least one|aml.level words hides"):
             call()
     assert not (tmp_path / "p.html").exists()
