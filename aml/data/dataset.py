@@ -234,7 +234,7 @@ class Items:
         return bits.reshape(self.size, self.size).astype(bool)
 
     def row(self, item: Item) -> dict:
-        """Return the row of an item, without picture, masks and the objects of the picture."""
+        """Return the row of an item without picture, masks, objects and raw sentences."""
         return self.meta[item.block][item.row]
 
     def objects(self, block: int, row: int) -> list[dict]:

@@ -183,11 +183,14 @@ def rows_of_block(decoded: list[dict]) -> dict:
 
 
 def parse_rows(texts: Iterable[str]) -> list[dict]:
-    """Return the rows of a block without their objects.
+    """Return the rows of a block without their objects and the raw forms of their sentences.
 
     They are parsed together, so that the names of their entries are in memory once a block.
     """
     rows: list[dict] = json.loads(f"[{','.join(texts)}]")
     for row in rows:
         row.pop("objects", None)
+        for ref in row["refs"]:
+            for sentence in ref["sentences"]:
+                sentence.pop("raw", None)
     return rows

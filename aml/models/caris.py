@@ -74,7 +74,8 @@ class Caris(Model):
             self.visual = Pyramid(options.backbone, timm_weights(options), read=not assets)
             self.normalise = swin.Normalise(self.visual.mean, self.visual.std)
         width = self.text.config.hidden_size
-        self.prompts = LanguagePrompts(self.visual.channels[3], width)
+        read = self.text.get_input_embeddings().embedding_dim  # ELECTRA's and ALBERT's are narrower
+        self.prompts = LanguagePrompts(self.visual.channels[3], read)
         self.decoder = PixelDecoder(self.visual.channels, width, options)
         self.no_decay = bert.undecayed(
             self, *TABLES, "embeddings", "prompts.learned", "decoder.background"
@@ -126,7 +127,10 @@ PROMPTS = sum(side * side for side in POOLS)
 
 
 class LanguagePrompts(nn.Module):
-    """Makes of the last map (B, C, h, w) what the text encoder reads of the picture, (B, 5, D)."""
+    """Makes of the last map (B, C, h, w) what the text encoder reads of the picture, (B, 5, D').
+
+    D' is the width of its embeddings.
+    """
 
     def __init__(self, channels: int, width: int):
         super().__init__()

@@ -101,7 +101,7 @@ def drop_checkpoint_drafts(folder: Path) -> None:
 
 
 def _write(draft: Path, model: Any, info: dict[str, Any], state: dict[str, Any] | None) -> None:
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, draft / WEIGHTS)
+    save_file(_apart(model.state_dict()), draft / WEIGHTS)
     config = {"model": model.spec, "vocabulary": model.vocabulary, **info}
     (draft / CONFIG).write_text(json.dumps(config, indent=1, allow_nan=True), "utf-8")
     if model.assets:
@@ -110,6 +110,18 @@ def _write(draft: Path, model: Any, info: dict[str, Any], state: dict[str, Any] 
         torch.save(state, draft / STATE)
     digests = {name: _digest(draft / name) for name in DIGESTED if (draft / name).exists()}
     (draft / DIGESTS).write_text(json.dumps(digests, indent=1), "utf-8")
+
+
+def _apart(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return tensors that share no memory, as safetensors wants: tied weights are written twice."""
+    found, taken = {}, set()
+    for name, value in state.items():
+        tensor = value.contiguous()
+        if tensor.untyped_storage().data_ptr() in taken:
+            tensor = tensor.clone()
+        taken.add(tensor.untyped_storage().data_ptr())
+        found[name] = tensor
+    return found
 
 
 def before(folder: Path) -> Path:

@@ -108,8 +108,9 @@ class SentenceEncoder(nn.Module):
         return self._read(tokens, torch.ones_like(tokens, dtype=torch.bool))
 
     def _read(self, tokens: torch.Tensor, token_mask: torch.Tensor) -> torch.Tensor:
+        whole = torch.where(token_mask, tokens, self.tokens.pad)  # convolutions read padding, too
         states = self.model(
-            input_ids=tokens, attention_mask=token_mask.to(torch.int64)
+            input_ids=whole, attention_mask=token_mask.to(torch.int64)
         ).last_hidden_state
         kept = token_mask[..., None].to(states.dtype)
         mean = (states * kept).sum(1, keepdim=True) / kept.sum(1, keepdim=True)
@@ -230,12 +231,13 @@ def read_prompted(
         model: The encoder.
         tokens: (B, L) int64.
         token_mask: (B, L) bool.
-        prompts: (B, P, C), joined behind the embeddings of the tokens and dropped at the end.
+        prompts: (B, P, C'), joined behind the embeddings of the tokens, C' wide, and dropped at the
+            end.
 
     Returns:
         States (B, L, C).
     """
-    x = model.get_input_embeddings()(tokens)
+    x = model.get_input_embeddings()(tokens) * token_mask[..., None]
     x = torch.cat([x, prompts.to(x.dtype)], 1)
     seen = torch.cat([token_mask, token_mask.new_ones(prompts.shape[:2])], 1)
     states = model(inputs_embeds=x, attention_mask=seen.to(torch.int64)).last_hidden_state
@@ -361,9 +363,9 @@ def _config(given: dict[str, Any]) -> Any:
 
 
 def _bare(model: Any) -> Any:
-    """Return a model without a pooling layer, which nothing would read."""
+    """Return a model without the weights of a pooling layer, which nothing would read."""
     if isinstance(getattr(model, "pooler", None), nn.Module):
-        model.pooler = None
+        model.pooler = nn.Identity()  # some classes call it without asking whether there is one
     return model
 
 

@@ -3,10 +3,17 @@
 import pytest
 import torch
 
+from aml.data.batches import eval_batches
+from aml.data.dataset import Items
 from aml.errors import UserError
+from aml.masking.config import preset
+from aml.masking.masker import Masker
 from aml.models.contract import check
 from aml.models.registry import build_model, find_class
 from aml.training.checkpoint import load_model, save_checkpoint
+from aml.training.config import EvalConfig, OptimConfig, TrainConfig
+from aml.training.learner import Learner
+from aml.training.loop import train_epochs
 from orchestrator.config.loader import from_dict
 from orchestrator.config.validation import check_run
 from tests.aml.models.test_models import TINY, VOCABULARY, inputs
@@ -56,6 +63,42 @@ def test_the_text_encoder_reads_the_picture_and_not_the_padding(roberta):
     assert not torch.allclose(read, other, atol=1e-5)
     kept = mask[..., None].expand_as(read)
     assert torch.allclose(read[kept], padded[kept], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "text", "sizes"),
+    [
+        ("pvt_v2_b0", "Electra", {"embedding_size": 16}),
+        ("starnet_s050", "SqueezeBert", {"embedding_size": 24}),
+    ],
+    ids=["attention, narrow embeddings", "convolutions, a pooler that is always run"],
+)
+def test_a_pair_named_nowhere_else_trains_masked_and_is_evaluated_again(
+    backbone, text, sizes, tmp_path, blocks
+):
+    torch.manual_seed(0)
+    folder = text_folder(tmp_path / "text", text, max_position_embeddings=24, **sizes)
+    given = PARTS | {"backbone": backbone, "pretrained": False, "text": folder}
+    model = build_model("caris", vocabulary=VOCABULARY, **given)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    train = Items(blocks, "train", size=64, limit=24)
+    val = Items(blocks, "val", size=64, unit="sentence", limit=12)
+
+    def learner(model):
+        masker = Masker(preset("calibrated"), model=model, image_size=64)
+        how = TrainConfig(epochs=2, batch=12)
+        return Learner(model, masker, optim=OptimConfig(lr=3e-3), train=how, steps=2)
+
+    trained = learner(model)
+    first, second = train_epochs(trained, train, val, EvalConfig(probe=0))
+    assert second.metrics["train/loss"] < first.metrics["train/loss"]
+    assert second.metrics["aml/hidden"] > 0
+    moved = {n.split(".")[0] for n, p in model.named_parameters() if not p.equal(before[n])}
+    assert moved == {"visual", "text", "prompts", "decoder"}
+    save_checkpoint(tmp_path / "one", model, {"image_size": 64, "fit": "square", "threshold": 0.5})
+    other = learner(load_model(tmp_path / "one")[0])
+    scored = [one.evaluate(eval_batches(val, one.model, batch=12)) for one in (trained, other)]
+    assert scored[0] == scored[1] and scored[0].n == len(val)
 
 
 @pytest.mark.parametrize(
