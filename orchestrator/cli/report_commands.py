@@ -21,7 +21,7 @@ def compare(
         ),
     ],
     metric: Annotated[
-        str, typer.Option(help="Of runs: a validation metric of the epoch that counts.")
+        str, typer.Option(help="Of runs: a metric of the epoch that counts, as train/loss.")
     ] = "val/mIoU",
     as_json: Json = False,
 ) -> None:

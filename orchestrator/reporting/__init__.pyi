@@ -27,6 +27,10 @@ from .numbers import (
     by_seed as by_seed,
     counted as counted,
 )
+from .page.summary import (
+    BETTER as BETTER,
+    verdict as verdict,
+)
 from .pareto import (
     best_compromise as best_compromise,
     front_lines as front_lines,

@@ -11,13 +11,10 @@ from typing import Any, TypeVar
 
 from orchestrator.config import Objective
 from orchestrator.reporting import wording
-from orchestrator.reporting.numbers import Trial, by_seed, epochs_of, last, number
+from orchestrator.reporting.numbers import Trial, by_seed, epochs_of, last
 from orchestrator.reporting.significance import Interval, mean_interval
 
 Name = TypeVar("Name")
-
-SHARES = ("val/", "robust/")
-"""Beginnings of the metrics that are shown in per cent."""
 
 
 def undominated(gains: Mapping[Name, Sequence[float]]) -> list[Name]:
@@ -188,17 +185,9 @@ def _with_last(counted: Trial, whole: Trial) -> Trial:
     return counted | {"history": [*counted["history"][:-1], counted["history"][-1] | robust]}
 
 
-def shown(metric: str, value: object) -> str:
-    """Format a value of a metric: scores in per cent, all else to four significant digits."""
-    if metric.startswith(SHARES):
-        return wording.pct(value)
-    found = number(value)
-    return f"{found:.4g}" if math.isfinite(found) else "–"
-
-
 def metric_label(metric: str) -> str:
     """Return a metric's name with its unit."""
-    return f"{metric} (%)" if metric.startswith(SHARES) else metric
+    return f"{metric} (%)" if wording.is_score(metric) else metric
 
 
 def front_table(
@@ -212,8 +201,9 @@ def front_table(
     for s in sorted(settings, key=lambda s: -first.gain(s.values[0])):
         if not s.on_front:
             continue
-        searched = [shown(o.metric, v) for o, v in zip(objectives, s.values, strict=True)]
-        means = [shown(o.metric, i.mean) for o, i in zip(objectives, s.confirmed, strict=False)]
+        searched = [wording.shown(o.metric, v) for o, v in zip(objectives, s.values, strict=True)]
+        pairs = zip(objectives, s.confirmed, strict=False)
+        means = [wording.shown(o.metric, interval.mean) for o, interval in pairs]
         seeds = str(s.seeds or "")
         rows.append([s.arm, s.text, *searched, seeds, *(means or [""] * len(objectives))])
     return headers, rows
@@ -232,6 +222,6 @@ def front_lines(settings: Sequence[SearchedSetting], objectives: Sequence[Object
     for s in settings:
         if s.seeds:
             pairs = zip(objectives, s.confirmed, strict=True)
-            means = " and ".join(shown(o.metric, interval.mean) for o, interval in pairs)
+            means = " and ".join(wording.shown(o.metric, interval.mean) for o, interval in pairs)
             chosen.append(f"{s.arm} {means}")
     return [f"{text}; confirmed, as the best compromise: {', '.join(chosen)}" if chosen else text]

@@ -28,7 +28,7 @@ from orchestrator.reporting import (
 )
 from orchestrator.reporting.figures import curves, lines, maps, style
 from orchestrator.reporting.numbers import Trial
-from orchestrator.reporting.page import charts
+from orchestrator.reporting.page import charts, summary
 from orchestrator.reporting.page.fronts import searched_points
 from orchestrator.reporting.page.pictures import arm_pictures
 from orchestrator.reporting.page.render import render
@@ -169,6 +169,7 @@ def _training_page(trials: list[Trial], meta: dict) -> dict[str, Any]:
     counted = numbers.counted(trials, numbers.selected(meta))[0]
     score = wording.pct(numbers.last(counted, "val/mIoU"))
     return {
+        "verdict": [],
         "summary": [
             f"One training of {counted['epochs']} epochs, not a comparison; "
             f"validation mIoU after {wording.counted_epoch(meta)}: {score}%.",
@@ -217,8 +218,10 @@ def _sweep_page(trials: list[Trial], meta: dict) -> tuple[dict[str, Any], Tables
     page = {
         "arms": arms,
         "trials": trial_rows,
+        "verdict": summary.verdict(arms, robust),
+        "better": summary.BETTER,
         "summary": [
-            *wording.summary(arms, meta),
+            *summary.sentences(arms, meta),
             *robust_arms.robust_summary(robust, meta),
             *pareto.front_lines(settings, objectives),
         ],

@@ -4,9 +4,12 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from orchestrator.reporting.numbers import is_alignment_arm, number, selected
+from orchestrator.reporting.numbers import number, selected
 from orchestrator.reporting.significance import LEVEL, Difference
 from orchestrator.reporting.summaries import ArmDifference, ArmSummary, LinePoint
+
+SHARES = ("val/", "robust/")
+"""Beginnings of the metrics that are scores: shares in [0, 1], of which more is better."""
 
 # Numbers
 
@@ -39,6 +42,24 @@ def pct(share: object, digits: int = 2) -> str:
 def points(share: object) -> str:
     """Format a difference of shares in points, with its sign."""
     return num(share, 2, 100, sign=True)
+
+
+def is_score(metric: str) -> bool:
+    """Tell whether a metric is a score: shown in per cent, its differences in points."""
+    return metric.startswith(SHARES)
+
+
+def shown(metric: str, value: object) -> str:
+    """Format a value of a metric: scores in per cent, all else to four significant digits."""
+    if is_score(metric):
+        return pct(value)
+    found = number(value)
+    return f"{found:.4g}".replace("-", "−") if math.isfinite(found) else "–"
+
+
+def shown_difference(metric: str, difference: float) -> str:
+    """Format the size of a difference in a metric, with its unit where that is points."""
+    return f"{pct(difference)} points" if is_score(metric) else shown(metric, difference)
 
 
 def setting_text(tau: object, rho: object, other: str = "") -> str:
@@ -77,22 +98,24 @@ def partial_validation(meta: Mapping[str, Any]) -> list[str]:
 # Tests of differences
 
 
-def verdict(d: Difference, p: float) -> str:
+def verdict(d: Difference, p: float, metric: str = SHARES[0]) -> str:
     """Classify a test.
 
     Args:
         d: Tested difference.
         p: Its p value after correction for all tests.
+        metric: Name of the compared metric; by default a score.
 
     Returns:
-        "better" or "worse" if it is significant after correction too, "weak" if only taken
-        alone, else "undecided".
+        "better" or "worse" if it is significant after correction too ("above" or "below" where
+        the metric is no score), "weak" if only taken alone, else "undecided".
     """
     if math.isnan(d.p) or d.p >= LEVEL:
         return "undecided"
     if p >= LEVEL:
         return "weak"
-    return "better" if d.difference > 0 else "worse"
+    words = ("better", "worse") if is_score(metric) else ("above", "below")
+    return words[d.difference < 0]
 
 
 def seed_words(a: str, b: str, d: Difference, p: float, tests: int, metric: str) -> str:
@@ -106,7 +129,7 @@ def seed_words(a: str, b: str, d: Difference, p: float, tests: int, metric: str)
         tests: Number of tests that the correction covers.
         metric: Name of the compared metric.
     """
-    lead = f"{_lead(a, b, d)} in {metric}"
+    lead = f"{_lead(a, b, d, metric)} in {metric}"
     if d.test == "none":
         return (
             f"{lead}: not distinguishable, as one seed says nothing of noise; "
@@ -117,8 +140,9 @@ def seed_words(a: str, b: str, d: Difference, p: float, tests: int, metric: str)
         if d.test == "paired t"
         else f"{d.n[0]} and {d.n[1]} seeds, none or one in common"
     )
-    certainty = f"{_certainty(d, p, tests)}, {d.test} test, {seeds}"
-    return f"{lead} ({certainty}): {_verdict_words(d, p, tests, 'seed noise', 'these seeds')}"
+    certainty = f"{_certainty(d, p, tests, metric)}, {d.test} test, {seeds}"
+    found = _verdict_words(d, p, tests, metric, "seed noise", "these seeds")
+    return f"{lead} ({certainty}): {found}"
 
 
 def image_words(a: str, b: str, d: Difference, p: float, tests: int, score: str) -> str:
@@ -132,129 +156,65 @@ def image_words(a: str, b: str, d: Difference, p: float, tests: int, score: str)
         tests: Number of tests that the correction covers.
         score: Metric, split and view that are compared, in words.
     """
-    certainty = f"{_certainty(d, p, tests)}, {d.n[0]} images"
-    found = _verdict_words(d, p, tests, "the choice of images", "these images")
-    return f"{_lead(a, b, d)} in {score} ({certainty}): {found}"
+    metric = SHARES[0]
+    certainty = f"{_certainty(d, p, tests, metric)}, {d.n[0]} images"
+    found = _verdict_words(d, p, tests, metric, "the choice of images", "these images")
+    return f"{_lead(a, b, d, metric)} in {score} ({certainty}): {found}"
 
 
-def _lead(a: str, b: str, d: Difference) -> str:
-    return f"{a} is {pct(abs(d.difference))} points {_direction(d.difference)} {b}"
+def _lead(a: str, b: str, d: Difference, metric: str) -> str:
+    size = shown_difference(metric, abs(d.difference))
+    return f"{a} is {size} {_direction(d.difference)} {b}"
 
 
 def _direction(difference: float) -> str:
     return "above" if difference >= 0 else "below"
 
 
-def _certainty(d: Difference, p: float, tests: int) -> str:
+def _certainty(d: Difference, p: float, tests: int, metric: str) -> str:
     """Word the interval and p value; `p` is corrected for `tests` tests."""
+    low, high = (
+        points(end) if is_score(metric) else f"{end:+.4g}".replace("-", "−")
+        for end in (d.low, d.high)
+    )
     corrected = f", {p:.3g} after Holm's correction for {tests} tests" if tests > 1 else ""
-    return f"95% interval {points(d.low)} to {points(d.high)}, p {d.p:.3g}{corrected}"
+    return f"95% interval {low} to {high}, p {d.p:.3g}{corrected}"
 
 
-def _verdict_words(d: Difference, p: float, tests: int, noise: str, sample: str) -> str:
+def _verdict_words(
+    d: Difference, p: float, tests: int, metric: str, noise: str, sample: str
+) -> str:
     """Word a verdict.
 
     Args:
         d: Tested difference.
         p: Its p value after correction.
         tests: Number of tests that the correction covers.
+        metric: Name of the compared metric.
         noise: Source of random variation, such as "seed noise".
         sample: Sample that the test saw, such as "these seeds".
     """
-    found = verdict(d, p)
+    found = verdict(d, p, metric)
+    detectable = shown_difference(metric, d.detectable)
     if found == "undecided":
         return (
             f"not distinguishable; {sample} would show a true difference of "
-            f"{pct(d.detectable)} points four times in five."
+            f"{detectable} four times in five."
         )
     if found == "weak":
         return (
             f"more than {noise} explains taken alone, "
             f"but not after correction for {tests} tests: weak evidence "
-            f"(smallest detectable difference {pct(d.detectable)} points)."
+            f"(smallest detectable difference {detectable})."
         )
     also = ", also after correction" if tests > 1 else ""
     return (
         f"{found}, by more than {noise} explains{also} "
-        f"(smallest detectable difference {pct(d.detectable)} points)."
+        f"(smallest detectable difference {detectable})."
     )
 
 
-# Summary of a sweep
-
-
-def summary(arms: list[ArmSummary], meta: dict) -> list[str]:
-    """Return a sweep's result in sentences of plain text, the most important first.
-
-    Args:
-        arms: Summaries of all arms.
-        meta: Content of sweep.json, with the run's config.
-    """
-    scored = [a for a in arms if a.seeds]
-    missing = [a.arm for a in arms if not a.seeds]
-    if not scored:
-        return [
-            "No arm has a finished confirmation trial, so there is no comparison of arms yet.",
-            "The search scores below are the best of several settings on one validation set: "
-            "not a ranking.",
-        ]
-    best = max(scored, key=lambda a: a.mIoU.mean)
-    lines = [_leading_arm(best, scored), *partial_validation(meta)]
-    lines += _against_references(best, scored)
-    if len(scored) > 1:
-        lines.append(
-            "The leading arm was picked on these same seeds, "
-            "so its lead is on average a little too large."
-        )
-        lines.append(equality(scored, matched_quantity(meta)))
-    if missing:
-        lines.append(f"Not confirmed yet: {', '.join(missing)}.")
-    metrics = [name for name, _ in meta.get("objectives") or ()]
-    if len(metrics) > 1:
-        lines.append(
-            f"The search chose each arm's best compromise of {' and '.join(metrics)}; this page "
-            "ranks by val/mIoU."
-        )
-    elif (metric := meta.get("metric") or "val/mIoU") != "val/mIoU":
-        lines.append(f"The search chose settings by {metric}; this page ranks by val/mIoU.")
-    return lines
-
-
-def _leading_arm(best: ArmSummary, scored: list[ArmSummary]) -> str:
-    """Name the arm with the highest mean, and its score."""
-    interval = "one seed, no interval"
-    if best.seeds > 1:
-        ends = f"{pct(best.mIoU.low)} to {pct(best.mIoU.high)}"
-        interval = f"95% t interval {ends}, {best.seeds} seeds"
-    score = f"{pct(best.mIoU.mean)}% ({interval})"
-    if len(scored) == 1:
-        return (
-            f"Only {best.arm} has been confirmed: validation mIoU {score}. "
-            "Nothing to compare it with."
-        )
-    setting = setting_text(best.tau, best.rho, best.other)
-    return f"In confirmation {best.arm} ({setting}) has the highest mean validation mIoU, {score}."
-
-
-def _against_references(best: ArmSummary, scored: list[ArmSummary]) -> list[str]:
-    """Compare the leading arm, and the best alignment arm, with off and with random."""
-    by_name = {a.arm: a for a in scored}
-    off = by_name.get("off")
-    random = by_name.get("random")
-    comparisons = len(scored) - 1
-    lines = []
-    if best.arm == "off" and comparisons:
-        lines.append("No arm that masks has a higher mean than off.")
-    aligned = max(
-        (a for a in scored if is_alignment_arm(a.arm)), key=lambda a: a.mIoU.mean, default=best
-    )
-    for arm in [best] if aligned is best else [best, aligned]:
-        if off and arm.arm != "off":
-            lines.append(versus(arm.arm, "off", arm.vs_off, comparisons))
-        if random and arm.arm not in ("off", "random"):
-            text = versus(arm.arm, "random", arm.vs_random, comparisons)
-            lines.append(f"{text} {hidden_shares(arm, random)}")
-    return lines
+# Arms of a sweep
 
 
 def versus(arm: str, other: str, difference: ArmDifference, comparisons: int) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import posixpath
+import socket
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -22,6 +23,12 @@ AZURE = ("abfs", "abfss")
 
 GS_RETRY_S = (90, 5)
 """Seconds for which a silent bucket at gs:// is asked again: patiently, and impatiently."""
+
+GOOGLE_METADATA = ("metadata.google.internal", 80)
+"""Where a machine of Google's cloud is told its account."""
+
+METADATA_S = 5
+"""Seconds for which it may be silent."""
 
 BUCKET_ERRORS = ("AWS Error", "google::cloud", "Azure Error")
 """Words by which pyarrow's errors of a bucket are known."""
@@ -79,12 +86,18 @@ class Filesystem:
             try:
                 with announced_wait(f"{redact(text)} to answer"):
                     self.fs, self.path = _OPENERS[scheme_of(text)](text, impatient)
+            except Unreachable:
+                raise
             except (OSError, ValueError) as error:  # pyarrow's own error is a ValueError
                 raise _unreachable(text, error) from None
             if scheme_of(text) == "hf":
                 from huggingface_hub.errors import HfHubHTTPError
 
                 self.errors = HfHubHTTPError.__bases__  # its HTTP client's, and OSError
+            if scheme_of(text) == "gs":
+                from pyarrow.lib import ArrowException
+
+                self.errors = (OSError, ArrowException)  # of credentials that are none
         self.uri = text
 
     def unreachable(self, error: Exception, *names: str) -> Unreachable:
@@ -133,7 +146,7 @@ class Filesystem:
                     self.fs.delete_file(draft)
                 else:
                     self.fs.move(draft, self.join(name))
-        except OSError as error:
+        except self.errors as error:
             if is_address(self.uri):
                 raise self.unreachable(error) from None
             with contextlib.suppress(OSError):
@@ -242,7 +255,36 @@ def _open_gs(address: str, impatient: bool) -> tuple["pyarrow_fs.FileSystem", st
     options["retry_limit_seconds"] = str(GS_RETRY_S[impatient])
     if options.get("scheme") == "http":
         place = place.replace("://", "://anonymous@", 1)
+    else:
+        _check_google_credentials(address)
     return fs.FileSystem.from_uri(f"{place}?{urlencode(options)}")
+
+
+def _check_google_credentials(address: str) -> None:
+    """Check that there are credentials where Google's library looks for them.
+
+    It asks a machine's account for more than a minute before it says that there is none.
+
+    Raises:
+        Unreachable: There are none, and this is no machine of Google's cloud.
+    """
+    named = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
+    if named and not Path(named).is_file():
+        raise Unreachable(
+            f"{redact(address)} cannot be reached: GOOGLE_APPLICATION_CREDENTIALS names a file "
+            "that is not here; export the path of one with a key"
+        )
+    login = Path.home() / ".config" / "gcloud" / "application_default_credentials.json"
+    if named or login.is_file():
+        return
+    try:
+        socket.create_connection(GOOGLE_METADATA, timeout=METADATA_S).close()
+    except OSError:
+        raise Unreachable(
+            f"{redact(address)} cannot be reached without credentials, and this is no machine of "
+            "Google's cloud; export GOOGLE_APPLICATION_CREDENTIALS=FILE here and on the cluster, "
+            "or type: gcloud auth application-default login"
+        ) from None
 
 
 def _open_azure(address: str, _impatient: bool) -> tuple["pyarrow_fs.FileSystem", str]:

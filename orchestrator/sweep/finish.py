@@ -175,7 +175,7 @@ def _robustness(sweep: FinishedSweep, val_store: storage.Filesystem) -> dict | N
     if checkpoints:
         logger.info(
             f"scoring {len(checkpoints)} confirmed checkpoints on the clean pictures and under "
-            f"{len(names)} corruptions: {', '.join(names)}"
+            f"{len(names)} corruption{'s' * (len(names) > 1)}: {', '.join(names)}"
         )
         found = evaluation.score_conditions(
             checkpoints,

@@ -20,7 +20,7 @@ BASELINES = {
 }
 
 CLEAR = "*"
-"""Stands behind an interval that leaves out zero."""
+"""Stands behind an interval that leaves out zero, before any correction."""
 
 LONGEST = 7900
 """Characters of a description; MLflow refuses tags above 8,000."""
@@ -161,34 +161,9 @@ def _references(arm: ArmSummary) -> dict[str, Interval | None]:
 
 
 def verdicts(run: storage.Run, records: list[dict]) -> list[str]:
-    """Return what the differences to off and to random say, in a sentence for each condition."""
-    arms, robust = _scores(run, records)
-    lines = []
-    compared = {arm.arm: _references(arm) for arm in arms}
-    corrupted = {s.arm: s.differences for s in robust if s.corruption == "mean"}
-    for where, differences in (("clean", compared), ("under corruption", corrupted)):
-        tested: list[str] = []
-        found = []
-        for arm, by_reference in differences.items():
-            for other, d in by_reference.items():
-                if d is None or not math.isfinite(d.low):
-                    continue
-                tested.append(arm)
-                if d.low > 0 or d.high < 0:
-                    found.append(f"{arm} is {'above' if d.low > 0 else 'below'} {other}")
-        if found:
-            lines.append(
-                f"{where}: {', '.join(found)}, as far as these seeds tell "
-                f"({len(found)} of {len(tested)} intervals leave out zero, uncorrected)"
-            )
-        elif tested:
-            lines.append(
-                f"{where}: no arm can be told from off or random, as every interval holds zero; "
-                "more seeds: search.seeds.confirm=N"
-            )
-        elif len(differences) > 1:
-            lines.append(f"{where}: one common seed says nothing of noise; search.seeds.confirm=N")
-    return lines
+    """Return the report's verdict on the arms as lines, and what its words mean."""
+    lines = [f"{what}: {found}" for what, found in reporting.verdict(*_scores(run, records))]
+    return [*lines, f"{reporting.BETTER}; more seeds: search.seeds.confirm=N"] if lines else []
 
 
 def _trimmed(rows: Rows) -> Rows:

@@ -177,6 +177,11 @@ def test_one_place_states_the_version_and_the_others_agree():
     assert paper.endswith(citation["references"][0]["identifiers"][0]["value"].split(":")[1])
 
 
+def test_nothing_empty_lies_at_the_root():
+    """A program that takes None for a path leaves an empty file of that name."""
+    assert [p.name for p in ROOT.iterdir() if p.is_file() and not p.stat().st_size] == []
+
+
 def test_paths_that_the_documents_name_exist():
     pages = [f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")]
     for name in ("README.md", "CONTRIBUTING.md", *pages):

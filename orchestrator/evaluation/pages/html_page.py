@@ -35,7 +35,7 @@ h3 { font-size: 16px; font-weight: 600; margin: 0 0 8px; overflow-wrap: anywhere
 .how, figcaption { color: var(--soft); font-size: 14px; line-height: 1.5; margin: 8px 0 0;
   max-width: 86ch; }
 .note { background: var(--wash); border: 1px solid var(--line); border-radius: 6px;
-  padding: 8px 14px; font-size: 14px; }
+  padding: 8px 14px; font-size: 14px; overflow-wrap: anywhere; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 5px 22px; font-size: 14px;
   margin: 10px 0; }
 dt { color: var(--soft); }

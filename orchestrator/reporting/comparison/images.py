@@ -194,7 +194,7 @@ def _metric_rows(tests: list[ImageTest], metric: str) -> list[dict[str, Any]]:
         score = f"{metric} on {test.split}, {test.view}"
         rows.append(
             {
-                **result_row(test.a, test.b, d, p),
+                **result_row(test.a, test.b, d, p, wording.verdict(d, p)),
                 "metric": metric,
                 "split": test.split,
                 "view": test.view,

@@ -34,6 +34,7 @@ main { max-width: 1500px; }
   font-size: 13.5px; color: var(--soft); }
 .filter input { font: inherit; color: var(--ink); background: var(--wash); flex: 0 1 320px;
   border: 1px solid var(--line); border-radius: 6px; padding: 3px 9px; min-width: 0; }
+::placeholder { color: var(--soft); opacity: 1; }
 th button { all: unset; cursor: pointer; }
 th button:hover { color: var(--accent); }
 th button:focus-visible { outline: 2px solid var(--accent); }

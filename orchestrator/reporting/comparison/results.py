@@ -4,10 +4,9 @@ import math
 from typing import Any
 
 from orchestrator.reporting.significance import Difference
-from orchestrator.reporting.wording import verdict
 
 
-def result_row(a: str, b: str, d: Difference, p: float) -> dict[str, Any]:
+def result_row(a: str, b: str, d: Difference, p: float, verdict: str) -> dict[str, Any]:
     """Return the JSON row of one test.
 
     Args:
@@ -15,8 +14,9 @@ def result_row(a: str, b: str, d: Difference, p: float) -> dict[str, Any]:
         b: Label of the second one.
         d: Tested difference a - b.
         p: Its p value after Holm's correction.
+        verdict: What `wording.verdict` says of it.
     """
-    return {"a": a, "b": b, **d._asdict(), "p_holm": p, "verdict": verdict(d, p)}
+    return {"a": a, "b": b, **d._asdict(), "p_holm": p, "verdict": verdict}
 
 
 def nan_to_none(value: Any) -> Any:

@@ -151,7 +151,7 @@ def _test_pairs(
         b = groups[j]
         rows.append(
             {
-                **result_row(a.label, b.label, d, p),
+                **result_row(a.label, b.label, d, p, wording.verdict(d, p, metric)),
                 "metric": metric,
                 "equality": equality(a, b),
                 "words": wording.seed_words(a.label, b.label, d, p, tests, metric),
@@ -168,13 +168,12 @@ def _count_tests(rows: list[dict[str, Any]]) -> int:
 def _group_words(group: ComparisonGroup, scores: Scores, metric: str) -> str:
     """Say a group's mean, interval and epochs."""
     i = mean_interval(scores.values())
+    mean, low, high, sd = (wording.shown(metric, v) for v in (i.mean, i.low, i.high, i.sd))
     interval = "one seed, no interval"
     if i.n > 1:
-        interval = (
-            f"95% t interval {wording.pct(i.low)} to {wording.pct(i.high)}, "
-            f"deviation {wording.pct(i.sd)}, {i.n} seeds"
-        )
-    return f"{group.label}: {metric} {wording.pct(i.mean)}% ({interval}), {group.epochs} epochs"
+        interval = f"95% t interval {low} to {high}, deviation {sd}, {i.n} seeds"
+    unit = "%" if wording.is_score(metric) else ""
+    return f"{group.label}: {metric} {mean}{unit} ({interval}), {group.epochs} epochs"
 
 
 def _group_row(group: ComparisonGroup, scores: Scores) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.config import Objective
-from orchestrator.reporting import numbers
+from orchestrator.reporting import numbers, wording
 from orchestrator.reporting.numbers import Trial
-from orchestrator.reporting.pareto import SHARES, SearchedSetting, metric_label, undominated
+from orchestrator.reporting.pareto import SearchedSetting, metric_label, undominated
 from orchestrator.reporting.robust_arms import CLEAN, MEAN, RobustScore
 from orchestrator.reporting.significance import Interval, mean_interval
 from orchestrator.reporting.summaries import ArmSummary
@@ -78,7 +78,7 @@ def searched_points(
         values, whether it is on its arm's front, number of trials, and of a confirmed one the
         interval of each metric and the number of seeds.
     """
-    factors = [100 if o.metric.startswith(SHARES) else 1 for o in objectives]
+    factors = [100 if wording.is_score(o.metric) else 1 for o in objectives]
     return {
         "metrics": [{"label": metric_label(o.metric), "less": o.mode == "min"} for o in objectives],
         "settings": [

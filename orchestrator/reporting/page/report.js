@@ -89,6 +89,7 @@ unpack().then(() => {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
   const print = (on) => () => {
     document.documentElement.classList.toggle("printing", on);
+    for (const part of document.querySelectorAll("details")) part.open ||= on;
     redraw();
   };
   addEventListener("beforeprint", print(true));

@@ -2,35 +2,28 @@
 not finite is skipped.
 """
 
-import copy
 import subprocess
 import sys
-from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.nn.functional as F
 
-from aml.data.batches import eval_batches, steps_per_epoch, train_batches
-from aml.data.dataset import Items
-from aml.errors import NonFinite, UserError
+from aml.data.batches import train_batches
+from aml.errors import NonFinite
 from aml.inference.visualize import draw_training_grid
 from aml.masking.config import preset
 from aml.masking.masker import Masker
 from aml.masking.stage1 import CALIBRATION_BATCHES
-from aml.models.registry import build_model
 from aml.training import loop as epoch_loop
 from aml.training.checkpoint import load_training, save_checkpoint
 from aml.training.config import EvalConfig, OptimConfig, TrainConfig
 from aml.training.learner import Learner
 from aml.training.loop import probe_indices, train_epochs, vacuous_mask
 from aml.training.losses import sample_losses
-from aml.training.optimizer import lr_factor, parameter_groups
-from aml.training.scoring import TrainSums, segment_logits
+from aml.training.scoring import TrainSums
 
 BATCH = 24
 """76 train refs: 3 steps an epoch."""
@@ -87,6 +80,13 @@ def weights(model):
     return {k: v.clone() for k, v in model.state_dict().items()}
 
 
+def trained(learner):
+    """Return the weights, what the cache holds and the teacher's weights."""
+    state = learner.masker.state_dict()
+    teacher = {f"teacher.{name}": w.clone() for name, w in state.get("teacher", {}).items()}
+    return weights(learner.model) | state.get("cache", {}) | teacher
+
+
 def equal(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
@@ -107,88 +107,7 @@ def batch(items, make_model):
     return items["train"].batch(np.arange(BATCH), make_model())
 
 
-# ---- pure parts ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("size", [(32, 32), (8, 8)])
-def test_loss_is_weighted_two_class_cross_entropy_of_each_sample(size):
-    g = torch.Generator().manual_seed(0)
-    logits, mask = 3 * torch.randn(5, 8, 8, generator=g), torch.rand(5, *size, generator=g) < 0.3
-    mask[0] = False
-    z = F.interpolate(logits[:, None], size, mode="bilinear", align_corners=False)[:, 0]
-    pairs = torch.stack([torch.zeros_like(z), z], 1)
-    weight = torch.tensor([0.9, 1.1])
-    expected = [
-        F.cross_entropy(p[None], m[None].long(), weight) for p, m in zip(pairs, mask, strict=True)
-    ]
-    assert torch.allclose(sample_losses(logits, mask, "ce"), torch.stack(expected), atol=1e-6)
-
-
-def test_dice_by_hand():
-    logits, mask = torch.zeros(1, 2, 2), torch.tensor([[[True, True], [True, False]]])
-    dice = 1 - (2 * 1.5 + 1) / (2 + 3 + 1)
-    assert float(
-        sample_losses(logits, mask, "ce+dice") - sample_losses(logits, mask, "ce")
-    ) == pytest.approx(dice)
-
-
-def test_segment_thresholds_the_probability():
-    logits = torch.logit(torch.tensor([[[0.2, 0.34], [0.36, 0.7]]]))
-    assert segment_logits(logits, (2, 2)).tolist() == [[[False, False], [False, True]]]
-    assert segment_logits(logits, (2, 2), 0.35).tolist() == [[[False, False], [True, True]]]
-    assert segment_logits(torch.zeros(1, 1, 1), (1, 1)).all(), "at the threshold is in"
-    assert segment_logits(logits, (8, 8)).shape == (1, 8, 8)
-
-
-@pytest.mark.parametrize(
-    "step, warmup, power, expected",
-    [
-        (0, 0, 0.9, 1),
-        (50, 0, 0.9, 0.5**0.9),
-        (99, 0, 1, 0.01),
-        (100, 0, 0.9, 0),
-        (0, 20, 0.9, 0.001),
-        (10, 20, 0.9, 0.5005),
-        (20, 20, 0.9, 1),
-        (60, 20, 2, 0.25),
-    ],
-)
-def test_schedule_by_hand(step, warmup, power, expected):
-    assert lr_factor(step, 100, warmup, OptimConfig(power=power), steps=10) == pytest.approx(
-        expected
-    )
-
-
-@pytest.mark.parametrize(
-    "step, expected",
-    [(0, 0.001), (5, 0.5005), (10, 1), (349, 1), (350, 0.1), (549, 0.1), (550, 0.01), (649, 0.01)],
-)
-def test_step_schedule_by_hand(step, expected):
-    optim = OptimConfig(schedule="steps", milestones=[35, 55], gamma=0.1)
-    assert lr_factor(step, 650, 10, optim, steps=10) == pytest.approx(expected)
-
-
-def test_parameter_groups(make_model):
-    model = make_model()
-    model.encoders = ("stage4", "stage8")
-    groups = parameter_groups(model, OptimConfig(lr=0.01, encoder_lr=0.1, weight_decay=0.05))
-    found = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
-    assert len(found) == sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
-    for name, p in model.named_parameters():
-        decay = (
-            0.0
-            if p.ndim <= 1
-            or name.startswith(("text.embed", "text.position"))
-            or name.endswith(".scale")
-            else 0.05
-        )
-        assert found[id(p)] == (
-            pytest.approx(0.001 if name.startswith(("stage4", "stage8")) else 0.01),
-            decay,
-        ), name
-    model.stage8.requires_grad_(False)
-    frozen = {id(p) for p in model.stage8.parameters()}
-    assert not frozen & {id(p) for g in parameter_groups(model, OptimConfig()) for p in g["params"]}
+# ---- one step ------------------------------------------------------------------------------------
 
 
 def test_the_rate_of_a_step(make_model, batch):
@@ -201,46 +120,6 @@ def test_the_rate_of_a_step(make_model, batch):
     ):
         learner.step(batch, epoch, index, TrainSums("cpu"))
         assert learner.optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * factor)
-
-
-def test_probe_indices():
-    assert probe_indices(100, 5).tolist() == [0, 25, 50, 74, 99]
-    assert probe_indices(3, 8).tolist() == [0, 1, 2] and probe_indices(10, 0).tolist() == []
-
-
-@pytest.mark.parametrize(
-    "config, given, words",
-    [
-        (OptimConfig, {"lr": 0}, r"optim\.lr is 0; it must be a number"),
-        (OptimConfig, {"clip": 0}, r"optim\.clip is 0"),
-        (OptimConfig, {"warmup": "5 apples"}, "500steps or"),
-        (OptimConfig, {"power": -1}, r"optim\.power is -1"),
-        (
-            OptimConfig,
-            {"loss": "cee"},
-            r"optim\.loss is 'cee' \(did you mean ce\?\); known: ce, bce, ce\+dice",
-        ),
-        (TrainConfig, {"epochs": 0}, r"a whole number in \[1, 100000\]"),
-        (TrainConfig, {"precision": "fp8"}, r"known: fp32, bf16, fp16"),
-        (TrainConfig, {"max_skipped": 2}, r"a number in \[0, 1\]"),
-        (EvalConfig, {"batch": 0}, r"evaluate\.batch is 0"),
-        (EvalConfig, {"threshold": 1.0}, r"a number in \(0, 1\)"),
-    ],
-)
-def test_refused_settings(config, given, words):
-    with pytest.raises(UserError, match=words):
-        config(**given)
-
-
-def test_a_batch_too_small_for_its_micro_steps_is_refused(make_model):
-    with pytest.raises(
-        UserError,
-        match=r"train\.batch 4 is less than an item for each of 1 workers x 5 micro-steps",
-    ):
-        make_learner(make_model(), batch=4, accumulate=5)
-
-
-# ---- one step ------------------------------------------------------------------------------------
 
 
 def gradients(learner, batch, epoch=0):
@@ -610,162 +489,6 @@ def test_vacuous_masks_are_said_once_with_their_numbers():
         vacuous_mask(config, {"epoch": 1, "aml/hidden": 0.0, "aml/weak": 0.0}) == ""
     )  # no scale yet: still calibrating
     assert vacuous_mask(preset(mode="random"), first) == ""
-
-
-# ---- several workers
-
-
-WORKERS = [
-    ({"mode": "random"}, 1, 48),
-    ({"clean_weight": 0.5}, 2, 48),
-    ({"mode": "off"}, 3, 48),
-    (CALIBRATED, 1, 48),
-    ({}, 1, 17),
-    (TEACHER, 1, 48),
-    ({"stage1": "cached", "sentence": "other"}, 2, 48),
-]
-"""Masking, micro-steps, training refs: two steps of 24, or one of 17 that leaves the second worker
-partly padded. A cache needs a second epoch.
-"""
-
-
-def run_epochs(learner, items, keep=None):
-    """Train the epochs that are left; return the metrics of the last one."""
-    for epoch in range(learner.progress.epoch, learner.config.epochs):
-        where = {"rank": learner.world.rank, "world": learner.world.size}
-        where |= {"start": learner.progress.step, "seed": 0, "epoch": epoch}
-        batches = train_batches(items, learner.model, batch=BATCH, **where)
-        metrics = learner.train_epoch(batches, epoch, keep)
-        learner.end_epoch(0.0)
-    return metrics
-
-
-def trained(learner):
-    """Return the weights, what the cache holds and the teacher's weights."""
-    state = learner.masker.state_dict()
-    teacher = {f"teacher.{name}": w.clone() for name, w in state.get("teacher", {}).items()}
-    return weights(learner.model) | state.get("cache", {}) | teacher
-
-
-def short_run(blocks, spec, vocabulary, state, aml, accumulate, limit):
-    """This rank's epochs of one or two steps: the last one's metrics, and what was trained."""
-    spec = dict(spec)
-    model = build_model(spec.pop("name"), vocabulary=vocabulary, **spec)
-    model.load_state_dict(state)
-    wrap = torch.nn.parallel.DistributedDataParallel if dist.is_initialized() else None
-    items, val = (
-        Items(blocks, "train", size=64, limit=limit),
-        Items(blocks, "val", size=64, unit="sentence"),
-    )
-    learner = make_learner(
-        model,
-        aml=aml,
-        wrap=wrap,
-        accumulate=accumulate,
-        steps=steps_per_epoch(limit, BATCH),
-        optim={"lr": LR},
-        epochs=1 + (aml.get("stage1") == "cached"),
-    )
-    world = learner.world
-    metrics = run_epochs(learner, items)
-    metrics |= learner.evaluate(
-        eval_batches(val, model, batch=7, rank=world.rank, world=world.size)
-    ).scores()
-    return {k: v for k, v in metrics.items() if not k.startswith("time/")}, trained(learner)
-
-
-class Halfway:
-    """Keeps the first step's state in memory, and stands for a machine that is lost then."""
-
-    every = 1
-
-    def due(self):
-        return dist.get_rank() == 1  # one rank's wish is all ranks'
-
-    def save(self):
-        self.state = copy.deepcopy((weights(self.learner.model), self.learner.state_dict()))
-        raise KeyboardInterrupt
-
-
-def in_halves(blocks, spec, vocabulary, state, aml, accumulate, limit):
-    """short_run's first part, lost after a step and taken up again by a new learner: the last
-    epoch's metrics, and what was trained.
-    """
-    items, keep = Items(blocks, "train", size=64, limit=limit), Halfway()
-    for half in (0, 1):
-        rest = dict(spec)
-        model = build_model(rest.pop("name"), vocabulary=vocabulary, **rest)
-        model.load_state_dict(state if half == 0 else keep.state[0])
-        wrap = torch.nn.parallel.DistributedDataParallel
-        learner = make_learner(
-            model,
-            aml=aml,
-            wrap=wrap,
-            accumulate=accumulate,
-            steps=steps_per_epoch(limit, BATCH),
-            optim={"lr": LR},
-            epochs=1 + (aml.get("stage1") == "cached"),
-        )
-        if half:
-            learner.load_state_dict(keep.state[1])
-        keep.learner = learner
-        try:
-            metrics = run_epochs(learner, items, keep if half == 0 else None)
-        except KeyboardInterrupt:
-            assert learner.progress.step == 1 and len(learner.progress.ranks) == 2
-    return {k: v for k, v in metrics.items() if not k.startswith("time/")}, trained(learner)
-
-
-def as_rank(rank, folder, *args):
-    """The runs as one of two workers, saved."""
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/meet",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(minutes=3),
-    )
-    try:
-        runs = [short_run(*args, *run) for run in WORKERS]
-        metrics, resumed = in_halves(*args, *WORKERS[-1])
-        assert equal(resumed, runs[-1][1]) and all(
-            runs[-1][0][name] == value for name, value in metrics.items()
-        )
-        torch.save(runs, folder / f"rank{rank}.pt")
-    finally:
-        dist.destroy_process_group()
-
-
-def test_two_workers_train_as_one(blocks, make_model, tmp_path):
-    model = make_model(dropout=0.0)
-    args = (blocks, model.spec, model.vocabulary, copy.deepcopy(model.state_dict()))
-    other = torch.multiprocessing.get_context("spawn").Process(
-        target=as_rank, args=(1, tmp_path, *args)
-    )
-    other.start()
-    try:
-        as_rank(0, tmp_path, *args)
-    finally:
-        other.join(120)
-        other.kill()
-    assert other.exitcode == 0
-    ranks = [torch.load(tmp_path / f"rank{r}.pt", weights_only=True) for r in (0, 1)]
-    for run, (metrics, first), (_, second) in zip(WORKERS, *ranks, strict=True):
-        expected_metrics, expected = short_run(*args, *run)
-        assert equal(first, second), f"the ranks drifted apart: {run}"
-        # scores saturated by a large scale tie, and the last bit decides their order
-        assert metrics.pop("aml/auroc", 0) == pytest.approx(
-            expected_metrics.pop("aml/auroc", 0), abs=1e-3
-        ), run
-        assert metrics == pytest.approx(expected_metrics, abs=5e-5) and metrics["n"] == 30, run
-        if "maps" in expected:
-            maps, ids = expected.pop("maps").int(), expected.pop("ids")
-            assert len(ids) == 49 and torch.equal(first["ids"], ids)
-            # a rounding error may reach the next byte
-            assert (first["maps"].int() - maps).abs().max() <= 1 and maps.unique().numel() > 20
-            assert metrics["aml/hidden"] > 0.15 and (metrics["aml/uninformative"] < 0.3)
-        assert distance(expected, first) < 0.02 * LR, run
 
 
 EAGER = """

@@ -10,8 +10,6 @@ import re
 import shlex
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import jsonschema
@@ -42,61 +40,8 @@ def render(name: str, *overrides: str) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.fixture(scope="module")
-def filled() -> dict[str, str]:
-    """Every file as it is applied; Compose fills in its own, and spot.sh needs nothing."""
-    return {name: done.stdout for name in FILES if (done := render(name)).returncode == 0}
-
-
-@pytest.fixture(scope="module")
-def values() -> dict[str, str]:
-    lines = (CLUSTER / "values.env").read_text("utf-8").splitlines()
-    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
-
-
 def documents(text: str) -> list[dict]:
     return list(yaml.safe_load_all(text))
-
-
-@pytest.fixture(scope="module")
-def schemas() -> dict[str, dict]:
-    """KubeRay's custom resource definitions, v1, by kind."""
-    folder = Path(os.environ.get("AMLRIS_SCHEMAS", ROOT / ".." / "shared" / "schemas"))
-    if not (folder / "ray.io_rayjobs.yaml").is_file():
-        pytest.skip(
-            f"no KubeRay schemas at {folder}: set AMLRIS_SCHEMAS to the folder with "
-            "ray.io_rayclusters.yaml and ray.io_rayjobs.yaml"
-        )
-    found = {}
-    for path in folder.glob("ray.io_*.yaml"):
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        text = path.read_text("utf-8")
-        spec = yaml.load(text, loader)["spec"]  # noqa: S506 (both loaders are safe ones)
-        (found[spec["names"]["kind"]],) = [
-            v["schema"]["openAPIV3Schema"] for v in spec["versions"] if v["name"] == "v1"
-        ]
-    return found
-
-
-def closed(schema):
-    """Return the schema with unknown keys refused, which the API server would drop silently.
-
-    Quantities may be numbers or text.
-    """
-    if isinstance(schema, list):
-        return [closed(s) for s in schema]
-    if not isinstance(schema, dict):
-        return schema
-    made = {k: closed(v) for k, v in schema.items()}
-    if made.pop("x-kubernetes-int-or-string", False):
-        made.pop("type", None)
-    if (
-        isinstance(schema.get("properties"), dict)
-        and "type" in schema
-        and not schema.get("x-kubernetes-preserve-unknown-fields")
-    ):
-        made.setdefault("additionalProperties", False)
-    return made
 
 
 def entry_points(text: str) -> list[list[str]]:
@@ -319,44 +264,6 @@ def test_the_launcher_file_is_what_ray_accepts(filled):
     assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][-1]
 
 
-@pytest.mark.parametrize("name", ["kubernetes/raycluster.yaml", "kubernetes/rayjob.yaml"])
-def test_ray_on_kubernetes_is_what_kuberay_accepts(name, filled, schemas):
-    (manifest,) = documents(filled[name])
-    jsonschema.Draft7Validator(closed(schemas[manifest["kind"]])).validate(manifest)
-
-
-def test_the_check_against_the_schema_can_fail(filled, schemas):
-    (manifest,) = documents(filled["kubernetes/raycluster.yaml"])
-    manifest["spec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["volumeMount"] = []
-    with pytest.raises(jsonschema.ValidationError, match="volumeMount"):
-        jsonschema.Draft7Validator(closed(schemas["RayCluster"])).validate(manifest)
-
-
-def test_ray_on_kubernetes_asks_for_a_token_and_keeps_its_head_off_spot_nodes(filled, values):
-    (cluster,), (job,) = (
-        documents(filled["kubernetes/raycluster.yaml"]),
-        documents(filled["kubernetes/rayjob.yaml"]),
-    )
-    assert job["spec"]["rayClusterSpec"] == cluster["spec"]
-    spec = cluster["spec"]
-    assert spec["authOptions"] == {"mode": "token"} and spec["autoscalerOptions"]["version"] == "v2"
-    assert spec["headGroupSpec"]["serviceType"] == "ClusterIP" and spec["headGroupSpec"][
-        "rayStartParams"
-    ] == {"num-cpus": "0"}
-    groups = {g["groupName"]: g["template"]["spec"] for g in spec["workerGroupSpecs"]}
-    pods = groups | {"head": spec["headGroupSpec"]["template"]["spec"]}
-    market = {name: pod["nodeSelector"][values["SPOT_LABEL"]] for name, pod in pods.items()}
-    assert market == {"gpu-spot": "spot", "cpu-data": "on-demand", "head": "on-demand"}
-    gpus = {
-        name: pod["containers"][0]["resources"]["limits"].get("nvidia.com/gpu")
-        for name, pod in groups.items()
-    }
-    assert gpus == {"gpu-spot": values["GPUS_PER_NODE"], "cpu-data": None}
-    assert {m["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] for m in (cluster, job)} == {
-        values["QUEUE"]
-    }
-
-
 def containers(text: str) -> dict[str, dict]:
     """Return the containers of a rendered file's pods, by name."""
     found = {}
@@ -411,58 +318,6 @@ def test_ray_and_mlflow_reach_the_same_s3(monkeypatch):
             assert (
                 session.client("sts").meta.endpoint_url == "https://sts.eu-central-1.amazonaws.com"
             )
-
-
-def test_pods_stay_where_they_run_and_only_the_head_may_change_the_cluster(filled):
-    spec = documents(filled["kubernetes/raycluster.yaml"])[0]["spec"]
-    head, *workers = [
-        group["template"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])
-    ]
-    (database,) = [
-        d["spec"]["template"]
-        for d in documents(filled["kubernetes/mlflow.yaml"])
-        if d["kind"] == "StatefulSet"
-    ]
-    (server,) = [
-        d["spec"]["template"]
-        for d in documents(filled["kubernetes/mlflow.yaml"])
-        if d["kind"] == "Deployment"
-    ]
-    for template in (head, *workers, database):
-        assert template["metadata"]["annotations"]["karpenter.sh/do-not-disrupt"] == "true"
-    assert "automountServiceAccountToken" not in head["spec"]  # the autoscaler runs there
-    assert [t["spec"]["automountServiceAccountToken"] for t in (*workers, server)] == [
-        False,
-        False,
-        False,
-    ]
-
-
-def test_every_kubernetes_document_says_what_it_is_and_refers_to_what_exists(filled, values):
-    every = [
-        d
-        for name, text in filled.items()
-        if name.startswith("kubernetes/")
-        for d in documents(text)
-    ]
-    assert all(
-        {"apiVersion", "kind", "metadata"} <= set(d)
-        and d["metadata"]["namespace"] == values["NAMESPACE"]
-        for d in every
-    )
-    made = {(d["kind"], d["metadata"].get("name")) for d in every}
-    text = "".join(filled[n] for n in filled if n.startswith("kubernetes/"))
-    assert {("ServiceAccount", a) for a in re.findall(r"serviceAccountName: (\S+)", text)} <= made
-    assert {
-        ("PersistentVolumeClaim", c) for c in re.findall(r"claimName: \"?([\w-]+)", text)
-    } <= made
-    for d in every:
-        if d["kind"] in ("Deployment", "StatefulSet"):
-            assert (
-                d["spec"]["selector"]["matchLabels"] == d["spec"]["template"]["metadata"]["labels"]
-            )
-        if d["kind"] == "Service":
-            assert d["spec"].get("type", "ClusterIP") == "ClusterIP"
 
 
 def test_the_tracking_server_of_compose_listens_on_this_machine_only():
@@ -561,114 +416,6 @@ def test_every_command_of_the_files_parses(filled):
             assert given["follow"] and parameters(inner[0], inner[1:])
 
 
-def lines_of_the_readme() -> list[str]:
-    """Return the lines that a reader types, top to bottom."""
-    return [
-        line
-        for block in re.findall(r"```bash\n(.*?)```", README, re.S)
-        for line in block.splitlines()
-    ]
-
-
-def test_what_the_readme_says_to_type_is_bash():
-    lines = lines_of_the_readme()
-    assert len(lines) > 30
-    for line in lines:
-        subprocess.run(["bash", "-n"], input=line, text=True, check=True)
-    assert not [line for line in lines if line.partition(" #")[0].rstrip().endswith("&")], (
-        "what runs in the background is not there yet in the next line"
-    )
-
-
-def test_rays_commands_of_the_readme_are_rays():
-    from ray.scripts.scripts import cli
-
-    typed = [
-        shlex.split(part, comments=True)[1:]
-        for line in lines_of_the_readme()
-        for part in line.strip("()").split(" && ")
-        if part.startswith("ray ")
-    ]
-    assert {words[0] for words in typed} >= {
-        "start",
-        "stop",
-        "up",
-        "exec",
-        "attach",
-        "dashboard",
-        "rsync-up",
-        "get-auth-token",
-    }
-    for name, *arguments in typed:
-        words = arguments[: arguments.index(">")] if ">" in arguments else arguments
-        command = cli.commands.get(name) or cli.commands[name.replace("-", "_")]
-        command.make_context(name, words)  # raises where Ray refuses them
-
-
-def test_what_the_readme_types_for_kubernetes_is_made_before_it_is_used(values):
-    lines = lines_of_the_readme()
-
-    def first(text: str) -> int:
-        return next(i for i, line in enumerate(lines) if text in line)
-
-    namespace = first(f"kubectl create namespace {values['NAMESPACE']}")
-    assert namespace < min(
-        i for i, line in enumerate(lines) if "kubectl" in line and i != namespace
-    )
-    base, secret, mlflow, job = (
-        first(text)
-        for text in (
-            "base.yaml",
-            "create secret generic mlflow-postgres",
-            "mlflow.yaml",
-            "rayjob.yaml",
-        )
-    )
-    assert max(base, secret) < mlflow < job
-    cluster, there, tunnel, token = (
-        first(text)
-        for text in (
-            "raycluster.yaml",
-            "kubectl -n research wait",
-            "amlris-head-svc",
-            "RAY_AUTH_TOKEN=",
-        )
-    )
-    assert cluster < there < tunnel < token
-    environment = first("source .venv/bin/activate")
-    assert environment < min(
-        i for i, line in enumerate(lines) if line.startswith(("ray ", "python "))
-    )
-
-
-def test_names_in_the_readme_are_those_of_the_values(values):
-    assert set(re.findall(r"kubectl -n (\S+)", README)) == {values["NAMESPACE"]}
-    assert set(re.findall(r"docker build .*? -t (\S+)|docker push (\S+)", README)) == {
-        pair
-        for image in (values["IMAGE"], values["MLFLOW_IMAGE"])
-        for pair in ((image, ""), ("", image))
-    }
-    assert set(re.findall(r"s3://([\w-]+)", README)) - {"bucket"} == {values["BUCKET"]}
-    assert (
-        f"service/{values['NAME']}-head-svc" in README
-        and f"raycluster/{values['NAME']} " in README
-        and f"generic {values['NAME']}-secrets " in README
-    )
-
-
-def test_what_the_readme_writes_into_the_projects_folder_is_no_part_of_it():
-    from orchestrator.cluster.packaging import ignored
-
-    written = {
-        name for line in lines_of_the_readme() for name in re.findall(r"> ([\w.-]+)(?: |$)", line)
-    }
-    assert written == {"aws.yaml", "amlris.sbatch"}
-    patterns = (ROOT / ".gitignore").read_text("utf-8").split()
-    assert all(ignored(Path(name), patterns) for name in written) and not ignored(
-        Path("cluster/aws.yaml"), patterns
-    )
-
-
 def test_experiments_that_are_named_load(filled):
     from orchestrator.config.loader import load
 
@@ -685,124 +432,6 @@ def test_scripts_are_bash(filled):
         (CLUSTER / "spot.sh").read_text("utf-8"),
     ):
         subprocess.run(["bash", "-n"], input=text, text=True, check=True)
-
-
-def test_the_markets_notice_is_handed_on_to_ray(tmp_path):
-    """A metadata service as AWS has it: a token first, and 404 until there is a notice."""
-    asked = []
-
-    class Metadata(BaseHTTPRequestHandler):
-        def answer(self, code: int, text: bytes = b"") -> None:
-            asked.append((self.command, self.path, self.headers.get("X-aws-ec2-metadata-token")))
-            self.send_response(code)
-            self.end_headers()
-            self.wfile.write(text)
-
-        def do_PUT(self):
-            self.answer(
-                200 if self.headers.get("X-aws-ec2-metadata-token-ttl-seconds") else 400, b"t0ken"
-            )
-
-        def do_GET(self):
-            self.answer(200 if len(asked) > 4 else 404, b'{"action": "terminate"}')
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Metadata)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    (tmp_path / "ray").write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
-    (tmp_path / "ray").chmod(0o755)
-    where = {
-        "AWS_EC2_METADATA_SERVICE_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-        "SPOT_POLL_S": "0.05",
-    }
-    environment = (
-        os.environ | where | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "TMPDIR": str(tmp_path)}
-    )
-    done = subprocess.run(
-        ["bash", CLUSTER / "spot.sh"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    server.shutdown()
-    assert done.stdout.splitlines()[0] == "drain-node" and asked[:2] == [
-        ("PUT", "/latest/api/token", None),
-        ("GET", "/latest/meta-data/spot/instance-action", "t0ken"),
-    ]
-    assert len(asked) == 6, "it asks until there is a notice, and then no more"
-
-
-@pytest.mark.parametrize("code", [0, 1])
-def test_a_worker_of_the_launcher_waits_for_the_markets_notice_where_its_ray_started(
-    code, filled, tmp_path
-):
-    config = yaml.safe_load(filled["aws.yaml"])
-    (tmp_path / "amlris-env" / "bin").mkdir(parents=True)
-    (tmp_path / "amlris-env" / "bin" / "ray").write_text(f"#!/bin/bash\nexit {code}\n")
-    (tmp_path / "amlris-env" / "bin" / "ray").chmod(0o755)
-    assert config["file_mounts"]["~/spot.sh"] == "cluster/spot.sh"
-    os.mkfifo(tmp_path / "heard")
-    (tmp_path / "spot.sh").write_text('echo "$RAY_AUTH_MODE" > ~/heard\n')
-    # The launcher wraps the command in the same way.
-    wrapped = f"export OMP_NUM_THREADS=1 && ({config['worker_start_ray_commands'][-1]})"
-    done = subprocess.run(
-        ["bash", "-c", wrapped],
-        env=os.environ | {"HOME": str(tmp_path), "RAY_HEAD_IP": "head"},
-        check=False,
-    )
-    assert done.returncode == code, "the launcher is told of a Ray that did not start"
-    if code == 0:
-        assert (
-            subprocess.check_output(["cat", tmp_path / "heard"], timeout=60) == b"token\n"
-        )  # it waits for the writer
-    assert (tmp_path / "spot.log").exists() == (code == 0)
-
-
-def test_the_markets_notice_is_told_as_ray_takes_it():
-    from ray.scripts.scripts import drain_node
-
-    text = (CLUSTER / "spot.sh").read_text("utf-8")
-    given = drain_node.make_context(
-        "drain-node", shlex.split(text.split("ray drain-node")[1].splitlines()[0])
-    ).params
-    assert (
-        given["reason"] == "DRAIN_NODE_REASON_PREEMPTION"
-        and given["reason_message"]
-        and given["deadline_remaining_seconds"] < 120
-    )
-
-
-def test_a_pod_that_is_to_end_has_time_to_save(filled, monkeypatch):
-    import importlib
-
-    from ray._private import ray_constants
-
-    (worker,) = [
-        g
-        for g in documents(filled["kubernetes/raycluster.yaml"])[0]["spec"]["workerGroupSpecs"]
-        if g["groupName"] == "gpu-spot"
-    ]
-    pod = worker["template"]["spec"]
-    given = {e["name"]: e["value"] for e in pod["containers"][0]["env"]}
-    assert (
-        60
-        < float(given["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
-        < pod["terminationGracePeriodSeconds"]
-    )
-    monkeypatch.setenv(
-        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", given["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]
-    )
-    spec = importlib.util.spec_from_file_location("constants_of_a_pod", ray_constants.__file__)
-    constants = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(constants)  # as Ray reads them in the pod
-    assert (
-        float(given["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
-        == constants.RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S
-    )
 
 
 def test_the_slurm_script_uses_options_ray_has(filled):

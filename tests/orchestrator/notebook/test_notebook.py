@@ -97,6 +97,11 @@ def test_the_example_runs_and_was_stored_without_large_outputs(ray_session, tmp_
     assert found.returncode == 0, found.stdout + found.stderr
     texts = re.split(r"^--- cell \d+\n", found.stdout, flags=re.M)[1:]
     settings, swept, trials, difference, scores, listed, refused = texts[1:]
+    stored = re.findall(
+        r'"(?:mIoU in %|scores: mIoU|better and worse).*(?=\\n")', EXAMPLE.read_text()
+    )
+    assert len(stored) == 3
+    assert [line for line in stored if line[1:] not in found.stdout] == [], "execute it anew"
     assert "<td>notebook</td>" in settings
     assert "sweep, done" in swept and "<td>aml/calibrated</td>" in swept and ">nan<" not in swept
     assert trials.count("-confirm-") == 4 and "<td>testA</td>" in scores

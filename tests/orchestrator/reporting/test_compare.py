@@ -124,7 +124,12 @@ def sweep_of(
                 record
                 | {
                     "history": [
-                        {"epoch": record["epochs"], "val/mIoU": value, "val/oIoU": value - 0.1}
+                        {
+                            "epoch": record["epochs"],
+                            "val/mIoU": value,
+                            "val/oIoU": value - 0.1,
+                            "train/loss": 2 * value,
+                        }
                     ]
                 }
             )
@@ -167,6 +172,17 @@ def test_two_arms_are_compared_by_the_paired_test_over_their_seeds(root, result)
     assert found["sides"][0]["mean"] == pytest.approx(1.655 / 3) and "0.9" not in json.dumps(
         found["sides"]
     ), "search trials are not compared"
+
+
+def test_a_metric_that_is_no_score_has_its_own_unit_and_is_not_called_better(root, result):
+    sweep_of(root)
+    found, text = result("compare", "toy:aml/calibrated", "toy:off", "--metric", "train/loss")
+    (row,) = found["comparisons"]
+    assert row["verdict"] == "above"
+    # twice the differences .04 .04 .045
+    assert "aml/calibrated is 0.08333 above toy-00000001:off in train/loss" in row["words"]
+    assert "points" not in row["words"] and "%" not in row["words"].replace("95%", "")
+    assert "toy-00000001:off: train/loss 1.02 (95% t interval" in text
 
 
 def test_a_sweep_alone_is_every_pair_of_its_arms_corrected(root, result):

@@ -18,6 +18,7 @@ from scipy import stats
 from aml.errors import UserError
 from orchestrator.reporting import report, rows as rows_module, run_folder, significance, wording
 from orchestrator.reporting.figures import lines as lines_module, maps, style
+from orchestrator.reporting.page import summary
 from orchestrator.reporting.summaries import ArmDifference
 
 EPOCHS = 4
@@ -326,8 +327,52 @@ def test_the_summary_says_how_much_and_how_sure(finished):
     )
 
 
+def test_the_page_opens_with_the_verdict_and_folds_what_stands_behind_it(finished):
+    opening = finished[1].partition('<div class="summary">')[2].partition("</div>")[0]
+    shown, folded, _ = re.split(r"<details>|</details>", opening)
+    first, aligned, *_ = re.findall(r"<p>(.*?)</p>", shown)
+    assert first == (
+        "<b>Clean:</b> aml/calibrated (+4.00 points) and random (+2.67) are better than off."
+    )
+    assert aligned.startswith("<b>Alignment against random:</b> clean, aml/calibrated cannot be")
+    assert "has the highest mean" in folded and folded.count("<li>") >= 5
+
+
+def against_off(name, mean, half, certain):
+    interval = significance.Interval(n=5, mean=mean, low=mean - half, high=mean + half, sd=half)
+    return replace(
+        arm_summary(0.5, 0.5, 0.25),
+        arm=name,
+        vs_off=ArmDifference(interval, excludes_zero_corrected=certain, detectable=half),
+    )
+
+
+@pytest.mark.parametrize(
+    ("arms", "said"),
+    [
+        ([("a", 0.01, 0.02, False)], "a cannot be told from off (+1.00 points, 95% interval −1.00"),
+        (
+            [("a", 0.01, 0.02, False), ("b", -0.015, 0.02, False)],
+            "no arm can be told from off (largest difference: b, −1.50 points, 95%",
+        ),
+        (
+            [("a", 0.01, 0.005, False), ("b", 0.0, 0.02, False)],
+            "no arm can be told from off after correction; only before correction: a (+1.00 ",
+        ),
+        (
+            [("a", -0.02, 0.01, True), ("b", 0.01, 0.005, False), ("c", -0.03, 0.01, True)],
+            "no arm is better than off; c (−3.00 points) and a (−2.00) are worse; only before "
+            "correction: b (+1.00 points)",
+        ),
+    ],
+)
+def test_a_verdict_calls_better_only_what_stands_after_correction(arms, said):
+    ((what, found),) = summary.verdict([against_off(*arm) for arm in arms], [])
+    assert what == "clean" and found.startswith(said)
+
+
 def rows_of(lines, **meta):
-    return wording.summary(rows_module.arm_summaries(lines, meta), {"config": {}, **meta})
+    return summary.sentences(rows_module.arm_summaries(lines, meta), {"config": {}, **meta})
 
 
 def test_one_seed_is_never_called_a_difference():

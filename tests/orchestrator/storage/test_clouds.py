@@ -3,6 +3,7 @@
 import base64
 import os
 import shutil
+import socket
 
 import pytest
 
@@ -110,6 +111,35 @@ def test_a_bucket_that_is_away_is_said_with_what_to_check(scheme, unused_port, m
     variables = {"gs": "GOOGLE_", "abfs": "AZURE_", "hf": "HF_"}
     with pytest.raises(Unreachable, match=f"what {variables[scheme]}"):
         filesystem.Filesystem(uri[scheme], impatient=True).read("x")
+
+
+def test_google_without_credentials_is_refused_before_its_library_waits(
+    monkeypatch, tmp_path, unused_port, capsys
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
+    monkeypatch.setattr(filesystem, "GOOGLE_METADATA", ("127.0.0.1", unused_port))
+    page = str(tmp_path / "page.html")
+    code, text = command(capsys, "data", "show", "gs://bucket/x", "--split", "val", "--out", page)
+    assert code == 2
+    assert text.startswith("error: gs://bucket/x cannot be reached without credentials, and this")
+    with monkeypatch.context() as patch:
+        key = tmp_path / "key.json"
+        patch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(key))
+        with pytest.raises(Unreachable, match="names a file that is not here"):
+            filesystem.Filesystem("gs://bucket/x")
+        key.write_text("no key")
+        with pytest.raises(Unreachable, match=r"what GOOGLE_\* is exported"):
+            filesystem.Filesystem("gs://bucket/x").read("y")
+    login = tmp_path / ".config" / "gcloud" / "application_default_credentials.json"
+    login.parent.mkdir(parents=True)
+    login.write_text(
+        '{"type": "authorized_user", "client_id": "a", "client_secret": "b", "refresh_token": "c"}'
+    )
+    filesystem.Filesystem("gs://bucket/x")  # which asks nothing yet
+    login.unlink()
+    with socket.create_server(("127.0.0.1", unused_port)):
+        filesystem.Filesystem("gs://bucket/x")
 
 
 def test_a_damaged_file_is_no_bucket_that_is_away():

@@ -56,8 +56,10 @@ def test_the_last_lines_say_differences_in_points_with_their_intervals(run):
         "+4.00 (+4.00 to +4.00)*",
         "+1.33 (-0.10 to +2.77)",
     ]
-    assert "clean: random is above off, aml/calibrated is above off, as far as" in text
-    assert "(2 of 3 intervals leave out zero, uncorrected)" in text
+    # after Bonferroni's correction for two comparisons, and Holm's under corruption
+    assert "clean: aml/calibrated (+4.00 points) and random (+2.67) are better than off\n" in text
+    assert "under corruption: random is better than off (+3.17 points)" in text
+    assert "clean, aml/calibrated cannot be told from it (+1.33 points, 95% interval" in text
     assert "BELOW" not in text
     assert "0.5" not in text.partition("FLOPs")[0], "no share beside the per cent"
 
@@ -75,7 +77,7 @@ def test_one_seed_says_nothing_of_noise(run):
     lines = [line for line in path.read_text().splitlines() if "-c2" not in line]
     path.write_text("\n".join(line for line in lines if "-c3" not in line) + "\n")
     text = summary.sweep_summary(run)
-    assert "+3.00 (one seed)" in text and "clean: one common seed says nothing of noise" in text
+    assert "+3.00 (one seed)" in text and "clean: one common seed says nothing of noise\n" in text
 
 
 def test_the_comparison_of_all_trials_and_the_store_are_addressed_from_any_shell(run):
@@ -97,5 +99,5 @@ def test_mlflow_shows_the_same_in_markdown(run):
     first, result, *_ = text.split("\n\n")
     assert f"[report](#/experiments/7/runs/{'f' * 32}/artifacts/report/index.html)" in first
     assert "[champion](#/models/toy)" in first and "[all trials compared](#/compare-runs?" in first
-    assert result.startswith("clean: random is above off")
+    assert result.startswith("clean: aml/calibrated (+4.00 points) and random (+2.67) are better")
     assert "| random | 53.7 (50.8 to 56.5) | +2.67 (+1.23 to +4.10)* |" in text
