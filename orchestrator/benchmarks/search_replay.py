@@ -28,16 +28,21 @@ logger = logging.getLogger(__name__)
 METHODS = ("grid", "random", "tpe", "hyperopt", "bayesopt")
 
 SCHEDULERS: dict[str, dict[str, Any]] = {
-    "none": {},
-    "asha": {"grace": 1, "reduction": 3},
-    "median_stopping_rule": {"grace_period": 1, "min_samples_required": 3},
-    "hyperband": {"reduction_factor": 3},
+    "none": {"name": "none"},
+    "asha, grace 1": {"name": "asha", "grace": 1, "reduction": 3},
+    "asha, grace 2": {"name": "asha", "grace": 2, "reduction": 3},
+    "median, grace 1": {"name": "median_stopping_rule", "grace_period": 1},
+    "median, grace 2": {"name": "median_stopping_rule", "grace_period": 2},
+    "hyperband": {"name": "hyperband", "reduction_factor": 3},
 }
 """The schedulers that are played, and their settings.
 
 Population-based training is not among them: its trials change their settings on the way, and no
 table has what a setting scores when it goes on from another's checkpoint.
 """
+
+BUDGETS = (0.125, 0.25, 0.5, 1.0)
+"""Parts of the whole grid's epochs after which the best known setting is looked at."""
 
 CONCURRENT = 2
 """Trials that run at a time; each takes as long for an epoch as any other."""
@@ -72,6 +77,9 @@ def measure_search(
         What the table holds, and under "rows" for each method and scheduler: `epochs` (the median
         over the repetitions, and the quartiles) until a good setting was found, null where that
         many did not find one; `ratio`, the median divided by that of the grid without a scheduler;
+        `ratio_to_whole`, the median divided by the epochs of the whole grid, after which alone a
+        grid knows its best setting; `good_at`, for each of BUDGETS the share of repetitions whose
+        best known setting was good when they had trained such a part of the whole grid's epochs;
         `found`, the share of repetitions that ended at a good setting; `searched`, the epochs of a
         whole search, as a mean.
 
@@ -127,10 +135,14 @@ def _row(
 ) -> dict[str, Any]:
     """Return the row of a method with a scheduler; the first of `before` is the grid's."""
     needed, searched = [], []
+    good = dict.fromkeys(BUDGETS, 0)
+    whole = len(table.curves) * table.epochs
     for repetition in range(repetitions):
         found = replay(table, method, scheduler, repetition)
         needed.append(epochs_until_good(table, found))
         searched.append(found[-1].epochs)
+        for part in BUDGETS:
+            good[part] += is_good_at(table, found, part * whole)
     low, middle, high = (float(q) for q in np.quantile(needed, (0.25, 0.5, 0.75), method="higher"))
     grid = before[0]["epochs"][0] if before else middle
     return {
@@ -138,6 +150,8 @@ def _row(
         "scheduler": scheduler,
         "epochs": [_finite(middle), _finite(low), _finite(high)],
         "ratio": round(middle / grid, 3) if grid and math.isfinite(middle) else None,
+        "ratio_to_whole": round(middle / whole, 3) if math.isfinite(middle) else None,
+        "good_at": {part: round(count / repetitions, 3) for part, count in good.items()},
         "found": round(sum(map(math.isfinite, needed)) / repetitions, 3),
         "searched": round(statistics.fmean(searched), 1),
     }
@@ -149,10 +163,15 @@ def _finite(number: float) -> float | None:
 
 def _line(row: dict[str, Any]) -> str:
     middle, low, high = ("never" if n is None else f"{n:.0f}" for n in row["epochs"])
-    ratio = "" if row["ratio"] is None else f", {row['ratio']:.2f} of the grid's"
+    ratios = (row["ratio"], row["ratio_to_whole"])
+    parts = (
+        "" if None in ratios else " ({:.2f} of the grid's, {:.2f} of a whole grid)".format(*ratios)
+    )
+    shares = ", ".join(f"{share:.0%} at {part:g}" for part, share in row["good_at"].items())
     return (
-        f"{row['method']:<9} {row['scheduler']:<20} {middle:>5} epochs ({low} to {high}){ratio}; "
-        f"{row['found']:.0%} end at a good setting, a whole search trains {row['searched']:.0f}"
+        f"{row['method']:<9} {row['scheduler']:<16} {middle:>5} epochs, quartiles {low} to {high}"
+        f"{parts}; good: {shares} of a whole grid's epochs, {row['found']:.0%} at the end, "
+        f"which is at {row['searched']:.0f} epochs"
     )
 
 
@@ -169,6 +188,20 @@ def epochs_until_good(table: SearchTable, found: list[Found]) -> float:
             break
         needed = step.epochs
     return needed
+
+
+def is_good_at(table: SearchTable, found: list[Found], epochs: float) -> bool:
+    """Return whether the best setting that a search knew after so many epochs was good.
+
+    A search that has ended before keeps what it knew.
+
+    Args:
+        table: The table that says what is good.
+        found: The best settings known, in the order of time.
+        epochs: Epochs that all trials together had been trained.
+    """
+    known = [step for step in found if step.epochs <= epochs]
+    return bool(known) and known[-1].setting in table.good
 
 
 def settings_of(table: SearchTable, method: str, scheduler: str, repetition: int) -> Experiment:
@@ -199,7 +232,7 @@ def settings_of(table: SearchTable, method: str, scheduler: str, repetition: int
                 "arms": [table.arm],
                 "space": space,
                 "method": method,
-                "scheduler": {"name": scheduler, **SCHEDULERS[scheduler]},
+                "scheduler": SCHEDULERS[scheduler],
                 "trials": len(table.curves),
                 "metric": table.metric,
                 "seeds": {"confirm": 0},
@@ -282,6 +315,7 @@ class Replay:
             "arm": spec.arm,
             "stage": spec.stage,
             "state": state,
+            "stopped_by": self.plan.experiment.search.scheduler.name if state == "stopped" else "",
             "overrides": spec.overrides,
             "epochs": len(history),
             "history": history,

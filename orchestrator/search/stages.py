@@ -104,13 +104,18 @@ class SearchStage:
     def on_trial_complete(self, record: dict, gains: Sequence[float] | None) -> None:
         """Tell the arm's study or population that a search trial has ended.
 
+        A study reads no score of a trial that the arm's scheduler has stopped. Such a score is of
+        an earlier epoch than the others: it says little of the setting, and a model of the
+        results would take it for a bad one.
+
         Args:
             record: The trial's ledger record.
             gains: Its last metrics, more is better; None where it lacks one.
         """
         arm = record["arm"]
         if arm in self.studies:
-            self.studies[arm].tell(record, gains)
+            is_cut = record.get("stopped_by") == self.experiment.search.scheduler.name
+            self.studies[arm].tell(record, None if is_cut else gains)
         if population := self.populations.get(arm):
             population.initial_configs.setdefault(record["trial"], record["overrides"])
             population.terminated.add(record["trial"])

@@ -18,7 +18,8 @@ class TuneStudy:
 
     A suggestion depends on the seed, its index, the settings asked for before and the results of
     those that have ended, and not on how often the sweep was restarted: for each suggestion a new
-    Searcher is given the earlier settings as points to evaluate first, and their results.
+    Searcher is given the earlier settings as points to evaluate first, and their results. Trials
+    that ended without a result are left out.
     """
 
     def __init__(self, experiment: Experiment, arm: str) -> None:
@@ -36,7 +37,7 @@ class TuneStudy:
         self.settings: dict[str, dict] = {}
         """Settings by trial, in the order in which they were asked for."""
         self.values: dict[str, float | None] = {}
-        """Values of trials that have ended; None where one failed."""
+        """Values of trials that have ended; None where one has none to read."""
 
     def ask(self, trial_id: str, index: int) -> dict:
         """Return the settings of a new trial; random ones where the method has none to suggest.
@@ -45,8 +46,7 @@ class TuneStudy:
             trial_id: Its id.
             index: Its index among the arm's search trials.
         """
-        earlier = dict(sorted(self.settings.items()))
-        found = self._suggest(trial_id, index, earlier) if self.space else {}
+        found = self._suggest(trial_id, index) if self.space else {}
         if not isinstance(found, dict):
             found = sample_config(self.space, [self.seed, index])
         self.settings[trial_id] = {key: _plain(value) for key, value in found.items()}
@@ -61,32 +61,34 @@ class TuneStudy:
 
         Args:
             record: The trial's record in the ledger.
-            values: The one value to maximise; None where the trial failed.
+            values: The one value to maximise; None where there is none to read.
         """
         self.join(record["trial"], record["overrides"])
         value = values[0] if values else None
         self.values[record["trial"]] = value if value is not None and math.isfinite(value) else None
 
-    def _suggest(self, trial_id: str, index: int, earlier: dict[str, dict]) -> Any:
+    def _suggest(self, trial_id: str, index: int) -> Any:
         from ray import tune
 
+        ended = {t: value for t, value in sorted(self.values.items()) if value is not None}
+        running = sorted(self.settings.keys() - self.values.keys())
+        points = [dict(self.settings[earlier]) for earlier in [*ended, *running]]
         seed = int(np.random.default_rng([self.seed, index]).integers(2**31))
         space = {key: _domain(tune, values) for key, values in self.space.items()}
         arguments = self.method.to_dict()
         name = arguments.pop("name")
         searcher = tune.create_searcher(
             name,
-            points_to_evaluate=list(earlier.values()) or None,
+            points_to_evaluate=points or None,
             **arguments,
             **{SEED_ARGUMENTS[name]: seed},
         )
         searcher.set_search_properties("value", "max", space)
-        for earlier_id in earlier:
-            searcher.suggest(earlier_id)
-            if earlier_id in self.values:
-                value = self.values[earlier_id]
-                result = None if value is None else {"value": value, "training_iteration": 1}
-                searcher.on_trial_complete(earlier_id, result, error=value is None)
+        for earlier in [*ended, *running]:
+            searcher.suggest(earlier)
+            if earlier in ended:
+                result = {"value": ended[earlier], "training_iteration": 1}
+                searcher.on_trial_complete(earlier, result)
         return searcher.suggest(trial_id)
 
 

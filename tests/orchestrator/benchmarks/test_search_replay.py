@@ -11,6 +11,7 @@ from orchestrator.benchmarks.search_replay import (
     Found,
     Replay,
     epochs_until_good,
+    is_good_at,
     measure_search,
     replay,
     settings_of,
@@ -86,6 +87,13 @@ def test_a_setting_counts_as_found_from_when_the_search_kept_to_a_good_one():
     assert epochs_until_good(FOUR, [Found(3, good), Found(5, bad)]) == math.inf
 
 
+def test_of_a_budget_counts_what_the_search_knew_by_then():
+    found = [Found(3, (0.2,)), Found(5, (0.4,)), Found(9, (0.8,))]
+    known = {3: False, 4: False, 5: True, 8: True, 9: False, 99: False}
+    assert {epochs: is_good_at(FOUR, found, epochs) for epochs in known} == known
+    assert not is_good_at(FOUR, found, 2), "no trial has ended yet"
+
+
 def test_a_grid_without_a_scheduler_trains_everything_two_at_a_time():
     found = replay(FOUR, "grid", "none", 0)
     assert [step.epochs for step in found] == [5, 6, 11, 12]
@@ -99,7 +107,7 @@ def test_a_grid_lists_its_values_in_another_order_in_each_repetition():
 
 def test_asha_ends_the_worst_setting_at_its_first_epoch_unless_that_one_came_first():
     for repetition in range(6):
-        play = Replay(FOUR, settings_of(FOUR, "grid", "asha", repetition))
+        play = Replay(FOUR, settings_of(FOUR, "grid", "asha, grace 1", repetition))
         assert play.run()[-1].setting in FOUR.good
         (worst,) = [trial for trial, spec in play.specs.items() if spec.overrides == {TAU: 0.8}]
         came_first = worst == "aml_calibrated-search-000"
@@ -125,7 +133,10 @@ def test_a_ledger_becomes_rows_that_start_with_the_grid(ledger, monkeypatch):
     assert result["best"] == {TAU: 0.4} and (result["score"], result["margin"]) == (0.6, 0.02776)
     grid, *others = result["rows"]
     assert (grid["method"], grid["scheduler"], grid["ratio"]) == ("grid", "none", 1.0)
-    assert (grid["found"], grid["searched"]) == (1.0, 12.0) and len(others) == 7
+    assert (grid["found"], grid["searched"]) == (1.0, 12.0) and len(others) == 11
+    assert grid["ratio_to_whole"] == round(grid["epochs"][0] / 12, 3)
+    assert list(grid["good_at"]) == [0.125, 0.25, 0.5, 1.0] and grid["good_at"][1.0] == 1.0
+    assert grid["good_at"][0.125] == 0.0, "after 1.5 of 12 epochs no trial has ended"
     assert grid["epochs"][1] <= grid["epochs"][0] <= grid["epochs"][2] <= 12
 
 

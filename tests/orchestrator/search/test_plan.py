@@ -173,6 +173,25 @@ def test_a_method_with_a_model_of_the_results_tries_better_settings_later(method
     assert five_best(method) < five_best("random") / 2
 
 
+@pytest.mark.parametrize("method", ["tpe", "hyperopt", "bayesopt"])
+def test_a_method_reads_no_score_of_a_trial_that_its_scheduler_stopped(method):
+    space = "search.space={aml.tau: {low: 0.1, high: 1.0}, aml.rho: {low: 0.25, high: 1.0}}"
+    more = ["search.arms=[aml/calibrated]", "search.scheduler=asha", "search.trials=12", space]
+    experiment = from_text(BASE, [*more, f"search.method={method}"])
+
+    def settings(score_of_stopped: float) -> list[dict]:
+        plan, found = Plan(experiment), []
+        for index in range(12):
+            trial = plan.suggest()
+            found.append(trial.overrides)
+            cut = {"state": "stopped", "stopped_by": "asha"} if index % 3 == 0 else {}
+            value = score_of_stopped if cut else trial.overrides["aml.tau"]
+            plan.on_trial_complete(end(trial, experiment, value) | cut)
+        return found
+
+    assert settings(0.1) == settings(0.9)
+
+
 def test_a_method_that_cannot_be_used_is_refused_before_anything_starts(monkeypatch):
     with pytest.raises(UserError, match="bayesopt takes ranges only.*a list for aml.tau"):
         from_text(BASE, [*GRID, "search.method=bayesopt", "search.trials=2"])
