@@ -10,6 +10,8 @@ import torch.distributed as dist
 from aml.data.batches import eval_batches, steps_per_epoch, train_batches
 from aml.data.dataset import Items
 from aml.models.registry import build_model
+from aml.training.config import EvalConfig
+from aml.training.loop import robust_metrics
 from tests.aml.training.test_learner import (
     BATCH,
     CALIBRATED,
@@ -48,7 +50,11 @@ def run_epochs(learner, items, keep=None):
 
 
 def short_run(blocks, spec, vocabulary, state, aml, accumulate, limit):
-    """This rank's epochs of one or two steps: the last one's metrics, and what was trained."""
+    """This rank's epochs of one or two steps: the last one's metrics, and what was trained.
+
+    Fog stands for all of the validation split, occlusion for 11 sentences, which no two ranks share
+    evenly.
+    """
     spec = dict(spec)
     model = build_model(spec.pop("name"), vocabulary=vocabulary, **spec)
     model.load_state_dict(state)
@@ -71,6 +77,10 @@ def short_run(blocks, spec, vocabulary, state, aml, accumulate, limit):
     metrics |= learner.evaluate(
         eval_batches(val, model, batch=7, rank=world.rank, world=world.size)
     ).scores()
+    few = Items(blocks, "val", size=64, unit="sentence", limit=11)
+    corrupted = {("fog", 2): lambda: val, ("occlusion", 2): lambda: few}
+    metrics |= robust_metrics(learner, corrupted, EvalConfig(batch=7))
+    assert metrics["robust/fog"] == metrics["mIoU"] != metrics["robust/occlusion"]
     return {k: v for k, v in metrics.items() if not k.startswith("time/")}, trained(learner)
 
 
