@@ -1,3 +1,6 @@
+from .annotations import (
+    Annotations as Annotations,
+)
 from .augment import (
     mirrored as mirrored,
 )

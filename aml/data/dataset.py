@@ -4,8 +4,6 @@
 makes a `Batch`. Shapes: B samples, H and W of the network image, L tokens.
 """
 
-import hashlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -15,8 +13,8 @@ import numpy as np
 import torch
 
 from aml.data import augment as augment_module
-from aml.data.decode import parse_rows, placement
-from aml.data.refer_counts import generalised, targets_of
+from aml.data.annotations import Annotations
+from aml.data.decode import placement
 from aml.data.window import Window
 from aml.draws import uniform
 from aml.errors import UserError
@@ -92,13 +90,6 @@ class Batch:
         return {k: v for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
 
 
-def item_key(dataset: str, split_by: str, ref_id: int, sent_id: int) -> int:
-    """Return a stable signed 64-bit hash of an item's identity."""
-    identity = f"{dataset}/{split_by}/{ref_id}/{sent_id}".encode()
-    digest = hashlib.blake2b(identity, digest_size=8).digest()
-    return int.from_bytes(digest, "little", signed=True)
-
-
 @dataclass(frozen=True, slots=True)
 class Item:
     """One ref with one of its sentences."""
@@ -108,8 +99,12 @@ class Item:
     ref: int
     """Index of the ref, and of its mask, in the row."""
     sentence: dict
+    """Its `sent_id` and its text `sent`."""
     key: int
-    """See `item_key`."""
+    """See `annotations.item_key`."""
+    height: int
+    """Of the original picture, as `width`."""
+    width: int
 
 
 class Items:
@@ -127,7 +122,7 @@ class Items:
             u(seed, epoch, ref); "sentence" makes one item a sentence.
         limit: keep the first items only.
         augment: augmentations that `batch` applies, of "flip", "crop" and "colour".
-        meta: `meta` of the items of another split of the same blocks.
+        annotations: `annotations` of the items of another split of the same blocks.
 
     Raises:
         UserError: the split holds nothing.
@@ -143,7 +138,7 @@ class Items:
         unit: str = "ref",
         limit: int | None = None,
         augment: Sequence[str] = (),
-        meta: list[list[dict]] | None = None,
+        annotations: Annotations | None = None,
     ) -> None:
         self.blocks = blocks
         self.split = split
@@ -151,32 +146,21 @@ class Items:
         self.fit = fit
         self.unit = unit
         self.augment = tuple(augment)
-        self.meta: list[list[dict]] = meta or [parse_rows(block["meta"]) for block in blocks]
-        self.refs = [
-            (b, r, k)
-            for b, rows in enumerate(self.meta)
-            for r, row in enumerate(rows)
-            for k, ref in enumerate(row["refs"])
-            if ref["split"] == split
-        ]
-        # sorted, since the plan must not depend on how rows were spread over blocks
-        self.refs.sort(key=self._identity)
-        if not self.refs:
-            have = sorted(
-                {ref["split"] for rows in self.meta for row in rows for ref in row["refs"]}
-            )
-            raise UserError(
-                f"split {split!r} is empty; the data hold {', '.join(have) or 'no refs at all'}"
-            )
-        self.datasets = sorted({row["dataset"] for rows in self.meta for row in rows})
-        self.generalised = generalised(self._ref(place) for place in self.refs)
-        self.choices = [
-            [self._item(*place, s) for s in self._ref(place)["sentences"]] for place in self.refs
-        ]
-        if unit == "sentence":
-            self.choices = [[item] for items in self.choices for item in items]
-        self.choices = self.choices[:limit]
-        self._ref_keys = torch.tensor([items[0].key for items in self.choices])
+        self.annotations = annotations or Annotations(blocks)
+        self.datasets = self.annotations.names["dataset"]
+        self.sentences = self.annotations.split(split)
+        """(m,) annotations.SENTENCE."""
+        if not len(self.sentences):
+            have = ", ".join(self.annotations.names["split"])
+            raise UserError(f"split {split!r} is empty; the data hold {have or 'no refs at all'}")
+        self.generalised = bool(self.sentences["no_target"].any())
+        starts = np.arange(len(self.sentences))
+        if unit == "ref":
+            place = self.sentences[["block", "row", "ref"]]
+            starts = np.flatnonzero(np.append(True, place[1:] != place[:-1]))
+        self.choices = np.stack([starts, np.append(starts[1:], len(self.sentences))], 1)[:limit]
+        """(n, 2) int64: first of the item's sentences among `sentences`, and the one after them."""
+        self.sentences = self.sentences[: self.choices[-1, 1]]
         self._token_table: _TokenTable | None = None
 
     def __len__(self) -> int:
@@ -188,12 +172,7 @@ class Items:
 
     def picks(self, indices: np.ndarray, seed: int, epoch: int) -> list[Item]:
         """Return the items at indices (n,) in an epoch."""
-        keys = self._ref_keys[torch.as_tensor(indices)]
-        draws = uniform(seed, epoch, keys, "sentence")[:, 0].tolist()
-        return [
-            self.choices[i][int(draw * len(self.choices[i]))]
-            for i, draw in zip(indices.tolist(), draws, strict=True)
-        ]
+        return self._items(self.sentences[self._draw(indices, seed, epoch)])
 
     def order(self, seed: int, epoch: int) -> np.ndarray:
         """Return a permutation of all items for an epoch.
@@ -203,7 +182,12 @@ class Items:
         rng = np.random.default_rng([seed, epoch])
         if not isinstance(self.blocks, Window):
             return rng.permutation(len(self))
-        return self.blocks.order(np.array([choice[0].block for choice in self.choices]), rng)
+        return self.blocks.order(self.places()[:, 0], rng)
+
+    def places(self, indices: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Return block and row of the items at indices (n,), or of all: (n, 2) int32."""
+        taken = self.sentences[self.choices[indices, 0]]
+        return np.stack([taken["block"], taken["row"]], 1)
 
     def ahead(self, batches: list[np.ndarray]) -> Iterator[np.ndarray]:
         """Yield the same batches of indices.
@@ -214,9 +198,7 @@ class Items:
         if not isinstance(self.blocks, Window):
             yield from batches
             return
-        places = [
-            [(self.choices[i][0].block, self.choices[i][0].row) for i in batch] for batch in batches
-        ]
+        places = [self.places(batch) for batch in batches]
         with closing(self.blocks.ahead(places)) as ready:
             yield from (batch for batch, _ in zip(batches, ready, strict=True))
 
@@ -234,15 +216,11 @@ class Items:
         return bits.reshape(self.size, self.size).astype(bool)
 
     def row(self, item: Item) -> dict:
-        """Return the row of an item without picture, masks, objects and raw sentences."""
-        return self.meta[item.block][item.row]
-
-    def objects(self, block: int, row: int) -> list[dict]:
-        """Return the objects of a picture, which are parsed anew: they are half of all memory."""
-        return json.loads(self.blocks[block]["meta"][row])["objects"]
+        """Return the row of an item without picture and masks, parsed anew."""
+        return self.annotations.row(item.block, item.row)
 
     def ref(self, item: Item) -> dict:
-        """Return the ref of an item."""
+        """Return the ref of an item, parsed anew."""
         return self.row(item)["refs"][item.ref]
 
     def batch(
@@ -265,55 +243,57 @@ class Items:
             total: valid samples of the step on all ranks; by default n.
             pad_to: rows of the batch; repeats of the first item, marked invalid, fill them up.
         """
-        items = self.picks(indices, seed, epoch)
-        n = len(items)
+        n = len(indices)
+        drawn = self._draw(indices, seed, epoch)
         if pad_to is not None:
-            items = items + items[:1] * (pad_to - n)
-        rows = [self.row(item) for item in items]
+            drawn = np.append(drawn, np.repeat(drawn[:1], pad_to - n))
+        taken = self.sentences[drawn]
+        items = self._items(taken)
         views = self._views(items, seed, epoch)
         places = [augment_module.place(v.real, v.window, v.mirrored, self.size) for v in views]
-        tokens, token_mask = self._tokens_of(model).look_up([view.sentence for view in views])
+        mirrored = np.array([view.mirrored for view in views])
+        tokens, token_mask = self._tokens_of(model).look_up(drawn, mirrored)
 
-        def column(values: list) -> torch.Tensor:
-            return torch.tensor(values, dtype=torch.int64)
+        def column(name: str) -> torch.Tensor:
+            return torch.from_numpy(taken[name].astype(np.int64))
 
         return Batch(
             image=torch.from_numpy(np.stack([view.image for view in views])).permute(0, 3, 1, 2),
             tokens=tokens,
             token_mask=token_mask,
             mask=torch.from_numpy(np.stack([view.mask for view in views])),
-            real=column([view.real for view in views]),
-            size=column([(r["height"], r["width"]) for r in rows]),
+            real=torch.tensor([view.real for view in views], dtype=torch.int64),
+            size=torch.stack([column("height"), column("width")], 1),
             valid=torch.arange(len(items)) < n,
-            no_target=torch.tensor([not targets_of(self.ref(i)) for i in items]),
-            item=column([i.key for i in items]),
-            image_id=column([r["image_id"] for r in rows]),
-            ref_id=column([self.ref(i)["ref_id"] for i in items]),
-            sent_id=column([i.sentence["sent_id"] for i in items]),
-            dataset=column([self.datasets.index(r["dataset"]) for r in rows]),
-            index=column([*indices.tolist(), *[-1] * (len(items) - n)]),
+            no_target=torch.from_numpy(taken["no_target"].copy()),
+            item=column("key"),
+            image_id=column("image_id"),
+            ref_id=column("ref_id"),
+            sent_id=column("sent_id"),
+            dataset=column("dataset"),
+            index=torch.tensor([*indices.tolist(), *[-1] * (len(items) - n)], dtype=torch.int64),
             total=n if total is None else total,
             generalised=self.generalised,
             view=torch.tensor(places) if {"crop", "flip"} & {*self.augment} else None,
         )
 
-    def _identity(self, place: tuple[int, int, int]) -> tuple[str, str, int, int]:
-        """Return the sort key of a ref, given as (block, row, index in the row)."""
-        row = self.meta[place[0]][place[1]]
-        return row["dataset"], row["split_by"], row["image_id"], self._ref(place)["ref_id"]
+    def _draw(self, indices: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+        """Return the numbers of the sentences that items show in an epoch, (n,) int64."""
+        first, end = self.choices[indices].T
+        keys = torch.from_numpy(self.sentences["key"][first])
+        draws = uniform(seed, epoch, keys, "sentence")[:, 0].double().numpy()
+        return first + (draws * (end - first)).astype(np.int64)
 
-    def _ref(self, place: tuple[int, int, int]) -> dict:
-        """Return a ref, given as (block, row, index in the row)."""
-        block, row, ref = place
-        return self.meta[block][row]["refs"][ref]
-
-    def _item(self, block: int, row: int, ref: int, sentence: dict) -> Item:
-        """Return the item of a ref and one of its sentences."""
-        meta = self.meta[block][row]
-        key = item_key(
-            meta["dataset"], meta["split_by"], meta["refs"][ref]["ref_id"], sentence["sent_id"]
-        )
-        return Item(block, row, ref, sentence, key)
+    def _items(self, taken: np.ndarray) -> list[Item]:
+        """Return the items of some sentences, (n,) annotations.SENTENCE."""
+        names = ("block", "row", "ref", "key", "height", "width", "sent_id")
+        columns = [taken[name].tolist() for name in names]
+        return [
+            Item(block, row, ref, {"sent_id": sent_id, "sent": sent}, key, height, width)
+            for block, row, ref, key, height, width, sent_id, sent in zip(
+                *columns, self.annotations.texts(taken), strict=True
+            )
+        ]
 
     def _views(self, items: list[Item], seed: int, epoch: int) -> list["_View"]:
         """Return each item as the model sees it in an epoch, augmented."""
@@ -342,17 +322,16 @@ class Items:
     def _tokens_of(self, model: Tokeniser) -> "_TokenTable":
         """Return the tokens of all sentences of the split, made anew for another model."""
         if self._token_table is None or self._token_table.model is not model:
-            sentences = (item.sentence["sent"] for items in self.choices for item in items)
+            sentences = self.annotations.texts(self.sentences)
             self._token_table = _TokenTable(model, sentences, mirrored="flip" in self.augment)
         return self._token_table
 
     def _view(self, item: Item) -> "_View":
         """Return an item without augmentation."""
-        row = self.row(item)
         return _View(
             self.image(item),
             self.mask(item),
-            placement(row["height"], row["width"], self.size, self.fit),
+            placement(item.height, item.width, self.size, self.fit),
             item.sentence["sent"],
         )
 
@@ -378,20 +357,34 @@ class _TokenTable:
 
     Args:
         model: tokenises the sentences.
-        sentences: the different sentences.
+        sentences: the sentences.
         mirrored: also hold the mirrored form of each sentence that has one.
     """
 
     def __init__(self, model: Tokeniser, sentences: Iterable[str], mirrored: bool) -> None:
-        every = dict.fromkeys(sentences)
+        rows: dict[str, int] = {}
+        own = (rows.setdefault(sentence, len(rows)) for sentence in sentences)
+        self.own = np.fromiter(own, np.int32)
+        """(n,) row of each sentence in the tables of tokens; equal ones share a row."""
+        self.mirrored: np.ndarray | None = None
+        """By row of a sentence, that of its mirrored form; its own where it has none."""
         if mirrored:
-            forms = [augment_module.mirrored(sentence) for sentence in every]
-            every |= dict.fromkeys(form for form in forms if form is not None)
+            forms = [augment_module.mirrored(sentence) or sentence for sentence in rows]
+            self.mirrored = np.array([rows.setdefault(form, len(rows)) for form in forms])
         self.model = model
-        self.tokens, self.valid = model.tokenise(list(every))
-        self.row_of = {sentence: i for i, sentence in enumerate(every)}
+        tokens, self.valid = model.tokenise(list(rows))
+        self.tokens = tokens.int()  # half of the memory
 
-    def look_up(self, sentences: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the tokens of sentences, (n, L) int64, and which are valid, (n, L) bool."""
-        rows = torch.tensor([self.row_of[sentence] for sentence in sentences])
-        return self.tokens[rows], self.valid[rows]
+    def look_up(
+        self, numbers: np.ndarray, mirrored: np.ndarray
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the tokens of sentences, (n, L) int64, and which are valid, (n, L) bool.
+
+        Args:
+            numbers: (n,) number of each sentence among all.
+            mirrored: (n,) bool, which of them are mirrored.
+        """
+        rows = self.own[numbers]
+        if self.mirrored is not None:
+            rows = np.where(mirrored, self.mirrored[rows], rows)
+        return self.tokens[rows].long(), self.valid[rows]

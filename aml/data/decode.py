@@ -10,7 +10,6 @@ The module does not import torch, so that processes that only decode start witho
 """
 
 import json
-from collections.abc import Iterable
 
 import numpy as np
 from PIL import Image
@@ -180,17 +179,3 @@ def rows_of_block(decoded: list[dict]) -> dict:
         "masks": [d["masks"] for d in decoded],
         "meta": [d["meta"] for d in decoded],
     }
-
-
-def parse_rows(texts: Iterable[str]) -> list[dict]:
-    """Return the rows of a block without their objects and the raw forms of their sentences.
-
-    They are parsed together, so that the names of their entries are in memory once a block.
-    """
-    rows: list[dict] = json.loads(f"[{','.join(texts)}]")
-    for row in rows:
-        row.pop("objects", None)
-        for ref in row["refs"]:
-            for sentence in ref["sentences"]:
-                sentence.pop("raw", None)
-    return rows

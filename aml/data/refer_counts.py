@@ -46,14 +46,6 @@ def targets_of(ref: dict) -> list[int]:
     return ref["ann_ids"] if "ann_ids" in ref else [ref["ann_id"]]
 
 
-def generalised(refs: Iterable[dict]) -> bool:
-    """Return whether expressions without a target are among these refs.
-
-    Predictions of very few pixels are then read as "nothing there" (`aml.metrics.called_empty`).
-    """
-    return any(not targets_of(ref) for ref in refs)
-
-
 def against_published(dataset: str, split_by: str, counts: dict[str, dict[str, int]]) -> str | None:
     """Compare counts with the published ones.
 

@@ -105,15 +105,21 @@ class Window(Sequence[dict]):
         turn = rng.permutation(len(used)) // self.span(used)
         return np.lexsort((rng.random(len(blocks)), turn[which]))
 
-    def ahead(self, batches: list[list[Place]]) -> Generator[None, None, None]:
+    def ahead(self, batches: list[np.ndarray]) -> Generator[None, None, None]:
         """Yield once a batch, when its pictures are decoded.
 
         Pictures are dropped after the last batch of the plan that shows them.
+
+        Args:
+            batches: (n, 2) block and row of the pictures of each batch.
         """
         import torch  # here, since tasks that only decode import this module, too
 
-        batches = [[(b, row) for b, row in batch if b >= self.first] for batch in batches]
-        last = {place: k for k, batch in enumerate(batches) for place in batch}
+        def lazy(batch: np.ndarray) -> list[Place]:
+            """Return the places of a batch that are not in memory."""
+            return [(b, row) for b, row in batch.tolist() if b >= self.first]
+
+        last = {place: k for k, batch in enumerate(batches) for place in lazy(batch)}
         waiting = deque(last)
         started = 0
         held: dict[Place, Future] = {}
@@ -123,7 +129,7 @@ class Window(Sequence[dict]):
         blocks = _Blocks(self, readers, Counter(block for block, _ in last))
         self.plans.append(held)
         try:
-            for k, batch in enumerate(batches):
+            for k, batch in enumerate(map(lazy, batches)):
                 seen.update(batch)
                 while waiting and started < len(seen) + AHEAD:
                     place = waiting.popleft()

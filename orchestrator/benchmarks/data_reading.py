@@ -156,7 +156,7 @@ def measure_shared_blocks(
     torch.set_num_threads(threads)
     return {
         "items": len(items),
-        "decoded_images_s": sum(map(len, items.meta)) / decode_s,
+        "decoded_images_s": sum(len(block["meta"]) for block in items.blocks) / decode_s,
         "decoded_mb": part.decoded_bytes(size) / 2**20,
         "first_epoch_samples_s_core": (n + BATCH) / (decode_s * cores + gather_s),
         "first_batch_s": first,
@@ -187,7 +187,7 @@ def _measure_streaming(part: ShardSelection, size: int, cores: int) -> dict[str,
     items = Items(window, "train", size=size, unit="sentence")
     first, n, _ = time_batches((len(b.image) for b in _epoch(items, model, 0)), start)
     epoch_s = time.perf_counter() - start
-    blocks = np.unique([choice[0].block for choice in items.choices])
+    blocks = np.unique(items.places()[:, 0])
     pictures = sum(map(len, window.pictures.meta))
     return {
         "window_samples_s_core": (n + BATCH) / epoch_s / cores,

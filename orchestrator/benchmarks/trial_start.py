@@ -249,6 +249,7 @@ def _paired_epochs(
     config: dict, shared: Blocks, words: list[str], tree: dict, folder: str, repeats: int
 ) -> None:
     """Trial: run an epoch of the plain loop after each epoch of the trial's own training."""
+    import numpy as np
     import torch
     from ray import tune
 
@@ -258,8 +259,7 @@ def _paired_epochs(
     settings = from_dict(tree)
     open_blocks: Callable[[], Any] = shared.open
     train, val = training.load_items(settings, open_blocks)
-    train.choices = train.choices * repeats
-    train._ref_keys = train._ref_keys.repeat(repeats)
+    train.choices = np.tile(train.choices, (repeats, 1))
     learner = training.make_learner(settings, train, words)
     plain = train_epochs(learner, train, val, settings.evaluate)
     times: dict[str, list[float]] = {"trial": [], "plain": []}

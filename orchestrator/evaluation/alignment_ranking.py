@@ -108,7 +108,7 @@ def other_referents(items: Items, batch: Batch) -> torch.Tensor:
     """
     found = []
     for index, own in zip(batch.index.tolist(), batch.mask.numpy(), strict=True):
-        item = items.choices[index][0]
+        item = items.pick(index, 0, 0)
         masks = [items.mask(replace(item, ref=k)) for k in range(len(items.row(item)["refs"]))]
         found.append(torch.from_numpy(np.any(masks, axis=0) & ~own))
     return torch.stack(found)

@@ -190,10 +190,10 @@ def _score_objects(items: Items, chosen: list[Item]) -> tuple[dict, dict]:
     @functools.lru_cache(maxsize=2)
     def object_masks(block: int, row: int) -> tuple[torch.Tensor, int]:
         """Return the masks (n, S, S) bool of a picture's objects, and the place of the largest."""
-        meta = items.meta[block][row]
+        meta = items.annotations.row(block, row)
         height = meta["height"]
         width = meta["width"]
-        masks = [rasterise(o["rle"], height, width) for o in items.objects(block, row)]
+        masks = [rasterise(o["rle"], height, width) for o in meta["objects"]]
         if not masks:
             # There is no object to choose, so the prediction is empty.
             masks = [np.zeros((height, width), np.uint8)]

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from aml.data import Items, steps_per_epoch
+from aml.data import Annotations, Items, steps_per_epoch
 from aml.errors import OutOfMemory, Unreachable
 from aml.inference import draw_training_grid, encode_png
 from aml.masking import Masker
@@ -268,12 +268,14 @@ def load_items(experiment: Experiment, blocks: BlockSource) -> tuple[Items, Item
             limit=data.train_limit,
             augment=data.augment,
         )
-        _ITEMS[key] = train, _val_items(data, lambda: opened, train.meta)
+        _ITEMS[key] = train, _val_items(data, lambda: opened, train.annotations)
     return _ITEMS[key]
 
 
-def _val_items(data: DataConfig, blocks: BlockSource, meta: list | None = None) -> Items:
-    """Return the validation items; `meta` holds the rows of the blocks where they are parsed."""
+def _val_items(
+    data: DataConfig, blocks: BlockSource, annotations: Annotations | None = None
+) -> Items:
+    """Return the validation items; `annotations` are those of the blocks where they are read."""
     return Items(
         blocks(),
         data.val_split,
@@ -281,7 +283,7 @@ def _val_items(data: DataConfig, blocks: BlockSource, meta: list | None = None) 
         fit=data.fit,
         unit="sentence",
         limit=data.val_limit,
-        meta=meta,
+        annotations=annotations,
     )
 
 

@@ -1,7 +1,10 @@
 """Test pictures and masks at network size, items, and their order on any number of workers."""
 
+import gc
 import io
+import json
 import math
+import tracemalloc
 from dataclasses import fields
 
 import numpy as np
@@ -10,8 +13,9 @@ import torch
 from PIL import Image
 
 from aml.data import decode
+from aml.data.annotations import item_key
 from aml.data.batches import eval_batches, rank_part, rank_rows, train_batches
-from aml.data.dataset import Items, item_key
+from aml.data.dataset import Items
 from aml.data.decode import fit_image, fit_mask, placement
 from aml.errors import UserError
 from aml.reading import UnreadableImage
@@ -151,12 +155,7 @@ def test_a_decoded_row_gives_back_picture_masks_and_meta(rows, scenes, fit):
         [decode.decode_row(row | {"jpeg": encoded}, 30, fit)]
     )  # 900 bits: no whole number of bytes
     items = Items([block], row["refs"][0]["split"], size=30, fit=fit, unit="sentence")
-    kept = {k: v for k, v in row.items() if k not in ("path", "objects")}
-    kept["refs"] = [
-        ref | {"sentences": [{k: s[k] for k in ("sent_id", "sent")} for s in ref["sentences"]]}
-        for ref in row["refs"]
-    ]
-    assert items.row(items.pick(0, 0, 0)) == kept and items.objects(0, 0) == row["objects"]
+    assert items.row(items.pick(0, 0, 0)) == {k: v for k, v in row.items() if k != "path"}
     rles = {o["ann_id"]: o["rle"] for o in row["objects"]}
     for index in range(len(items)):
         item = items.pick(index, 0, 0)
@@ -181,6 +180,37 @@ def test_units_and_limits(rows, items, blocks):
         for s in ref["sentences"]
     }
     assert len(Items(blocks, "val", size=SIZE, limit=3)) == 3
+
+
+def test_a_reader_holds_150_bytes_a_sentence_beside_the_texts_of_its_blocks(blocks, model):
+    def shifted(text: str, turn: int) -> str:
+        row = json.loads(text)
+        row["image_id"] += turn << 40
+        for ref in row["refs"]:
+            ref["ref_id"] += turn << 40
+            for sentence in ref["sentences"]:
+                sentence["sent"] += f" {turn}"
+        return json.dumps(row)
+
+    many = [
+        b | {"meta": [shifted(text, turn) for text in b["meta"]]}
+        for turn in range(20)
+        for b in blocks
+    ]
+
+    def read(blocks) -> tuple[Items, Items]:
+        train = Items(blocks, "train", size=SIZE, unit="sentence")
+        train.batch(np.arange(8), model)
+        return train, Items(blocks, "val", size=SIZE, annotations=train.annotations)
+
+    read(blocks)  # what is imported and cached on first use does not count
+    tracemalloc.start()
+    readers = read(many)
+    gc.collect()
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    sentences = len(readers[0].annotations.sentences)
+    assert sentences > 4000 and held / sentences < 150
 
 
 def test_an_empty_split_is_refused_with_those_there_are(blocks):

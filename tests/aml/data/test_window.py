@@ -107,7 +107,7 @@ def test_an_epoch_is_a_permutation_of_its_own_whatever_ran_before(store, windowe
 def test_a_window_at_a_time_is_mixed(windowed):
     order = windowed.order(0, 0)
     assert sorted(order) == list(range(len(windowed)))
-    groups = np.array([windowed.choices[i][0].block for i in order])
+    groups = windowed.places(order)[:, 0]
     used, first = np.unique(groups, return_index=True)
     turn = used[np.argsort(first)]  # the row groups in the order of their first item
     assert len(used) > 4 and turn.tolist() != sorted(turn)
@@ -116,7 +116,7 @@ def test_a_window_at_a_time_is_mixed(windowed):
     assert all(len(p) == p[-1] - p[0] + 1 for p in places)  # nothing of another window in between
     # Inside a window the row groups are mixed.
     assert any((np.diff(groups[p]) != 0).sum() > 2 for p in places)
-    pictures = [(windowed.choices[i][0].block, windowed.choices[i][0].row) for i in order]
+    pictures = windowed.places(order).tolist()
     together = sum(a == b for a, b in zip(pictures, pictures[1:], strict=False))
     assert together < len(order) / 4  # two refs of one picture do not follow each other as a rule
 
@@ -143,10 +143,7 @@ def test_each_picture_is_decoded_once_an_epoch_and_no_more_is_held_than_a_window
     held = []
     for _ in train_batches(items, model, batch=4, seed=0, epoch=0):
         held.append(len(items.blocks.plans[0]))
-    shown = {
-        (items.choices[i][0].block, items.choices[i][0].row)
-        for i in items.order(0, 0)[: len(items) // 4 * 4]
-    }
+    shown = {*map(tuple, items.places(items.order(0, 0)[: len(items) // 4 * 4]).tolist())}
     assert sorted(pictures.decodes) == sorted(shown) and len(pictures.reads) == len(
         {block for block, _ in shown}
     )
@@ -184,8 +181,9 @@ def test_one_who_stops_in_the_middle_leaves_no_thread_and_the_next_finds_everyth
 
 
 def test_a_picture_that_cannot_be_decoded_is_named(windowed, model):
-    first = windowed.choices[windowed.order(0, 0)[20]][0]
-    windowed.blocks.pictures.broken = (first.block, first.row)
+    windowed.blocks.pictures.broken = tuple(
+        windowed.places(windowed.order(0, 0)[20:21])[0].tolist()
+    )
     with pytest.raises(UnreadableImage, match=r"COCO_train2014_\d+\.jpg cannot be read"):
         epoch_of(windowed, model)
 

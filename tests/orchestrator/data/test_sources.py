@@ -175,7 +175,7 @@ def test_training_holds_no_evaluation_image_and_one_data_set_validates(
     every = [json.loads(text) for block in blocks for text in block["meta"]]
     assert {ref["split"] for row in every for ref in row["refs"]} == {"train", "val"}
     for item in train.picks(np.arange(6), 0, 0):
-        row = train.row(item) | {"objects": train.objects(item.block, item.row)}
+        row = train.row(item)
         full = decode_module.rasterise(
             rle.referent(row, train.ref(item)), row["height"], row["width"]
         )

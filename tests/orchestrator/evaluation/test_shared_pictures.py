@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from aml.conditions import parse_corruptions
@@ -57,8 +58,8 @@ def test_a_limit_takes_the_sentences_that_validation_takes(checkpoints, data, mo
     blocks = [rows_of_block([decode_row(row, 32) for row in read])]
     val = Items(blocks, "val", size=32, unit="sentence", limit=5)
     wanted = {
-        (val.meta[item.block][item.row]["refs"][item.ref]["ref_id"], item.sentence["sent_id"])
-        for (item,) in val.choices
+        (val.ref(item)["ref_id"], item.sentence["sent_id"])
+        for item in val.picks(np.arange(5), 0, 0)
     }
     chosen = []
     loader = samples.SampleLoader
