@@ -38,7 +38,7 @@ pause() { sleep 1 & wait $! || true; } # a signal ends a `wait`, not a `sleep`
 while kill -0 "$step" 2> /dev/null && [ ! -s "$command.ended" ]; do pause; done
 # symmetric-run stops Ray now. On several nodes it takes another minute to see that Ray is gone, and ends with 1 (Ray 2.60): it ends with this script,
 # as soon as no Ray runs on this node.
-for _ in {1..30}; do kill -0 "$step" 2> /dev/null && pgrep -u "$UID" -x 'gcs_server|raylet' > /dev/null && pause; done
+for _ in {1..30}; do kill -0 "$step" 2> /dev/null && pgrep -u "$UID" -x 'gcs_server|raylet' &> /dev/null && pause; done
 if [ -s "$command.ended" ]; then
     code=$(cat "$command.ended")
 else

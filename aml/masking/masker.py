@@ -254,7 +254,12 @@ class Masker:
         return x, {"visible": ~self.spread(mask)} if level == "feature" else {}
 
     def hide(self, x: torch.Tensor, mask: Mask) -> torch.Tensor:
-        """Return images (B, C, H, W) with the hidden blocks blanked, by zero where they drop."""
+        """Return images (B, C, H, W) with the hidden blocks blanked, by zero where they drop.
+
+        With aml.level words they are whole: `hide_words` hides words.
+        """
+        if mask.words:
+            return x
         return hide_pixels(x, mask.hidden, self.block, self.config.fill, mask.pixels)
 
     def hide_words(

@@ -62,9 +62,10 @@ class Step:
     def masked(self, mask: Mask, level: str | None = None, **changes: Any) -> Pass:
         """Return the pass under a mask, some of its fields replaced.
 
-        `level` is where blocks are hidden, without it that of the method.
+        `level` is where blocks are hidden, without it that of the method; a mask of words hides
+        words whatever it is.
         """
-        level = level or self.masker.method.level
+        level = "words" if mask.words else level or self.masker.method.level
         shown, extras = self.masker.view(self.x, mask, level)
         counted = ~self.masker.spread(mask) if level == "loss" else None
         tokens = self.masker.hide_words(

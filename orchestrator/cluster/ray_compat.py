@@ -67,6 +67,8 @@ TUNE_LOGGERS = {
     "ray.tune.analysis.experiment_analysis": logging.ERROR,
     "ray.tune.tune": logging.ERROR,
     "ray.tune.search.searcher": logging.ERROR,
+    # It reports settings that it skips since they were tried; others are drawn in their place.
+    "ray.tune.search.bayesopt.bayesopt_search": logging.ERROR,
     # They report that Tune's snapshot, which nobody reads, does not fit on a full disk.
     "ray.tune.execution.experiment_state": logging.CRITICAL,
     "ray.train._internal.syncer": logging.CRITICAL,

@@ -14,7 +14,7 @@ Public names: ARMS, AT_COMPUTE, AshaScheduler, BudgetConfig, CHANGEABLE, Cell, D
     PbtScheduler, ResourcesConfig, SCHEDULERS, SearchConfig, SeedsConfig, StorageConfig,
     SynthConfig, TpeMethod, TrackingConfig, active_params, base_arm, check_budget, check_run,
     check_sweep, code_version, defaults_of, explain_settings, from_dict, from_stored, from_text,
-    hourly_price, json_schema, load, load_matrix, masking_arm, setting_warnings,
+    hourly_price, json_schema, load, load_matrix, masking_arm, own_settings, setting_warnings,
     settings_reference, show_settings, stored_settings, unbundle, upgrade_overrides.
 """
 

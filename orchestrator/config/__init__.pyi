@@ -4,6 +4,7 @@ from .arms import (
     active_params as active_params,
     base_arm as base_arm,
     masking_arm as masking_arm,
+    own_settings as own_settings,
     unbundle as unbundle,
 )
 from .explain import (

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from aml.training import counted_epochs
+from orchestrator.config import own_settings
 
 NAN = math.nan
 
@@ -79,6 +80,11 @@ def arms_of(trials: list[Trial], sweep: dict) -> list[str]:
 def is_alignment_arm(arm: str) -> bool:
     """Tell whether an arm masks by alignment (aml, aml/..., with or without @compute)."""
     return arm.split("/")[0].split("@")[0] == "aml"
+
+
+def hides_words(arm: str) -> bool:
+    """Tell whether an arm hides words in place of blocks, as random(level=words)."""
+    return own_settings(arm).get("level") == "words"
 
 
 def mean_curve(trials: list[Trial], key: str) -> list[tuple[int, float, float, float]]:

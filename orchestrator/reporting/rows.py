@@ -24,8 +24,10 @@ from orchestrator.reporting.numbers import (
 )
 from orchestrator.reporting.significance import (
     LEVEL,
+    holm,
     mean_interval,
     paired_difference,
+    seed_difference,
     smallest_detectable_difference,
 )
 from orchestrator.reporting.summaries import ArmDifference, ArmSummary, LinePoint, MapCell
@@ -45,7 +47,7 @@ def arm_summaries(trials: list[Trial], sweep: dict) -> list[ArmSummary]:
     """Summarise each arm over its confirmation trials that are done, at the epoch that counts.
 
     An arm without such a trial has `seeds` 0 and NaN scores. The differences to off and to random
-    are paired by seed, and corrected for as many comparisons as there are confirmed arms less one.
+    are paired by seed, and those to each of the two corrected for their number (Holm).
 
     Args:
         trials: Trials of the ledger.
@@ -61,11 +63,7 @@ def arm_summaries(trials: list[Trial], sweep: dict) -> list[ArmSummary]:
         for arm, ts in confirmed.items()
     }
     scores = {arm: by_seed(ts, "val/mIoU") for arm, ts in done.items()}
-    comparisons = sum(map(bool, scores.values())) - 1
-
-    def difference(arm: str, reference: str) -> ArmDifference:
-        own = scores[arm] if arm != reference else {}
-        return arm_difference(own, scores.get(reference, {}), comparisons)
+    vs_off, vs_random = (arm_differences(scores, reference) for reference in ("off", "random"))
 
     def mean(arm: str, metric: str) -> float:
         return mean_interval(by_seed(done[arm], metric).values()).mean
@@ -86,8 +84,8 @@ def arm_summaries(trials: list[Trial], sweep: dict) -> list[ArmSummary]:
                 mIoU=mean_interval(scores[arm].values()),
                 oIoU=mean(arm, "val/oIoU"),
                 precision={name: mean(arm, metric) for name, metric in PRECISIONS.items()},
-                vs_off=difference(arm, "off"),
-                vs_random=difference(arm, "random"),
+                vs_off=vs_off[arm],
+                vs_random=vs_random[arm],
                 settings_tried=_settings_tried(arm, trials, sweep),
                 hidden=_hidden_share(arm, done[arm]),
                 cost_ratio=number(((sweep.get("cost") or {}).get(arm) or {}).get("ratio")),
@@ -96,20 +94,32 @@ def arm_summaries(trials: list[Trial], sweep: dict) -> list[ArmSummary]:
     return summaries
 
 
-def arm_difference(
-    a: Mapping[int, float], b: Mapping[int, float], comparisons: int
-) -> ArmDifference:
-    """Return the difference a - b, paired by seed.
+def arm_differences(
+    scores: Mapping[str, Mapping[int, float]], reference: str
+) -> dict[str, ArmDifference]:
+    """Return each arm's difference to one of them, paired by seed.
+
+    The p values of the arms that have two seeds in common with it are corrected together (Holm). Of
+    off only the difference by itself counts, since that of random to off says the same.
 
     Args:
-        a: Score by seed.
-        b: Score by seed.
-        comparisons: Number of comparisons for which the level is corrected, 1 - 0.05 / comparisons.
+        scores: Score by seed of each arm.
+        reference: Name of the arm that the others are compared with; its own difference is empty.
     """
-    interval = paired_difference(a, b)
-    corrected = paired_difference(a, b, 1 - LEVEL / max(comparisons, 1))
-    detectable = smallest_detectable_difference(interval.sd, interval.n)
-    return ArmDifference(interval, corrected.excludes_zero, detectable)
+    own = {arm: by_seed if arm != reference else {} for arm, by_seed in scores.items()}
+    other = scores.get(reference, {})
+    intervals = {arm: paired_difference(by_seed, other) for arm, by_seed in own.items()}
+    tests = {arm: seed_difference(own[arm], other).p for arm, i in intervals.items() if i.n > 1}
+    family = [arm for arm in tests if arm != "off"]
+    corrected = dict(zip(family, holm([tests[arm] for arm in family]), strict=True))
+    return {
+        arm: ArmDifference(
+            interval,
+            {**tests, **corrected}.get(arm, NAN) < LEVEL,
+            smallest_detectable_difference(interval.sd, interval.n),
+        )
+        for arm, interval in intervals.items()
+    }
 
 
 def _settings(trials: list[Trial]) -> list[tuple[float, float, list[tuple[str, Any]]]]:

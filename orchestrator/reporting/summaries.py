@@ -17,7 +17,7 @@ class ArmDifference:
     interval: Interval
     """Mean with its 95 % t interval; n is the number of common seeds."""
     excludes_zero_corrected: bool
-    """The interval at level 1 - 0.05 / comparisons excludes zero (Bonferroni)."""
+    """The p value after Holm's correction for all arms is below 0.05."""
     detectable: float
     """Smallest true difference that the test finds four times in five."""
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from orchestrator.reporting.numbers import number, selected
+from orchestrator.reporting.numbers import hides_words, number, selected
 from orchestrator.reporting.significance import LEVEL, Difference
 from orchestrator.reporting.summaries import ArmDifference, ArmSummary, LinePoint
 
@@ -224,7 +224,7 @@ def versus(arm: str, other: str, difference: ArmDifference, comparisons: int) ->
         arm: Name of the arm.
         other: Name of the arm it is compared with.
         difference: Difference arm - other.
-        comparisons: Number of comparisons that the corrected level is for.
+        comparisons: Number of arms compared with the other one, which are corrected together.
     """
     interval = difference.interval
     if interval.n == 0:
@@ -250,11 +250,11 @@ def versus(arm: str, other: str, difference: ArmDifference, comparisons: int) ->
     if difference.excludes_zero_corrected:
         return (
             f"{lead}{direction} {other} by more than seed noise explains, "
-            f"also when corrected for {comparisons} comparisons (Bonferroni)."
+            f"also when corrected for {comparisons} comparisons (Holm)."
         )
     return (
         f"{lead}{direction} {other} taken alone, "
-        f"but not when corrected for {comparisons} comparisons (Bonferroni): weak evidence."
+        f"but not when corrected for {comparisons} comparisons (Holm): weak evidence."
     )
 
 
@@ -263,15 +263,19 @@ def hidden_shares(arm: ArmSummary, random: ArmSummary) -> str:
 
     The shares are the measured ones if both arms have them, else the nominal ones tau rho.
     """
+    if hides_words(arm.arm) != hides_words(random.arm):
+        return "One hides words and the other blocks, so this is not a matched comparison."
     measured = math.isfinite(arm.hidden) and math.isfinite(random.hidden)
     a = arm.hidden if measured else arm.tau * arm.rho
     b = random.hidden if measured else random.tau * random.rho
     tolerance = max(0.01, 0.05 * b) if measured else 1e-6
     shares = f"{pct(a)}% and {pct(b)}%, {'measured' if measured else 'nominal'}"
+    whole = "words" if hides_words(arm.arm) else "image"
     if abs(a - b) <= tolerance:
-        return f"Both hide the same share of the image ({shares})."
+        return f"Both hide the same share of the {whole} ({shares})."
     return (
-        f"They hide different shares of the image ({shares}), so this is not a matched comparison."
+        f"They hide different shares of the {whole} ({shares}), so this is not a matched "
+        "comparison."
     )
 
 

@@ -104,9 +104,10 @@ class SearchStage:
     def on_trial_complete(self, record: dict, gains: Sequence[float] | None) -> None:
         """Tell the arm's study or population that a search trial has ended.
 
-        A study reads no score of a trial that the arm's scheduler has stopped. Such a score is of
-        an earlier epoch than the others: it says little of the setting, and a model of the
-        results would take it for a bad one.
+        A study whose method models scores is not told that of a trial that the arm's scheduler
+        has stopped. It is of an earlier epoch than the others: it says little of the setting, and
+        a model would take it for a bad one. Trials that a limit of time or budget ends are told:
+        where there is one, there may be no others.
 
         Args:
             record: The trial's ledger record.
@@ -114,8 +115,9 @@ class SearchStage:
         """
         arm = record["arm"]
         if arm in self.studies:
+            study = self.studies[arm]
             is_cut = record.get("stopped_by") == self.experiment.search.scheduler.name
-            self.studies[arm].tell(record, None if is_cut else gains)
+            study.tell(record, None if is_cut and not study.reads_stopped else gains)
         if population := self.populations.get(arm):
             population.initial_configs.setdefault(record["trial"], record["overrides"])
             population.terminated.add(record["trial"])

@@ -24,6 +24,9 @@ AZURE = ("abfs", "abfss")
 GS_RETRY_S = (90, 5)
 """Seconds for which a silent bucket at gs:// is asked again: patiently, and impatiently."""
 
+GOOGLE_ELSEWHERE = ("GOOGLE_GCLOUD_ADC_PATH_OVERRIDE", "GCE_METADATA_ROOT")
+"""Variables by which Google's library looks elsewhere for credentials or a machine's account."""
+
 GOOGLE_METADATA = ("metadata.google.internal", 80)
 """Where a machine of Google's cloud is told its account."""
 
@@ -268,6 +271,8 @@ def _check_google_credentials(address: str) -> None:
     Raises:
         Unreachable: There are none, and this is no machine of Google's cloud.
     """
+    if any(name in os.environ for name in GOOGLE_ELSEWHERE):
+        return
     named = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
     if named and not Path(named).is_file():
         raise Unreachable(

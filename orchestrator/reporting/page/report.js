@@ -87,9 +87,14 @@ unpack().then(() => {
   const parts = { fronts, searched, map, robust, curves, diagnostics, parallel };
   for (const [name, fill] of Object.entries(parts)) section(name, fill);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+  const opened = new Set();
   const print = (on) => () => {
     document.documentElement.classList.toggle("printing", on);
-    for (const part of document.querySelectorAll("details")) part.open ||= on;
+    for (const part of on ? document.querySelectorAll("details:not([open])") : opened) {
+      part.open = on;
+      opened.add(part);
+    }
+    if (!on) opened.clear();
     redraw();
   };
   addEventListener("beforeprint", print(true));

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from orchestrator.reporting import wording
-from orchestrator.reporting.numbers import is_alignment_arm
+from orchestrator.reporting.numbers import hides_words, is_alignment_arm
 from orchestrator.reporting.robust_arms import MEAN, RobustScore
 from orchestrator.reporting.significance import Difference
 from orchestrator.reporting.summaries import ArmDifference, ArmSummary
@@ -26,6 +26,7 @@ BETTER = (
 CLEAN_PICTURES = "clean"
 CORRUPTED_PICTURES = "under corruption"
 RANDOM = "alignment against random"
+MISSING = "not confirmed yet"
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ def verdict(arms: Sequence[ArmSummary], robust: Sequence[RobustScore]) -> list[t
         robust: Their scores under corruption, if there are any.
 
     Returns:
-        Pairs of what is compared and what was found, at most three; none where no arm is compared
-        with off or random.
+        Pairs of what is compared and what was found, at most three, and the arms that are not
+        confirmed yet; none where no arm is compared with off or random.
     """
     means = [score for score in robust if score.corruption == MEAN]
     answers = [
@@ -64,7 +65,9 @@ def verdict(arms: Sequence[ArmSummary], robust: Sequence[RobustScore]) -> list[t
         )
     ]
     answers.append((RANDOM, "; ".join(f"{where}, {text}" for where, text in parts if text)))
-    return [(what, text) for what, text in answers if text]
+    found = [(what, text) for what, text in answers if text]
+    missing = ", ".join(a.arm for a in arms if not a.seeds)
+    return [*found, (MISSING, missing)] if found and missing else found
 
 
 def _clean(arms: Iterable[ArmSummary], reference: str) -> list[Finding]:
@@ -102,8 +105,8 @@ def _verdict(d: Difference, p: float) -> str:
 
 
 def _aligned(findings: list[Finding]) -> list[Finding]:
-    """Return the findings of the alignment arms."""
-    return [finding for finding in findings if is_alignment_arm(finding.arm)]
+    """Return the findings of the alignment arms that hide blocks, as the arm random does."""
+    return [f for f in findings if is_alignment_arm(f.arm) and not hides_words(f.arm)]
 
 
 def _answer(findings: list[Finding], reference: str) -> str:
@@ -209,17 +212,17 @@ def _against_references(best: ArmSummary, scored: list[ArmSummary]) -> list[str]
     by_name = {a.arm: a for a in scored}
     off = by_name.get("off")
     random = by_name.get("random")
-    comparisons = len(scored) - 1
+    others = [a for a in scored if a.arm != "off"]
     lines = []
-    if best.arm == "off" and comparisons:
+    if best.arm == "off" and others:
         lines.append("No arm that masks has a higher mean than off.")
     aligned = max(
         (a for a in scored if is_alignment_arm(a.arm)), key=lambda a: a.mIoU.mean, default=best
     )
     for arm in [best] if aligned is best else [best, aligned]:
         if off and arm.arm != "off":
-            lines.append(wording.versus(arm.arm, "off", arm.vs_off, comparisons))
+            lines.append(wording.versus(arm.arm, "off", arm.vs_off, len(others)))
         if random and arm.arm not in ("off", "random"):
-            text = wording.versus(arm.arm, "random", arm.vs_random, comparisons)
+            text = wording.versus(arm.arm, "random", arm.vs_random, len(others) - 1)
             lines.append(f"{text} {wording.hidden_shares(arm, random)}")
     return lines

@@ -30,6 +30,9 @@ class Study:
     side get nearly the same settings. It does not depend on how often the sweep was restarted.
     """
 
+    reads_stopped = False
+    """Whether it is told the score of a trial that the arm's scheduler stopped."""
+
     def __init__(self, experiment: Experiment, arm: str) -> None:
         import optuna
 
@@ -142,6 +145,9 @@ class ReplayedStudy(Study):
     given their settings, and told the results of those that have ended. So a suggestion depends on
     the seed, its index, and the settings and results so far, and not on restarts.
     """
+
+    reads_stopped = True
+    """A generation counts trials with a score only."""
 
     def __init__(self, experiment: Experiment, arm: str) -> None:
         super().__init__(experiment, arm)

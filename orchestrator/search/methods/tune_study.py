@@ -18,9 +18,12 @@ class TuneStudy:
 
     A suggestion depends on the seed, its index, the settings asked for before and the results of
     those that have ended, and not on how often the sweep was restarted: for each suggestion a new
-    Searcher is given the earlier settings as points to evaluate first, and their results. Trials
-    that ended without a result are left out.
+    Searcher is given the earlier settings as points to evaluate first, and their results. A trial
+    that ended without a result counts as one under way, so that its setting is not proposed again.
     """
+
+    reads_stopped = False
+    """Whether it is told the score of a trial that the arm's scheduler stopped."""
 
     def __init__(self, experiment: Experiment, arm: str) -> None:
         """Prepare the study.
@@ -71,8 +74,8 @@ class TuneStudy:
         from ray import tune
 
         ended = {t: value for t, value in sorted(self.values.items()) if value is not None}
-        running = sorted(self.settings.keys() - self.values.keys())
-        points = [dict(self.settings[earlier]) for earlier in [*ended, *running]]
+        without = sorted(self.settings.keys() - ended.keys())
+        points = [dict(self.settings[earlier]) for earlier in [*ended, *without]]
         seed = int(np.random.default_rng([self.seed, index]).integers(2**31))
         space = {key: _domain(tune, values) for key, values in self.space.items()}
         arguments = self.method.to_dict()
@@ -84,7 +87,7 @@ class TuneStudy:
             **{SEED_ARGUMENTS[name]: seed},
         )
         searcher.set_search_properties("value", "max", space)
-        for earlier in [*ended, *running]:
+        for earlier in [*ended, *without]:
             searcher.suggest(earlier)
             if earlier in ended:
                 result = {"value": ended[earlier], "training_iteration": 1}

@@ -12,6 +12,7 @@ import pytest
 from scipy import stats
 
 from orchestrator.reporting import intervals, significance
+from orchestrator.reporting.rows import arm_differences
 
 LEDGER = Path(__file__).parents[3] / "experiments" / "results" / "scenes.ledger.jsonl"
 COMPARISONS = 1000
@@ -203,3 +204,25 @@ def test_intervals_over_images_by_hand_and_against_scipys_bootstrap():
     for name in ("mIoU", "oIoU"):
         ends = (other[name].low, other[name].high)
         assert tuple(found[name]) == pytest.approx(ends, abs=0.002), name
+
+
+def test_arms_are_corrected_together_as_holm_does():
+    """Three pairs of deviation 0.01 have t = 100 sqrt(3) mean: p 0.04 at 0.028, 0.01 at 0.0573.
+
+    Two comparisons make 0.02 of the smaller and leave the larger, 0.04; Bonferroni's 0.08 would not
+    stand. Random's own difference to off is one of the two; off's to random is not counted again.
+    """
+
+    def seeds(mean):
+        return {0: mean - 0.01, 1: mean, 2: mean + 0.01}
+
+    off = dict.fromkeys(range(3), 0.0)
+    found = arm_differences({"off": off, "random": seeds(0.028), "aml": seeds(0.0573)}, "off")
+    assert found["random"].interval.mean == pytest.approx(0.028)
+    assert found["random"].excludes_zero_corrected and found["aml"].excludes_zero_corrected
+    more = {"off": off, "random": seeds(0.028), "aml": seeds(0.028)}
+    assert arm_differences(more, "off")["aml"].excludes_zero_corrected is False
+    assert arm_differences({"off": off, "random": seeds(0.028)}, "random")[
+        "off"
+    ].excludes_zero_corrected
+    assert found["off"].interval.n == 0 and not found["off"].excludes_zero_corrected

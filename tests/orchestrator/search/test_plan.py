@@ -173,23 +173,41 @@ def test_a_method_with_a_model_of_the_results_tries_better_settings_later(method
     assert five_best(method) < five_best("random") / 2
 
 
+def settings_with_stopped_trials(method, stopped, score_of_stopped, trials=12):
+    """Return the settings that a method proposes where asha stops some of its trials."""
+    space = "search.space={aml.tau: {low: 0.1, high: 1.0}, aml.rho: {low: 0.25, high: 1.0}}"
+    more = ["search.arms=[aml/calibrated]", "search.scheduler=asha", f"search.trials={trials}"]
+    experiment = from_text(BASE, [*more, space, f"search.method={method}"])
+    plan, found = Plan(experiment), []
+    for index in range(trials):
+        trial = plan.suggest()
+        found.append(trial.overrides)
+        cut = {"state": "stopped", "stopped_by": "asha"} if stopped(index) else {}
+        value = score_of_stopped if cut else trial.overrides["aml.tau"]
+        plan.on_trial_complete(end(trial, experiment, value) | cut)
+    return found
+
+
 @pytest.mark.parametrize("method", ["tpe", "hyperopt", "bayesopt"])
 def test_a_method_reads_no_score_of_a_trial_that_its_scheduler_stopped(method):
-    space = "search.space={aml.tau: {low: 0.1, high: 1.0}, aml.rho: {low: 0.25, high: 1.0}}"
-    more = ["search.arms=[aml/calibrated]", "search.scheduler=asha", "search.trials=12", space]
-    experiment = from_text(BASE, [*more, f"search.method={method}"])
+    low, high = (
+        settings_with_stopped_trials(method, lambda i: i % 3 == 0, score) for score in (0.1, 0.9)
+    )
+    assert low == high
 
-    def settings(score_of_stopped: float) -> list[dict]:
-        plan, found = Plan(experiment), []
-        for index in range(12):
-            trial = plan.suggest()
-            found.append(trial.overrides)
-            cut = {"state": "stopped", "stopped_by": "asha"} if index % 3 == 0 else {}
-            value = score_of_stopped if cut else trial.overrides["aml.tau"]
-            plan.on_trial_complete(end(trial, experiment, value) | cut)
-        return found
 
-    assert settings(0.1) == settings(0.9)
+@pytest.mark.parametrize("sampler", ["nsga2", "cmaes"])
+def test_generations_are_counted_by_scores_so_those_of_stopped_trials_are_read(sampler):
+    method = f"{{name: optuna, sampler: {sampler}, startup: 4}}"
+    low, high = (
+        settings_with_stopped_trials(method, lambda i: i % 3 == 0, score) for score in (0.1, 0.9)
+    )
+    assert low[:4] == high[:4] and low != high
+
+
+def test_bayesopt_hardly_proposes_a_stopped_setting_again():
+    found = settings_with_stopped_trials("bayesopt", lambda i: i >= 10, 0.1, trials=18)
+    assert len({tuple(round(v, 3) for _, v in sorted(s.items())) for s in found}) >= 17
 
 
 def test_a_method_that_cannot_be_used_is_refused_before_anything_starts(monkeypatch):
