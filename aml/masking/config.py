@@ -391,4 +391,11 @@ def find_method(mode: str) -> type[MaskingMethod]:
     if mode in METHODS:
         module, _, class_name = METHODS[mode].partition(":")
         return getattr(import_module(module), class_name)
-    return load_class(mode, "aml.mode", MaskingMethod)
+    found = load_class(mode, "aml.mode", MaskingMethod)
+    inherits = (found.draw, found.train) == (MaskingMethod.draw, MaskingMethod.train)
+    if found.hides and inherits:
+        raise UserError(
+            f"aml.mode is {mode}, but {found.__name__} has neither draw nor train; write its draw "
+            "method, which says what is hidden"
+        )
+    return found

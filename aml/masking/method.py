@@ -68,7 +68,7 @@ class MaskingMethod:
 
     @property
     def level(self) -> str:
-        """Where it hides: aml.level; image where it reads no such setting."""
+        """Level at which the method hides: aml.level; image for a method that hides nothing."""
         return self.config.level if self.hides else "image"
 
     @property

@@ -31,7 +31,7 @@ MISSING = "not confirmed yet"
 
 @dataclass(frozen=True)
 class Finding:
-    """What the paired test of one arm against a reference found."""
+    """Result of the paired test of one arm against a reference."""
 
     arm: str
     difference: float

@@ -182,6 +182,13 @@ def test_a_class_without_a_method_is_refused_before_anything_starts(folder, lost
         check_run(experiment())
 
 
+def test_a_masking_method_that_hides_nowhere_is_refused_before_anything_starts(folder):
+    text = (folder / "my_masks.py").read_text()
+    (folder / "my_masks.py").write_text(text.replace("def draw(", "def draws("))
+    with pytest.raises(UserError, match="LeftHalf has neither draw nor train; write its draw"):
+        check_run(experiment(aml={"mode": METHOD}))
+
+
 def test_a_module_of_the_current_folder_is_found(folder):
     name = "my_model:MyModel"
     try:

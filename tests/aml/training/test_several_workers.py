@@ -49,30 +49,34 @@ def run_epochs(learner, items, keep=None):
     return metrics
 
 
+def begin(spec, vocabulary, state, aml, accumulate, limit):
+    """Return a learner of a model with these weights, on two workers where there are two."""
+    spec = dict(spec)
+    model = build_model(spec.pop("name"), vocabulary=vocabulary, **spec)
+    model.load_state_dict(state)
+    return make_learner(
+        model,
+        aml=aml,
+        wrap=torch.nn.parallel.DistributedDataParallel if dist.is_initialized() else None,
+        accumulate=accumulate,
+        steps=steps_per_epoch(limit, BATCH),
+        optim={"lr": LR},
+        epochs=1 + (aml.get("stage1") == "cached"),
+    )
+
+
 def short_run(blocks, spec, vocabulary, state, aml, accumulate, limit):
     """This rank's epochs of one or two steps: the last one's metrics, and what was trained.
 
     Fog stands for all of the validation split, occlusion for 11 sentences, which no two ranks share
     evenly.
     """
-    spec = dict(spec)
-    model = build_model(spec.pop("name"), vocabulary=vocabulary, **spec)
-    model.load_state_dict(state)
-    wrap = torch.nn.parallel.DistributedDataParallel if dist.is_initialized() else None
     items, val = (
         Items(blocks, "train", size=64, limit=limit),
         Items(blocks, "val", size=64, unit="sentence"),
     )
-    learner = make_learner(
-        model,
-        aml=aml,
-        wrap=wrap,
-        accumulate=accumulate,
-        steps=steps_per_epoch(limit, BATCH),
-        optim={"lr": LR},
-        epochs=1 + (aml.get("stage1") == "cached"),
-    )
-    world = learner.world
+    learner = begin(spec, vocabulary, state, aml, accumulate, limit)
+    model, world = learner.model, learner.world
     metrics = run_epochs(learner, items)
     metrics |= learner.evaluate(
         eval_batches(val, model, batch=7, rank=world.rank, world=world.size)
@@ -103,19 +107,8 @@ def in_halves(blocks, spec, vocabulary, state, aml, accumulate, limit):
     """
     items, keep = Items(blocks, "train", size=64, limit=limit), Halfway()
     for half in (0, 1):
-        rest = dict(spec)
-        model = build_model(rest.pop("name"), vocabulary=vocabulary, **rest)
-        model.load_state_dict(state if half == 0 else keep.state[0])
-        wrap = torch.nn.parallel.DistributedDataParallel
-        learner = make_learner(
-            model,
-            aml=aml,
-            wrap=wrap,
-            accumulate=accumulate,
-            steps=steps_per_epoch(limit, BATCH),
-            optim={"lr": LR},
-            epochs=1 + (aml.get("stage1") == "cached"),
-        )
+        begun = state if half == 0 else keep.state[0]
+        learner = begin(spec, vocabulary, begun, aml, accumulate, limit)
         if half:
             learner.load_state_dict(keep.state[1])
         keep.learner = learner
