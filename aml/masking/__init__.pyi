@@ -31,7 +31,7 @@ from .presets import (
 from .selection import (
     blocks_to_pixels as blocks_to_pixels,
 )
-from .stage1 import (
+from .stage1.align import (
     CALIBRATION_BATCHES as CALIBRATION_BATCHES,
     Predictions as Predictions,
 )

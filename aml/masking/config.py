@@ -391,7 +391,7 @@ def find_method(mode: str) -> type[MaskingMethod]:
     if mode in METHODS:
         module, _, class_name = METHODS[mode].partition(":")
         return getattr(import_module(module), class_name)
-    found = load_class(mode, "aml.mode", MaskingMethod)
+    found: type[MaskingMethod] = load_class(mode, "aml.mode", MaskingMethod)
     inherits = (found.draw, found.train) == (MaskingMethod.draw, MaskingMethod.train)
     if found.hides and inherits:
         raise UserError(

@@ -18,7 +18,6 @@ from aml.masking.alignment import Alignment
 from aml.masking.config import MaskingConfig
 from aml.masking.drawing import BlockDraw
 from aml.masking.passes import Mask, MaskInputs, whole_image
-from aml.masking.projections import Projections
 from aml.masking.selection import (
     Blocks,
     block_sums,
@@ -27,8 +26,9 @@ from aml.masking.selection import (
     real_pixels,
     to_blocks,
 )
-from aml.masking.stage1 import AlignmentCache, Predictions, Stage1
-from aml.masking.teacher import Teacher
+from aml.masking.stage1.align import AlignmentCache, Predictions, Stage1
+from aml.masking.stage1.projections import Projections
+from aml.masking.stage1.teacher import Teacher
 from aml.masking.words import leave_one_word, replace_words, words_of
 
 

@@ -13,7 +13,7 @@ from aml.masking.diagnostics import MaskSums
 from aml.masking.masker import Masker
 from aml.masking.passes import MaskInputs
 from aml.masking.selection import block_sums
-from aml.masking.stage1 import LEVELS, REACH, UNSEEN
+from aml.masking.stage1.align import LEVELS, REACH, UNSEEN
 from aml.masking.step import Step
 from aml.training.config import OptimConfig, TrainConfig
 from aml.training.learner import Learner

@@ -16,9 +16,9 @@ from aml.masking.alignment import FLAT, patch_scores, similarity, solve_scale, t
 from aml.masking.config import preset
 from aml.masking.masker import Masker
 from aml.masking.passes import MaskInputs, whole_image
-from aml.masking.projections import Projections
 from aml.masking.selection import weak_blocks
-from aml.masking.stage1 import CALIBRATION_BATCHES, frozen
+from aml.masking.stage1.align import CALIBRATION_BATCHES, frozen
+from aml.masking.stage1.projections import Projections
 from aml.models.base import Features
 
 ENCODER = {"source": "encoder", "score": "token_softmax", "scale": 1.0, "stage1_scale": 1.0}

@@ -16,9 +16,9 @@ from aml.errors import UserError
 from aml.masking.config import preset
 from aml.masking.masker import Masker
 from aml.masking.passes import MaskInputs
-from aml.masking.projections import Learned
 from aml.masking.selection import block_sums, blocks_to_pixels, select_pixels, select_released
-from aml.masking.stage1 import frozen
+from aml.masking.stage1.align import frozen
+from aml.masking.stage1.projections import Learned
 from aml.masking.step import Step
 from aml.masking.words import change_words
 from aml.training.config import OptimConfig, TrainConfig
@@ -355,7 +355,7 @@ def test_learned_projections_train_beside_the_model_and_live_in_the_training_sta
 
 
 def test_the_released_projection_is_an_untrained_linear_on_the_text_alone():
-    from aml.masking.projections import Projections
+    from aml.masking.stage1.projections import Projections
 
     config = preset("release")
     w_i, w_t, b_t = Projections(config, 0).of(torch.zeros(1, 1024, 1, 1), torch.zeros(1, 1, 768))

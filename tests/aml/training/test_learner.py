@@ -16,7 +16,7 @@ from aml.errors import NonFinite
 from aml.inference.visualize import draw_training_grid
 from aml.masking.config import preset
 from aml.masking.masker import Masker
-from aml.masking.stage1 import CALIBRATION_BATCHES
+from aml.masking.stage1.align import CALIBRATION_BATCHES
 from aml.training import loop as epoch_loop
 from aml.training.checkpoint import load_training, save_checkpoint
 from aml.training.config import EvalConfig, OptimConfig, TrainConfig

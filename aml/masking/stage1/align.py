@@ -34,8 +34,8 @@ from aml.masking.alignment import (
 )
 from aml.masking.config import SOFTMAX_SCORES, MaskingConfig
 from aml.masking.passes import MaskInputs
-from aml.masking.projections import Projections
 from aml.masking.selection import block_means, block_sums, blocks_to_pixels
+from aml.masking.stage1.projections import Projections
 
 CALIBRATION_BATCHES = 8
 """Batches on which an automatic scale is measured; nothing is hidden of them."""
