@@ -20,7 +20,7 @@ from orchestrator.search.populations import generations
 from orchestrator.storage import run as run_module
 from orchestrator.storage.paths import storage_root
 from orchestrator.tracking import resolve
-from tests.orchestrator.search.test_population import PBT_OF_THREE
+from tests.orchestrator.search.test_population_in_a_bucket import PBT_OF_THREE
 from tests.support.s3 import KEYS, Line, objects
 from tests.support.staging import ROOT, Machines, Stage, assert_nothing_left, wait_for
 

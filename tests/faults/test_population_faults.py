@@ -7,7 +7,7 @@ import pytest
 from aml.errors import NotSaved
 from orchestrator.search.populations import generations
 from orchestrator.storage import run as run_module
-from tests.orchestrator.search.test_population import PBT_OF_THREE
+from tests.orchestrator.search.test_population_in_a_bucket import PBT_OF_THREE
 from tests.orchestrator.sweep.test_sweep import TINY
 
 pytestmark = pytest.mark.fault

@@ -58,7 +58,7 @@ def verdict(arms: Sequence[ArmSummary], robust: Sequence[RobustScore]) -> list[t
         (CORRUPTED_PICTURES, _answer(_corrupted(means, "off"), "off")),
     ]
     parts = [
-        (where, _answer(_aligned(findings), "it"))
+        (where, _answer(_aligned(findings), "random"))
         for where, findings in (
             (CLEAN_PICTURES, _clean(arms, "random")),
             (CORRUPTED_PICTURES, _corrupted(means, "random")),

@@ -10,15 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from aml.data.batches import train_batches
-from aml.draws import uniform
 from aml.errors import UserError
 from aml.masking.config import preset
 from aml.masking.masker import Masker
 from aml.masking.passes import MaskInputs
-from aml.masking.selection import block_sums, blocks_to_pixels, select_pixels, select_released
+from aml.masking.selection import block_sums, blocks_to_pixels
 from aml.masking.stage1.align import frozen
-from aml.masking.stage1.projections import Learned
 from aml.masking.step import Step
 from aml.masking.words import change_words
 from aml.training.config import OptimConfig, TrainConfig
@@ -27,11 +24,6 @@ from aml.training.losses import sample_losses, soft_losses
 from aml.training.scoring import TrainSums
 
 ENCODER = {"source": "encoder", "score": "cosine", "stage1_scale": 1.0}
-
-
-@pytest.fixture
-def batch(items, make_model):
-    return next(train_batches(items["train"], make_model(), batch=16, seed=0, epoch=0))
 
 
 def passes_of(masker, model, batch, epoch=0):
@@ -286,184 +278,6 @@ def test_a_mask_for_anothers_sentence_is_the_one_that_sentence_would_get_here(
     )
     assert torch.allclose(other.mask.alignment.map, alone.map, atol=1e-6)
     assert torch.equal(other.tokens, batch.tokens), "the model itself is given its own sentence"
-
-
-# ---- projections ---------------------------------------------------------------------------------
-
-
-def test_learned_projections_find_the_match_and_come_back(make_model):
-    torch.manual_seed(0)
-    hidden = torch.randn(24, 12)  # text lives in other coordinates than the image
-    config = preset(source="encoder", score="cosine", projection="learned", width=16)
-    maps = Learned(24, 12, config, seed=0)
-
-    def draw(n=32):
-        text = F.normalize(torch.randn(n, 4, 12), dim=-1)
-        cover = torch.zeros(n, 49)
-        cover[torch.arange(n), torch.randint(0, 49, (n,))] = 1
-        visual = torch.randn(n, 49, 24) + 8 * cover[..., None] * F.normalize(
-            text[:, :1] @ hidden.T, dim=-1
-        )
-        return (
-            visual.mT.unflatten(2, (7, 7)),
-            text,
-            torch.ones(n, 4, dtype=torch.bool),
-            torch.ones(n, 49, dtype=torch.bool),
-            cover,
-        )
-
-    def rank_of_target():
-        visual, text, _, _, cover = draw(256)
-        w_i, w_t, _ = maps.matrices()
-        s = (F.normalize(visual.flatten(2).mT, dim=-1) @ w_i.mT) @ (
-            F.normalize(text, dim=-1) @ w_t.mT
-        ).mT
-        best = s.amax(-1)
-        return (best < best[cover > 0][:, None]).float().mean()
-
-    before = rank_of_target()
-    for _ in range(400):
-        maps.step(*draw(), lambda x: x)
-    assert before < 0.75 and rank_of_target() > 0.9
-    again = Learned(24, 12, config, seed=5)
-    again.load(maps.state())
-    more = draw()
-    maps.step(*more, lambda x: x)
-    again.step(*more, lambda x: x)
-    assert all(
-        torch.equal(a, b) for a, b in zip(maps.parameters(), again.parameters(), strict=True)
-    )
-
-
-def test_learned_projections_train_beside_the_model_and_live_in_the_training_state(
-    make_model, batch
-):
-    model = make_model(dropout=0.0)
-    masker = Masker(preset(**ENCODER, projection="learned", width=8), model=model, image_size=64)
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    passes_of(masker, model, batch)
-    first = masker.projections.learned.w_i.clone()
-    passes_of(masker, model, batch)
-    assert not torch.equal(first, masker.projections.learned.w_i)
-    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items()) and not any(
-        p.grad is not None for p in model.parameters()
-    )
-    other = Masker(preset(**ENCODER, projection="learned", width=8), model=model, image_size=64)
-    other.load_state_dict(masker.state_dict())
-    a, b = (passes_of(m, model, batch)[0].mask for m in (masker, other))
-    assert torch.equal(a.alignment.map, b.alignment.map)
-
-
-def test_the_released_projection_is_an_untrained_linear_on_the_text_alone():
-    from aml.masking.stage1.projections import Projections
-
-    config = preset("release")
-    w_i, w_t, b_t = Projections(config, 0).of(torch.zeros(1, 1024, 1, 1), torch.zeros(1, 1, 768))
-    assert w_i is None and w_t.shape == (1024, 768) and b_t.shape == (1024,)
-    assert w_t.abs().max() == pytest.approx(768**-0.5, rel=1e-3) and w_t.std() == pytest.approx(
-        (3 * 768) ** -0.5, rel=0.01
-    )
-
-
-# ---- release -------------------------------------------------------------------------------------
-
-
-def weak_squares(blocks: list[tuple[int, int]]):
-    """Weak pixels (1, 448, 448) where the named cells of a 14 x 14 map score 0.1, the others 0.9,
-    and the threshold is 0.4.
-    """
-    scores = torch.full((1, 1, 14, 14), 0.9)
-    for row, column in blocks:
-        scores[0, 0, row, column] = 0.1
-    return F.interpolate(scores, (448, 448), mode="bilinear", align_corners=False)[:, 0] < 0.4
-
-
-def square(side, at=3):
-    return [(at + r, at + c) for r in range(side) for c in range(side)]
-
-
-def scattered(n):
-    places = torch.randperm(196, generator=torch.Generator().manual_seed(n))[:n].tolist()
-    return [(p // 14, p % 14) for p in places]
-
-
-@pytest.mark.parametrize(
-    "blocks, released, printed",
-    [
-        ([], 0, 0),
-        (square(2), 0.46, 0.02),
-        (square(3), 0.83, 0.046),
-        (square(4), 0.97, 0.082),
-        (square(5), 0.998, 0.128),
-        (square(6), 1, 0.184),
-        ([(2, 2), (2, 3), (5, 7), (8, 13), (13, 5)], 0.17, 0.026),
-        (scattered(20), 0.62, 0.105),
-        (scattered(49), 0.985, 0.29),
-        (scattered(98), 1, 0.66),
-    ],
-)
-def test_the_released_draw_blanks_far_more_than_is_weak(blocks, released, printed):
-    """At 448 px, blocks of 32, threshold 0.4 and a quarter drawn: the shares measured on the
-    released code, and the paper's own rule.
-    """
-    weak = weak_squares(blocks).expand(8, -1, -1)
-    hidden = select_released(
-        weak, rho=0.25, order=uniform(0, 0, torch.arange(8), "release", 448 * 448), block=32
-    )
-    assert hidden.float().mean() == pytest.approx(
-        released, abs=0.1 if len(blocks) in (5, 20) else 0.04
-    )
-    literal = select_pixels(
-        block_sums(weak.float(), 32).flatten(1),
-        rho=0.25,
-        order=uniform(0, 0, torch.arange(8), "select", 196),
-    )
-    assert literal.float().mean() == pytest.approx(printed, abs=0.04)
-
-
-def test_the_released_draw_blanks_the_referent_too():
-    strong = set(square(4))
-    weak = weak_squares([(r, c) for r in range(14) for c in range(14) if (r, c) not in strong])
-    hidden = select_released(
-        weak, rho=0.25, order=uniform(0, 0, torch.arange(1), "release", 448 * 448), block=32
-    )
-    assert hidden.all()
-
-
-def test_the_released_draw_by_hand():
-    """16 px in blocks of 4: rows (block, offset), both cut off at 15, a quarter of them drawn, both
-    numbers blanked.
-    """
-    weak = torch.zeros(1, 16, 16, dtype=torch.bool)
-    weak[0, 4:8, 4:8] = True  # all of block 5
-    weak[0, 13, 14] = True  # block 15, row 1 and column 2 of it: offset 6
-    order = torch.rand(1, 256, generator=torch.Generator().manual_seed(3))
-    rows = [(5, o) for o in range(16)] + [(15, 6)]  # in the order of block and offset
-    drawn = sorted(rows, key=lambda row: order[0, row[0] * 16 + row[1]])[: int(0.25 * len(rows))]
-    expected = torch.zeros(16, dtype=torch.bool)
-    for block, offset in drawn:
-        expected[block] = expected[min(offset, 15)] = True
-    assert (
-        torch.equal(select_released(weak, rho=0.25, order=order, block=4).flatten(), expected)
-        and len(drawn) == 4
-    )
-
-
-def test_release_trains_both_passes_and_says_which_arm_it_is(make_model, batch):
-    model = make_model()
-    config = preset("release", block=8)
-    assert config.arm == "aml/release" and (config.tau, config.rho, config.clean_weight) == (
-        0.4,
-        0.25,
-        0.5,
-    )
-    masker = Masker(config, model=model, image_size=64)
-    clean, masked = passes_of(masker, model, batch)
-    assert (
-        clean.upto == "encoder"
-        and (clean.weight, masked.weight) == (0.5, 0.5)
-        and masked.mask.hidden.any()
-    )
 
 
 # ---- what cannot mean anything

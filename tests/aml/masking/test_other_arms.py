@@ -5,7 +5,6 @@ consistency between two masks: shares by counting, draws by hand, what each pass
 import pytest
 import torch
 
-from aml.data.batches import train_batches
 from aml.draws import uniform
 from aml.errors import UserError
 from aml.masking.config import preset
@@ -20,11 +19,6 @@ from tests.aml.masking.test_masking import inputs, mask_of, masker_of
 from tests.aml.masking.test_modes import ENCODER, close, gradients, passes_of
 
 BLIND = [{"mode": "random", "rate": 0.4}, {**ENCODER, "tau": 0.8, "rho": 0.5}]
-
-
-@pytest.fixture
-def batch(items, make_model):
-    return next(train_batches(items["train"], make_model(), batch=16, seed=0, epoch=0))
 
 
 def targets(n: int, top=20, bottom=36, left=30, right=33) -> torch.Tensor:

@@ -6,15 +6,12 @@ Without Ray; test_faults has the cases with Ray.
 import contextlib
 import json
 import os
-import signal
 import threading
-import time
 from pathlib import Path
 
 import pytest
-import torch
 
-from aml.errors import NotSaved, OutOfMemory, Unreachable, UserError
+from aml.errors import NotSaved, UserError
 from aml.training.learner import Learner
 from orchestrator.config.loader import from_dict
 from orchestrator.data import convert, shards
@@ -23,7 +20,7 @@ from orchestrator.storage import filesystem, records, run as run_module
 from orchestrator.tracking.tracker import MemoryTracker
 from orchestrator.training import loop
 from orchestrator.training.epochs import EpochListener
-from orchestrator.utils import failures, files, signals as signals_module
+from orchestrator.utils import files
 from tests.aml.training.test_checkpoint import alter, damage, file_size_limit
 from tests.support.hearing import hear
 
@@ -35,35 +32,6 @@ TREE = {
     "evaluate": {"probe": 4, "pictures": 1},
 }
 NUMBERS = ("epoch", "train/loss", "val/mIoU", "val/oIoU", "aml/hidden")
-
-
-@pytest.fixture
-def run_trial(blocks, rows, tmp_path):
-    """Return a function that trains and returns the numbers of every epoch that was reported."""
-    from aml.data.refer_counts import vocabulary
-
-    def run(epochs: int = 4, report=None, folder: Path = tmp_path / "run") -> list[list[float]]:
-        heard = []
-        experiment = from_dict(TREE | {"train": {"epochs": 4, "batch": 8}})
-
-        def hear(metrics):
-            heard.append([metrics[n] for n in NUMBERS])
-            if report:
-                report(metrics)
-            if metrics["epoch"] == epochs:
-                (folder / loop.STOP).touch()
-
-        loop.run_training(experiment, lambda: blocks, vocabulary(rows), folder, hear)
-        (folder / loop.STOP).unlink(missing_ok=True)
-        return heard
-
-    return run
-
-
-@pytest.fixture
-def whole(run_trial, tmp_path):
-    """Return the numbers of a run without faults."""
-    return run_trial(folder=tmp_path / "whole")
 
 
 def epochs_on_disk(folder: Path) -> list[int]:
@@ -317,217 +285,6 @@ def test_a_disk_that_is_full_elsewhere_is_said_in_one_sentence(capsys, monkeypat
         and said.endswith("make room and give the same command again\n")
         and " MB are free there; " in said
     )
-
-
-# ---- memory --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-        MemoryError(),
-        torch.empty,  # a real one
-    ],
-)
-def test_memory_that_is_not_enough_is_said_with_what_to_lower_and_loses_the_epoch_under_way(
-    run_trial, whole, tmp_path, monkeypatch, error
-):
-    def step(self, batch, epoch, index, sums):
-        if epoch == 2 and isinstance(error, BaseException):
-            raise error
-        if epoch == 2:
-            error(2**60, dtype=torch.uint8)
-        return real(self, batch, epoch, index, sums)
-
-    real = Learner.step
-    monkeypatch.setattr(Learner, "step", step)
-    with pytest.raises(OutOfMemory) as said:
-        run_trial()
-    text = str(said.value)
-    assert (
-        text.startswith("out of memory")
-        and "train.batch 8" in text
-        and "data.size 64" in text
-        and "raise train.accumulate" in text
-    )
-    assert loop.failure_metrics(said.value) == {"epoch": -1, "failed": text, "kind": "memory"}
-    monkeypatch.undo()
-    assert run_trial() == whole[2:]
-
-
-def test_memory_of_a_part_of_a_gpu_is_said_to_be_that():
-    text = (
-        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 139.80 GiB "
-        "of which 137.81 GiB is free. Including non-PyTorch"
-    )
-    experiment = from_dict(TREE | {"resources": {"gpus_per_worker": 0.25}})
-    said = (
-        r"^out of memory \(CUDA out of memory. Tried to allocate 2.00 GiB\) "
-        "within its 0.25 of a GPU with train.batch 8"
-    )
-    with pytest.raises(OutOfMemory, match=said), loop.memory_errors(experiment):
-        raise torch.OutOfMemoryError(text)
-
-
-def test_workers_that_failed_are_said_by_what_the_first_of_them_met():
-    from ray.train import WorkerGroupError
-
-    why = RuntimeError("NCCL error: duplicate GPU\n  detected")
-    said = failures.failure(
-        WorkerGroupError(
-            "[Rank 0,1 Error Snippet]: Traceback (most recent call last): ...",
-            {1: ValueError("closed"), 0: why},
-        )
-    )
-    assert (
-        said == "2 workers failed, the first with RuntimeError: NCCL error: duplicate GPU detected"
-    )
-    assert (
-        failures.failure(WorkerGroupError("Traceback ...", {1: ValueError("closed")}))
-        == "a worker failed with ValueError: closed"
-    )
-    away = WorkerGroupError(
-        "Traceback ...",
-        {0: RuntimeError("connection closed by peer"), 1: Unreachable("s3://b does not answer")},
-    )
-    assert loop.failure_metrics(away) == {
-        "epoch": -1,
-        "failed": "s3://b does not answer",
-        "kind": "away",
-    }, "the one that was not met for the other's sake"
-
-
-def test_an_error_that_is_not_of_memory_stays_what_it_is(run_trial, monkeypatch):
-    monkeypatch.setattr(
-        Learner, "step", lambda *_: (_ for _ in ()).throw(RuntimeError("size mismatch"))
-    )
-    with pytest.raises(RuntimeError, match="^size mismatch$"):
-        run_trial()
-
-
-# ---- interruptions -------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def signals():
-    """Set Python's own handler of SIGINT, and restore all handlers at the end."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-def test_the_first_interruption_is_noted_the_second_stops(signals):
-    noted = []
-    with signals_module.restored_handlers():
-        signals_module.on_interrupt(lambda: noted.append(1))
-        signal.raise_signal(signal.SIGINT)
-        assert noted == [1]
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert noted == [1] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_a_process_that_ignores_sigint_as_those_in_the_background_do_can_still_be_stopped(signals):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signals_module.stop_at_once)
-    with pytest.raises(KeyboardInterrupt):
-        signal.raise_signal(signal.SIGTERM)
-
-
-def test_a_sigterm_where_nothing_trains_stops_at_once(signals):
-    noted = []
-    signal.signal(signal.SIGTERM, signals_module.stop_at_once)
-    signals_module.on_interrupt(lambda: noted.append(1))
-    with pytest.raises(KeyboardInterrupt):
-        signal.raise_signal(signal.SIGTERM)
-    assert noted == []
-
-
-@pytest.mark.parametrize("how", ["saved", "out of time", "asked twice"])
-def test_a_sigterm_has_what_is_under_way_saved_before_it_stops(signals, monkeypatch, how):
-    monkeypatch.setattr(signals_module, "SAME_S", 0 if how == "asked twice" else 60)
-    begun, over, noted = threading.Event(), threading.Event(), []
-
-    def save():
-        begun.set()
-        over.wait(60)
-        noted.append("saved")
-
-    with signals_module.restored_handlers():
-        signals_module.on_interrupt(lambda: noted.append("interrupted"))
-        signals_module.save_on_terminate(save, 0.2 if how == "out of time" else 60)
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGTERM)
-            assert begun.wait(60) and noted == []
-            if how != "asked twice":
-                # as `timeout` does, which signals its command and then the command's group
-                signal.raise_signal(signal.SIGTERM)
-            if how == "saved":
-                over.set()
-            elif how == "asked twice":
-                signal.raise_signal(signal.SIGTERM)
-            for _ in range(600):
-                time.sleep(0.1)
-    assert noted == (["saved"] if how == "saved" else [])
-    over.set()
-
-
-def test_a_training_that_ends_while_it_is_saved_is_not_stopped_after_that(signals):
-    begun, over = threading.Event(), threading.Event()
-
-    def save():
-        begun.set()
-        over.wait(60)
-
-    with signals_module.restored_handlers():
-        signals_module.save_on_terminate(save, 60)
-        signal.raise_signal(signal.SIGTERM)
-        assert begun.wait(60)
-    signal.signal(
-        signal.SIGTERM, lambda *_: pytest.fail("stopped in the middle of what comes after")
-    )
-    over.set()
-    for thread in [t for t in threading.enumerate() if t.name == "ending"]:
-        thread.join(60)
-
-
-def test_a_run_that_is_asked_to_stop_ends_after_its_epoch_and_goes_on_as_if_nothing_had_been(
-    run_trial, whole, tmp_path
-):
-    assert run_trial(epochs=1) == whole[:1] and epochs_on_disk(tmp_path / "run") == [1]
-    assert run_trial() == whole[1:]
-
-
-def test_what_ray_trains_handler_would_abort_ends_after_the_epoch(signals, tmp_path):
-    """The command `train` puts its handler before the one that Ray Train sets in fit()."""
-    from orchestrator.training.trainer import end_after_epoch
-
-    class Trainer:
-        def _register_sigint_handler(self, controller):
-            signal.signal(signal.SIGINT, lambda *_: controller.append("aborted"))
-
-    trainer, controller, said = Trainer(), [], hear([])
-    end_after_epoch(trainer, tmp_path / loop.STOP)
-    trainer._register_sigint_handler(controller)
-    listener = EpochListener(
-        run_module.Run(tmp_path, "train"),
-        from_dict(TREE),
-        MemoryTracker(tmp_path),
-        "train",
-    )
-    listener.start()
-    signal.raise_signal(signal.SIGINT)
-    listener.close()
-    assert (
-        (tmp_path / loop.STOP).exists()
-        and controller == []
-        and said == [signals_module.INTERRUPTED]
-    )
-    signal.raise_signal(signal.SIGINT)
-    assert controller == ["aborted"]
 
 
 # ---- shards --------------------------------------------------------------------------------------
