@@ -59,7 +59,7 @@ def test_the_last_lines_say_differences_in_points_with_their_intervals(run):
     # after Bonferroni's correction for two comparisons, and Holm's under corruption
     assert "clean: aml/calibrated (+4.00 points) and random (+2.67) are better than off\n" in text
     assert "under corruption: random is better than off (+3.17 points)" in text
-    assert "clean, aml/calibrated cannot be told from it (+1.33 points, 95% interval" in text
+    assert "clean, aml/calibrated cannot be told from random (+1.33 points, 95% interval" in text
     assert "BELOW" not in text
     assert "0.5" not in text.partition("FLOPs")[0], "no share beside the per cent"
 
