@@ -56,6 +56,9 @@ CHECKPOINT_COPIES = 8
 """Weights that a trial's checkpoints take at most, with AdamW's two moments in a training state:
 three times in last and in last.previous, and once in best and in best.previous."""
 
+TEACHER_COPIES = 2
+"""Weights besides where an arm has a teacher: its average, in last and in last.previous."""
+
 
 class SweepSize(NamedTuple):
     """Upper bounds of the trials, time and disk of a sweep."""
@@ -196,7 +199,9 @@ def size_sweep(experiment: Experiment, placement: cluster.Placement) -> SweepSiz
     plan = Plan(experiment, epochs=cost.equal_epochs(experiment))
     trials = plan.counts.total
     steps = _measure_steps(experiment)
-    disk = trials * CHECKPOINT_COPIES * steps.weight_bytes if steps else None
+    taught = any(experiment.for_arm(arm, {}).aml.reads_teacher for arm in experiment.search.arms)
+    copies = CHECKPOINT_COPIES + TEACHER_COPIES * taught
+    disk = trials * copies * steps.weight_bytes if steps else None
     seconds, source = _planned_epoch(experiment, plan, steps)
     found = None
     if seconds is not None:

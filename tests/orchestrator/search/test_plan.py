@@ -9,7 +9,11 @@ from aml.training import StepCost
 from orchestrator.cluster.placement import idle_gpus, plan_placement
 from orchestrator.config.loader import from_text
 from orchestrator.config.validation import check_sweep
-from orchestrator.search.estimates.estimate import describe_plan, estimate_at_launch
+from orchestrator.search.estimates.estimate import (
+    describe_plan,
+    estimate_at_launch,
+    size_sweep,
+)
 from orchestrator.search.plan import Plan
 from orchestrator.search.trial_spec import trial_from_json, trial_to_json
 from tests.support.hearing import hear
@@ -345,6 +349,23 @@ def test_a_plan_measures_gpus_that_this_machine_lacks_where_they_are_or_says_no_
         f"time: about {181 * 2 / experiment.train.batch:.1f} s an epoch" in text
         and "at 2 a GPU hour" in text
     )
+
+
+def test_the_disk_of_a_sweep_counts_the_weights_of_teachers(monkeypatch):
+    """Eight copies a trial: last and last.previous hold three, the best ones one; a teacher two."""
+    cost = StepCost(4, 2.0, weight_bytes=1000)
+    monkeypatch.setattr("orchestrator.search.estimates.estimate._measure_steps", lambda *_: cost)
+    monkeypatch.setattr("orchestrator.data.mixture.check_sources", lambda *_: None)
+    for arm, copies in (("aml/calibrated", 8), ("aml/calibrated(stage1=teacher)", 10)):
+        experiment = from_text(
+            BASE,
+            [
+                f"search={{arms: [{arm}], trials: 0, space: {{}}, seeds: {{confirm: 3}}}}",
+                "data.synth={images: 100}",
+            ],
+        )
+        placement = plan_placement(experiment, [{"CPU": 16, "GPU": 0, "memory": 0}])
+        assert size_sweep(experiment, placement).disk == 3 * copies * 1000
 
 
 def test_an_impossible_placement_is_refused_with_its_sum():
